@@ -1,0 +1,255 @@
+"""What a loss sees of one network on one view, and how it is taken without leaving anything on the network."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kdlab.errors import InputError, nearest
+
+
+class Batch(NamedTuple):
+    """One batch as kdlab passes it around.
+
+    Attributes:
+        inputs: what the network is called with: a tensor (B, ...), or a mapping of keyword arguments.
+        target: labels, (B,) int64 class indices unless the task loss wants something else.
+        index: (B,) int64, the position of every sample in its data set; ``None`` where the loader gives none.
+    """
+
+    inputs: Any
+    target: Tensor
+    index: Tensor | None = None
+
+    @staticmethod
+    def of(raw: Any) -> Batch:
+        """Read a batch of any common form: ``(inputs, target)``, ``(inputs, target, index)`` or a mapping with ``labels``.
+
+        Raises:
+            InputError: the batch has none of these forms.
+        """
+        if isinstance(raw, Batch):
+            return raw
+        if isinstance(raw, Mapping) and "labels" in raw:
+            inputs = {name: value for name, value in raw.items() if name not in ("labels", "index")}
+            return Batch(inputs, raw["labels"], raw.get("index"))
+        if isinstance(raw, Sequence) and len(raw) in (2, 3):
+            return Batch(*raw)
+        raise InputError(
+            f"A batch must be (inputs, labels), (inputs, labels, sample index) or a mapping with 'labels', not {_form(raw)}."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """What a loss sees of one network on one view of the batch.
+
+    Attributes:
+        logits: (B, K) class scores before softmax, or (B, L, V) for tokens.
+        layers: the tapped layers' tensors, in the order in which the knowledge names them.
+        embedding: (B, D), what enters the network's classifier (its last linear layer); ``None`` if it has none.
+        mask: (B, L), 1 where a token counts; ``None`` for images.
+        index: (B,) int64, the position of every sample in its data set; ``None`` if the loader gives none.
+        names: the tapped layers' names, for messages.
+    """
+
+    logits: Tensor
+    layers: tuple[Tensor, ...] = ()
+    embedding: Tensor | None = None
+    mask: Tensor | None = None
+    index: Tensor | None = None
+    names: tuple[str, ...] = ()
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Outputs:
+        """The same outputs with ``change`` applied to logits, layers and embedding."""
+        embedding = None if self.embedding is None else change(self.embedding)
+        return dataclasses.replace(
+            self, logits=change(self.logits), layers=tuple(map(change, self.layers)), embedding=embedding
+        )
+
+    def detach(self) -> Outputs:
+        """The same values, cut from the graph."""
+        return self.map(Tensor.detach)
+
+    def only(self, names: Sequence[str]) -> Outputs:
+        """The same outputs with the layers ``names`` alone, in that order."""
+        if tuple(names) == self.names:
+            return self
+        layers = tuple(self.layers[self.names.index(name)] for name in names)
+        return dataclasses.replace(self, layers=layers, names=tuple(names))
+
+
+def layer_names(network: nn.Module) -> dict[str, nn.Module]:
+    """Every layer that can be tapped, by the name a user writes (wrappers of compile and DDP left out)."""
+    names = {}
+    for name, module in network.named_modules():
+        parts = [part for part in name.split(".") if part != "_orig_mod"]
+        if parts != [""] and parts:
+            names[".".join(parts)] = module
+    return names
+
+
+def classifier_of(network: nn.Module) -> nn.Module | None:
+    """The layer whose input is the embedding: timm's ``get_classifier()``, else the last linear layer, else ``None``."""
+    if callable(getattr(network, "get_classifier", None)):
+        classifier = network.get_classifier()
+        if isinstance(classifier, nn.Linear):
+            return classifier
+    linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    return linear[-1] if linear else None
+
+
+class Observer:
+    """Runs one network and keeps its logits, its embedding and the layers asked for.
+
+    The hooks live for one forward only, so the network stays as it was: it can be copied, pickled, exported and compiled.
+    A layer that runs several times in one forward gives its last output. A layer whose output is overwritten in place
+    afterwards (torchvision's ``bn2`` before ``out += identity``) gives the value it had when it left the layer.
+    A name that is no layer is looked for in what the network returns: ``"hidden_states.6"``.
+
+    Args:
+        network: any module that returns a tensor, a tuple or list (logits first), a mapping or a data class with ``logits``
+            (or ``out``).
+        layers: names of the layers to keep, as in ``network.named_modules()``.
+
+    Raises:
+        InputError: a name is neither a layer nor part of the output (nearest names are listed), or a layer did not run.
+    """
+
+    def __init__(self, network: nn.Module, layers: Sequence[str] = ()) -> None:
+        modules = layer_names(network)
+        self.network = network
+        self.layers = tuple(dict.fromkeys(layers))
+        self._modules = {name: modules[name] for name in self.layers if name in modules}
+        self._classifier = classifier_of(network)
+        self._kept: dict[str, Tensor] = {}
+        self._versions: dict[str, int] = {}
+        self._copied: set[str] = set()
+        # The same function objects at every forward: a compiled network keeps calling those it was traced with.
+        self._hooks = {name: partial(self._keep, name) for name in self._modules}
+        self._accepted = _keywords(network)
+
+    def _keep(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        value = _tensor(output)
+        if value is None:
+            raise InputError(f"Layer {name!r} returns {_form(output)}, not a tensor, so it cannot be tapped.")
+        if name in self._copied:
+            value = value.clone()
+        elif not torch.compiler.is_compiling() and not value.is_inference():
+            self._versions[name] = value._version
+        self._kept[name] = value
+
+    def _keep_embedding(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self._kept["<embedding>"] = args[0]
+
+    @contextmanager
+    def _hooked(self) -> Iterator[None]:
+        handles = []
+        try:
+            if self._classifier is not None:
+                handles.append(self._classifier.register_forward_pre_hook(self._keep_embedding))
+            handles += [module.register_forward_hook(self._hooks[name]) for name, module in self._modules.items()]
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def __call__(self, inputs: Any) -> Outputs:
+        """One forward of the network on ``inputs`` (a tensor, or a mapping of keyword arguments)."""
+        self._kept.clear()
+        self._versions.clear()
+        with self._hooked():
+            if isinstance(inputs, Mapping):
+                known = self._accepted
+                raw = self.network(**{k: v for k, v in inputs.items() if known is None or k in known})
+            else:
+                raw = self.network(inputs)
+        overwritten = {name for name, version in self._versions.items() if self._kept[name]._version != version}
+        if overwritten:  # found on the first forward, copied on every later one
+            self._copied |= overwritten
+            return self(inputs)
+        layers = tuple(self._kept[name] if name in self._modules else self._part(raw, name) for name in self._ran())
+        outputs = Outputs(_logits(raw), layers, self._kept.get("<embedding>"), names=self.layers)
+        self._kept.clear()
+        return outputs
+
+    def _ran(self) -> tuple[str, ...]:
+        for name in self._modules:
+            if name not in self._kept:
+                raise InputError(f"Layer {name!r} did not run in this forward of {_class(self.network)}, so it cannot be tapped.")
+        return self.layers
+
+    def _part(self, raw: Any, name: str) -> Tensor:
+        value = raw
+        for key in name.split("."):
+            if isinstance(value, Mapping) and key in value:
+                value = value[key]
+            elif isinstance(value, Sequence) and key.lstrip("-").isdigit() and -len(value) <= int(key) < len(value):
+                value = value[int(key)]
+            elif hasattr(value, key) and not isinstance(value, (Tensor, Sequence)):
+                value = getattr(value, key)
+            else:
+                near = nearest(name, layer_names(self.network))
+                raise InputError(f"{_class(self.network)} has no layer {name!r}; the nearest names are {near}.")
+        if not isinstance(value, Tensor):
+            raise InputError(f"Output {name!r} of {_class(self.network)} is {_form(value)}, not a tensor.")
+        return value
+
+
+def observe(network: nn.Module, inputs: Any, layers: Sequence[str] = ()) -> Outputs:
+    """One forward of ``network`` on ``inputs``, with ``layers`` kept; see :class:`Observer`.
+
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    >>> seen = observe(net, torch.zeros(2, 4), layers=["1"])
+    >>> seen.logits.shape, seen.layers[0].shape, seen.embedding.shape
+    (torch.Size([2, 3]), torch.Size([2, 8]), torch.Size([2, 8]))
+    """
+    return Observer(network, layers)(inputs)
+
+
+def _logits(raw: Any) -> Tensor:
+    if isinstance(raw, Tensor):
+        return raw
+    for name in ("logits", "out"):
+        value = raw.get(name) if isinstance(raw, Mapping) else getattr(raw, name, None)
+        if isinstance(value, Tensor):
+            return value
+    if isinstance(raw, Sequence) and raw and isinstance(raw[0], Tensor):
+        return raw[0]
+    raise InputError(f"The network returns {_form(raw)}; logits must be the output itself, its first element, or named 'logits'.")
+
+
+def _tensor(output: Any) -> Tensor | None:
+    """A layer's tensor: the output itself, or the first tensor of a tuple or of a model output."""
+    if isinstance(output, Tensor):
+        return output
+    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, Sequence) else ()
+    return next((value for value in values if isinstance(value, Tensor)), None)
+
+
+def _keywords(network: nn.Module) -> frozenset[str] | None:
+    """The keyword arguments that the network's forward takes; ``None`` where it takes any."""
+    network = getattr(network, "_orig_mod", network)
+    parameters = inspect.signature(network.forward).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return None
+    return frozenset(parameters)
+
+
+def _class(network: nn.Module) -> str:
+    return type(getattr(network, "_orig_mod", network)).__name__
+
+
+def _form(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"a mapping with {', '.join(map(repr, value)) or 'no keys'}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"a {type(value).__name__}"
