@@ -1,0 +1,67 @@
+"""Random numbers that are a function of (seed, epoch, sample index, stream), so they need no state and no generator."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+# One stream for each thing that is drawn, so that no two of them are related.
+ORDER, SUBSET, DOWN, RIGHT, FLIP, AREA, RATIO, TOP, LEFT = range(9)
+
+_WORD = (1 << 64) - 1
+_STEP = 0x9E3779B97F4A7C15
+_FIRST = 0xBF58476D1CE4E5B9
+_SECOND = 0x94D049BB133111EB
+
+
+def _signed(value: int) -> int:
+    value &= _WORD
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _mix(word: int) -> int:
+    """The splitmix64 finaliser on a Python integer."""
+    word = ((word ^ (word >> 30)) * _FIRST) & _WORD
+    word = ((word ^ (word >> 27)) * _SECOND) & _WORD
+    return word ^ (word >> 31)
+
+
+def _shifted(words: Tensor, by: int) -> Tensor:
+    """A logical right shift: int64 shifts drag the sign along, so it is masked off."""
+    return (words >> by) & ((1 << (64 - by)) - 1)
+
+
+def bits(seed: int, epoch: int, index: Tensor, stream: int) -> Tensor:
+    """64 random bits for every sample: splitmix64 at the sample's position, keyed by seed, epoch and stream.
+
+    Args:
+        seed: any integer.
+        epoch: any integer, 0 or more.
+        index: int64 tensor of any shape, on any device.
+        stream: what the bits are for, one of this file's constants.
+
+    Returns:
+        int64 tensor of the same shape; the same on every device and in every batch.
+    """
+    key = seed
+    for part in (epoch, stream):
+        key = _mix((key + _STEP) & _WORD) ^ _mix((part + 1) * _STEP & _WORD)
+    words = (index + 1) * _signed(_STEP) + _signed(_mix(key))
+    words = (words ^ _shifted(words, 30)) * _signed(_FIRST)
+    words = (words ^ _shifted(words, 27)) * _signed(_SECOND)
+    return words ^ _shifted(words, 31)
+
+
+def integers(high: int, seed: int, epoch: int, index: Tensor, stream: int) -> Tensor:
+    """Uniform integers from 0 to ``high`` - 1, int64, for ``high`` up to 2**31; see :func:`bits`.
+
+    >>> import torch
+    >>> integers(9, 0, 3, torch.tensor([5, 6, 7]), DOWN).tolist() == [
+    ...     int(integers(9, 0, 3, torch.tensor(i), DOWN)) for i in (5, 6, 7)]
+    True
+    """
+    return (_shifted(bits(seed, epoch, index, stream), 33) * high) >> 31
+
+
+def uniform(seed: int, epoch: int, index: Tensor, stream: int) -> Tensor:
+    """Uniform float64 numbers in [0, 1), with 53 random bits; see :func:`bits`."""
+    return _shifted(bits(seed, epoch, index, stream), 11).double() / (1 << 53)

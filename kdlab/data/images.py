@@ -1,0 +1,201 @@
+"""Image sets held in memory as uint8 tensors, served in whole batches and augmented on the device."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, cast
+
+import pytorch_lightning as pl
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from kdlab.data.augment import augment, normalise
+from kdlab.data.loader import Loader, loader
+from kdlab.data.order import Draw, InOrder, Shuffled
+from kdlab.data.selection import training_rows
+from kdlab.errors import InputError
+from kdlab.outputs import Batch
+
+
+class Images(Dataset[Batch]):
+    """Images and labels in memory; ``images[draw]`` is a whole batch.
+
+    Args:
+        images: (N, C, H, W) uint8.
+        labels: (N,) int64.
+        rows: (n,) int64, the positions that take part; ``None`` for all. The batch's index counts within these.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, rows: Tensor | None = None) -> None:
+        self.images = images
+        self.labels = labels if rows is None else labels[rows]
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, draw: Draw) -> Batch:
+        rows = draw.index if self.rows is None else self.rows[draw.index]
+        return Batch(self.images[rows], self.labels[draw.index], draw.index)
+
+
+class ImageData(pl.LightningDataModule):
+    """The base of kdlab's image data: batches of (images, labels, index), split, ordered and augmented by ``seed``.
+
+    Batches leave the loader as uint8 and are augmented (in training only) and normalised on the device. Order, crops and
+    flips are functions of (seed, epoch, index), so they do not change with the number of processes, with workers, or
+    when a run is killed and resumed. A batch's ``index`` is the sample's position among those of its split in use,
+    0 to ``sizes[split]`` - 1. Without ``validation``, validation runs on the test set, as the published benchmarks do:
+    then no choice (of an epoch, of a weight) may be made by its numbers.
+
+    Args:
+        mean: of each channel, in units of the full range.
+        std: of each channel, in the same units.
+        batch_size: samples in a training batch over all processes together.
+        eval_batch_size: the same for validation, test and prediction.
+        seed: of the order, the augmentation and the draw of subsets.
+        padding: pixels of zeros around an image before the random crop; shifts it by up to as many in each direction.
+        flip: mirror half of the training images.
+        validation: number of training images held out for validation, stratified; 0 to validate on the test set.
+        train_size: number of images to train on, stratified; ``None`` for all that are left.
+        omit: classes that training never sees; validation and test keep them.
+
+    Attributes:
+        num_classes: number of classes.
+        shape: (C, H, W) of an image.
+        sizes: number of samples of "train", "val" and "test"; known after ``setup``.
+
+    Raises:
+        InputError: in ``setup``: labels are outside the classes, or a subset cannot be drawn; in the dataloaders:
+            the batch size is not divisible by the number of processes.
+    """
+
+    num_classes: int
+    shape: tuple[int, int, int]
+    num_workers: int = 0
+
+    def __init__(
+        self,
+        mean: list[float],
+        std: list[float],
+        batch_size: int = 64,
+        eval_batch_size: int = 512,
+        seed: int = 0,
+        padding: int = 0,
+        flip: bool = False,
+        validation: int = 0,
+        train_size: int | None = None,
+        omit: list[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.mean = list(mean)
+        self.std = list(std)
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.seed = seed
+        self.padding = padding
+        self.flip = flip
+        self.validation = validation
+        self.train_size = train_size
+        self.omit = list(omit or [])
+        self.sizes: dict[str, int] = {}
+        self._sets: dict[str, Dataset[Batch]] = {}
+        self._order: Shuffled | None = None
+
+    def read(self, train: bool) -> tuple[Tensor, Tensor]:
+        """The images, (N, C, H, W) uint8, and labels, (N,) int64, of the training set or of the test set."""
+        raise NotImplementedError
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the data and draw the subsets, once."""
+        if self._sets:
+            return
+        if not self.num_workers:  # batches are one gather from memory: workers would only slow them down
+            warnings.filterwarnings("ignore", message=r"The '\w+_dataloader' does not have many workers")
+        images, labels = self.read(train=True)
+        test = Images(*self.read(train=False))
+        check_labels(labels, self.num_classes, "training")
+        check_labels(test.labels, self.num_classes, "test")
+        rows, held_out = self.training_rows(labels)
+        whole = len(rows) == len(labels)
+        self._sets = {
+            "train": Images(images, labels, None if whole else rows),
+            "val": Images(images, labels, held_out) if self.validation else test,
+            "test": test,
+        }
+        self.sizes = {name: len(cast(Any, split)) for name, split in self._sets.items()}
+
+    def training_rows(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions of the training samples and of those held out, by the arguments that choose them."""
+        return training_rows(labels, self.validation, self.train_size, self.omit, self.seed)
+
+    def train_dataloader(self) -> Loader:
+        """Batches of the training split, shuffled anew each epoch."""
+        rank, world_size, epoch, overfit = 0, 1, 0, False
+        if self.trainer is not None:
+            rank, world_size, epoch = self.trainer.global_rank, self.trainer.world_size, self.trainer.current_epoch
+            overfit = self.trainer.overfit_batches > 0  # then the same batches each epoch
+        kind = InOrder if overfit else Shuffled
+        self._order = kind(self.sizes["train"], self.batch_size, self.seed, rank, world_size)
+        self._order.set_epoch(epoch)
+        return loader(self._sets["train"], self._order, self.num_workers)
+
+    def val_dataloader(self) -> Loader:
+        """Batches of the validation split, each sample once."""
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> Loader:
+        """Batches of the test split, each sample once."""
+        return self._eval_loader("test")
+
+    def predict_dataloader(self) -> Loader:
+        """Batches of the test split, each sample once."""
+        return self._eval_loader("test")
+
+    def _eval_loader(self, split: str) -> Loader:
+        rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        order = InOrder(self.sizes[split], self.eval_batch_size, self.seed, rank, world_size)
+        return loader(self._sets[split], order, self.num_workers)
+
+    def prepare(self, batch: Batch, epoch: int | None = None) -> Batch:
+        """The batch as the networks see it: augmented as in ``epoch`` (``None``: not at all) and normalised.
+
+        Args:
+            batch: uint8 images (B, C, H, W), or images in floating point from 0 to 1, with labels and index.
+            epoch: the epoch number.
+
+        Returns:
+            The batch with float32 images, on the same device.
+        """
+        images = batch.inputs
+        if epoch is not None and batch.index is not None:
+            images = self.augment(images, batch.index, epoch)
+        return batch._replace(inputs=normalise(images, self.mean, self.std))
+
+    def augment(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
+        """The training images (B, C, H, W) as epoch ``epoch`` shows them, dtype unchanged."""
+        return augment(images, index, self.seed, epoch, self.padding, self.flip)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
+        """Augment (while training) and normalise a batch that has reached its device; Lightning calls it."""
+        batch = Batch.of(batch)
+        trainer = self.trainer
+        if trainer is None:
+            return self.prepare(batch)
+        epoch = None
+        if trainer.training:
+            epoch = trainer.current_epoch if self._order is None else self._order.epoch
+        batch = self.prepare(batch, epoch)
+        # Lightning has converted the dtype before the transfer, when these were still integers.
+        return batch._replace(inputs=trainer.precision_plugin.convert_input(batch.inputs))
+
+
+def check_labels(labels: Tensor, num_classes: int, split: str) -> None:
+    """Raise InputError where a split is empty or has labels outside 0 to ``num_classes`` - 1."""
+    if not len(labels):
+        raise InputError(f"The {split} set has no images.")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        raise InputError(
+            f"The {split} set has labels from {low} to {high}, but {num_classes} classes mean labels from 0 to {num_classes - 1}."
+        )

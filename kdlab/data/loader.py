@@ -1,0 +1,64 @@
+"""A DataLoader that asks for whole batches and, after a crash, goes on at the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from kdlab.data.order import Shuffled
+from kdlab.outputs import Batch
+
+
+class Loader(DataLoader[Batch]):
+    """A ``DataLoader`` over a :class:`Shuffled` sampler whose place in the epoch is part of the checkpoint.
+
+    Lightning saves and loads the state by itself. ``len`` is that of the full epoch, also after resuming. Build it with
+    :func:`loader`.
+    """
+
+    _place: dict[str, int] | None = None  # where the consumer is
+    _resume: dict[str, int] | None = None  # a loaded place that no pass has used yet
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        # A generator, so nothing is read before the first batch is asked for: Lightning sets the epoch after iter().
+        order = self.sampler
+        assert isinstance(order, Shuffled)
+        resume, self._resume = self._resume, None
+        done = resume["batches"] if resume is not None and resume["epoch"] == order.epoch else 0
+        place = self._place = {"epoch": order.epoch, "batches": done}
+        order.start = done
+        for batch in super().__iter__():
+            place["batches"] += 1  # counts what the consumer got, not what workers have prepared
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch, and how many of its batches were handed out; a finished epoch is the start of the next one."""
+        place = self._resume or self._place or {"epoch": self.sampler.epoch, "batches": 0}  # type: ignore[attr-defined]
+        if place["batches"] >= len(self):
+            return {"epoch": place["epoch"] + 1, "batches": 0}
+        return dict(place)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from a place that :meth:`state_dict` gave: the next pass over that epoch yields its remaining batches."""
+        self._resume = {"epoch": int(state["epoch"]), "batches": int(state["batches"])}
+        self.sampler.set_epoch(self._resume["epoch"])  # type: ignore[attr-defined]
+
+
+def loader(dataset: Dataset[Batch], order: Shuffled, num_workers: int = 0) -> Loader:
+    """A loader of the batches that ``order`` names; ``dataset[draw]`` gives a whole :class:`kdlab.outputs.Batch`."""
+    return Loader(
+        dataset,
+        batch_size=None,
+        sampler=order,
+        num_workers=num_workers,
+        collate_fn=_unchanged,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=num_workers > 0,
+    )
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,78 @@
+"""MNIST, read straight from its IDX files."""
+
+from __future__ import annotations
+
+import gzip
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdlab.data.images import ImageData
+from kdlab.errors import InputError
+
+
+class MNIST(ImageData):
+    """MNIST: 60,000 training and 10,000 test images of handwritten digits, (1, 28, 28), 10 classes.
+
+    Y. LeCun, L. Bottou, Y. Bengio, P. Haffner: Gradient-based learning applied to document recognition, Proc. IEEE 1998.
+
+    Args:
+        root: folder that holds ``MNIST/raw`` with the four IDX files, packed (``.gz``) or unpacked.
+        download: fetch the files into ``root`` where they are missing.
+        options: the other arguments of :class:`ImageData`.
+
+    Raises:
+        InputError: in ``setup``: a file is missing or damaged.
+    """
+
+    num_classes = 10
+    shape = (1, 28, 28)
+
+    def __init__(self, root: str = "data", download: bool = False, **options: Any) -> None:
+        super().__init__(mean=[0.1307], std=[0.3081], **options)
+        self.root = root
+        self.download = download
+
+    def prepare_data(self) -> None:
+        """Fetch the files if asked to; Lightning calls it in one process."""
+        if self.download:
+            from torchvision.datasets import MNIST as Fetched  # noqa: N811
+
+            Fetched(self.root, download=True)
+
+    def read(self, train: bool) -> tuple[Tensor, Tensor]:
+        """The images, (N, 1, 28, 28) uint8, and labels, (N,) int64, of the training set or of the test set."""
+        folder = Path(self.root) / "MNIST" / "raw"
+        part = "train" if train else "t10k"
+        images = read_idx(folder / f"{part}-images-idx3-ubyte")
+        labels = read_idx(folder / f"{part}-labels-idx1-ubyte")
+        if len(images) != len(labels):
+            raise InputError(f"{folder} has {len(images)} {part} images but {len(labels)} labels.")
+        return images[:, None], labels.long()
+
+
+def read_idx(path: Path) -> Tensor:
+    """The uint8 tensor in an IDX file, or in the gzipped file beside it.
+
+    Raises:
+        InputError: there is neither, or the content is not an IDX file of unsigned bytes.
+    """
+    packed = path.with_name(path.name + ".gz")
+    if path.is_file():
+        raw = path.read_bytes()
+    elif packed.is_file():
+        try:
+            raw = gzip.decompress(packed.read_bytes())
+        except (OSError, EOFError) as error:
+            raise InputError(f"{packed} is damaged ({error}); delete it and pass download=true to fetch it.") from error
+    else:
+        raise InputError(f"{path} is missing; pass download=true to fetch it, or root=... to look elsewhere.")
+    dimensions = raw[3] if raw[:3] == b"\x00\x00\x08" and len(raw) > 3 else 0
+    start = 4 + 4 * dimensions
+    shape = [int.from_bytes(raw[at : at + 4], "big") for at in range(4, start, 4)]
+    if not dimensions or len(raw) - start != math.prod(shape):
+        raise InputError(f"{path} is damaged: it is not an IDX file of unsigned bytes, or it is cut short.")
+    return torch.frombuffer(bytearray(raw), dtype=torch.uint8, offset=start).view(shape)

@@ -1,0 +1,90 @@
+"""Which samples make up each batch, as a function of (seed, epoch), whatever the number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DistributedSampler, SequentialSampler
+
+from kdlab.data import draws
+from kdlab.errors import InputError
+
+
+class Draw(NamedTuple):
+    """One process's part of one batch, as the data set is asked for it.
+
+    Attributes:
+        index: (b,) int64, positions in the data set.
+        epoch: the epoch number, for augmentation in workers.
+    """
+
+    index: Tensor
+    epoch: int
+
+
+class Shuffled(DistributedSampler[Draw]):
+    """Batches for training: a new order each epoch, and every process takes its slice of each batch.
+
+    Two processes see the same batches as one. The last batch may be smaller; it is cut to a multiple of the number of
+    processes, so that all have equally many samples. It is a ``DistributedSampler`` so that Lightning leaves it in place.
+
+    Args:
+        size: number of samples in the data set.
+        batch_size: samples in a batch over all processes together.
+        seed: of the order.
+        rank: this process, 0 to ``world_size`` - 1.
+        world_size: number of processes.
+
+    Raises:
+        InputError: ``batch_size`` is below 1 or not divisible by ``world_size``, or there are fewer samples than processes.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(range(size), num_replicas=world_size, rank=rank, shuffle=True, seed=seed)  # type: ignore[arg-type]
+        if batch_size < 1 or batch_size % world_size:
+            raise InputError(f"The batch size {batch_size} must be a positive multiple of the {world_size} processes.")
+        if size < world_size:
+            raise InputError(f"{size} samples are too few for {world_size} processes.")
+        self.size = size
+        self.batch_size = batch_size
+        self.start = 0  # the next pass over the sampler leaves out this many batches
+
+    def bounds(self) -> list[tuple[int, int]]:
+        """First position and end of every batch over all processes."""
+        usable = self.size - self.size % self.batch_size % self.num_replicas
+        return [(first, min(first + self.batch_size, usable)) for first in range(0, usable, self.batch_size)]
+
+    def order(self) -> Tensor:
+        """All positions in the order of the current epoch, (size,) int64."""
+        return torch.argsort(draws.bits(self.seed, self.epoch, torch.arange(self.size), draws.ORDER), stable=True)
+
+    def __iter__(self) -> Iterator[Draw]:
+        start, self.start = self.start, 0
+        order = self.order()
+        for first, end in self.bounds()[start:]:
+            yield Draw(order[first:end].tensor_split(self.num_replicas)[self.rank].clone(), self.epoch)
+
+    def __len__(self) -> int:
+        return len(self.bounds())
+
+
+class InOrder(Shuffled, SequentialSampler):  # type: ignore[misc]
+    """Batches for evaluation: every sample exactly once over all processes, in the order of the data set.
+
+    Nothing is repeated or left out. Where the last batch is too small to give every process a sample, it joins the batch
+    before it, so that all processes run equally many batches.
+    """
+
+    def bounds(self) -> list[tuple[int, int]]:
+        """First position and end of every batch over all processes."""
+        firsts = list(range(0, self.size, self.batch_size))
+        if self.size - firsts[-1] < self.num_replicas and len(firsts) > 1:
+            firsts.pop()
+        return list(zip(firsts, [*firsts[1:], self.size], strict=True))
+
+    def order(self) -> Tensor:
+        """All positions, (size,) int64."""
+        return torch.arange(self.size)
