@@ -1,6 +1,46 @@
-"""Networks as plain builder functions, and their weights files."""
+"""Networks as plain builder functions, and their weights files.
+
+Every builder works by class path from YAML or the command line, as do torchvision's and ``timm_model``. A network of
+your own needs nothing from kdlab; :func:`with_weights` gives it a weights file.
+"""
 
 from kdlab.models.mlp import MLP, mlp
-from kdlab.models.weights import load_weights
+from kdlab.models.resnet import (
+    ResNet,
+    resnet8,
+    resnet8x4,
+    resnet14,
+    resnet20,
+    resnet32,
+    resnet32x4,
+    resnet44,
+    resnet56,
+    resnet110,
+)
+from kdlab.models.timm import timm_model
+from kdlab.models.weights import load_weights, save_weights, with_weights
+from kdlab.models.wrn import WideResNet, wrn_16_1, wrn_16_2, wrn_40_1, wrn_40_2
 
-__all__ = ["MLP", "load_weights", "mlp"]
+__all__ = [
+    "MLP",
+    "ResNet",
+    "WideResNet",
+    "load_weights",
+    "mlp",
+    "resnet8",
+    "resnet8x4",
+    "resnet14",
+    "resnet20",
+    "resnet32",
+    "resnet32x4",
+    "resnet44",
+    "resnet56",
+    "resnet110",
+    "save_weights",
+    "timm_model",
+    "with_weights",
+    "wrn_16_1",
+    "wrn_16_2",
+    "wrn_40_1",
+    "wrn_40_2",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -14,8 +15,8 @@ from kdlab.models.weights import load_weights
 class MLP(nn.Module):
     """A ReLU network of fully connected layers on flattened inputs.
 
-    Layers to tap: ``hidden.0``, ``hidden.1``, ... are the hidden layers after their ReLU and before dropout, (B, width);
-    ``hidden.0.linear`` is the same layer before its ReLU; ``fc`` gives the logits.
+    Layers to tap: ``hidden.0``, ``hidden.1``, ... are the hidden layers after their ReLU and before dropout,
+    (B, width); ``hidden.0.linear`` is the same layer before its ReLU; ``fc`` gives the logits.
 
     Args:
         in_features: numbers in one input, all axes but the batch's multiplied (784 for MNIST).
@@ -45,7 +46,7 @@ class MLP(nn.Module):
         self.input_dropout = nn.Dropout(input_dropout)
         self.hidden = nn.ModuleList(
             nn.Sequential(OrderedDict(linear=nn.Linear(before, after), relu=nn.ReLU()))
-            for before, after in zip(widths[:-1], widths[1:], strict=True)
+            for before, after in pairwise(widths)
         )
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(widths[-1], num_classes)

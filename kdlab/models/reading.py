@@ -1,0 +1,164 @@
+"""Tensors by name out of a weights file of any common layout, without running code that the file carries."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from kdlab.errors import InputError
+
+# The number at the start of what torch.save wrote before version 1.6; later files are zip archives.
+_OLD_TORCH = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
+
+# Where training codes keep the weights in a larger dictionary, the surest name first.
+_WRAPPINGS = ("state_dict", "model", "model_state_dict", "student", "network", "net")
+
+
+class _Ignored:
+    """Stands in for a harmless object beside the weights (options, an accuracy); it keeps nothing and does nothing."""
+
+    def __init__(self, *args: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+class _IgnoredNumber(_Ignored):
+    """The same for a numpy number, which a pickle makes by a call."""
+
+
+# Names in a pickle that kdlab reads as nothing. None of the real objects is created.
+_IGNORED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    (_Ignored, "argparse.Namespace"),
+    (_Ignored, "numpy.dtype"),
+    (_IgnoredNumber, "numpy.core.multiarray.scalar"),
+    (_IgnoredNumber, "numpy._core.multiarray.scalar"),
+]
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file on the CPU, by the names in the file, out of whatever dictionary holds them.
+
+    Raises:
+        InputError: there is no such file, it is not a weights file, it is damaged, or its pickle holds other objects.
+    """
+    start = _start(path)
+    if start[8:9] == b"{":  # safetensors: eight bytes of length, then JSON
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise _damaged(path, error) from error
+    if start.startswith(b"PK") or _OLD_TORCH in start:
+        return _tensors_in(_unpickle(path), path)
+    if start.startswith(b"\x80"):
+        raise InputError(
+            f"{str(path)!r} is a plain pickle (or damaged), and kdlab refuses to run code from a weights file: "
+            "save the network's state_dict() with torch.save or save_weights."
+        )
+    if start.startswith(b"version https://git-lfs"):
+        raise InputError(
+            f"Weights file {str(path)!r} is only a Git LFS pointer: fetch the file itself with `git lfs pull`."
+        )
+    if path.suffix == ".safetensors":
+        raise InputError(f"Weights file {str(path)!r} is not a safetensors file, or its beginning is damaged.")
+    raise _no_weights(path)
+
+
+def _start(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"There is no weights file {str(path)!r} (looked in {str(path.parent.absolute())!r})."
+        ) from error
+    except IsADirectoryError as error:
+        raise InputError(f"{str(path)!r} is a folder: give the weights file in it.") from error
+    except OSError as error:
+        raise InputError(f"Weights file {str(path)!r} cannot be read: {error.strerror or error}.") from error
+    if not start:
+        raise InputError(f"Weights file {str(path)!r} is empty: copy or download it again.")
+    return start
+
+
+def _unpickle(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals(_IGNORED):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can raise almost anything
+        raise _refusal(path, error) from error
+    if zipfile.is_zipfile(path):  # torch.load does not compare the checksums
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+        if bad:
+            raise _damaged(path, f"the checksum of {bad} is wrong")
+    return content
+
+
+def _refusal(path: Path, error: Exception) -> InputError:
+    """What ``torch.load`` refused, in a person's words."""
+    text = str(error)
+    if "TorchScript" in text:
+        return InputError(
+            f"Weights file {str(path)!r} is a TorchScript program, which kdlab does not run: "
+            "save the network's state_dict() and give that."
+        )
+    found = re.search(r"(?:GLOBAL|unrecognized function) (\S+)", text)
+    if found:
+        return InputError(
+            f"Weights file {str(path)!r} holds more than tensors (a pickled {found[1]}), and kdlab refuses to run code "
+            "from a weights file: save the network's state_dict() alone with torch.save or save_weights."
+        )
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if not any(name.endswith("data.pkl") for name in archive.namelist()):
+                return _no_weights(path)
+    return _damaged(path, error)
+
+
+def _no_weights(path: Path) -> InputError:
+    return InputError(f"{str(path)!r} is not a weights file: kdlab reads safetensors and what torch.save writes.")
+
+
+def _damaged(path: Path, reason: object) -> InputError:
+    text = str(reason).partition("WeightsUnpickler error: ")[2] or str(reason)
+    first = re.split(r"\.?\s*\n|\. ", text.strip())[0].rstrip(".")
+    return InputError(
+        f"Weights file {str(path)!r} is truncated or damaged ({path.stat().st_size:,} bytes): "
+        f"copy or download it again ({first or type(reason).__name__})."
+    )
+
+
+def _tensors_in(content: Any, path: Path) -> dict[str, Tensor]:
+    """The first dictionary of tensors, looked for under the usual names before ``content`` itself."""
+    while isinstance(content, Mapping):
+        inner = next((content[name] for name in _WRAPPINGS if _holds_tensors(content.get(name))), None)
+        if inner is None:
+            break
+        content = inner
+    tensors = {}
+    form = f"a {type(content).__name__}"
+    if isinstance(content, Mapping):
+        tensors = {str(name): value.data for name, value in content.items() if isinstance(value, Tensor)}
+        form = f"a dictionary of {', '.join(map(repr, list(content)[:5])) or 'nothing'}"
+    if not tensors:
+        raise InputError(
+            f"Weights file {str(path)!r} is {form} and holds no weights: "
+            "give a state_dict, or a checkpoint with one under 'state_dict' or 'model'."
+        )
+    return tensors
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(
+        isinstance(each, Tensor) or _holds_tensors(each) for each in value.values()
+    )

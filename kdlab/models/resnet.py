@@ -1,0 +1,179 @@
+"""ResNets for small images, with the names and sizes used by the CIFAR-100 distillation benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdlab.errors import InputError
+from kdlab.models.weights import load_weights
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut; ``preact`` is their sum before the last ReLU, ``relu2`` after it."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(after)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(after)
+        self.downsample: nn.Sequential | None = None
+        if stride != 1 or before != after:
+            self.downsample = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+        self.preact = nn.Identity()
+        self.relu2 = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, before, H, W) to (B, after, H/stride, W/stride)."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu1(self.bn1(self.conv1(x)))
+        x = self.preact(self.bn2(self.conv2(x)) + shortcut)
+        out: Tensor = self.relu2(x)
+        return out
+
+
+class ResNet(nn.Module):
+    """A three-stage residual network for small images (He et al., section 4.2), with projection shortcuts.
+
+    Layers to tap, for images of H x W: ``relu`` (stem, H x W), ``layer1`` (H x W), ``layer2`` (H/2 x W/2), ``layer3``
+    (H/4 x W/4) are after their last ReLU. The sum BEFORE that ReLU, which OFD and others compare, is the ``preact`` of
+    the stage's last block: ``layer2.2.preact`` where a stage has three blocks (resnet20), ``layer2.0.preact`` for
+    resnet8x4, ``layer2.4.preact`` for resnet32x4. ``fc`` gives the logits; its input is the pooled embedding.
+    ``preact`` has no parameters: the keys of ``state_dict`` are those of RepDistiller and mdistiller.
+
+    Args:
+        depth: 6n+2 for n blocks a stage.
+        widths: channels of the stem and of the three stages.
+        num_classes: K, the number of logits.
+        in_channels: channels of the images.
+
+    Shapes:
+        input (B, in_channels, H, W) of any size (the last map is averaged over all positions); output (B, K).
+
+    Raises:
+        InputError: the depth is not 6n+2, or the widths are not four.
+    """
+
+    def __init__(self, depth: int, widths: Sequence[int], num_classes: int = 100, in_channels: int = 3) -> None:
+        super().__init__()
+        if depth < 8 or (depth - 2) % 6:
+            raise InputError(f"A CIFAR ResNet has a depth of 6n+2 (8, 14, 20, 26, 32, ...), not {depth}.")
+        if len(widths) != 4:
+            raise InputError(f"A CIFAR ResNet has four widths (stem and three stages), not {len(widths)}.")
+        blocks = (depth - 2) // 6
+        self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.relu = nn.ReLU()
+        self.layer1 = _stage(blocks, widths[0], widths[1], stride=1)
+        self.layer2 = _stage(blocks, widths[1], widths[2], stride=2)
+        self.layer3 = _stage(blocks, widths[2], widths[3], stride=2)
+        self.fc = nn.Linear(widths[3], num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, K) of images (B, in_channels, H, W)."""
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        logits: Tensor = self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        return logits
+
+
+def _stage(blocks: int, before: int, after: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        BasicBlock(before, after, stride), *(BasicBlock(after, after, stride=1) for _ in range(blocks - 1))
+    )
+
+
+def _build(depth: int, width: int, num_classes: int, in_channels: int, weights: str | None) -> ResNet:
+    """``width`` multiplies 16, 32, 64; the stem of a network of several widths is doubled once (32 channels)."""
+    stem = 16 if width == 1 else 32
+    network = ResNet(depth, [stem, 16 * width, 32 * width, 64 * width], num_classes, in_channels)
+    return network if weights is None else load_weights(network, weights)
+
+
+def resnet8(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> ResNet:
+    """The :class:`ResNet` of depth 8 and widths 16, 32, 64: 83,892 parameters for 100 classes.
+
+    He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv 1512.03385; with the
+    projection shortcuts and the initialisation (Kaiming, fan out) of the code of Tian, Krishnan and Isola, "Contrastive
+    Representation Distillation", ICLR 2020, arXiv 1910.10699. The other ResNets here are built the same way.
+
+    Args:
+        num_classes: number of logits.
+        in_channels: channels of the images (1 for MNIST and digits).
+        weights: a file for :func:`kdlab.models.load_weights`; published teachers load as they are.
+
+    Raises:
+        InputError: the weights do not fit.
+    """
+    return _build(8, 1, num_classes, in_channels, weights)
+
+
+def resnet14(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> ResNet:
+    """The :class:`ResNet` of depth 14 and widths 16, 32, 64: 181,108 parameters for 100 classes.
+
+    Stages before their last ReLU: ``layer1.1.preact``, ``layer2.1.preact``, ``layer3.1.preact``. Arguments: :func:`resnet8`.
+    """
+    return _build(14, 1, num_classes, in_channels, weights)
+
+
+def resnet20(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> ResNet:
+    """The :class:`ResNet` of depth 20 and widths 16, 32, 64: 278,324 parameters for 100 classes.
+
+    Stages before their last ReLU: ``layer1.2.preact``, ``layer2.2.preact``, ``layer3.2.preact``. Arguments: :func:`resnet8`.
+    """
+    return _build(20, 1, num_classes, in_channels, weights)
+
+
+def resnet32(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> ResNet:
+    """The :class:`ResNet` of depth 32 and widths 16, 32, 64: 472,756 parameters for 100 classes.
+
+    Stages before their last ReLU: ``layer1.4.preact``, ``layer2.4.preact``, ``layer3.4.preact``. Arguments: :func:`resnet8`.
+    """
+    return _build(32, 1, num_classes, in_channels, weights)
+
+
+def resnet44(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> ResNet:
+    """The :class:`ResNet` of depth 44 and widths 16, 32, 64: 667,188 parameters for 100 classes.
+
+    Stages before their last ReLU: ``layer1.6.preact``, ``layer2.6.preact``, ``layer3.6.preact``. Arguments: :func:`resnet8`.
+    """
+    return _build(44, 1, num_classes, in_channels, weights)
+
+
+def resnet56(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> ResNet:
+    """The :class:`ResNet` of depth 56 and widths 16, 32, 64: 861,620 parameters for 100 classes.
+
+    Stages before their last ReLU: ``layer1.8.preact``, ``layer2.8.preact``, ``layer3.8.preact``. Arguments: :func:`resnet8`.
+    """
+    return _build(56, 1, num_classes, in_channels, weights)
+
+
+def resnet110(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> ResNet:
+    """The :class:`ResNet` of depth 110 and widths 16, 32, 64: 1,736,564 parameters for 100 classes.
+
+    Stages before their last ReLU: ``layer1.17.preact``, ``layer2.17.preact``, ``layer3.17.preact``. Arguments: :func:`resnet8`.
+    """
+    return _build(110, 1, num_classes, in_channels, weights)
+
+
+def resnet8x4(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> ResNet:
+    """The :class:`ResNet` of depth 8 and widths 64, 128, 256 (stem 32): 1,233,540 parameters for 100 classes.
+
+    Stages before their last ReLU: ``layer1.0.preact``, ``layer2.0.preact``, ``layer3.0.preact``. Arguments: :func:`resnet8`.
+    """
+    return _build(8, 4, num_classes, in_channels, weights)
+
+
+def resnet32x4(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> ResNet:
+    """The :class:`ResNet` of depth 32 and widths 64, 128, 256 (stem 32): 7,433,860 parameters for 100 classes.
+
+    Stages before their last ReLU: ``layer1.4.preact``, ``layer2.4.preact``, ``layer3.4.preact``. Arguments: :func:`resnet8`.
+    """
+    return _build(32, 4, num_classes, in_channels, weights)
