@@ -124,17 +124,21 @@ class Observer:
     """
 
     def __init__(self, network: nn.Module, layers: Sequence[str] = ()) -> None:
-        modules = layer_names(network)
         self.network = network
         self.layers = tuple(dict.fromkeys(layers))
-        self._modules = {name: modules[name] for name in self.layers if name in modules}
-        self._classifier = classifier_of(network)
+        self.find_layers()
         self._kept: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
         self._copied: set[str] = set()
         # The same function objects at every forward: a compiled network keeps calling those it was traced with.
         self._hooks = {name: partial(self._keep, name) for name in self._modules}
         self._accepted = _keywords(network)
+
+    def find_layers(self) -> None:
+        """Look the layers up again, after modules of the network were replaced."""
+        modules = layer_names(self.network)
+        self._modules = {name: modules[name] for name in self.layers if name in modules}
+        self._classifier = classifier_of(self.network)
 
     def _keep(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         value = _tensor(output)

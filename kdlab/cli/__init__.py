@@ -1,0 +1,61 @@
+"""The ``kdlab`` command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from kdlab.errors import InputError, nearest
+
+TRAINER_COMMANDS = {
+    "fit": "train a student",
+    "validate": "evaluate on the validation set",
+    "test": "evaluate on the test set",
+    "predict": "write the student's predictions",
+}
+OWN_COMMANDS = {
+    "demo": "distil a small student from a teacher on real digits, in under three minutes",
+    "check": "run one dry batch of a config: parts, layers, loss terms, memory, warnings",
+    "layers": "list the layers of a network that can be tapped",
+    "export": "take the student out of a run: safetensors, original key names, config",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; a mistake in the input prints one sentence and exits with status 2."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # A console script does not look where it is called: without this a user's own file is not found.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return
+    if arguments[0] == "--version":
+        from kdlab import __version__
+
+        print(f"kdlab {__version__}")
+        return
+    command, rest = arguments[0], arguments[1:]
+    try:
+        if command in TRAINER_COMMANDS:
+            from kdlab.cli.trainer import run
+
+            run(command, rest)
+        elif command in OWN_COMMANDS:
+            import_module(f"kdlab.cli.{command}").run(rest)
+        else:
+            raise InputError(f"There is no command {command!r}; the nearest are {nearest(command, COMMANDS)}.")
+    except InputError as error:
+        print(f"kdlab {command}: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+COMMANDS = {**TRAINER_COMMANDS, **OWN_COMMANDS}
+
+
+def usage() -> str:
+    """What ``kdlab --help`` prints."""
+    lines = [f"  {name:<10}{what}" for name, what in COMMANDS.items()]
+    return "\n".join(["usage: kdlab COMMAND ...", "", *lines, "", "kdlab COMMAND --help tells the options of one command."])

@@ -1,0 +1,123 @@
+"""fit, validate, test and predict: LightningCLI with kdlab's defaults."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import yaml
+from jsonargparse import ArgumentError
+from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from kdlab.errors import InputError
+
+CSV = {"class_path": "pytorch_lightning.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": ""}}
+LAST = {"save_last": True, "save_top_k": 0, "every_n_epochs": 1}
+
+
+class Recipe(SaveConfigCallback):
+    """Writes the resolved config beside the checkpoints as ``config.yaml``, and gives it to every logger."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Nothing yet: the run's folder is known when the fit starts."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write and log the config."""
+        folder = run_folder(trainer)
+        if not trainer.is_global_zero:
+            return
+        text = self.parser.dump(self.config, skip_none=False)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(text)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(yaml.safe_load(text))
+
+
+def run_folder(trainer: pl.Trainer) -> Path:
+    """Where a run keeps its checkpoints and its config."""
+    checkpoint = trainer.checkpoint_callback
+    if isinstance(checkpoint, ModelCheckpoint) and checkpoint.dirpath:
+        return Path(checkpoint.dirpath).parent
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+class KdlabCLI(LightningCLI):
+    """Any LightningModule with any LightningDataModule by class path; kdlab's digits if no data is named."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The checkpoint's options as ``--checkpoint.*``, and the data's default."""
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults({f"checkpoint.{name}": value for name, value in LAST.items()})
+        parser.set_defaults({"data": {"class_path": "kdlab.data.Digits"}})
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
+        callbacks = list(callbacks)
+        if config.get("enable_checkpointing") is False:
+            callbacks = [each for each in callbacks if not isinstance(each, ModelCheckpoint)]
+        given = config.get("callbacks") or []
+        bars = [each for each in (given if isinstance(given, list) else [given]) if isinstance(each, ProgressBar)]
+        if config.get("enable_progress_bar") is not False and not bars and not config.get("barebones"):
+            from kdlab.cli.bar import StudentBar
+
+            callbacks.append(StudentBar())
+        return super()._instantiate_trainer(config, callbacks)
+
+
+def run(command: str, arguments: Sequence[str]) -> None:
+    """Parse, build and run one of the Trainer's commands."""
+    build([command, *arguments])
+
+
+def build(arguments: Sequence[str], *, run: bool = True) -> KdlabCLI:
+    """The CLI, with everything built from ``arguments``; with ``run`` the command is carried out.
+
+    Raises:
+        InputError: the config does not fit; the message names the key at fault and the nearest right ones.
+    """
+    called = list(arguments) == sys.argv[1:]  # DDP starts its other processes from sys.argv
+    warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended")
+    try:
+        return KdlabCLI(
+            model_class=pl.LightningModule,
+            datamodule_class=pl.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_callback=Recipe,
+            seed_everything_default=0,
+            trainer_defaults={"logger": CSV, "default_root_dir": "runs"},
+            parser_kwargs={"exit_on_error": False},
+            args=None if called else list(arguments),
+            run=run,
+        )
+    except ArgumentError as error:
+        raise InputError(_sentence(error)) from error
+
+
+def _sentence(error: ArgumentError) -> str:
+    """The heart of a parser's message: what is wrong, where, and the nearest right keys."""
+    text = str(error)
+    unknown = re.search(r"[Oo]ption '([^']+)' is not accepted|Key '([^']+)' is not expected|[Uu]nrecognized arguments?: (\S+)", text)
+    if unknown:
+        name = next(group for group in unknown.groups() if group)
+        return f"the config has the unknown key {name.lstrip('-').split('=')[0]!r}{_near(name, text)}."
+    lines = [line.strip(" -") for line in text.splitlines() if line.strip(" -")]
+    kept = [line for line in lines if not re.match(r"(Given value|Subtypes|Errors|Expected a <class 'NoneType'>|Does not validate)", line)]
+    return " ".join(kept)[:600]
+
+
+def _near(name: str, text: str) -> str:
+    from kdlab import Distiller
+    from kdlab.knowledge import Knowledge
+
+    names = [*inspect.signature(Distiller).parameters, *inspect.signature(Knowledge).parameters]
+    found = difflib.get_close_matches(name.lstrip("-").split(".")[-1].split("=")[0], names, n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""

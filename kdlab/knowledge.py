@@ -1,0 +1,91 @@
+"""Where, when and how much: a callback that owns one loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import final
+
+from pytorch_lightning import Callback
+from torch import Tensor, nn
+
+from kdlab.errors import InputError
+from kdlab.losses.functional import full_precision
+from kdlab.outputs import Outputs
+from kdlab.schedules import Progress, Schedule
+
+
+@final
+class Knowledge(Callback):
+    r"""One piece of knowledge to pass on: a loss, the layers it reads, and how much it counts when.
+
+    It adds :math:`weight \cdot schedule(t) \cdot loss(student, teacher, target)` to the loss of every lesson. While that factor
+    is 0 the loss is not computed at all.
+
+    Args:
+        loss: any module with ``forward(student, teacher, target) -> scalar`` on two :class:`~kdlab.outputs.Outputs` and the
+            labels. It is computed in float32 outside of autocast. A loss may declare ``needs``, out of ``"logits"``, ``"layers"``,
+            ``"embedding"``, ``"classes"`` (integer labels) and ``"index"`` (the sample index): what is missing is then
+            reported before the first step.
+        weight: factor of the loss, at least 0.
+        schedule: a further factor as a function of epoch or step; ``None`` is 1.
+        student_layers: names of the student's layers that the loss reads, in its order (see ``kdlab layers MODEL``).
+        teacher_layers: the same for the teacher. One side given alone serves both.
+
+    Raises:
+        InputError: a negative or non-finite weight.
+    """
+
+    def __init__(
+        self,
+        loss: nn.Module,
+        weight: float = 1.0,
+        schedule: Schedule | None = None,
+        student_layers: Sequence[str] = (),
+        teacher_layers: Sequence[str] = (),
+    ) -> None:
+        self.weight = weight_at_least_zero(weight, "A knowledge's weight")
+        self.loss = loss
+        self.schedule = schedule
+        self.student_layers = tuple(student_layers or teacher_layers)
+        self.teacher_layers = tuple(teacher_layers or student_layers)
+
+    def weight_at(self, progress: Progress) -> float:
+        """The factor of the loss at ``progress``."""
+        return self.weight if self.schedule is None else self.weight * self.schedule(progress)
+
+    def compare(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+        """The loss, unweighted: a scalar."""
+        return _in_full_precision(
+            self.loss, student.only(self.student_layers), teacher.only(self.teacher_layers), target
+        )
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What the loss says it needs."""
+        return tuple(getattr(self.loss, "needs", ()))
+
+    def missing(self, student: Outputs, target: Tensor) -> str | None:
+        """What the loss needs and this batch or network does not give, as the end of a sentence; ``None`` if all is there."""
+        layers = self.student_layers
+        reasons = {
+            "layers": not layers and "layers to read: set student_layers (and teacher_layers)",
+            "embedding": (student.embedding is None and len(layers) != 1)
+            and "an embedding, but the network has no linear classifier: set student_layers to one layer",
+            "classes": (target.is_floating_point() or target.dim() != 1) and "class indices (B,) as labels",
+            "index": student.index is None and "the sample index: let the loader yield (inputs, labels, index)",
+        }
+        return next((reason for need in self.needs if (reason := reasons.get(need))), None) or None
+
+
+@full_precision
+def _in_full_precision(loss: nn.Module, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+    value: Tensor = loss(student, teacher, target)
+    return value
+
+
+def weight_at_least_zero(weight: float, what: str) -> float:
+    """``weight`` as a float, refused where it is negative, infinite or not a number."""
+    if not 0 <= weight < math.inf:
+        raise InputError(f"{what} must be a finite number of at least 0, not {weight}.")
+    return float(weight)

@@ -1,0 +1,182 @@
+"""The training step that is the same for every method."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from kdlab.errors import InputError
+from kdlab.knowledge import Knowledge, weight_at_least_zero
+from kdlab.metrics import StudentVersusTeacher
+from kdlab.modules.optimization import configure
+from kdlab.modules.rehearsal import Rehearsal, first_batch, rehearse
+from kdlab.modules.terms import Terms
+from kdlab.outputs import Batch, Observer, Outputs
+from kdlab.schedules import Progress, Schedule
+from kdlab.teaching import Lesson, Teaching
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    """The optimiser of the CIFAR-100 benchmarks: SGD with lr 0.05, momentum 0.9 and weight decay 5e-4."""
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=5e-4)
+
+
+class DistillationModule(pl.LightningModule):
+    r"""Learners, what they are to learn, and who teaches them.
+
+    Every step runs each learner once on its view of the batch and minimises
+
+    .. math:: w_0(t) \sum_l task(z^l, y) + \sum_k w_k(t) \sum_{lessons} weight \cdot loss_k(student, teacher, y).
+
+    Subclasses give ``learners`` (by name, registered as modules of their own) and ``teaching``; everything else is here.
+    """
+
+    def __init__(
+        self,
+        knowledge: Mapping[str, Knowledge] | None,
+        task: nn.Module | None,
+        task_weight: float,
+        task_schedule: Schedule | None,
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None,
+        parameter_groups: Mapping[str, Mapping[str, Any]] | None,
+    ) -> None:
+        super().__init__()
+        self.knowledge = dict(knowledge or {})
+        for name in self.knowledge:
+            if not name.isidentifier() or name in ("task", "total"):
+                raise InputError(f"A knowledge's name must be a plain word other than 'task' and 'total', not {name!r}.")
+        self.task = task if task is not None else nn.CrossEntropyLoss()
+        self.task_weight = weight_at_least_zero(task_weight, "The task weight")
+        self.task_schedule = task_schedule
+        self.losses = nn.ModuleDict({name: each.loss for name, each in self.knowledge.items()})
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.parameter_groups = {name: dict(options) for name, options in (parameter_groups or {}).items()}
+        self.rehearsal: Rehearsal | None = None
+        self._terms = Terms()
+        self._metrics = StudentVersusTeacher()
+        self._observers: dict[str, Observer] = {}
+
+    @property
+    def learners(self) -> dict[str, nn.Module]:
+        """The networks that are trained, by name."""
+        raise NotImplementedError(f"{type(self).__name__} must define learners.")
+
+    @property
+    def teaching(self) -> Teaching | None:
+        """Who teaches whom; ``None`` is plain training on the labels."""
+        raise NotImplementedError(f"{type(self).__name__} must define teaching.")
+
+    # What happens before the first step
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """The knowledge, as callbacks of the Trainer."""
+        there = self.trainer.callbacks  # type: ignore[attr-defined]
+        return [each for each in self.knowledge.values() if each not in there]
+
+    def setup(self, stage: str) -> None:
+        """Rehearse one batch before a training: sizes adapters, and finds everything that cannot work."""
+        if stage == "fit":
+            self.rehearsal = rehearse(self, first_batch(self))
+
+    def on_fit_start(self) -> None:
+        """Find the tapped layers again (SyncBatchNorm replaces modules) and tell DDP what may stay without gradient."""
+        for each in [*self._observers.values(), *(self.teaching.observers if self.teaching else ())]:
+            each.find_layers()
+        still = {id(module) for module in (self.teaching.modules() if self.teaching else ())}
+        if all(module.training or id(module) in still for module in self.modules()):
+            # Lightning would warn of the teacher's eval mode, which is meant.
+            warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start of training")
+
+    def configure_optimizers(self) -> Any:
+        """One optimiser for all trainable parts, the teacher left out, and the scheduler if there is one."""
+        return configure(self)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that the optimiser gets, by name: everything but the teacher's and what is frozen."""
+        return {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad and not name.startswith("teacher.")
+        }
+
+    # The step
+
+    def observe(self, batch: Batch) -> dict[str, Outputs]:
+        """One forward of every learner on its view of the batch."""
+        teaching, names = self.teaching, list(self.learners)
+        views = teaching.views(batch, names) if teaching else dict.fromkeys(names, batch.inputs)
+        return {
+            name: dataclasses.replace(self._observers[name](views[name]), index=batch.index)
+            for name in names
+        }
+
+    def lessons(self, outputs: Mapping[str, Outputs], batch: Batch) -> list[Lesson]:
+        """Who learns from whom on this batch."""
+        assert self.teaching is not None
+        lessons = self.teaching.lessons(outputs, batch)
+        return [each._replace(teacher=dataclasses.replace(each.teacher, index=batch.index)) for each in lessons]
+
+    def training_step(self, raw: Any, batch_idx: int) -> Tensor:
+        """The weighted sum of the task and of all knowledge on one batch."""
+        batch = Batch.of(raw)
+        progress = Progress(self.current_epoch, self.global_step)
+        outputs = self.observe(batch)
+        terms: dict[str, tuple[Tensor, float]] = {}
+        task_weight = self.task_weight * (self.task_schedule(progress) if self.task_schedule else 1.0)
+        if task_weight:
+            terms["task"] = sum_of(self.task(each.logits, batch.target) for each in outputs.values()), task_weight
+        active = {name: w for name, each in self.knowledge.items() if (w := each.weight_at(progress))}
+        if active:
+            lessons = self.lessons(outputs, batch)
+            for name, weight in active.items():
+                compare = self.knowledge[name].compare
+                values = (compare(outputs[x.learner], x.teacher, batch.target) * x.weight for x in lessons)
+                terms[name] = sum_of(values), weight
+        if not terms:
+            raise InputError(f"Nothing is left to learn at epoch {progress.epoch}: the task and all knowledge weigh 0.")
+        total = sum_of(value * weight for value, weight in terms.values())
+        self._terms.add(terms, total)
+        if (progress.step + 1) % self._log_every_n_steps == 0:
+            self._log_terms()
+        return total
+
+    @property
+    def _log_every_n_steps(self) -> int:
+        return max(1, self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
+
+    def _log_terms(self) -> None:
+        # One call every N steps: self.log costs 0.25 ms a call, whether or not a logger reads it.
+        if values := self._terms.flush():
+            self.log_dict(values, on_step=True, on_epoch=False)
+
+    def on_train_epoch_end(self) -> None:
+        """Log what the last steps of the epoch left."""
+        if values := self._terms.flush():
+            self.log_dict(values)
+
+    # What is reported
+
+    def validation_step(self, raw: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Compare the deployed learner with the teacher on one batch."""
+        raise NotImplementedError(f"{type(self).__name__} must define validation_step().")
+
+    def forward(self, inputs: Any) -> Any:
+        """The deployed learner's own output."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward().")
+
+
+def sum_of(values: Any) -> Tensor:
+    """The sum of one or more scalars; of one, the scalar itself, so that a term of weight 0 changes no bit."""
+    first, *rest = values
+    for value in rest:
+        first = first + value
+    result: Tensor = first
+    return result

@@ -1,0 +1,82 @@
+"""One optimiser for all trainable parts, with groups where a part needs options of its own."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
+
+from kdlab.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from kdlab.modules.base import DistillationModule
+
+
+def groups(module: DistillationModule) -> list[dict[str, Any]]:
+    """The optimiser's parameter groups: one for each entry of ``parameter_groups``, then all the rest.
+
+    An entry's name is a parameter's name or the beginning of some, cut at a dot: ``"losses.hint"``, ``"student.fc"``. A parameter
+    that fits several entries belongs to the longest.
+
+    Raises:
+        InputError: an entry fits no trainable parameter; nothing at all is trainable.
+    """
+    parameters = module.trainable()
+    if not parameters:
+        raise InputError("Nothing can be trained: every parameter of the student and of the losses is frozen.")
+    members: dict[str, list[nn.Parameter]] = {name: [] for name in module.parameter_groups}
+    rest: list[nn.Parameter] = []
+    for name, parameter in parameters.items():
+        fitting = [entry for entry in members if name == entry or name.startswith(entry + ".")]
+        (members[max(fitting, key=len)] if fitting else rest).append(parameter)
+    for entry, found in members.items():
+        if not found:
+            parts = {name.rsplit(".", depth)[0] for name in parameters for depth in range(name.count(".") + 1)}
+            raise InputError(f"Parameter group {entry!r} fits no trainable parameter; the nearest are {nearest(entry, parts)}.")
+    result = [{"params": found, **module.parameter_groups[entry]} for entry, found in members.items()]
+    return [*result, {"params": rest}] if rest else result
+
+
+def configure(module: DistillationModule) -> Any:
+    """What Lightning's ``configure_optimizers`` returns.
+
+    A ``OneCycleLR`` without its length gets the run's number of optimiser steps and is stepped each step; every other
+    scheduler is stepped each epoch.
+    """
+    optimizer = module.optimizer(groups(module))
+    if module.lr_scheduler is None:
+        return optimizer
+    try:
+        scheduler = module.lr_scheduler(optimizer)
+    except ValueError as error:
+        if "total_steps" not in str(error):
+            raise
+        scheduler = module.lr_scheduler(optimizer, total_steps=optimizer_steps(module))  # type: ignore[call-arg]
+    config: dict[str, Any] = {"scheduler": scheduler, "interval": "step" if isinstance(scheduler, OneCycleLR) else "epoch"}
+    if isinstance(scheduler, ReduceLROnPlateau):
+        config["monitor"] = getattr(scheduler, "monitor", "val/student_accuracy")
+    return {"optimizer": optimizer, "lr_scheduler": config}
+
+
+def optimizer_steps(module: DistillationModule) -> int:
+    """How many optimiser steps the run takes.
+
+    Raises:
+        InputError: the run has no end, or its loader no length.
+    """
+    trainer = module.trainer
+    assert isinstance(trainer.max_epochs, int)
+    batches = module.rehearsal.batches if module.rehearsal else None
+    # Lightning's own estimate would build the loader before its position is restored: a resumed epoch would start over.
+    if batches is None:
+        steps = trainer.estimated_stepping_batches
+    else:
+        limit = trainer.limit_train_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        steps = math.inf if trainer.max_epochs == -1 else math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs
+        steps = steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
+    if not math.isfinite(steps):
+        raise InputError("A one-cycle learning rate needs a run of known length: set trainer.max_epochs or trainer.max_steps.")
+    return int(steps)

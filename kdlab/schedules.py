@@ -1,0 +1,132 @@
+"""How much something counts, as a function of how far the training is."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+from kdlab.errors import InputError
+
+
+class Progress(NamedTuple):
+    """How far a training is: finished epochs and finished optimiser steps, both from 0."""
+
+    epoch: int
+    step: int
+
+
+class Schedule:
+    r"""A factor for a weight: 0 outside of :math:`[begin, until)`, inside it the subclass's curve.
+
+    With ``now`` the epoch or step (plus ``offset``), the curve is read at :math:`x = \min((now - begin) / length, 1)`.
+
+    Args:
+        begin: first epoch (or step) at which it counts.
+        until: first epoch (or step) at which it counts no more; ``None`` is never.
+        unit: what ``begin``, ``until`` and ``length`` are counted in.
+        offset: added to the epoch (or step) before the curve is read; 1 for papers that count epochs from 1.
+
+    Raises:
+        InputError: ``until`` is not after ``begin``.
+    """
+
+    def __init__(
+        self,
+        begin: int = 0,
+        until: int | None = None,
+        unit: Literal["epoch", "step"] = "epoch",
+        offset: int = 0,
+    ) -> None:
+        if until is not None and until <= begin:
+            raise InputError(f"A schedule must end after it begins, but until={until} is not above begin={begin}.")
+        if unit not in ("epoch", "step"):
+            raise InputError(f"A schedule's unit is 'epoch' or 'step', not {unit!r}.")
+        self.begin, self.until, self.unit, self.offset = begin, until, unit, offset
+
+    def __call__(self, progress: Progress) -> float:
+        """The factor at ``progress``."""
+        now = progress.epoch if self.unit == "epoch" else progress.step
+        if now < self.begin or (self.until is not None and now >= self.until):
+            return 0.0
+        return self.curve(now - self.begin + self.offset)
+
+    def curve(self, elapsed: float) -> float:
+        """The factor, ``elapsed`` units after ``begin``."""
+        raise NotImplementedError(f"{type(self).__name__} must define curve().")
+
+
+class Constant(Schedule):
+    """1 from ``begin`` until ``until``: a switch.
+
+    >>> hint_first = Constant(until=30)
+    >>> hint_first(Progress(epoch=29, step=0)), hint_first(Progress(epoch=30, step=0))
+    (1.0, 0.0)
+    """
+
+    def curve(self, elapsed: float) -> float:
+        """Always 1."""
+        return 1.0
+
+
+class _Ramp(Schedule):
+    def __init__(
+        self,
+        length: int,
+        start: float = 0.0,
+        end: float = 1.0,
+        begin: int = 0,
+        until: int | None = None,
+        unit: Literal["epoch", "step"] = "epoch",
+        offset: int = 0,
+    ) -> None:
+        super().__init__(begin, until, unit, offset)
+        if length <= 0:
+            raise InputError(f"A schedule's length must be above 0, not {length}.")
+        self.length, self.start, self.end = length, start, end
+
+    def curve(self, elapsed: float) -> float:
+        return self.start + (self.end - self.start) * self.rise(min(max(elapsed / self.length, 0.0), 1.0))
+
+    def rise(self, x: float) -> float:
+        raise NotImplementedError(f"{type(self).__name__} must define rise().")
+
+
+class Linear(_Ramp):
+    r"""From ``start`` to ``end`` in a straight line: :math:`start + (end - start)\,x`.
+
+    DKD's warm-up :math:`\min(epoch / 20, 1)`, with epochs counted from 1:
+
+    >>> warm_up = Linear(length=20, offset=1)
+    >>> [warm_up(Progress(epoch, 0)) for epoch in (0, 1, 9, 19, 29)]
+    [0.05, 0.1, 0.5, 1.0, 1.0]
+    """
+
+    def rise(self, x: float) -> float:
+        """The identity."""
+        return x
+
+
+class Cosine(_Ramp):
+    r"""From ``start`` to ``end`` along half a cosine: :math:`start + (end - start)\,(1 - \cos \pi x) / 2`.
+
+    >>> [round(Cosine(length=10, end=-1)(Progress(epoch, 0)), 8) for epoch in (0, 1, 5, 20)]
+    [0.0, -0.02447174, -0.5, -1.0]
+    """
+
+    def rise(self, x: float) -> float:
+        """Half a cosine."""
+        return (1.0 - math.cos(math.pi * x)) / 2.0
+
+
+class ExponentialRamp(_Ramp):
+    r"""From about 0 to 1 as :math:`\exp(-5 (1 - x)^2)`, the ramp-up of mean teacher, ONE and OKDDip.
+
+    ``start`` and ``end`` stretch it: :math:`start + (end - start) \exp(-5 (1 - x)^2)`.
+
+    >>> [round(ExponentialRamp(length=80)(Progress(epoch, 0)), 6) for epoch in (0, 40, 80, 100)]
+    [0.006738, 0.286505, 1.0, 1.0]
+    """
+
+    def rise(self, x: float) -> float:
+        """The exponential ramp-up."""
+        return math.exp(-5.0 * (1.0 - x) ** 2)

@@ -1,0 +1,42 @@
+"""The questions that every way of teaching answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from kdlab.outputs import Batch, Observer, Outputs
+
+
+class Lesson(NamedTuple):
+    """One comparison to be made in a step: the learner by name, what it is held against, and how much it counts."""
+
+    learner: str
+    teacher: Outputs
+    weight: float = 1.0
+
+
+class Teaching(nn.Module):
+    """Who teaches whom.
+
+    A subclass answers :meth:`lessons`; it overrides :meth:`views` where a learner sees something else than the batch, and
+    :meth:`listen` where it has networks of its own.
+    """
+
+    @property
+    def observers(self) -> Sequence[Observer]:
+        """What runs this teaching's own networks, if it has any."""
+        return ()
+
+    def listen(self, layers: Sequence[str]) -> None:
+        """Be told, before the first step, which layers the knowledge taps on the teacher's side."""
+
+    def views(self, batch: Batch, learners: Iterable[str]) -> dict[str, Any]:
+        """What each learner is called with: by default the batch's inputs, once."""
+        return {name: batch.inputs for name in learners}
+
+    def lessons(self, outputs: Mapping[str, Outputs], batch: Batch) -> list[Lesson]:
+        """Who learns from whom on this batch, given every learner's outputs; the teacher's side carries no gradient."""
+        raise NotImplementedError(f"{type(self).__name__} must define lessons().")
