@@ -35,16 +35,16 @@ class Images(Dataset[Batch]):
         return len(self.labels)
 
     def __getitem__(self, draw: Draw) -> Batch:
-        rows = draw.index if self.rows is None else self.rows[draw.index]
-        return Batch(self.images[rows], self.labels[draw.index], draw.index)
+        rows = draw.positions if self.rows is None else self.rows[draw.positions]
+        return Batch(self.images[rows], self.labels[draw.positions], draw.positions)
 
 
 class ImageData(pl.LightningDataModule):
     """The base of kdlab's image data: batches of (images, labels, index), split, ordered and augmented by ``seed``.
 
-    Batches leave the loader as uint8 and are augmented (in training only) and normalised on the device. Order, crops and
-    flips are functions of (seed, epoch, index), so they do not change with the number of processes, with workers, or
-    when a run is killed and resumed. A batch's ``index`` is the sample's position among those of its split in use,
+    Batches leave the loader as uint8 and are augmented (in training only) and normalised on the device. Order, crops
+    and flips are functions of (seed, epoch, index), so they do not change with the number of processes, with workers,
+    or when a run is killed and resumed. A batch's ``index`` is the sample's position among those of its split in use,
     0 to ``sizes[split]`` - 1. Without ``validation``, validation runs on the test set, as the published benchmarks do:
     then no choice (of an epoch, of a weight) may be made by its numbers.
 
@@ -110,8 +110,7 @@ class ImageData(pl.LightningDataModule):
         """Read the data and draw the subsets, once."""
         if self._sets:
             return
-        if not self.num_workers:  # batches are one gather from memory: workers would only slow them down
-            warnings.filterwarnings("ignore", message=r"The '\w+_dataloader' does not have many workers")
+        self.quiet()
         images, labels = self.read(train=True)
         test = Images(*self.read(train=False))
         check_labels(labels, self.num_classes, "training")
@@ -125,6 +124,10 @@ class ImageData(pl.LightningDataModule):
         }
         self.sizes = {name: len(cast(Any, split)) for name, split in self._sets.items()}
 
+    def quiet(self) -> None:
+        """Silence Lightning's advice to use workers: batches in memory are one gather, which workers only slow down."""
+        warnings.filterwarnings("ignore", message=r"The '\w+_dataloader' does not have many workers")
+
     def training_rows(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Positions of the training samples and of those held out, by the arguments that choose them."""
         return training_rows(labels, self.validation, self.train_size, self.omit, self.seed)
@@ -134,11 +137,12 @@ class ImageData(pl.LightningDataModule):
         rank, world_size, epoch, overfit = 0, 1, 0, False
         if self.trainer is not None:
             rank, world_size, epoch = self.trainer.global_rank, self.trainer.world_size, self.trainer.current_epoch
-            overfit = self.trainer.overfit_batches > 0  # then the same batches each epoch
+            overfit = getattr(self.trainer, "overfit_batches", 0) > 0  # then the same batches each epoch
+        dataset = self._split("train")
         kind = InOrder if overfit else Shuffled
         self._order = kind(self.sizes["train"], self.batch_size, self.seed, rank, world_size)
         self._order.set_epoch(epoch)
-        return loader(self._sets["train"], self._order, self.num_workers)
+        return loader(dataset, self._order, self.num_workers)
 
     def val_dataloader(self) -> Loader:
         """Batches of the validation split, each sample once."""
@@ -154,8 +158,14 @@ class ImageData(pl.LightningDataModule):
 
     def _eval_loader(self, split: str) -> Loader:
         rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        dataset = self._split(split)
         order = InOrder(self.sizes[split], self.eval_batch_size, self.seed, rank, world_size)
-        return loader(self._sets[split], order, self.num_workers)
+        return loader(dataset, order, self.num_workers)
+
+    def _split(self, name: str) -> Dataset[Batch]:
+        if name not in self._sets:
+            raise InputError(f"The {name} images are not read yet: call setup() first.")
+        return self._sets[name]
 
     def prepare(self, batch: Batch, epoch: int | None = None) -> Batch:
         """The batch as the networks see it: augmented as in ``epoch`` (``None``: not at all) and normalised.
@@ -178,16 +188,15 @@ class ImageData(pl.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
         """Augment (while training) and normalise a batch that has reached its device; Lightning calls it."""
-        batch = Batch.of(batch)
         trainer = self.trainer
         if trainer is None:
-            return self.prepare(batch)
+            return self.prepare(Batch.of(batch))
         epoch = None
         if trainer.training:
             epoch = trainer.current_epoch if self._order is None else self._order.epoch
-        batch = self.prepare(batch, epoch)
+        prepared = self.prepare(Batch.of(batch), epoch)
         # Lightning has converted the dtype before the transfer, when these were still integers.
-        return batch._replace(inputs=trainer.precision_plugin.convert_input(batch.inputs))
+        return prepared._replace(inputs=trainer.precision_plugin.convert_input(prepared.inputs))
 
 
 def check_labels(labels: Tensor, num_classes: int, split: str) -> None:
@@ -196,6 +205,4 @@ def check_labels(labels: Tensor, num_classes: int, split: str) -> None:
         raise InputError(f"The {split} set has no images.")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= num_classes:
-        raise InputError(
-            f"The {split} set has labels from {low} to {high}, but {num_classes} classes mean labels from 0 to {num_classes - 1}."
-        )
+        raise InputError(f"The {split} set has labels from {low} to {high}, outside its {num_classes} classes.")

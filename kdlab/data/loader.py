@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from kdlab.data.order import Shuffled
+from kdlab.errors import InputError
 from kdlab.outputs import Batch
 
 
@@ -30,7 +31,14 @@ class Loader(DataLoader[Batch]):
         done = resume["batches"] if resume is not None and resume["epoch"] == order.epoch else 0
         place = self._place = {"epoch": order.epoch, "batches": done}
         order.start = done
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except InputError as error:  # from a worker it comes wrapped in that worker's traceback
+                raise InputError(str(error).strip().rpartition("InputError: ")[2]) from error
             place["batches"] += 1  # counts what the consumer got, not what workers have prepared
             yield batch
 
@@ -42,7 +50,7 @@ class Loader(DataLoader[Batch]):
         return dict(place)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from a place that :meth:`state_dict` gave: the next pass over that epoch yields its remaining batches."""
+        """Go on from a place that :meth:`state_dict` gave: the next pass over that epoch yields its other batches."""
         self._resume = {"epoch": int(state["epoch"]), "batches": int(state["batches"])}
         self.sampler.set_epoch(self._resume["epoch"])  # type: ignore[attr-defined]
 

@@ -17,7 +17,8 @@ from kdlab.errors import InputError
 class MNIST(ImageData):
     """MNIST: 60,000 training and 10,000 test images of handwritten digits, (1, 28, 28), 10 classes.
 
-    Y. LeCun, L. Bottou, Y. Bengio, P. Haffner: Gradient-based learning applied to document recognition, Proc. IEEE 1998.
+    Y. LeCun, L. Bottou, Y. Bengio, P. Haffner: Gradient-based learning applied to document recognition, Proceedings of
+    the IEEE, 1998.
 
     Args:
         root: folder that holds ``MNIST/raw`` with the four IDX files, packed (``.gz``) or unpacked.

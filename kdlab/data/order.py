@@ -17,11 +17,11 @@ class Draw(NamedTuple):
     """One process's part of one batch, as the data set is asked for it.
 
     Attributes:
-        index: (b,) int64, positions in the data set.
+        positions: (b,) int64, which samples of the data set.
         epoch: the epoch number, for augmentation in workers.
     """
 
-    index: Tensor
+    positions: Tensor
     epoch: int
 
 
@@ -29,7 +29,7 @@ class Shuffled(DistributedSampler[Draw]):
     """Batches for training: a new order each epoch, and every process takes its slice of each batch.
 
     Two processes see the same batches as one. The last batch may be smaller; it is cut to a multiple of the number of
-    processes, so that all have equally many samples. It is a ``DistributedSampler`` so that Lightning leaves it in place.
+    processes, so that all have equally many samples. A ``DistributedSampler``, so that Lightning leaves it in place.
 
     Args:
         size: number of samples in the data set.
@@ -39,7 +39,7 @@ class Shuffled(DistributedSampler[Draw]):
         world_size: number of processes.
 
     Raises:
-        InputError: ``batch_size`` is below 1 or not divisible by ``world_size``, or there are fewer samples than processes.
+        InputError: ``batch_size`` is below 1 or not divisible by ``world_size``, or samples are fewer than processes.
     """
 
     def __init__(self, size: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
@@ -74,8 +74,8 @@ class Shuffled(DistributedSampler[Draw]):
 class InOrder(Shuffled, SequentialSampler):  # type: ignore[misc]
     """Batches for evaluation: every sample exactly once over all processes, in the order of the data set.
 
-    Nothing is repeated or left out. Where the last batch is too small to give every process a sample, it joins the batch
-    before it, so that all processes run equally many batches.
+    Nothing is repeated or left out. Where the last batch is too small to give every process a sample, it joins the
+    batch before it, so that all processes run equally many batches.
     """
 
     def bounds(self) -> list[tuple[int, int]]:

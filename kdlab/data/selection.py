@@ -14,8 +14,8 @@ from kdlab.errors import InputError
 def stratified(labels: Tensor, count: int, seed: int) -> Tensor:
     """Positions of ``count`` samples in which every class has its share, ascending.
 
-    Each class gets its proportion of ``count``, rounded down; what is left goes to the classes with the largest remainders.
-    Within a class the samples are drawn by ``seed``.
+    Each class gets its proportion of ``count``, rounded down; what is left goes to the classes with the largest
+    remainders. Within a class the samples are drawn by ``seed``.
 
     Args:
         labels: (N,) int64.
@@ -61,7 +61,7 @@ def training_rows(
     kept = torch.ones(len(labels), dtype=torch.bool)
     kept[held_out] = False
     if omit:
-        unknown = sorted(set(omit) - set(labels.unique().tolist()))
+        unknown = sorted(set(omit) - set(labels.tolist()))
         if unknown:
             raise InputError(f"omit names the classes {unknown}, which the training set does not have.")
         kept &= ~torch.isin(labels, torch.tensor(list(omit)))

@@ -1,0 +1,75 @@
+"""CIFAR-10 and CIFAR-100, read from the files of the original python version."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdlab.data.images import ImageData
+from kdlab.errors import InputError
+
+
+class CIFAR10(ImageData):
+    """CIFAR-10: 50,000 training and 10,000 test images, (3, 32, 32), 10 classes; by default padded by 4 and mirrored.
+
+    A. Krizhevsky: Learning multiple layers of features from tiny images, 2009.
+
+    Args:
+        root: folder that holds ``cifar-10-batches-py``.
+        download: fetch the files into ``root`` where they are missing.
+        padding: pixels of zeros around an image before the random crop.
+        flip: mirror half of the training images.
+        options: the other arguments of :class:`ImageData`.
+
+    Raises:
+        InputError: in ``setup``: the files are missing or damaged.
+    """
+
+    num_classes = 10
+    shape = (3, 32, 32)
+    statistics = ([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616])
+
+    def __init__(
+        self, root: str = "data", download: bool = False, padding: int = 4, flip: bool = True, **options: Any
+    ) -> None:
+        mean, std = self.statistics
+        super().__init__(mean=mean, std=std, padding=padding, flip=flip, **options)
+        self.root = root
+        self.download = download
+
+    def prepare_data(self) -> None:
+        """Fetch the files if asked to; Lightning calls it in one process."""
+        if self.download:
+            self._dataset()(self.root, download=True)
+
+    def read(self, train: bool) -> tuple[Tensor, Tensor]:
+        """The images, (N, 3, 32, 32) uint8, and labels, (N,) int64, of the training set or of the test set."""
+        try:
+            raw = self._dataset()(self.root, train=train)
+        except RuntimeError as error:  # torchvision's only word for both
+            name = type(self).__name__
+            remedy = "pass download=true to fetch it, or root=... to look elsewhere"
+            raise InputError(f"{name} is missing or damaged in {self.root!r}; {remedy}.") from error
+        return torch.from_numpy(raw.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(raw.targets)
+
+    def _dataset(self) -> Any:
+        from torchvision import datasets
+
+        return datasets.CIFAR10
+
+
+class CIFAR100(CIFAR10):
+    """CIFAR-100: 50,000 training and 10,000 test images, (3, 32, 32), 100 classes; by default padded by 4 and mirrored.
+
+    The folder in ``root`` is ``cifar-100-python``; everything else is as in :class:`CIFAR10`.
+    """
+
+    num_classes = 100
+    statistics = ([0.5071, 0.4867, 0.4408], [0.2675, 0.2565, 0.2761])
+
+    def _dataset(self) -> Any:
+        from torchvision import datasets
+
+        return datasets.CIFAR100

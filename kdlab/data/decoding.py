@@ -1,0 +1,133 @@
+"""Images decoded from a tree of class folders: all at once into memory, or batch by batch in DataLoader workers."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional as F
+
+from kdlab.data import draws
+from kdlab.data.order import Draw
+from kdlab.data.tree import Tree
+from kdlab.errors import InputError
+from kdlab.outputs import Batch
+
+AREAS = (0.08, 1.0)  # part of the image that a training crop covers
+RATIOS = (3 / 4, 4 / 3)  # its width over its height
+TRIES = 10
+
+
+class SizesDifferError(InputError):
+    """The images are not all of one size, so they do not fit one tensor."""
+
+
+def decode(tree: Tree, size: tuple[int, int]) -> Tensor:
+    """All images of a tree, (N, 3, H, W) uint8.
+
+    Args:
+        tree: the split.
+        size: (H, W) that every image must have.
+
+    Raises:
+        InputError: an image has another size, or cannot be decoded.
+    """
+    images = torch.empty((len(tree), 3, *size), dtype=torch.uint8)
+    for position, name in enumerate(tree.names):
+        image = tree.image(position)
+        if image.shape[1:] != size:
+            other, wanted = ("x".join(map(str, each)) for each in (image.shape[1:], size))
+            raise SizesDifferError(
+                f"The image {name!r} of {tree.path} is {other} pixels where others are {wanted}; pass in_memory=false "
+                "to resize images as they are read."
+            )
+        images[position] = image
+    return images
+
+
+class Streamed(Dataset[Batch]):
+    """Images decoded as they are asked for; ``streamed[draw]`` is a whole batch, (b, 3, size, size) uint8.
+
+    Args:
+        tree: the split.
+        rows: (n,) int64, the positions that take part; ``None`` for all. The batch's index counts within these.
+        size: height and width of what comes out, in pixels.
+        resize: length of the shorter side before the centre crop, in pixels; evaluation only.
+        train: a random resized crop, mirrored half of the time if ``flip``, instead of resize and centre crop.
+        flip: see ``train``.
+        seed: of the crops, which are functions of (seed, epoch, index).
+    """
+
+    def __init__(
+        self, tree: Tree, rows: Tensor | None, size: int, resize: int, train: bool, flip: bool, seed: int
+    ) -> None:
+        self.tree = tree
+        self.rows = torch.arange(len(tree)) if rows is None else rows
+        self.labels = tree.labels[self.rows]
+        self.size = size
+        self.resize = resize
+        self.train = train
+        self.flip = flip
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, draw: Draw) -> Batch:
+        decoded = [self.tree.image(row) for row in self.rows[draw.positions].tolist()]
+        images = self.cropped(decoded, draw) if self.train else [self.centred(image) for image in decoded]
+        return Batch(torch.stack(images), self.labels[draw.positions], draw.positions)
+
+    def centred(self, image: Tensor) -> Tensor:
+        """One image, (3, H, W), resized and cropped to its centre."""
+        shrunk: Tensor = F.resize(image, [self.resize], antialias=True)
+        cut: Tensor = F.center_crop(shrunk, [self.size, self.size])
+        return cut
+
+    def cropped(self, images: list[Tensor], draw: Draw) -> list[Tensor]:
+        """Every image cropped at random, resized, and mirrored or not."""
+        sizes = torch.tensor([image.shape[1:] for image in images])
+        windows = random_windows(sizes, draw.positions, self.seed, draw.epoch).tolist()
+        mirror = draws.integers(2, self.seed, draw.epoch, draw.positions, draws.FLIP).tolist()
+        cut = [
+            F.resized_crop(image, *window, [self.size, self.size])
+            for image, window in zip(images, windows, strict=True)
+        ]
+        return [image.flip(2) if self.flip and turn else image for image, turn in zip(cut, mirror, strict=True)]
+
+
+def random_windows(sizes: Tensor, index: Tensor, seed: int, epoch: int) -> Tensor:
+    """Windows of random area and ratio, as torchvision's ``RandomResizedCrop`` draws them, for a whole batch.
+
+    Area is uniform in 0.08..1 of the image's, the logarithm of width over height uniform between those of 3/4 and 4/3.
+    The first of ten tries that fits is taken; failing all, the largest centred window with a ratio in that range.
+
+    Args:
+        sizes: (B, 2) int64, height and width of every image.
+        index: (B,) int64, the samples' positions in their data set.
+        seed: of the augmentation.
+        epoch: the epoch number.
+
+    Returns:
+        (B, 4) int64: top, left, height, width.
+    """
+    tall, wide = sizes.unbind(1)
+    low, high = math.log(RATIOS[0]), math.log(RATIOS[1])
+    largest_width = torch.minimum(wide, (tall * RATIOS[1]).round().long())
+    largest_height = torch.minimum(tall, (wide / RATIOS[0]).round().long())
+    height, width = largest_height, largest_width
+    top, left = (tall - height) // 2, (wide - width) // 2
+    for attempt in reversed(range(TRIES)):  # so that the first try that fits is written last
+        apart = 16 * attempt  # its own streams
+        share = AREAS[0] + (AREAS[1] - AREAS[0]) * draws.uniform(seed, epoch, index, draws.AREA + apart)
+        ratio = torch.exp(low + (high - low) * draws.uniform(seed, epoch, index, draws.RATIO + apart))
+        area = share * tall * wide
+        w, h = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
+        fits = (w > 0) & (w <= wide) & (h > 0) & (h <= tall)
+        down = (draws.uniform(seed, epoch, index, draws.TOP + apart) * (tall - h + 1)).long()
+        right = (draws.uniform(seed, epoch, index, draws.LEFT + apart) * (wide - w + 1)).long()
+        height, width = torch.where(fits, h, height), torch.where(fits, w, width)
+        top, left = torch.where(fits, down, top), torch.where(fits, right, left)
+    return torch.stack([top, left, height, width], 1)

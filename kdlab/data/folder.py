@@ -1,0 +1,142 @@
+"""Any folder of images, one folder a class, as directories or zip files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from kdlab.data.decoding import SizesDifferError, Streamed, decode
+from kdlab.data.images import ImageData, Images
+from kdlab.data.tree import Tree, splits
+from kdlab.errors import InputError
+from kdlab.outputs import Batch
+
+IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+
+
+class ImageFolder(ImageData):
+    """Images in class folders: ``root/train/<class>/*.png``, with ``val`` and ``test`` beside ``train``.
+
+    Each split is a directory, or a zip file (``train.zip`` with ``train/<class>/...`` or ``<class>/...`` inside). A
+    class's index is its folder's place in alphabetical order. Without ``val``, validation runs on ``test``; without
+    ``test``, test runs on ``val``. Images of one size that fit ``memory_limit`` are decoded once and augmented as in
+    :class:`ImageData` (``padding``, ``flip``). Others stream: they are decoded in ``num_workers`` processes, cut by a
+    random resized crop (and ``flip``) in training, and by resize and centre crop otherwise. Images are read as RGB.
+
+    Args:
+        root: folder that holds the splits.
+        mean: of each channel, in units of the full range; ``None`` for ImageNet's.
+        std: likewise.
+        flip: mirror half of the training images.
+        size: height and width of streamed images, in pixels.
+        resize: length of a streamed image's shorter side before its centre crop, in pixels.
+        in_memory: keep decoded images in memory; ``None`` to do so if they are of one size and fit.
+        memory_limit: of all splits together, decoded, in bytes.
+        num_workers: processes that decode; images in memory need none.
+        options: the other arguments of :class:`ImageData`.
+
+    Attributes:
+        classes: names of the classes; like ``num_classes`` and ``shape`` known after ``setup``.
+
+    Raises:
+        InputError: in ``setup``: a folder is missing or empty, splits differ in their classes, an image cannot be
+            decoded, images differ in size with ``in_memory=True``, or ``padding`` is set for images that stream.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        flip: bool = True,
+        size: int = 224,
+        resize: int = 256,
+        in_memory: bool | None = None,
+        memory_limit: int = 1 << 30,
+        num_workers: int = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__(mean=mean or IMAGENET[0], std=std or IMAGENET[1], flip=flip, **options)
+        self.root = root
+        self.size = size
+        self.resize = resize
+        self.in_memory = in_memory
+        self.memory_limit = memory_limit
+        self.workers = num_workers
+        self.classes: list[str] = []
+        self._trees: dict[str, Tree] = {}
+        self._rows: dict[str, Tensor | None] = {}
+        self._decoded: dict[str, Tensor] = {}
+        self._stays = False  # in memory
+
+    def setup(self, stage: str | None = None) -> None:
+        """List the splits, once; then decode those that this stage needs, if they are to be in memory."""
+        if not self._trees:
+            self._list(splits(Path(self.root)))
+        needed = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"], "predict": ["test"]}
+        if self._stays:
+            self._decode(needed.get(stage or "", ["train", "val", "test"]))
+        if self._stays:
+            self.quiet()
+            ready = [name for name in self._trees if self._path(name) in self._decoded]
+        elif self.padding:
+            raise InputError(f"padding={self.padding} is for images in memory, and those of {self.root!r} stream.")
+        else:
+            self.shape = (3, self.size, self.size)
+            self.num_workers = self.workers
+            ready = list(self._trees)
+        self._sets = {name: self._set(name) for name in ready}
+
+    def _list(self, found: dict[str, Tree]) -> None:
+        train = found["train"]
+        rows, held_out = self.training_rows(train.labels)
+        if self.validation:
+            trees = {"train": train, "val": train, "test": found.get("test", found.get("val", train))}
+        elif len(found) == 1:
+            raise InputError(
+                f"{self.root!r} has neither 'val' nor 'test'; add one, or hold images out with validation=..."
+            )
+        else:
+            val, test = found.get("val"), found.get("test")
+            trees = {"train": train, "val": cast(Tree, val or test), "test": cast(Tree, test or val)}
+        whole = len(rows) == len(train)
+        self._rows = {name: held_out if tree is train else None for name, tree in trees.items()}
+        self._rows["train"] = None if whole else rows
+        self.sizes = {name: len(tree) for name, tree in trees.items()}
+        self.sizes |= {name: len(part) for name, part in self._rows.items() if part is not None}
+        self.classes = train.classes
+        self.num_classes = len(train.classes)
+        distinct = {tree.path: tree for tree in trees.values()}.values()
+        firsts = [tree.image(0).shape for tree in distinct]
+        self.shape = cast(Any, tuple(firsts[0]))
+        fit = len(set(firsts)) == 1 and sum(map(len, distinct)) * firsts[0].numel() <= self.memory_limit
+        self._stays = fit if self.in_memory is None else self.in_memory
+        self._trees = trees
+
+    def _decode(self, names: list[str]) -> None:
+        try:
+            for name in names:
+                path = self._path(name)
+                if path not in self._decoded:
+                    self._decoded[path] = decode(self._trees[name], self.shape[1:])
+        except SizesDifferError:
+            if self.in_memory or self._sets:  # asked for, or too late: the other splits are in memory already
+                raise
+            self._decoded.clear()
+            self._stays = False
+
+    def _set(self, name: str) -> Dataset[Batch]:
+        tree, rows = self._trees[name], self._rows[name]
+        if not self._stays:
+            return Streamed(tree, rows, self.size, self.resize, name == "train", self.flip, self.seed)
+        return Images(self._decoded[self._path(name)], tree.labels, rows)
+
+    def _path(self, name: str) -> str:
+        return str(self._trees[name].path)
+
+    def augment(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
+        """The training images (B, 3, H, W) as epoch ``epoch`` shows them; streamed images come augmented."""
+        return super().augment(images, index, epoch) if self._stays else images
