@@ -83,7 +83,9 @@ class ImageFolder(ImageData):
             self.quiet()
             ready = [name for name in self._trees if self._path(name) in self._decoded]
         elif self.padding:
-            raise InputError(f"padding={self.padding} is for images in memory, and those of {self.root!r} stream.")
+            raise InputError(
+                f"padding={self.padding} is for images in memory, but those of {self.root!r} stream; drop it."
+            )
         else:
             self.shape = (3, self.size, self.size)
             self.num_workers = self.workers

@@ -39,20 +39,26 @@ class MNIST(ImageData):
 
     def prepare_data(self) -> None:
         """Fetch the files if asked to; Lightning calls it in one process."""
-        if self.download:
+        paths = [self._path(kind, train) for kind in ("images-idx3", "labels-idx1") for train in (True, False)]
+        if self.download and not all(path.is_file() or _packed(path).is_file() for path in paths):
             from torchvision.datasets import MNIST as Fetched  # noqa: N811
 
             Fetched(self.root, download=True)
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         """The images, (N, 1, 28, 28) uint8, and labels, (N,) int64, of the training set or of the test set."""
-        folder = Path(self.root) / "MNIST" / "raw"
-        part = "train" if train else "t10k"
-        images = read_idx(folder / f"{part}-images-idx3-ubyte")
-        labels = read_idx(folder / f"{part}-labels-idx1-ubyte")
-        if len(images) != len(labels):
-            raise InputError(f"{folder} has {len(images)} {part} images but {len(labels)} labels.")
+        images = read_idx(self._path("images-idx3", train))
+        labels = read_idx(self._path("labels-idx1", train))
+        if images.shape[1:] != self.shape[1:] or labels.shape != images.shape[:1]:
+            kind = "training" if train else "test"
+            sizes = f"{tuple(images.shape)} and {tuple(labels.shape)}"
+            raise InputError(
+                f"The {kind} images and labels of MNIST in {self.root!r} have shapes {sizes}: not MNIST's."
+            )
         return images[:, None], labels.long()
+
+    def _path(self, kind: str, train: bool) -> Path:
+        return Path(self.root) / "MNIST" / "raw" / f"{'train' if train else 't10k'}-{kind}-ubyte"
 
 
 def read_idx(path: Path) -> Tensor:
@@ -61,7 +67,7 @@ def read_idx(path: Path) -> Tensor:
     Raises:
         InputError: there is neither, or the content is not an IDX file of unsigned bytes.
     """
-    packed = path.with_name(path.name + ".gz")
+    packed = _packed(path)
     if path.is_file():
         raw = path.read_bytes()
     elif packed.is_file():
@@ -77,3 +83,7 @@ def read_idx(path: Path) -> Tensor:
     if not dimensions or len(raw) - start != math.prod(shape):
         raise InputError(f"{path} is damaged: it is not an IDX file of unsigned bytes, or it is cut short.")
     return torch.frombuffer(bytearray(raw), dtype=torch.uint8, offset=start).view(shape)
+
+
+def _packed(path: Path) -> Path:
+    return path.with_name(path.name + ".gz")
