@@ -118,7 +118,7 @@ def resnet8(num_classes: int = 100, in_channels: int = 3, weights: str | None = 
 def resnet14(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> ResNet:
     """The :class:`ResNet` of depth 14 and widths 16, 32, 64: 181,108 parameters for 100 classes.
 
-    Stages before their last ReLU: ``layer1.1.preact``, ``layer2.1.preact``, ``layer3.1.preact``. Arguments: :func:`resnet8`.
+    Before the stages' last ReLU: ``layer1.1.preact``, ``layer2.1.preact``, ``layer3.1.preact``. See resnet8.
     """
     return _build(14, 1, num_classes, in_channels, weights)
 
@@ -126,7 +126,7 @@ def resnet14(num_classes: int = 100, in_channels: int = 3, weights: str | None =
 def resnet20(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> ResNet:
     """The :class:`ResNet` of depth 20 and widths 16, 32, 64: 278,324 parameters for 100 classes.
 
-    Stages before their last ReLU: ``layer1.2.preact``, ``layer2.2.preact``, ``layer3.2.preact``. Arguments: :func:`resnet8`.
+    Before the stages' last ReLU: ``layer1.2.preact``, ``layer2.2.preact``, ``layer3.2.preact``. See resnet8.
     """
     return _build(20, 1, num_classes, in_channels, weights)
 
@@ -134,7 +134,7 @@ def resnet20(num_classes: int = 100, in_channels: int = 3, weights: str | None =
 def resnet32(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> ResNet:
     """The :class:`ResNet` of depth 32 and widths 16, 32, 64: 472,756 parameters for 100 classes.
 
-    Stages before their last ReLU: ``layer1.4.preact``, ``layer2.4.preact``, ``layer3.4.preact``. Arguments: :func:`resnet8`.
+    Before the stages' last ReLU: ``layer1.4.preact``, ``layer2.4.preact``, ``layer3.4.preact``. See resnet8.
     """
     return _build(32, 1, num_classes, in_channels, weights)
 
@@ -142,7 +142,7 @@ def resnet32(num_classes: int = 100, in_channels: int = 3, weights: str | None =
 def resnet44(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> ResNet:
     """The :class:`ResNet` of depth 44 and widths 16, 32, 64: 667,188 parameters for 100 classes.
 
-    Stages before their last ReLU: ``layer1.6.preact``, ``layer2.6.preact``, ``layer3.6.preact``. Arguments: :func:`resnet8`.
+    Before the stages' last ReLU: ``layer1.6.preact``, ``layer2.6.preact``, ``layer3.6.preact``. See resnet8.
     """
     return _build(44, 1, num_classes, in_channels, weights)
 
@@ -150,7 +150,7 @@ def resnet44(num_classes: int = 100, in_channels: int = 3, weights: str | None =
 def resnet56(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> ResNet:
     """The :class:`ResNet` of depth 56 and widths 16, 32, 64: 861,620 parameters for 100 classes.
 
-    Stages before their last ReLU: ``layer1.8.preact``, ``layer2.8.preact``, ``layer3.8.preact``. Arguments: :func:`resnet8`.
+    Before the stages' last ReLU: ``layer1.8.preact``, ``layer2.8.preact``, ``layer3.8.preact``. See resnet8.
     """
     return _build(56, 1, num_classes, in_channels, weights)
 
@@ -158,7 +158,7 @@ def resnet56(num_classes: int = 100, in_channels: int = 3, weights: str | None =
 def resnet110(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> ResNet:
     """The :class:`ResNet` of depth 110 and widths 16, 32, 64: 1,736,564 parameters for 100 classes.
 
-    Stages before their last ReLU: ``layer1.17.preact``, ``layer2.17.preact``, ``layer3.17.preact``. Arguments: :func:`resnet8`.
+    Before the stages' last ReLU: ``layer1.17.preact``, ``layer2.17.preact``, ``layer3.17.preact``. See resnet8.
     """
     return _build(110, 1, num_classes, in_channels, weights)
 
@@ -166,7 +166,7 @@ def resnet110(num_classes: int = 100, in_channels: int = 3, weights: str | None 
 def resnet8x4(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> ResNet:
     """The :class:`ResNet` of depth 8 and widths 64, 128, 256 (stem 32): 1,233,540 parameters for 100 classes.
 
-    Stages before their last ReLU: ``layer1.0.preact``, ``layer2.0.preact``, ``layer3.0.preact``. Arguments: :func:`resnet8`.
+    Before the stages' last ReLU: ``layer1.0.preact``, ``layer2.0.preact``, ``layer3.0.preact``. See resnet8.
     """
     return _build(8, 4, num_classes, in_channels, weights)
 
@@ -174,6 +174,6 @@ def resnet8x4(num_classes: int = 100, in_channels: int = 3, weights: str | None 
 def resnet32x4(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> ResNet:
     """The :class:`ResNet` of depth 32 and widths 64, 128, 256 (stem 32): 7,433,860 parameters for 100 classes.
 
-    Stages before their last ReLU: ``layer1.4.preact``, ``layer2.4.preact``, ``layer3.4.preact``. Arguments: :func:`resnet8`.
+    Before the stages' last ReLU: ``layer1.4.preact``, ``layer2.4.preact``, ``layer3.4.preact``. See resnet8.
     """
     return _build(32, 4, num_classes, in_channels, weights)

@@ -149,21 +149,15 @@ def _choose(
     if len(fits) == 1:
         return _under(state, fits[0])
     where = f"Weights file {str(path)!r}"
+    anchor = next(iter(wanted), "")
+    if not fits and not prefix:
+        fits = [place for place in _places_of(anchor, state) if not any(_misfit(wanted, _under(state, place))[:3])]
     if fits:
         raise InputError(
-            f"{where} holds weights that fit under {_few(map(repr, fits))}: say which with the prefix of load_weights or with_weights."
+            f"{where} holds weights that fit under {_few(map(repr, fits))}: "
+            "say which with the prefix of load_weights or with_weights."
         )
     best = max(places, key=lambda place: misfits[place].matched)
-    if not prefix:
-        elsewhere = [
-            place
-            for place in _places_of(next(iter(wanted), ""), state)
-            if not any(_misfit(wanted, _under(state, place))[:3])
-        ]
-        if elsewhere:
-            raise InputError(
-                f"{where} holds weights that fit, but only under {_few(map(repr, elsewhere))}: say which with the prefix of load_weights or with_weights."
-            )
     raise InputError(_complaint(network, wanted, _under(state, best), misfits[best], where))
 
 
