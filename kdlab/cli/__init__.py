@@ -58,4 +58,6 @@ COMMANDS = {**TRAINER_COMMANDS, **OWN_COMMANDS}
 def usage() -> str:
     """What ``kdlab --help`` prints."""
     lines = [f"  {name:<10}{what}" for name, what in COMMANDS.items()]
-    return "\n".join(["usage: kdlab COMMAND ...", "", *lines, "", "kdlab COMMAND --help tells the options of one command."])
+    return "\n".join(
+        ["usage: kdlab COMMAND ...", "", *lines, "", "kdlab COMMAND --help tells the options of one command."]
+    )

@@ -16,6 +16,7 @@ class StudentBar(RichProgressBar):
         shown = super().get_metrics(trainer, pl_module)
         shown.pop("v_num", None)
         names = {"val/student_accuracy": "student", "val/teacher_accuracy": "teacher"}
-        return {
-            names.get(name, name): f"{float(value):.2%}" if name in names else value for name, value in shown.items()
-        }
+        for name, short in names.items():
+            if isinstance(value := shown.pop(name, None), float):
+                shown[short] = f"{value:.2%}"
+        return dict(shown)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 import re
 import sys
 import warnings
@@ -76,14 +77,14 @@ def run(command: str, arguments: Sequence[str]) -> None:
     build([command, *arguments])
 
 
-def build(arguments: Sequence[str], *, run: bool = True) -> KdlabCLI:
+def build(arguments: Sequence[str], *, run: bool = True, save_config: bool = True) -> KdlabCLI:
     """The CLI, with everything built from ``arguments``; with ``run`` the command is carried out.
 
     Raises:
         InputError: the config does not fit; the message names the key at fault and the nearest right ones.
     """
     called = list(arguments) == sys.argv[1:]  # DDP starts its other processes from sys.argv
-    warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended")
+    _quieten()
     try:
         return KdlabCLI(
             model_class=pl.LightningModule,
@@ -91,7 +92,7 @@ def build(arguments: Sequence[str], *, run: bool = True) -> KdlabCLI:
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
-            save_config_callback=Recipe,
+            save_config_callback=Recipe if save_config else None,
             seed_everything_default=0,
             trainer_defaults={"logger": CSV, "default_root_dir": "runs"},
             parser_kwargs={"exit_on_error": False},
@@ -99,18 +100,34 @@ def build(arguments: Sequence[str], *, run: bool = True) -> KdlabCLI:
             run=run,
         )
     except ArgumentError as error:
-        raise InputError(_sentence(error)) from error
+        raise InputError(sentence(error)) from error
 
 
-def _sentence(error: ArgumentError) -> str:
+def _quieten() -> None:
+    """Keep back what Lightning says that no user of kdlab can act on."""
+    warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended")
+    warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)")
+    warnings.filterwarnings("ignore", r"Precision .* is not supported by the model summary")
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )
+
+
+def sentence(error: ArgumentError) -> str:
     """The heart of a parser's message: what is wrong, where, and the nearest right keys."""
     text = str(error)
-    unknown = re.search(r"[Oo]ption '([^']+)' is not accepted|Key '([^']+)' is not expected|[Uu]nrecognized arguments?: (\S+)", text)
+    unknown = re.search(
+        r"[Oo]ption '([^']+)' is not accepted|Key '([^']+)' is not expected|[Uu]nrecognized arguments?: (\S+)", text
+    )
     if unknown:
         name = next(group for group in unknown.groups() if group)
         return f"the config has the unknown key {name.lstrip('-').split('=')[0]!r}{_near(name, text)}."
     lines = [line.strip(" -") for line in text.splitlines() if line.strip(" -")]
-    kept = [line for line in lines if not re.match(r"(Given value|Subtypes|Errors|Expected a <class 'NoneType'>|Does not validate)", line)]
+    kept = [
+        line
+        for line in lines
+        if not re.match(r"(Given value|Subtypes|Errors|Expected a <class 'NoneType'>|Does not validate)", line)
+    ]
     return " ".join(kept)[:600]
 
 

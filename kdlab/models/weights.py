@@ -78,16 +78,28 @@ def save_weights(network: nn.Module, path: str | os.PathLike[str], metadata: Map
     Raises:
         InputError: ``path`` is a folder, or the network has state that is no tensor.
     """
-    path = Path(path).expanduser()
-    if path.is_dir():
-        raise InputError(f"{str(path)!r} is a folder: give the name of the file to write.")
     tensors = {}
     for name, value in getattr(network, "_orig_mod", network).state_dict().items():
         if not isinstance(value, Tensor) or is_lazy(value):
             raise InputError(
                 f"State {name!r} of {type(network).__name__} is no tensor with values yet, so it cannot be saved."
             )
-        tensors[name] = value.detach().to("cpu", copy=True).contiguous()
+        tensors[name] = value
+    save_tensors(tensors, path, metadata)
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write named tensors to a safetensors file, whole or not at all: :func:`save_weights` without a network.
+
+    Raises:
+        InputError: ``path`` is a folder.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise InputError(f"{str(path)!r} is a folder: give the name of the file to write.")
+    tensors = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -1,0 +1,166 @@
+"""``kdlab check``: one dry batch of a config, and what it shows."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from kdlab.cli.layers import shape_text
+from kdlab.cli.trainer import build
+from kdlab.errors import InputError
+from kdlab.modules.base import DistillationModule
+from kdlab.modules.rehearsal import first_batch
+
+QUIET = ["--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.enable_progress_bar=false"]
+QUIET += ["--trainer.enable_model_summary=false"]
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Rehearse a config as ``kdlab fit`` would, print what was found, and write nothing."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(
+            "usage: kdlab check CONFIG [--KEY=VALUE ...]\n\n"
+            "Run one dry batch of a config; nothing is trained or written."
+        )
+        return
+    config, *rest = arguments
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        cli = build(["-c", config, *rest, *QUIET], run=False, save_config=False)
+        module = cli.model
+        if not isinstance(module, DistillationModule):
+            raise InputError(f"kdlab check takes a config of a kdlab module, not of {type(module).__name__}.")
+        look = _Look()
+        cli.trainer.callbacks.append(look)  # type: ignore[attr-defined]
+        with contextlib.suppress(_Seen):
+            cli.trainer.fit(module, datamodule=cli.datamodule)
+    console = Console()
+    console.print(parts_table(module))
+    console.print(taps_table(module))
+    console.print(terms_table(module))
+    console.print(look.memory)
+    said = dict.fromkeys(str(each.message) for each in heard if issubclass(each.category, UserWarning))
+    for text in [*look.notes, *(text for text in said if "teacher" in text.lower())]:
+        console.print(f"[yellow]warning:[/] {text}")
+
+
+class _Seen(Exception):  # noqa: N818
+    """Ends the trainer's fit before the first step."""
+
+
+class _Look(pl.Callback):
+    """Takes notes when everything is set up, then stops."""
+
+    memory = ""
+    notes: tuple[str, ...] = ()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, DistillationModule)
+        self.memory = memory(pl_module)
+        self.notes = tuple(notes(pl_module))
+        raise _Seen
+
+
+def parts_table(module: DistillationModule) -> Table:
+    """Every part with its parameters and how many of them are trained."""
+    table = Table("part", "class", title="Parts", title_justify="left")
+    table.add_column("parameters", justify="right")
+    table.add_column("trained", justify="right")
+    trained = {id(parameter) for parameter in module.trainable().values()}
+    parts: list[tuple[str, nn.Module]] = [*module.learners.items()]
+    parts += [(f"losses.{name}", each.loss) for name, each in module.knowledge.items()]
+    if module.teaching is not None:
+        parts.append(("teacher", module.teaching))
+    for name, part in parts:
+        own = list(part.parameters())
+        shown = type(part).__name__
+        if part is module.teaching:
+            shown = ", ".join(type(each.network).__name__ for each in module.teaching.observers) + " (frozen)"
+        count = sum(each.numel() for each in own if id(each) in trained)
+        table.add_row(name, shown, f"{sum(each.numel() for each in own):,}", f"{count:,}")
+    return table
+
+
+def taps_table(module: DistillationModule) -> Table:
+    """What is read of every network, with its shape."""
+    assert module.rehearsal is not None
+    table = Table("network", "layer", "shape", title="What the losses see", title_justify="left")
+    for network, layer, shape in module.rehearsal.taps:
+        table.add_row(network, layer, shape_text(shape))
+    return table
+
+
+def terms_table(module: DistillationModule) -> Table:
+    """Every loss term on the first batch, raw and weighted."""
+    assert module.rehearsal is not None
+    table = Table("term", "loss", title="Loss terms on the first samples", title_justify="left")
+    for column in ("raw", "weight", "weighted"):
+        table.add_column(column, justify="right")
+    for name, value in module.rehearsal.terms.items():
+        loss = module.task if name == "task" else module.knowledge[name].loss
+        weight = module.task_weight if name == "task" else module.knowledge[name].weight
+        scheduled = (module.task_schedule if name == "task" else module.knowledge[name].schedule) is not None
+        shown = f"{weight:g}" + (" x schedule" if scheduled else "")
+        table.add_row(name, type(loss).__name__, f"{value:.4g}", shown, f"{value * weight:.4g}")
+    return table
+
+
+def memory(module: DistillationModule) -> str:
+    """An estimate of the memory of training, in MB of 2^20 bytes: weights, gradients, optimiser, activations."""
+    trained = sum(parameter.numel() * parameter.element_size() for parameter in module.trainable().values())
+    weights = sum(each.numel() * each.element_size() for each in [*module.parameters(), *module.buffers()])
+    batch, _ = first_batch(module)
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    own = {each.untyped_storage().data_ptr() for each in module.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        alive = module.observe(batch)  # kept until counted: freed storage would be counted once for many tensors
+    size = int(getattr(getattr(module.trainer, "datamodule", None), "batch_size", len(batch.target)))
+    size = math.ceil(size / module.trainer.world_size)
+    activations = sum(count for place, count in kept.items() if place not in own) * size / len(batch.target)
+    del alive
+    amounts = {
+        "weights": weights,
+        "gradients": trained,
+        "optimiser": trained * state_per_parameter(module),
+        f"activations of {size} samples": activations,
+    }
+    parts = ", ".join(f"{name} {amount / 2**20:.1f}" for name, amount in amounts.items())
+    return f"Memory, estimated in MB: {parts}; together {sum(amounts.values()) / 2**20:.1f}."
+
+
+def state_per_parameter(module: DistillationModule) -> float:
+    """Numbers that the optimiser keeps for each trained number: 1 for SGD with momentum, 2 for Adam."""
+    trial = nn.Parameter(torch.zeros(1024))
+    optimizer = module.optimizer([trial])
+    trial.grad = torch.zeros_like(trial)
+    optimizer.step()
+    state: Iterable[Any] = (value for each in optimizer.state.values() for value in each.values())
+    return sum(value.numel() for value in state if isinstance(value, Tensor) and value.dim()) / trial.numel()
+
+
+def notes(module: DistillationModule) -> list[str]:
+    """What is allowed but probably not meant."""
+    assert module.rehearsal is not None
+    found = []
+    if module.rehearsal.idle:
+        shown = ", ".join(module.rehearsal.idle[:3])
+        found.append(f"{len(module.rehearsal.idle)} trainable parameters get no gradient from any term: {shown} ...")
+    if module.teaching is not None and not module.knowledge:
+        found.append("a teacher is given but no knowledge: the student learns from labels alone.")
+    if module.task_weight == 0 and not module.knowledge:
+        found.append("the task weighs 0 and there is no knowledge: nothing is learned.")
+    return found

@@ -1,0 +1,87 @@
+"""``kdlab export``: the student alone out of a run."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kdlab.errors import InputError
+from kdlab.models.reading import read_tensors
+from kdlab.models.weights import save_tensors
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parse the arguments, write the student and say where."""
+    parser = argparse.ArgumentParser(
+        prog="kdlab export",
+        description="Write the student of a run as safetensors with its original key names, and its config as YAML.",
+    )
+    parser.add_argument("run", help="folder of a run, or one of its checkpoints")
+    parser.add_argument("--out", help="folder to write to (default: the run's folder)")
+    given = parser.parse_args(list(arguments))
+    weights, config = export(Path(given.run), Path(given.out) if given.out else None)
+    print(f"{weights} ({weights.stat().st_size / 1e6:.2f} MB)")
+    if config:
+        print(f"{config} names the network: use it as a student or teacher in a config.")
+
+
+def export(run: Path, out: Path | None = None) -> tuple[Path, Path | None]:
+    """Write ``student.safetensors`` and, where the run has a ``config.yaml``, ``student.yaml``.
+
+    Args:
+        run: a run's folder, or a checkpoint in it; a folder means its last checkpoint.
+        out: the folder to write to; ``None`` is the run's folder.
+
+    Returns:
+        Both paths; the second is ``None`` where the run has no config.
+
+    Raises:
+        InputError: there is no checkpoint, it holds no student, or the files exist already.
+    """
+    checkpoint = run if run.is_file() else last_checkpoint(run)
+    folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+    prefix = "student."
+    tensors = {
+        name.removeprefix(prefix): value for name, value in read_tensors(checkpoint).items() if name.startswith(prefix)
+    }
+    if not tensors:
+        raise InputError(f"{str(checkpoint)!r} holds no student: it is not a checkpoint of kdlab.Distiller.")
+    out = out or folder
+    weights = out / "student.safetensors"
+    config = out / "student.yaml"
+    for path in (weights, config):
+        if path.exists():
+            raise InputError(f"{str(path)!r} exists already: move it, or name another folder with --out.")
+    save_tensors(tensors, weights, {"checkpoint": checkpoint.name})
+    recipe = folder / "config.yaml"
+    network = student_in(yaml.safe_load(recipe.read_text())) if recipe.exists() else None
+    if network is None:
+        return weights, None
+    if "weights" in network.get("init_args", {}):
+        network["init_args"]["weights"] = str(weights)
+    config.write_text(yaml.safe_dump(network, sort_keys=False))
+    return weights, config
+
+
+def last_checkpoint(run: Path) -> Path:
+    """The newest checkpoint of a run.
+
+    Raises:
+        InputError: the folder is missing or has none.
+    """
+    if not run.is_dir():
+        raise InputError(f"There is no run {str(run)!r}: give a run's folder (such as runs/version_0) or a checkpoint.")
+    found = sorted(run.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise InputError(f"Run {str(run)!r} has no checkpoint to export from.")
+    return found[-1]
+
+
+def student_in(config: dict[str, Any]) -> dict[str, Any] | None:
+    """The student's class path and arguments in a run's config."""
+    student = config.get("model", {}).get("init_args", {}).get("student")
+    return student if isinstance(student, dict) else None
