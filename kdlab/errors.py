@@ -18,3 +18,11 @@ def nearest(name: str, names: Iterable[str], count: int = 5) -> str:
     names = list(names)
     found = difflib.get_close_matches(name, names, n=count, cutoff=0.3) or names[:count]
     return ", ".join(repr(each) for each in found)
+
+
+def refusal_in(error: BaseException) -> InputError | None:
+    """The :class:`InputError` that ``error`` is or was raised from, if there is one."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, InputError):
+        seen = seen.__cause__ or seen.__context__
+    return seen

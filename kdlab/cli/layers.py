@@ -12,7 +12,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from kdlab.cli.trainer import sentence
-from kdlab.errors import InputError
+from kdlab.errors import InputError, refusal_in
 from kdlab.outputs import layer_names
 
 
@@ -55,8 +55,8 @@ def network_from(class_path: str, options: Sequence[str]) -> nn.Module:
     try:
         own = [f"--network.{option.removeprefix('--')}" if option.startswith("--") else option for option in options]
         built: Namespace = parser.instantiate_classes(parser.parse_args([f"--network={class_path}", *own]))
-    except ArgumentError as error:
-        raise InputError(sentence(error)) from error
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise refusal_in(error) or InputError(sentence(error)) from error
     network = built.network
     assert isinstance(network, nn.Module)
     return network

@@ -8,7 +8,7 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from jsonargparse import ArgumentError
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from kdlab.errors import InputError
+from kdlab.errors import InputError, refusal_in
 
 CSV = {"class_path": "pytorch_lightning.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": ""}}
 LAST = {"save_last": True, "save_top_k": 0, "every_n_epochs": 1}
@@ -95,12 +95,16 @@ def build(arguments: Sequence[str], *, run: bool = True, save_config: bool = Tru
             save_config_callback=Recipe if save_config else None,
             seed_everything_default=0,
             trainer_defaults={"logger": CSV, "default_root_dir": "runs"},
-            parser_kwargs={"exit_on_error": False},
+            parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
             args=None if called else list(arguments),
             run=run,
         )
     except ArgumentError as error:
         raise InputError(sentence(error)) from error
+    except (ValueError, TypeError) as error:  # jsonargparse wraps what a constructor raises
+        if refused := refusal_in(error):
+            raise refused from error
+        raise
 
 
 def _quieten() -> None:
@@ -113,28 +117,30 @@ def _quieten() -> None:
     )
 
 
-def sentence(error: ArgumentError) -> str:
-    """The heart of a parser's message: what is wrong, where, and the nearest right keys."""
+def sentence(error: Exception) -> str:
+    """The heart of a parser's message: what is wrong, where, and the nearest right names."""
     text = str(error)
-    unknown = re.search(
-        r"[Oo]ption '([^']+)' is not accepted|Key '([^']+)' is not expected|[Uu]nrecognized arguments?: (\S+)", text
-    )
-    if unknown:
-        name = next(group for group in unknown.groups() if group)
-        return f"the config has the unknown key {name.lstrip('-').split('=')[0]!r}{_near(name, text)}."
-    lines = [line.strip(" -") for line in text.splitlines() if line.strip(" -")]
-    kept = [
-        line
-        for line in lines
-        if not re.match(r"(Given value|Subtypes|Errors|Expected a <class 'NoneType'>|Does not validate)", line)
-    ]
-    return " ".join(kept)[:600]
+    key = r"[Oo]ption '([^']+)' is not accepted|Key '([^']+)' is not expected|[Uu]nrecognized arguments?: (\S+)"
+    if unknown := re.search(key, text):
+        name = next(group for group in unknown.groups() if group).lstrip("-").split("=")[0]
+        return f"the config has the unknown key {name!r}{_did_you_mean(name.split('.')[-1], _known_keys())}."
+    if missing := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", text):
+        module, name = missing.groups()
+        return f"{module} has no {name!r}{_did_you_mean(name, vars(sys.modules.get(module, sys)))}."
+    if re.search(r"required: (\w+\.)?model", text):
+        return "there is no model to train: name a config with -c CONFIG (configs/ has some), or --model CLASS_PATH."
+    lines = [re.sub(r'^Parser key "config":', "", line.strip(" -")).strip() for line in text.splitlines()]
+    noise = r"Given value type|Given value: {|Subtypes|Errors:|Expected a <class 'NoneType'>|Does not validate"
+    said = " ".join(line for line in lines if line and not re.match(noise, line))
+    return re.sub(r'^Parser key "([\w.]+)":', r"\1:", said).replace("Given value: ", "but was given ")[:600]
 
 
-def _near(name: str, text: str) -> str:
-    from kdlab import Distiller
-    from kdlab.knowledge import Knowledge
+def _known_keys() -> list[str]:
+    from kdlab import Distiller, Knowledge
 
-    names = [*inspect.signature(Distiller).parameters, *inspect.signature(Knowledge).parameters]
-    found = difflib.get_close_matches(name.lstrip("-").split(".")[-1].split("=")[0], names, n=3, cutoff=0.6)
-    return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
+    return [name for each in (Distiller, Knowledge, pl.Trainer) for name in inspect.signature(each).parameters]
+
+
+def _did_you_mean(name: str, names: Iterable[str]) -> str:
+    found = difflib.get_close_matches(name, list(names), n=3, cutoff=0.6)
+    return f" (did you mean {' or '.join(map(repr, found))}?)" if found else ""
