@@ -100,7 +100,6 @@ class ImageData(pl.LightningDataModule):
         self.omit = list(omit or [])
         self.sizes: dict[str, int] = {}
         self._sets: dict[str, Dataset[Batch]] = {}
-        self._order: Shuffled | None = None
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         """The images, (N, C, H, W) uint8, and labels, (N,) int64, of the training set or of the test set."""
@@ -140,9 +139,18 @@ class ImageData(pl.LightningDataModule):
             overfit = getattr(self.trainer, "overfit_batches", 0) > 0  # then the same batches each epoch
         dataset = self._split("train")
         kind = InOrder if overfit else Shuffled
-        self._order = kind(self.sizes["train"], self.batch_size, self.seed, rank, world_size)
-        self._order.set_epoch(epoch)
-        return loader(dataset, self._order, self.num_workers)
+        order = kind(self.sizes["train"], self.batch_size, self.seed, rank, world_size)
+        order.set_epoch(epoch)
+        batches = loader(dataset, order, self.num_workers)
+        if self.trainer is not None:
+            batches.true_epoch = self._true_epoch
+        return batches
+
+    def _true_epoch(self, epoch: int) -> int:
+        # Resuming a run limited by max_steps at the end of an epoch, Lightning passes through an empty epoch, and from
+        # then on gives samplers a number one above current_epoch, which is right.
+        progress = cast(Any, self.trainer).fit_loop.epoch_progress.current
+        return int(progress.completed) if epoch == progress.processed else epoch
 
     def val_dataloader(self) -> Loader:
         """Batches of the validation split, each sample once."""
@@ -191,10 +199,7 @@ class ImageData(pl.LightningDataModule):
         trainer = self.trainer
         if trainer is None:
             return self.prepare(Batch.of(batch))
-        epoch = None
-        if trainer.training:
-            epoch = trainer.current_epoch if self._order is None else self._order.epoch
-        prepared = self.prepare(Batch.of(batch), epoch)
+        prepared = self.prepare(Batch.of(batch), trainer.current_epoch if trainer.training else None)
         # Lightning has converted the dtype before the transfer, when these were still integers.
         return prepared._replace(inputs=trainer.precision_plugin.convert_input(prepared.inputs))
 

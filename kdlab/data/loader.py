@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ class Loader(DataLoader[Batch]):
     :func:`loader`.
     """
 
+    true_epoch: Callable[[int], int] | None = None  # corrects the epoch that the sampler was given
     _place: dict[str, int] | None = None  # where the consumer is
     _resume: dict[str, int] | None = None  # a loaded place that no pass has used yet
 
@@ -27,6 +28,8 @@ class Loader(DataLoader[Batch]):
         # A generator, so nothing is read before the first batch is asked for: Lightning sets the epoch after iter().
         order = self.sampler
         assert isinstance(order, Shuffled)
+        if self.true_epoch is not None:
+            order.set_epoch(self.true_epoch(order.epoch))
         resume, self._resume = self._resume, None
         done = resume["batches"] if resume is not None and resume["epoch"] == order.epoch else 0
         place = self._place = {"epoch": order.epoch, "batches": done}
@@ -37,8 +40,13 @@ class Loader(DataLoader[Batch]):
                 batch = next(batches)
             except StopIteration:
                 return
-            except InputError as error:  # from a worker it comes wrapped in that worker's traceback
-                raise InputError(str(error).strip().rpartition("InputError: ")[2]) from error
+            except Exception as error:
+                if self.num_workers:  # left to the garbage collector, each worker would be waited for for 5 seconds
+                    batches._shutdown_workers()  # type: ignore[attr-defined]
+                    self._iterator = None
+                if isinstance(error, InputError):  # from a worker it comes wrapped in that worker's traceback
+                    raise InputError(str(error).strip().rpartition("InputError: ")[2]) from error
+                raise
             place["batches"] += 1  # counts what the consumer got, not what workers have prepared
             yield batch
 
@@ -65,6 +73,7 @@ def loader(dataset: Dataset[Batch], order: Shuffled, num_workers: int = 0) -> Lo
         collate_fn=_unchanged,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
+        generator=torch.Generator(),  # or each pass would draw its workers' seed from the global one
     )
 
 

@@ -38,6 +38,24 @@ def test_a_killed_run_sees_what_it_would_have_seen(tmp_path: Path, run: str, eve
     assert notes.seen == expected[every:]
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("after_training", [False, True])
+def test_a_run_goes_on_from_the_end_of_an_epoch(tmp_path: Path, run: str, after_training: bool) -> None:
+    expected = straight(tmp_path, RUNS[run])
+    per_epoch = len([epoch for epoch, _, _ in expected if epoch == 0])
+
+    def saving() -> Any:
+        return trainer(tmp_path, epochs=True, after_training=after_training, **RUNS[run])
+
+    with pytest.raises(KilledError):
+        saving().fit(Notes(kill_after=2 * per_epoch + 1), Tiny(padding=1, flip=True))
+    for epoch in (0, 1):
+        notes = Notes()
+        saving().fit(notes, Tiny(padding=1, flip=True), ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
+        assert notes.seen == expected[(epoch + 1) * per_epoch :]
+
+
 def test_two_epochs_and_two_seeds_differ_but_two_runs_do_not(tmp_path: Path) -> None:
     first = straight(tmp_path, {"max_epochs": 2})
     assert first == straight(tmp_path, {"max_epochs": 2})

@@ -69,11 +69,15 @@ class Notes(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def trainer(folder: Any, every: int | None = None, **options: Any) -> pl.Trainer:
-    """A silent CPU trainer; ``every`` steps it saves ``step=N.ckpt`` in ``folder``."""
+def trainer(
+    folder: Any, every: int | None = None, epochs: bool = False, after_training: bool = True, **options: Any
+) -> pl.Trainer:
+    """A silent CPU trainer; it saves ``step=N.ckpt`` in ``folder`` ``every`` steps, or ``epoch=N.ckpt`` every epoch."""
     callbacks: list[pl.Callback] = []
     if every:
-        name = "{step}"
-        callbacks.append(ModelCheckpoint(folder, filename=name, every_n_train_steps=every, save_top_k=-1))
+        callbacks.append(ModelCheckpoint(folder, filename="{step}", every_n_train_steps=every, save_top_k=-1))
+    if epochs:
+        end = {"every_n_epochs": 1, "save_on_train_epoch_end": after_training}
+        callbacks.append(ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1, **end))
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    return pl.Trainer(callbacks=callbacks, enable_checkpointing=bool(every), **(quiet | {"devices": 1} | options))
+    return pl.Trainer(callbacks=callbacks, enable_checkpointing=bool(callbacks), **(quiet | {"devices": 1} | options))
