@@ -1,0 +1,119 @@
+"""Hints: the student's inner layers match the teacher's, through a regressor (Romero et al. 2015)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from kdlab.errors import InputError
+from kdlab.losses.checks import Pair, layer_pairs
+from kdlab.losses.feature.regressor import ConvRegressor, geometry
+from kdlab.losses.functional import full_precision
+from kdlab.outputs import Outputs
+
+
+class Hint(nn.Module):
+    r"""Mean squared difference of the regressed student layer and the teacher layer, summed over the layers.
+
+    .. math:: L = \sum_i \frac{1}{|f^t_i|} \| r_i(f^s_i) - f^t_i \|^2
+
+    where :math:`|f|` counts all B * C * H * W elements. ``regressor`` says what r is:
+
+    - ``"conv"``: convolution with bias, batch normalisation, ReLU. The convolution follows from the two sizes: 3 x 3
+      with stride 2 if the student's map is twice as large, 4 x 4 transposed with stride 2 if half as large, else valid
+      with kernel 1 + Hs - Ht (1 x 1 for equal sizes). The teacher layer is taken after its ReLU.
+    - ``"1x1"``: 1 x 1 convolution without bias, for equal sizes.
+    - ``None``: the layers are compared as they are.
+
+    Regressors are trainable and find their sizes at the first forward or from the state dict loaded; in training mode
+    they normalise with the batch's statistics. The minimum over the regressors is 0 only where r can express the
+    teacher. Computed in float32, or in float64 for float64 layers.
+
+    Recipe: CIFAR-100 weight 100 beside weight 1 on the labels, one layer, the end of the second stage.
+
+    Args:
+        regressor: ``"conv"``, ``"1x1"`` or ``None``.
+
+    Shapes:
+        layers: pairs of maps (B, Cs, Hs, Ws) and (B, Ct, Ht, Wt), or of vectors (B, Ds) and (B, Dt).
+        target: not used.
+
+    Raises:
+        InputError: no layers, unequal numbers of layers, shapes that the regressor cannot join.
+
+    Paper: A. Romero, N. Ballas, S. Ebrahimi Kahou, A. Chassang, C. Gatta, Y. Bengio, "FitNets: Hints for Thin Deep
+    Nets", ICLR 2015, arXiv 1412.6550, which trains the hint first (1/2 of the squared norm) and distils afterwards.
+    Released code: ``"conv"`` follows RepDistiller and mdistiller, which train both at once with the element mean;
+    ``"1x1"`` follows lenscloth/RKD, with its initial values.
+
+    >>> student = Outputs(torch.zeros(4, 5), layers=(torch.rand(4, 8, 6, 6),))
+    >>> teacher = Outputs(torch.zeros(4, 5), layers=(torch.rand(4, 16, 3, 3),))
+    >>> hint = Hint()
+    >>> hint(student, teacher, torch.zeros(4)).shape
+    torch.Size([])
+    >>> [(name, tuple(value.shape)) for name, value in hint.named_parameters()][:2]
+    [('regressors.0.weight', (16, 8, 3, 3)), ('regressors.0.bias', (16,))]
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("layers",)
+    minimum: ClassVar[float | None] = None  # a fresh regressor is not the identity: equal layers do not give 0
+
+    def __init__(self, regressor: Literal["conv", "1x1"] | None = "conv") -> None:
+        super().__init__()
+        if regressor not in ("conv", "1x1", None):
+            raise InputError(f"regressor must be 'conv', '1x1' or None, not {regressor!r}.")
+        self.regressor = regressor
+        self.regressors = nn.ModuleList([] if regressor is None else [ConvRegressor(linear=regressor == "1x1")])
+
+    @full_precision
+    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+        """The sum over the layers, a scalar; gradient to the student and to the regressors."""
+        maps = [self._maps(pair) for pair in layer_pairs(student, teacher)]
+        ours = [ours for ours, _ in maps]
+        if self.regressor is not None:
+            self._set_up(maps)
+            ours = [regressor(*pair) for regressor, pair in zip(self.regressors, maps, strict=True)]
+        return torch.stack([F.mse_loss(x, y) for x, (_, y) in zip(ours, maps, strict=True)]).sum()
+
+    def _maps(self, pair: Pair) -> tuple[Tensor, Tensor]:
+        """Both layers as maps (B, C, H, W), known to be joined by this regressor."""
+        if pair.student.dim() != pair.teacher.dim() or pair.student.dim() not in (2, 4):
+            raise InputError(f"Hint compares maps (B, C, H, W) or vectors (B, D), but {pair.shapes}.")
+        ours, theirs = (x if x.dim() == 4 else x[:, :, None, None] for x in (pair.student, pair.teacher.detach()))
+        way = geometry(ours.shape, theirs.shape)
+        joined = {"conv": way is not None, "1x1": ours.shape[2:] == theirs.shape[2:], None: ours.shape == theirs.shape}
+        if not joined[self.regressor]:
+            help_ = (
+                "Hint(regressor='conv') joins them" if way is not None else "no regressor joins them: tap other layers"
+            )
+            raise InputError(f"Hint(regressor={self.regressor!r}) cannot compare these, {pair.shapes}; {help_}.")
+        return ours, theirs
+
+    def _set_up(self, maps: list[tuple[Tensor, Tensor]]) -> None:
+        """One regressor a pair, sized; does nothing once they are."""
+        if any(is_lazy(parameter) for parameter in self.parameters()):
+            with torch.inference_mode(False):
+                self._grow(len(maps))
+            for regressor, pair in zip(self.regressors, maps, strict=True):
+                cast(ConvRegressor, regressor).initialize_parameters(*pair)
+        if len(self.regressors) != len(maps):
+            raise InputError(f"This Hint was set up for {len(self.regressors)} pairs of layers, not {len(maps)}.")
+
+    def _grow(self, count: int) -> None:
+        first = cast(ConvRegressor, self.regressors[0]).weight
+        for _ in range(len(self.regressors), count):
+            self.regressors.append(
+                ConvRegressor(self.regressor == "1x1", first.device, first.dtype).train(self.training)
+            )
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Before loading: as many regressors as the state dict has, unless they are sized already."""
+        if any(is_lazy(parameter) for parameter in self.parameters()):
+            start = f"{prefix}regressors."
+            self._grow(len({key.removeprefix(start).split(".")[0] for key in state_dict if key.startswith(start)}))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

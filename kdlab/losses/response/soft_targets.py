@@ -1,0 +1,62 @@
+"""Soft targets: the student matches the teacher's softened class probabilities (Hinton et al. 2015)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from kdlab.errors import InputError
+from kdlab.losses.checks import at_least, same_logits
+from kdlab.losses.functional import full_precision, kl_divergence
+from kdlab.outputs import Outputs
+
+
+class SoftTargets(nn.Module):
+    r"""Kullback-Leibler divergence from the teacher's to the student's softened class probabilities.
+
+    .. math:: L = T^2 \, \frac{1}{N} \sum_{n=1}^{N} \sum_{k=1}^{K} p_{nk} \log \frac{p_{nk}}{q_{nk}}, \qquad
+              p = \mathrm{softmax}(z^t / T), \quad q = \mathrm{softmax}(z^s / T)
+
+    Summed over classes and averaged over every other position n (samples, or tokens where the student's mask is 1).
+    0 when both give the same probabilities. Computed in float32, or in float64 for float64 logits.
+
+    Recipe: CIFAR-100 (RepDistiller) T = 4, weight 0.9, with weight 0.1 on the labels; ImageNet (mdistiller) T = 1,
+    weights 0.5 and 0.5.
+
+    Args:
+        temperature: T, positive; the factor T^2 keeps the gradient's size when T changes.
+
+    Shapes:
+        logits: (B, K), or (B, L, V) with an optional mask (B, L); the same for both networks.
+        target: not used.
+
+    Raises:
+        InputError: the temperature is not positive; the networks differ in classes or positions; no position counts.
+
+    Paper: G. Hinton, O. Vinyals, J. Dean, "Distilling the Knowledge in a Neural Network", NIPS 2014 Deep Learning
+    Workshop, arXiv 1503.02531. Released code: RepDistiller, mdistiller and mmrazor give this value. torchdistill
+    without labels drops T^2, Tf-KD and DeiT also divide by K, cls_KD gives the cross-entropy (same gradient): none is
+    followed.
+
+    >>> import torch
+    >>> student, teacher = Outputs(torch.tensor([[2.0, 0.0]])), Outputs(torch.tensor([[0.0, 2.0]]))
+    >>> SoftTargets(temperature=2.0)(student, teacher, torch.tensor([0]))
+    tensor(1.8485)
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("logits",)
+
+    def __init__(self, temperature: float = 4.0) -> None:
+        super().__init__()
+        self.temperature = at_least("temperature", temperature, 0, strictly=True)
+
+    @full_precision
+    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+        """The divergence, a scalar; gradient to the student only."""
+        same_logits(student, teacher)
+        # Logits of whole sequences (B, K) come with a mask of the tokens read, which says nothing about them.
+        mask = student.mask if student.logits.dim() == 3 else None
+        if mask is not None and mask.shape != student.logits.shape[:2]:
+            raise InputError(f"The mask {tuple(mask.shape)} does not fit token logits {tuple(student.logits.shape)}.")
+        return kl_divergence(student.logits, teacher.logits.detach(), self.temperature, mask)

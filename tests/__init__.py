@@ -1,0 +1,1 @@
+"""Tests of kdlab, one folder for each of its rooms."""

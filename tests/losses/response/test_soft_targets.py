@@ -1,0 +1,75 @@
+"""SoftTargets against plain loops."""
+
+import pytest
+import torch
+
+from kdlab.errors import InputError
+from kdlab.losses import SoftTargets
+from kdlab.outputs import Outputs
+from tests.losses.slow import draw, kl, softmax
+
+NO_TARGET = torch.zeros(1)
+
+
+def slow(student, teacher, temperature):
+    rows = zip(student.tolist(), teacher.tolist(), strict=True)
+    terms = [kl(softmax(t, temperature), softmax(s, temperature)) for s, t in rows]
+    return temperature**2 * sum(terms) / len(terms)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_value(temperature):
+    student, teacher = draw(6, 5, seed=1, scale=3), draw(6, 5, seed=2, scale=3)
+    loss = SoftTargets(temperature)(Outputs(student), Outputs(teacher), NO_TARGET)
+    assert loss.item() == pytest.approx(slow(student, teacher, temperature), rel=1e-12)
+
+
+def test_tokens_are_averaged_over_batch_and_length():
+    student, teacher = draw(3, 4, 5, seed=1), draw(3, 4, 5, seed=2)
+    loss = SoftTargets(2.0)(Outputs(student), Outputs(teacher), NO_TARGET)
+    assert loss.item() == pytest.approx(slow(student.flatten(0, 1), teacher.flatten(0, 1), 2.0), rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float32])
+def test_only_tokens_whose_mask_is_1_count(dtype):
+    student, teacher = draw(2, 3, 5, seed=1), draw(2, 3, 5, seed=2)
+    student[0, 0] = teacher[0, 0] = float("nan")  # padding may hold anything
+    mask = torch.tensor([[0, 1, 1], [1, 0, 0]]).to(dtype)
+    kept = [(0, 1), (0, 2), (1, 0)]
+    student.requires_grad_()
+    loss = SoftTargets(2.0)(Outputs(student, mask=mask), Outputs(teacher, mask=mask), NO_TARGET)
+    rows = [torch.stack([logits[place] for place in kept]) for logits in (student.detach(), teacher)]
+    assert loss.item() == pytest.approx(slow(*rows, 2.0), rel=1e-12)
+    loss.backward()
+    assert student.grad.isfinite().all()
+    assert not student.grad[0, 0].any()
+
+
+def test_the_mask_of_the_tokens_read_says_nothing_about_logits_of_sequences():
+    student, teacher = draw(2, 5, seed=1), draw(2, 5, seed=2)
+    loss = SoftTargets()(Outputs(student, mask=torch.zeros(2, 7)), Outputs(teacher), NO_TARGET)
+    assert loss.item() == pytest.approx(slow(student, teacher, 4.0), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "mask", "words"),
+    [
+        (torch.zeros(2, 3), torch.zeros(2, 5), None, ["3 classes", "5"]),
+        (torch.zeros(2, 3), torch.zeros(1, 3), None, ["(2, 3)", "(1, 3)"]),
+        (torch.zeros(2, 3), torch.zeros(2, 1, 3), None, ["(2, 1, 3)"]),
+        (torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4), None, ["(B, K)"]),
+        (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), torch.ones(2, 4), ["mask (2, 4)"]),
+        (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), torch.zeros(2, 3), ["no position"]),
+        (torch.zeros(0, 3), torch.zeros(0, 3), None, ["no position"]),
+    ],
+)
+def test_what_cannot_be_compared_is_said(student, teacher, mask, words):
+    with pytest.raises(InputError) as error:
+        SoftTargets()(Outputs(student, mask=mask), Outputs(teacher), NO_TARGET)
+    assert all(word in str(error.value) for word in words)
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, float("nan"), float("inf"), "4", True])
+def test_bad_temperature(temperature):
+    with pytest.raises(InputError, match="temperature"):
+        SoftTargets(temperature)

@@ -1,0 +1,267 @@
+"""What every loss that kdlab exports must do, whatever its formula."""
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kdlab import losses
+from kdlab.errors import InputError
+from kdlab.outputs import Outputs
+
+NEEDS = {"logits", "layers", "embedding", "classes", "index"}
+CLASSES = [getattr(losses, name) for name in losses.__all__]
+EVERY = pytest.mark.parametrize("kind", CLASSES, ids=losses.__all__)
+NUM_CLASSES = 5
+Sides = tuple[Outputs, Outputs, Tensor]
+
+
+def arguments(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:
+    return {name: each for name, each in inspect.signature(kind).parameters.items() if name != "self"}
+
+
+def numbers(kind: type[nn.Module]) -> list[str]:
+    return [name for name, each in arguments(kind).items() if type(each.default) in (int, float)]
+
+
+def draw(batch: int, seed: int, scale: float = 1.0) -> Outputs:
+    """Everything that a network can put out, in float64."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return scale * torch.randn(batch, *shape, generator=generator, dtype=torch.float64)
+
+    layers = (normal(3, 4, 4), normal(4, 3, 3))
+    return Outputs(normal(NUM_CLASSES), layers, normal(6), index=torch.arange(batch), names=("one", "two"))
+
+
+def seen_by(kind: type[nn.Module], outputs: Outputs) -> Outputs:
+    """What the module would hand to this loss: layers only if it needs them."""
+    return outputs if "layers" in kind.needs else replace(outputs, layers=(), names=())
+
+
+def sides(kind: type[nn.Module], batch: int = 6, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> Sides:
+    student, teacher = (
+        seen_by(kind, draw(batch, seed, scale)).map(lambda x: x.to(dtype).requires_grad_()) for seed in (1, 2)
+    )
+    return student, teacher, torch.arange(batch) % NUM_CLASSES
+
+
+def used(kind: type[nn.Module], outputs: Outputs) -> list[Tensor]:
+    """The tensors that this loss says it needs."""
+    parts = {"logits": [outputs.logits], "layers": list(outputs.layers), "embedding": [outputs.embedding]}
+    return [tensor for need in kind.needs for tensor in parts.get(need, [])]
+
+
+def everything(outputs: Outputs) -> list[Tensor]:
+    return [outputs.logits, *outputs.layers, outputs.embedding]
+
+
+def sized(kind: type[nn.Module], dtype: torch.dtype = torch.float64, **given: float) -> nn.Module:
+    """A loss whose parameters, if it has any, have their sizes."""
+    torch.manual_seed(0)
+    loss = kind(**given).to(dtype)
+    with torch.no_grad():
+        loss(*sides(kind))
+    return loss.to(dtype)
+
+
+def finite_or_refused(call: Callable[[], Tensor]) -> Tensor | None:
+    try:
+        value = call()
+    except InputError as error:
+        said = str(error)
+    else:
+        said = ""
+    if said:
+        assert said.endswith(".")
+        assert "\n" not in said
+        return None
+    assert value.shape == ()
+    assert value.isfinite()
+    return value
+
+
+@EVERY
+def test_it_says_what_it_needs(kind):
+    assert isinstance(kind.needs, tuple)
+    assert set(kind.needs) <= NEEDS
+    assert kind.needs
+    assert "needs" in vars(kind)
+    assert list(inspect.signature(kind.forward).parameters) == ["self", "student", "teacher", "target"]
+    assert "Paper:" in kind.__doc__
+    assert ">>>" in kind.__doc__
+
+
+@EVERY
+def test_it_reads_nothing_else(kind):
+    student, teacher, target = sides(kind)
+    loss = sized(kind)
+    expected = loss(student, teacher, target)
+    given = {id(tensor) for side in (student, teacher) for tensor in used(kind, side)}
+    blind = [side.map(lambda x: x if id(x) in given else torch.full_like(x, math.nan)) for side in (student, teacher)]
+    blind = [side if "index" in kind.needs else replace(side, index=None) for side in blind]
+    target = target if "classes" in kind.needs else torch.full((6,), math.nan)
+    assert torch.equal(loss(*blind, target), expected)
+
+
+@EVERY
+def test_known_minimum_where_the_student_equals_the_teacher(kind):
+    minimum = getattr(kind, "minimum", 0.0)
+    if minimum is None:
+        pytest.skip("the class says that equal networks are not its minimum")
+    student, teacher, target = sides(kind)
+    loss = sized(kind)
+    assert loss(student, student, target).item() == pytest.approx(minimum, abs=1e-12)
+    assert loss(student, teacher, target).item() > minimum + 1e-6
+
+
+@EVERY
+def test_the_gradient_reaches_the_student_and_every_trainable_part_and_never_the_teacher(kind):
+    student, teacher, target = sides(kind)
+    loss = sized(kind)
+    loss(student, teacher, target).backward()
+    assert all(tensor.grad is not None and tensor.grad.any() for tensor in used(kind, student))
+    assert all(parameter.grad is not None for parameter in loss.parameters())
+    assert all(tensor.grad is None for tensor in everything(teacher) if tensor is not None)
+
+
+@EVERY
+def test_gradcheck(kind):
+    student, teacher, target = sides(kind, batch=4)
+    loss = sized(kind)
+    parameters = [parameter for parameter in loss.parameters() if parameter.requires_grad]
+    inputs = used(kind, student)
+
+    def value(*tensors: Tensor) -> Tensor:
+        by_id = dict(zip(map(id, inputs), tensors, strict=False))
+        names = [name for name, parameter in loss.named_parameters() if parameter.requires_grad]
+        given = dict(zip(names, tensors[len(inputs) :], strict=True))
+        seen = student.map(lambda x: by_id.get(id(x), x))
+        return torch.func.functional_call(loss, given, (seen, teacher, target))
+
+    assert torch.autograd.gradcheck(value, (*inputs, *parameters))
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [(kind, {"temperature": t}) for kind in CLASSES for t in (0.05, 0.7, 4.0, 20.0) if "temperature" in arguments(kind)]
+    + [(kind, {}) for kind in CLASSES if "temperature" not in arguments(kind)],
+)
+@pytest.mark.parametrize(
+    ("inputs", "weights", "ambient"),
+    [
+        (torch.float32, torch.float32, None),
+        (torch.float32, torch.float32, torch.bfloat16),
+        (torch.float32, torch.float32, torch.float16),
+        (torch.bfloat16, torch.float32, torch.bfloat16),
+        (torch.float16, torch.float32, torch.float16),
+        (torch.bfloat16, torch.bfloat16, None),
+        (torch.float16, torch.float16, None),
+    ],
+    ids=lambda each: str(each).removeprefix("torch."),
+)
+def test_value_and_gradient_are_finite_and_right_in_any_precision(kind, given, inputs, weights, ambient):
+    loss = sized(kind, weights, **given)
+    student, teacher, target = sides(kind, scale=20.0, dtype=inputs)
+    with torch.no_grad():
+        student.logits.clamp_(-60, 60)[0, :2] = torch.tensor([60.0, -60.0])
+        teacher.logits.clamp_(-60, 60)[0, :2] = torch.tensor([-60.0, 60.0])
+    with torch.autocast("cpu", dtype=ambient or torch.bfloat16, enabled=ambient is not None):
+        value = loss(student, teacher, target)
+    value.backward()
+    assert value.dtype is torch.float32
+    assert value.isfinite()
+    assert all(tensor.grad.isfinite().all() for tensor in [*used(kind, student), *loss.parameters()])
+    exact = loss.double()(*(side.map(lambda x: x.detach().double()) for side in (student, teacher)), target)
+    assert value.item() == pytest.approx(exact.item(), rel=2e-4, abs=1e-6)
+
+
+@EVERY
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_any_batch_gives_a_finite_value_or_one_sentence(kind, batch):
+    student, teacher, target = sides(kind, batch=batch, dtype=torch.float32)
+    value = finite_or_refused(lambda: sized(kind, torch.float32)(student, teacher, target))
+    if value is None:
+        assert batch == 1
+        return
+    value.backward()
+    assert all(tensor.grad.isfinite().all() for tensor in used(kind, student))
+
+
+@EVERY
+def test_an_empty_batch_is_no_nan(kind):
+    student, teacher, target = sides(kind, batch=0, dtype=torch.float32)
+    finite_or_refused(lambda: sized(kind, torch.float32)(student, teacher, target))
+
+
+@EVERY
+def test_the_order_of_the_batch_does_not_matter(kind):
+    student, teacher, target = sides(kind, batch=7)
+    loss, order = sized(kind), torch.tensor([3, 0, 6, 1, 5, 2, 4])
+    turned = [replace(side.map(lambda x: x[order]), index=side.index[order]) for side in (student, teacher)]
+    assert loss(*turned, target[order]).item() == pytest.approx(loss(student, teacher, target).item(), rel=1e-10)
+
+
+@EVERY
+def test_batches_of_different_sizes_are_never_broadcast(kind):
+    student, teacher, target = sides(kind, batch=6)
+    loss = sized(kind)
+    for one, other in ((student.map(lambda x: x[:1]), teacher), (student, teacher.map(lambda x: x[:1]))):
+        with pytest.raises(InputError):
+            loss(one, other, target)
+
+
+@EVERY
+def test_missing_knowledge_is_one_sentence(kind):
+    student, teacher, target = sides(kind)
+    loss = sized(kind)
+    if {"layers", "embedding"} & set(kind.needs):
+        with pytest.raises(InputError):
+            loss(*(Outputs(side.logits, index=side.index) for side in (student, teacher)), target)
+    if "classes" in kind.needs:
+        with pytest.raises(InputError):
+            loss(student, teacher, torch.rand(6))
+
+
+@EVERY
+def test_a_state_survives_saving(kind):
+    old, new = sized(kind), kind().double()
+    new.load_state_dict(old.state_dict(), strict=True)
+    assert torch.equal(new(*sides(kind)), old(*sides(kind)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (kind, name, value)
+        for kind in CLASSES
+        for name in numbers(kind)
+        for value in (-1.0, math.nan, math.inf, "1", *([0] if name == "temperature" else []))
+    ],
+)
+def test_the_constructor_rejects_bad_numbers(kind, name, value):
+    with pytest.raises(InputError, match=name):
+        kind(**{name: value})
+
+
+def test_the_contract_can_fail():
+    class Broadcast(nn.Module):
+        """Compares what happens to broadcast, with a gradient to the teacher."""
+
+        needs: ClassVar[tuple[str, ...]] = ("logits",)
+
+        def forward(self, student, teacher, target):
+            return (student.logits - teacher.logits).square().mean()
+
+    for check in (
+        test_batches_of_different_sizes_are_never_broadcast,
+        test_the_gradient_reaches_the_student_and_every_trainable_part_and_never_the_teacher,
+    ):
+        with pytest.raises((AssertionError, pytest.fail.Exception)):
+            check(Broadcast)
