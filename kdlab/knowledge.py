@@ -19,14 +19,14 @@ from kdlab.schedules import Progress, Schedule
 class Knowledge(Callback):
     r"""One piece of knowledge to pass on: a loss, the layers it reads, and how much it counts when.
 
-    It adds :math:`weight \cdot schedule(t) \cdot loss(student, teacher, target)` to the loss of every lesson. While that factor
-    is 0 the loss is not computed at all.
+    It adds :math:`weight \cdot schedule(t) \cdot loss(student, teacher, target)` to the loss of every lesson. While
+    that factor is 0 the loss is not computed at all.
 
     Args:
-        loss: any module with ``forward(student, teacher, target) -> scalar`` on two :class:`~kdlab.outputs.Outputs` and the
-            labels. It is computed in float32 outside of autocast. A loss may declare ``needs``, out of ``"logits"``, ``"layers"``,
-            ``"embedding"``, ``"classes"`` (integer labels) and ``"index"`` (the sample index): what is missing is then
-            reported before the first step.
+        loss: any module with ``forward(student, teacher, target) -> scalar`` on two :class:`~kdlab.outputs.Outputs` and
+            the labels. It is computed in float32 outside of autocast. A loss may declare ``needs``, out of
+            ``"logits"``, ``"layers"``, ``"embedding"``, ``"classes"`` (integer labels) and ``"index"`` (the sample
+            index): what is missing is then reported before the first step.
         weight: factor of the loss, at least 0.
         schedule: a further factor as a function of epoch or step; ``None`` is 1.
         student_layers: names of the student's layers that the loss reads, in its order (see ``kdlab layers MODEL``).
@@ -65,8 +65,13 @@ class Knowledge(Callback):
         """What the loss says it needs."""
         return tuple(getattr(self.loss, "needs", ()))
 
+    @property
+    def reads_logits(self) -> bool:
+        """Whether both sides need the same classes: as the loss says, else where it is given no layers to read."""
+        return "logits" in self.needs or not (self.needs or self.student_layers)
+
     def missing(self, student: Outputs, target: Tensor) -> str | None:
-        """What the loss needs and this batch or network does not give, as the end of a sentence; ``None`` if all is there."""
+        """What the loss needs and does not get here, as the end of a sentence; ``None`` if all is there."""
         layers = self.student_layers
         reasons = {
             "layers": not layers and "layers to read: set student_layers (and teacher_layers)",

@@ -10,7 +10,8 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 
 
 class Agreement(Metric):
-    r"""The share of samples on which student and teacher name the same class: :math:`\frac1N \sum_i [\arg\max z^s_i = \arg\max z^t_i]`.
+    r"""The share of samples on which student and teacher name the same class: :math:`\frac1N \sum_i [\arg\max z^s_i =
+    \arg\max z^t_i]`.
 
     ``update(student, teacher)`` takes two (B, K) logits; ``compute()`` gives a scalar in [0, 1].
 
@@ -32,8 +33,8 @@ class Agreement(Metric):
 
     def update(self, student: Tensor, teacher: Tensor) -> None:
         """Count one batch of (B, K) logits."""
-        self.same += (student.argmax(-1) == teacher.argmax(-1)).sum()
-        self.seen += student.shape[:-1].numel()
+        self.same = self.same + (student.argmax(-1) == teacher.argmax(-1)).sum()
+        self.seen = self.seen + student.shape[:-1].numel()
 
     def compute(self) -> Tensor:
         """The share so far."""
@@ -41,7 +42,8 @@ class Agreement(Metric):
 
 
 class TeacherKL(Metric):
-    r"""How far the student's class probabilities are from the teacher's, in nats: :math:`\frac1N \sum_i KL(p^t_i \| p^s_i)` at temperature 1.
+    r"""How far the student's class probabilities are from the teacher's, in nats: :math:`\frac1N \sum_i KL(p^t_i \|
+    p^s_i)` at temperature 1.
 
     ``update(student, teacher)`` takes two (B, K) logits; ``compute()`` gives a scalar of at least 0.
 
@@ -64,8 +66,8 @@ class TeacherKL(Metric):
     def update(self, student: Tensor, teacher: Tensor) -> None:
         """Add one batch of (B, K) logits."""
         log_s, log_t = F.log_softmax(student.float(), -1), F.log_softmax(teacher.float(), -1)
-        self.total += F.kl_div(log_s, log_t, reduction="sum", log_target=True).double()
-        self.seen += student.shape[:-1].numel()
+        self.total = self.total + F.kl_div(log_s, log_t, reduction="sum", log_target=True).double()
+        self.seen = self.seen + student.shape[:-1].numel()
 
     def compute(self) -> Tensor:
         """The mean so far."""
@@ -75,16 +77,16 @@ class TeacherKL(Metric):
 class StudentVersusTeacher(nn.Module):
     """Everything a run reports about one student and its teacher on one data set.
 
-    ``update(student, teacher, target)`` takes (B, K) logits, the teacher's or ``None``, and (B,) labels; ``compute()`` gives
-    scalars by name:
+    ``update(student, teacher, target)`` takes (B, K) logits, the teacher's or ``None``, and (B,) labels; ``compute()``
+    gives scalars by name:
 
     - ``student_accuracy``, ``teacher_accuracy``: share of right answers, in [0, 1];
     - ``gap``: teacher accuracy minus student accuracy;
     - ``retention``: student accuracy over teacher accuracy;
     - ``agreement``: share of samples on which both name the same class (:class:`Agreement`);
     - ``kl_to_teacher``: mean KL from teacher to student, in nats (:class:`TeacherKL`);
-    - ``student_ece``: expected calibration error of the student, 15 bins, L1 (Guo et al., On Calibration of Modern Neural
-      Networks, ICML 2017, arXiv:1706.04599).
+    - ``student_ece``: expected calibration error of the student, 15 bins, L1 (Guo et al., On Calibration of Modern
+      Neural Networks, ICML 2017, arXiv:1706.04599).
 
     Without a teacher, or with one that knows other classes, only the student's own are there.
     """

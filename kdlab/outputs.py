@@ -26,11 +26,12 @@ class Batch(NamedTuple):
 
     inputs: Any
     target: Tensor
-    index: Tensor | None = None
+    index: Tensor | None = None  # type: ignore[assignment]  # tuple has a method of this name
 
     @staticmethod
     def of(raw: Any) -> Batch:
-        """Read a batch of any common form: ``(inputs, target)``, ``(inputs, target, index)`` or a mapping with ``labels``.
+        """Read a batch of any common form: ``(inputs, target)``, ``(inputs, target, index)`` or a mapping with
+        ``labels``.
 
         Raises:
             InputError: the batch has none of these forms.
@@ -43,7 +44,8 @@ class Batch(NamedTuple):
         if isinstance(raw, Sequence) and len(raw) in (2, 3):
             return Batch(*raw)
         raise InputError(
-            f"A batch must be (inputs, labels), (inputs, labels, sample index) or a mapping with 'labels', not {_form(raw)}."
+            "A batch must be (inputs, labels), (inputs, labels, sample index) or a mapping with 'labels', "
+            f"not {_form(raw)}."
         )
 
 
@@ -97,9 +99,9 @@ def layer_names(network: nn.Module) -> dict[str, nn.Module]:
 
 
 def classifier_of(network: nn.Module) -> nn.Module | None:
-    """The layer whose input is the embedding: timm's ``get_classifier()``, else the last linear layer, else ``None``."""
+    """The layer whose input is the embedding: timm's ``get_classifier()``, else the last linear layer, or none."""
     if callable(getattr(network, "get_classifier", None)):
-        classifier = network.get_classifier()
+        classifier = network.get_classifier()  # type: ignore[operator]
         if isinstance(classifier, nn.Linear):
             return classifier
     linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
@@ -109,14 +111,14 @@ def classifier_of(network: nn.Module) -> nn.Module | None:
 class Observer:
     """Runs one network and keeps its logits, its embedding and the layers asked for.
 
-    The hooks live for one forward only, so the network stays as it was: it can be copied, pickled, exported and compiled.
-    A layer that runs several times in one forward gives its last output. A layer whose output is overwritten in place
-    afterwards (torchvision's ``bn2`` before ``out += identity``) gives the value it had when it left the layer.
-    A name that is no layer is looked for in what the network returns: ``"hidden_states.6"``.
+    The hooks live for one forward only, so the network stays as it was: it can be copied, pickled, exported and
+    compiled. A layer that runs several times in one forward gives its last output. A layer whose output is overwritten
+    in place afterwards (torchvision's ``bn2`` before ``out += identity``) gives the value it had when it left the
+    layer. A name that is no layer is looked for in what the network returns: ``"hidden_states.6"``.
 
     Args:
-        network: any module that returns a tensor, a tuple or list (logits first), a mapping or a data class with ``logits``
-            (or ``out``).
+        network: any module that returns a tensor, a tuple or list (logits first), a mapping or a data class with
+            ``logits`` (or ``out``).
         layers: names of the layers to keep, as in ``network.named_modules()``.
 
     Raises:
@@ -132,7 +134,6 @@ class Observer:
         self._copied: set[str] = set()
         # The same function objects at every forward: a compiled network keeps calling those it was traced with.
         self._hooks = {name: partial(self._keep, name) for name in self._modules}
-        self._accepted = _keywords(network)
 
     def find_layers(self) -> None:
         """Look the layers up again, after modules of the network were replaced."""
@@ -144,9 +145,9 @@ class Observer:
         value = _tensor(output)
         if value is None:
             raise InputError(f"Layer {name!r} returns {_form(output)}, not a tensor, so it cannot be tapped.")
-        if name in self._copied:
+        if name in self._copied or torch.compiler.is_compiling():  # a compiled network cannot tell what is overwritten
             value = value.clone()
-        elif not torch.compiler.is_compiling() and not value.is_inference():
+        elif not value.is_inference():
             self._versions[name] = value._version
         self._kept[name] = value
 
@@ -170,11 +171,7 @@ class Observer:
         self._kept.clear()
         self._versions.clear()
         with self._hooked():
-            if isinstance(inputs, Mapping):
-                known = self._accepted
-                raw = self.network(**{k: v for k, v in inputs.items() if known is None or k in known})
-            else:
-                raw = self.network(inputs)
+            raw = run(self.network, inputs)
         overwritten = {name for name, version in self._versions.items() if self._kept[name]._version != version}
         if overwritten:  # found on the first forward, copied on every later one
             self._copied |= overwritten
@@ -187,7 +184,9 @@ class Observer:
     def _ran(self) -> tuple[str, ...]:
         for name in self._modules:
             if name not in self._kept:
-                raise InputError(f"Layer {name!r} did not run in this forward of {_class(self.network)}, so it cannot be tapped.")
+                raise InputError(
+                    f"Layer {name!r} did not run in this forward of {_class(self.network)}, so it cannot be tapped."
+                )
         return self.layers
 
     def _part(self, raw: Any, name: str) -> Tensor:
@@ -205,6 +204,16 @@ class Observer:
         if not isinstance(value, Tensor):
             raise InputError(f"Output {name!r} of {_class(self.network)} is {_form(value)}, not a tensor.")
         return value
+
+
+def run(network: nn.Module, inputs: Any) -> Any:
+    """The network's own output on a tensor, or on a mapping of keyword arguments, without those it does not take."""
+    if not isinstance(inputs, Mapping):
+        return network(inputs)
+    parameters = inspect.signature(getattr(network, "_orig_mod", network).forward).parameters
+    if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+        return network(**inputs)
+    return network(**{name: value for name, value in inputs.items() if name in parameters})
 
 
 def observe(network: nn.Module, inputs: Any, layers: Sequence[str] = ()) -> Outputs:
@@ -227,7 +236,9 @@ def _logits(raw: Any) -> Tensor:
             return value
     if isinstance(raw, Sequence) and raw and isinstance(raw[0], Tensor):
         return raw[0]
-    raise InputError(f"The network returns {_form(raw)}; logits must be the output itself, its first element, or named 'logits'.")
+    raise InputError(
+        f"The network returns {_form(raw)}; logits must be the output itself, its first element, or named 'logits'."
+    )
 
 
 def _tensor(output: Any) -> Tensor | None:
@@ -236,15 +247,6 @@ def _tensor(output: Any) -> Tensor | None:
         return output
     values = output.values() if isinstance(output, Mapping) else output if isinstance(output, Sequence) else ()
     return next((value for value in values if isinstance(value, Tensor)), None)
-
-
-def _keywords(network: nn.Module) -> frozenset[str] | None:
-    """The keyword arguments that the network's forward takes; ``None`` where it takes any."""
-    network = getattr(network, "_orig_mod", network)
-    parameters = inspect.signature(network.forward).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return None
-    return frozenset(parameters)
 
 
 def _class(network: nn.Module) -> str:

@@ -10,13 +10,16 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge, weight_at_least_zero
 from kdlab.metrics import StudentVersusTeacher
+from kdlab.modules.chance import reseed
 from kdlab.modules.optimization import configure
-from kdlab.modules.rehearsal import Rehearsal, first_batch, rehearse
+from kdlab.modules.rehearsal import Rehearsal, rehearse
 from kdlab.modules.terms import Terms
 from kdlab.outputs import Batch, Observer, Outputs
 from kdlab.schedules import Progress, Schedule
@@ -35,7 +38,8 @@ class DistillationModule(pl.LightningModule):
 
     .. math:: w_0(t) \sum_l task(z^l, y) + \sum_k w_k(t) \sum_{lessons} weight \cdot loss_k(student, teacher, y).
 
-    Subclasses give ``learners`` (by name, registered as modules of their own) and ``teaching``; everything else is here.
+    Subclasses give ``learners`` (by name, registered as modules of their own) and ``teaching``; everything else is
+    here.
     """
 
     def __init__(
@@ -52,7 +56,9 @@ class DistillationModule(pl.LightningModule):
         self.knowledge = dict(knowledge or {})
         for name in self.knowledge:
             if not name.isidentifier() or name in ("task", "total"):
-                raise InputError(f"A knowledge's name must be a plain word other than 'task' and 'total', not {name!r}.")
+                raise InputError(
+                    f"A knowledge's name must be a plain word other than 'task' and 'total', not {name!r}."
+                )
         self.task = task if task is not None else nn.CrossEntropyLoss()
         self.task_weight = weight_at_least_zero(task_weight, "The task weight")
         self.task_schedule = task_schedule
@@ -60,6 +66,7 @@ class DistillationModule(pl.LightningModule):
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.parameter_groups = {name: dict(options) for name, options in (parameter_groups or {}).items()}
         self.rehearsal: Rehearsal | None = None
+        self._seed: int | None = None
         self._terms = Terms()
         self._metrics = StudentVersusTeacher()
         self._observers: dict[str, Observer] = {}
@@ -84,10 +91,21 @@ class DistillationModule(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Rehearse one batch before a training: sizes adapters, and finds everything that cannot work."""
         if stage == "fit":
-            self.rehearsal = rehearse(self, first_batch(self))
+            self.rehearsal = rehearse(self)
+            self._tell_ddp()
+
+    def _tell_ddp(self) -> None:
+        """Let DDP expect parameters without gradient where there are some: else it stops at the second step."""
+        strategy, found = self.trainer.strategy, self.rehearsal
+        if isinstance(strategy, DDPStrategy) and found and (names := found.idle + found.resting):
+            strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
+            parts = ", ".join(dict.fromkeys(name.rpartition(".")[0] for name in names))
+            rank_zero_info(f"DDP looks for unused parameters at each step: at times there is no gradient for {parts}.")
 
     def on_fit_start(self) -> None:
-        """Find the tapped layers again (SyncBatchNorm replaces modules) and tell DDP what may stay without gradient."""
+        """Agree on the seed of all processes and find the tapped layers again (SyncBatchNorm replaces modules)."""
+        if self._seed is None:
+            self._seed = self.trainer.strategy.broadcast(torch.initial_seed())
         for each in [*self._observers.values(), *(self.teaching.observers if self.teaching else ())]:
             each.find_layers()
         still = {id(module) for module in (self.teaching.modules() if self.teaching else ())}
@@ -107,16 +125,35 @@ class DistillationModule(pl.LightningModule):
             if parameter.requires_grad and not name.startswith("teacher.")
         }
 
+    # What is random: a function of (seed, process, epoch, batch)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the seed."""
+        checkpoint["kdlab_seed"] = self._seed
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the seed of the run that is resumed."""
+        self._seed = checkpoint.get("kdlab_seed")
+
+    def on_fit_end(self) -> None:
+        """The next fit draws anew."""
+        self._seed = None
+
+    def on_train_epoch_start(self) -> None:
+        """Fix the order in which a user's own shuffling loader draws this epoch."""
+        self._reseed(-1)
+
+    def _reseed(self, batch: int) -> None:
+        assert self._seed is not None
+        reseed(self.device, self._seed, self.global_rank, self.current_epoch, batch)
+
     # The step
 
     def observe(self, batch: Batch) -> dict[str, Outputs]:
         """One forward of every learner on its view of the batch."""
         teaching, names = self.teaching, list(self.learners)
         views = teaching.views(batch, names) if teaching else dict.fromkeys(names, batch.inputs)
-        return {
-            name: dataclasses.replace(self._observers[name](views[name]), index=batch.index)
-            for name in names
-        }
+        return {name: dataclasses.replace(self._observers[name](views[name]), index=batch.index) for name in names}
 
     def lessons(self, outputs: Mapping[str, Outputs], batch: Batch) -> list[Lesson]:
         """Who learns from whom on this batch."""
@@ -126,6 +163,7 @@ class DistillationModule(pl.LightningModule):
 
     def training_step(self, raw: Any, batch_idx: int) -> Tensor:
         """The weighted sum of the task and of all knowledge on one batch."""
+        self._reseed(batch_idx)
         batch = Batch.of(raw)
         progress = Progress(self.current_epoch, self.global_step)
         outputs = self.observe(batch)
@@ -143,24 +181,21 @@ class DistillationModule(pl.LightningModule):
         if not terms:
             raise InputError(f"Nothing is left to learn at epoch {progress.epoch}: the task and all knowledge weigh 0.")
         total = sum_of(value * weight for value, weight in terms.values())
-        self._terms.add(terms, total)
-        if (progress.step + 1) % self._log_every_n_steps == 0:
-            self._log_terms()
+        self._log_terms(terms, total, progress.step)
         return total
 
-    @property
-    def _log_every_n_steps(self) -> int:
-        return max(1, self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
-
-    def _log_terms(self) -> None:
+    def _log_terms(self, terms: Mapping[str, tuple[Tensor, float]], total: Tensor, step: int) -> None:
         # One call every N steps: self.log costs 0.25 ms a call, whether or not a logger reads it.
-        if values := self._terms.flush():
-            self.log_dict(values, on_step=True, on_epoch=False)
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every:
+            self._terms.add(terms, total)
+            if (step + 1) % every == 0 and not self.trainer.fit_loop._should_accumulate():
+                self.log_dict(self._terms.flush(), on_step=True, on_epoch=False, sync_dist=True)
 
     def on_train_epoch_end(self) -> None:
         """Log what the last steps of the epoch left."""
         if values := self._terms.flush():
-            self.log_dict(values)
+            self.log_dict(values, sync_dist=True)
 
     # What is reported
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kdlab.knowledge import Knowledge
 from kdlab.modules.base import DistillationModule, sgd
-from kdlab.outputs import Batch, observe
+from kdlab.outputs import Batch, observe, run
 from kdlab.schedules import Schedule
 from kdlab.teaching import FrozenTeacher
 
@@ -22,11 +22,13 @@ class Distiller(DistillationModule):
 
     Without a teacher and without knowledge it is plain training, the baseline of every comparison.
 
-    Checkpoints hold the student and the losses' own parts, never the teacher; loading is strict for all but the teacher.
+    Checkpoints hold the student and the losses' own parts, never the teacher; loading is strict for all but the
+    teacher.
 
     Args:
         student: the network to train.
-        teacher: the network to learn from, or several; frozen, in eval mode. ``None`` is enough to predict, or to train plainly.
+        teacher: the network to learn from, or several; frozen, in eval mode. ``None`` is enough to predict, or to train
+            plainly.
         knowledge: what to learn from the teacher, by name; the names are the log keys and the checkpoint keys.
         teacher_weights: what each of several teachers counts; all alike if not given.
         teacher_batchnorm: see :class:`~kdlab.teaching.FrozenTeacher`.
@@ -61,7 +63,8 @@ class Distiller(DistillationModule):
         self.student = student
         teachers = [teacher] if isinstance(teacher, nn.Module) else teacher
         self.teacher = FrozenTeacher(teachers, teacher_weights, teacher_batchnorm) if teachers else None
-        self._known: dict[tuple[str, int, int], tuple[Tensor, Tensor]] = {}
+        self._known: dict[bytes, Tensor] = {}
+        self._asked: set[bytes] = set()
 
     @property
     def learners(self) -> dict[str, nn.Module]:
@@ -75,17 +78,25 @@ class Distiller(DistillationModule):
 
     def forward(self, inputs: Any) -> Any:
         """The student's own output."""
-        return self.student(**inputs) if isinstance(inputs, Mapping) else self.student(inputs)
+        return run(self.student, inputs)
+
+    # Before the first step
+
+    def setup(self, stage: str) -> None:
+        """As the base; what is known of the teacher is forgotten, since it may be another one by now."""
+        self._known.clear()
+        self._asked.clear()
+        super().setup(stage)
 
     # Evaluation: the student against its teacher
 
     def validation_step(self, raw: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Compare student and teacher on one batch."""
-        self._compare("val", raw, batch_idx, dataloader_idx)
+        self._compare("val", raw)
 
     def test_step(self, raw: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Compare student and teacher on one batch."""
-        self._compare("test", raw, batch_idx, dataloader_idx)
+        self._compare("test", raw)
 
     def predict_step(self, raw: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """The student's logits, (B, K); a batch may be inputs alone."""
@@ -100,47 +111,53 @@ class Distiller(DistillationModule):
         """Report student and teacher."""
         self._report("test")
 
-    def _compare(self, stage: str, raw: Any, batch_idx: int, dataloader_idx: int) -> None:
+    def _compare(self, stage: str, raw: Any) -> None:
         batch = Batch.of(raw)
         student = observe(self.student, batch.inputs).logits
-        teacher = self._teacher_logits(stage, batch, batch_idx, dataloader_idx) if self.teacher else None
+        teacher = self._teacher_logits(batch) if self.teacher else None
         self._metrics.update(student, teacher, batch.target)
         self.log(f"{stage}/loss", self.task(student, batch.target), batch_size=len(batch.target), sync_dist=True)
 
-    def _teacher_logits(self, stage: str, batch: Batch, batch_idx: int, dataloader_idx: int) -> Tensor:
-        """The teacher's logits on an evaluation batch: computed once, then remembered while the same inputs come again."""
+    def _teacher_logits(self, batch: Batch) -> Tensor:
+        """The teacher's logits on an evaluation batch: computed once a run, then remembered (N x K numbers)."""
         assert self.teacher is not None
         inputs = next(iter(batch.inputs.values())) if isinstance(batch.inputs, Mapping) else batch.inputs
-        mark = inputs.flatten(1).double().mean(1).cpu()  # one number a sample: other inputs or another order are noticed
-        key = (stage, dataloader_idx, batch_idx)
-        known = self._known.get(key)
-        if known is None or not torch.equal(known[0], mark):
-            known = self._known[key] = mark, self.teacher.observe(batch.inputs).logits.cpu()
-        return known[1].to(inputs.device)
+        # One number a sample, weighted by position: changed, flipped or reordered inputs are another batch.
+        flat = inputs.flatten(1).float()
+        key = (flat * torch.linspace(1, 2, flat.shape[1], device=flat.device)).sum(1).cpu().numpy().tobytes()
+        self._asked.add(key)
+        if key not in self._known:
+            self._known[key] = self.teacher.observe(batch.inputs).logits.cpu()
+        return self._known[key].to(inputs.device)
 
     def _report(self, stage: str) -> None:
         values = self._metrics.compute()
         self._metrics.reset()
+        # Inputs that did not come again (random crops, another data set) are forgotten.
+        self._known = {key: self._known[key] for key in self._asked}
+        self._asked.clear()
         if self.trainer.sanity_checking:
             self._warn_of_teacher(values)
         shown = {"student_accuracy", "teacher_accuracy"}
         for name, value in values.items():
-            self.log(f"{stage}/{name}", value, prog_bar=name in shown)
+            self.log(f"{stage}/{name}", value, prog_bar=name in shown, sync_dist=True)
 
     def _warn_of_teacher(self, values: dict[str, Tensor]) -> None:
-        seen = sum(len(mark) for mark, _ in self._known.values())
-        accuracy = float(values.get("teacher_accuracy", 1.0))
-        chance = 1.0 / max(1, next((logits.shape[-1] for _, logits in self._known.values()), 1))
+        known = list(self._known.values())
+        if not known or "teacher_accuracy" not in values:
+            return
+        seen, chance, accuracy = sum(map(len, known)), 1 / known[0].shape[-1], float(values["teacher_accuracy"])
         if seen >= 20 and accuracy < 2 * chance:
             rank_zero_warn(
-                f"The teacher is right on {accuracy:.1%} of {seen} validation samples, near chance ({chance:.1%}): "
-                "are its weights loaded, and do its classes have the same order?"
+                f"The teacher is right on {accuracy:.1%} of the first {seen} validation samples, near chance "
+                f"({chance:.1%}): are its weights loaded, and do its classes have the same order?"
             )
 
     # Checkpoints: everything but the teacher
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the teacher out."""
+        """Keep the seed and leave the teacher out."""
+        super().on_save_checkpoint(checkpoint)
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {key: value for key, value in state.items() if not key.startswith("teacher.")}
 
@@ -159,4 +176,3 @@ class Distiller(DistillationModule):
                 f"unexpected {result.unexpected_keys[:5] or 'nothing'}."
             )
         return type(result)(missing, result.unexpected_keys)
-

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def groups(module: DistillationModule) -> list[dict[str, Any]]:
     """The optimiser's parameter groups: one for each entry of ``parameter_groups``, then all the rest.
 
-    An entry's name is a parameter's name or the beginning of some, cut at a dot: ``"losses.hint"``, ``"student.fc"``. A parameter
-    that fits several entries belongs to the longest.
+    An entry's name is a parameter's name or the beginning of some, cut at a dot: ``"losses.hint"``, ``"student.fc"``. A
+    parameter that fits several entries belongs to the longest.
 
     Raises:
         InputError: an entry fits no trainable parameter; nothing at all is trainable.
@@ -34,7 +34,9 @@ def groups(module: DistillationModule) -> list[dict[str, Any]]:
     for entry, found in members.items():
         if not found:
             parts = {name.rsplit(".", depth)[0] for name in parameters for depth in range(name.count(".") + 1)}
-            raise InputError(f"Parameter group {entry!r} fits no trainable parameter; the nearest are {nearest(entry, parts)}.")
+            raise InputError(
+                f"Parameter group {entry!r} fits no trainable parameter; the nearest are {nearest(entry, parts)}."
+            )
     result = [{"params": found, **module.parameter_groups[entry]} for entry, found in members.items()]
     return [*result, {"params": rest}] if rest else result
 
@@ -54,7 +56,10 @@ def configure(module: DistillationModule) -> Any:
         if "total_steps" not in str(error):
             raise
         scheduler = module.lr_scheduler(optimizer, total_steps=optimizer_steps(module))  # type: ignore[call-arg]
-    config: dict[str, Any] = {"scheduler": scheduler, "interval": "step" if isinstance(scheduler, OneCycleLR) else "epoch"}
+    config: dict[str, Any] = {
+        "scheduler": scheduler,
+        "interval": "step" if isinstance(scheduler, OneCycleLR) else "epoch",
+    }
     if isinstance(scheduler, ReduceLROnPlateau):
         config["monitor"] = getattr(scheduler, "monitor", "val/student_accuracy")
     return {"optimizer": optimizer, "lr_scheduler": config}
@@ -75,8 +80,14 @@ def optimizer_steps(module: DistillationModule) -> int:
     else:
         limit = trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        steps = math.inf if trainer.max_epochs == -1 else math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs
+        steps = (
+            math.inf
+            if trainer.max_epochs == -1
+            else math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs
+        )
         steps = steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
     if not math.isfinite(steps):
-        raise InputError("A one-cycle learning rate needs a run of known length: set trainer.max_epochs or trainer.max_steps.")
+        raise InputError(
+            "A one-cycle learning rate needs a run of known length: set trainer.max_epochs or trainer.max_steps."
+        )
     return int(steps)

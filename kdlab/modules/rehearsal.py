@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning_fabric.utilities.data import sized_len
+from pytorch_lightning.trainer.connectors.data_connector import _process_dataloader
+from pytorch_lightning.trainer.states import RunningStage, TrainerFn
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from kdlab.errors import InputError
 from kdlab.outputs import Batch, Observer, Outputs
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
     from kdlab.modules.base import DistillationModule
 
 SAMPLES = 8
-"""How many samples of the first batch a rehearsal looks at."""
+"""How many samples of the first batch a rehearsal runs."""
 
 
 @dataclass
@@ -30,37 +34,54 @@ class Rehearsal:
         batches: batches an epoch, on this process; ``None`` if the loader has no length.
         taps: (network, layer, shape) of every tapped layer, logits and embedding included.
         terms: the raw value of the task and of every knowledge.
-        idle: names of trainable parameters that got no gradient from any term.
+        idle: names of trainable parameters that no term ever gives a gradient.
+        resting: names of those that are without gradient at times, because schedules switch their terms off.
     """
 
     batches: int | None
     taps: list[tuple[str, str, tuple[int, ...]]] = field(default_factory=list)
     terms: dict[str, float] = field(default_factory=dict)
     idle: list[str] = field(default_factory=list)
+    resting: list[str] = field(default_factory=list)
 
 
 def first_batch(module: DistillationModule) -> tuple[Batch, int | None]:
-    """The first few training samples as the module will get them, and the loader's length; no random state is used up."""
+    """The first few training samples, prepared as for a step, and the loader's length; no random state is used up.
+
+    They are where the module is now (on the CPU in ``setup``, whatever the accelerator), in its floating dtype.
+
+    Raises:
+        InputError: the loader yields nothing, or a batch has no known form.
+    """
+    batch, batches = _first(module)
+    return _few(batch), batches
+
+
+def _first(module: DistillationModule) -> tuple[Batch, int | None]:
     trainer = module.trainer
-    with isolate_rng():
-        loader = trainer.fit_loop._data_source.dataloader()
-        raw = next(iter(loader), None)
+    weight = next((each for each in module.parameters() if not is_lazy(each)), torch.empty(0))
+    with isolate_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning says all this again when it prepares the loader itself
+        source = trainer.fit_loop._data_source.dataloader()
+        loader: Any = _process_dataloader(trainer, TrainerFn.FITTING, RunningStage.TRAINING, source)
+        with _kept(getattr(loader, "generator", None)):
+            raw = next(iter(loader), None)
         if raw is None:
             raise InputError("The training loader yields no batch: the data set is empty or smaller than one batch.")
-        batch = Batch.of(module._apply_batch_transfer_handler(raw))
-    few = Batch(_few(batch.inputs), batch.target[:SAMPLES], None if batch.index is None else batch.index[:SAMPLES])
-    return few, len(loader) if hasattr(loader, "__len__") else None
+        batch = Batch.of(module._apply_batch_transfer_handler(raw, device=weight.device))
+    batches = sized_len(loader)
+    return batch._replace(inputs=_cast(batch.inputs, weight.dtype)), batches
 
 
-def rehearse(module: DistillationModule, first: tuple[Batch, int | None]) -> Rehearsal:
+def rehearse(module: DistillationModule) -> Rehearsal:
     """Run one batch through everything, forward and backward, and leave no trace but the adapters' sizes.
 
     Raises:
-        InputError: an unknown layer, layers that do not fit, other class counts, labels outside the classes, something a loss
-            needs and does not get, a loss that fails, is not finite, or sends no gradient to the student.
+        InputError: an unknown layer, layers that do not fit, other class counts, labels outside the classes, something
+            a loss needs and does not get, a loss that fails, is not finite, or sends no gradient to the student.
     """
-    batch, batches = first
-    result = Rehearsal(batches)
+    whole, batches = _first(module)
+    batch, result = _few(whole), Rehearsal(batches)
     teaching = module.teaching
     if module.knowledge and teaching is None:
         raise InputError(f"Knowledge {', '.join(map(repr, module.knowledge))} needs a teacher, but none is given.")
@@ -68,20 +89,26 @@ def rehearse(module: DistillationModule, first: tuple[Batch, int | None]) -> Reh
     module._observers = {name: Observer(network, student_layers) for name, network in module.learners.items()}
     if teaching is not None:
         teaching.listen([name for each in module.knowledge.values() for name in each.teacher_layers])
+    values: dict[str, Tensor] = {}
     with isolate_rng(), torch.enable_grad(), _unchanged(module):
-        outputs = module.observe(batch)
+        with _explained(f"The student fails on inputs {_shape(batch.inputs)}"):
+            outputs = module.observe(batch)
         for name, seen in outputs.items():
-            _check_learner(name, seen, batch)
+            _check_learner(
+                name, seen, whole.target, getattr(getattr(module.trainer, "datamodule", None), "num_classes", 0)
+            )
             result.taps += _shapes(name, seen)
-        values = {"task": sum(module.task(seen.logits, batch.target) for seen in outputs.values())}
-        lessons = module.lessons(outputs, batch) if module.knowledge else []
-        if lessons:
+        with _explained(f"The task loss ({type(module.task).__name__}) fails on labels {_shape(batch.target)}"):
+            values["task"] = torch.stack([module.task(seen.logits, batch.target) for seen in outputs.values()]).sum()
+        if module.knowledge:
+            with _explained(f"The teacher fails on inputs {_shape(batch.inputs)}"):
+                lessons = module.lessons(outputs, batch)
             result.taps += _shapes("teacher", lessons[0].teacher)
         for name in module.knowledge:
             terms = [_term(module, name, outputs[x.learner], x.teacher, batch.target) * x.weight for x in lessons]
-            values[name] = sum(terms)
+            values[name] = torch.stack(terms).sum()
         result.terms = {name: float(value.detach()) for name, value in values.items()}
-        result.idle = _without_gradient(module, values)
+        _find_gradients(module, values, result)
     return result
 
 
@@ -90,78 +117,133 @@ def _term(module: DistillationModule, name: str, student: Outputs, teacher: Outp
     what = f"Knowledge {name!r} ({type(knowledge.loss).__name__})"
     if missing := knowledge.missing(student, target):
         raise InputError(f"{what} needs {missing}.")
-    if student.logits.shape != teacher.logits.shape and not {"layers", "embedding"} & set(knowledge.needs):
+    if knowledge.reads_logits and student.logits.shape != teacher.logits.shape:
         raise InputError(
             f"{what} compares class scores, but the student gives {_classes(student)} classes and the teacher "
             f"{_classes(teacher)}: give both the same num_classes."
         )
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", "Using a target size")  # torch's losses broadcast with no more than a warning
-            value = knowledge.compare(student, teacher, target)
-    except InputError as error:
-        raise InputError(f"{what}: {error}") from error
-    except Exception as error:
-        pair = f"student {_described(student, knowledge.student_layers)}, teacher {_described(teacher, knowledge.teacher_layers)}"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{what} fails on {pair}: {reason}") from error
-    if value.dim() != 0:
-        raise InputError(f"{what} must give one number, but gives a tensor of shape {tuple(value.shape)}: average it.")
+    ours, theirs = student.only(knowledge.student_layers), teacher.only(knowledge.teacher_layers)
+    differ = [each.shape for each in ours.layers] != [each.shape for each in theirs.layers]
+    fix = "; bring both to one shape, as kdlab.losses.Hint does with a trained regressor" if differ else ""
+    failure = f"{what} fails on student {_described(ours)}, teacher {_described(theirs)}"
+    with _explained(failure, f"{what}: ", fix), warnings.catch_warnings():
+        # torch's own losses broadcast shapes that differ with no more than a warning
+        warnings.filterwarnings("error", "Using a target size")
+        value = knowledge.compare(student, teacher, target)
+    if not isinstance(value, Tensor) or value.dim() != 0:
+        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise InputError(f"{what} must give one number as a tensor, but gives {got}: average it.")
     if not value.isfinite():
         raise InputError(f"{what} is {value.item()} on the first batch.")
-    if not value.requires_grad:
-        raise InputError(f"{what} sends no gradient to the student: its layers were detached or checkpointed (use_reentrant=True).")
+    sources = [each for each in (student.logits, student.embedding, *student.layers) if each is not None]
+    sources = [each for each in sources if each.requires_grad]
+    if sources and not (value.requires_grad and any(_reached(value, sources))):
+        raise InputError(
+            f"{what} sends no gradient to the student: it cuts the student's side off (detach, no_grad, argmax)."
+        )
     return value
 
 
-def _check_learner(name: str, seen: Outputs, batch: Batch) -> None:
+def _check_learner(name: str, seen: Outputs, target: Tensor, data_classes: int) -> None:
     for layer, value in zip(seen.names, seen.layers, strict=True):
         if not value.requires_grad:
             raise InputError(
-                f"Layer {layer!r} of the {name} carries no gradient: it is frozen, or runs under activation checkpointing with "
-                "use_reentrant=True (use_reentrant=False works)."
+                f"Layer {layer!r} of the {name} carries no gradient: it is frozen, or activation checkpointing runs it "
+                "with use_reentrant=True (use_reentrant=False works)."
             )
-    target, classes = batch.target, _classes(seen)
-    if not target.is_floating_point() and seen.logits.dim() == 2 and target.numel():
-        low, high = int(target.min()), int(target.max())
-        if low < 0 or high >= classes:
-            raise InputError(f"The labels go from {low} to {high}, but the {name} has {classes} classes (0 to {classes - 1}).")
+    classes = _classes(seen)
+    if target.is_floating_point() or seen.logits.dim() != 2 or not target.numel():
+        return
+    low, high = int(target.min()), max(int(target.max()), data_classes - 1)
+    if low < 0 or high >= classes:
+        raise InputError(
+            f"The labels go from {low} to {high}, but the {name} has {classes} classes (0 to {classes - 1})."
+        )
 
 
-def _without_gradient(module: DistillationModule, values: dict[str, Any]) -> list[str]:
-    weighty = [value for name, value in values.items() if (module.task_weight if name == "task" else module.knowledge[name].weight)]
+def _find_gradients(module: DistillationModule, values: Mapping[str, Tensor], result: Rehearsal) -> None:
+    """Which trainable parameters no term reaches, and which only terms that a schedule can switch off."""
+    weights = {"task": (module.task_weight, module.task_schedule)}
+    weights |= {name: (each.weight, each.schedule) for name, each in module.knowledge.items()}
     parameters = module.trainable()
-    if not weighty or not parameters:
-        return list(parameters)
-    total = sum(weighty)
-    gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
-    return [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]
+    ever, always = set[str](), set[str]()
+    for name, value in values.items():
+        weight, schedule = weights[name]
+        if weight and value.requires_grad:
+            hit = {p for p, got in zip(parameters, _reached(value, list(parameters.values())), strict=True) if got}
+            ever |= hit
+            always |= hit if schedule is None else set()
+    result.idle = [name for name in parameters if name not in ever]
+    result.resting = [name for name in parameters if name in ever - always]
+
+
+def _reached(value: Tensor, sources: Sequence[Tensor]) -> list[bool]:
+    found = torch.autograd.grad(value, sources, allow_unused=True, retain_graph=True) if sources else ()
+    return [each is not None for each in found]
+
+
+@contextmanager
+def _explained(failure: str, source: str = "", help_: str = "") -> Iterator[None]:
+    """Any exception as an InputError of one line; an InputError keeps its own sentence."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{source}{error}") from error
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"{failure}: {lines[0].rstrip('.')}{help_}.") from error
 
 
 @contextmanager
 def _unchanged(module: nn.Module) -> Iterator[None]:
     """Learners in train mode and losses in eval mode; afterwards every mode and buffer is as before."""
     losses = module.get_submodule("losses")
-    modes = [(each, each.training) for each in module.modules()]
-    buffers = [(buffer, buffer.clone()) for name, buffer in module.named_buffers() if not name.startswith("teacher.")]
+    modes = {each: each.training for each in module.modules()}
+    buffers = [
+        (buffer, buffer.clone())
+        for name, buffer in module.named_buffers()
+        if not name.startswith("teacher.") and not is_lazy(buffer)
+    ]
     try:
         module.train()
         losses.eval()
         yield
     finally:
-        for each, mode in modes:
-            each.training = mode
+        for each in module.modules():
+            each.training = modes.get(each, True)  # an adapter's own parts may be new
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
 
 
-def _few(inputs: Any) -> Any:
-    return {k: v[:SAMPLES] for k, v in inputs.items()} if isinstance(inputs, dict) else inputs[:SAMPLES]
+@contextmanager
+def _kept(generator: torch.Generator | None) -> Iterator[None]:
+    state = generator.get_state() if generator is not None else None
+    yield
+    if generator is not None and state is not None:
+        generator.set_state(state)
+
+
+def _few(batch: Batch) -> Batch:
+    inputs = batch.inputs
+    inputs = {k: v[:SAMPLES] for k, v in inputs.items()} if isinstance(inputs, Mapping) else inputs[:SAMPLES]
+    return Batch(inputs, batch.target[:SAMPLES], None if batch.index is None else batch.index[:SAMPLES])
+
+
+def _cast(inputs: Any, dtype: torch.dtype) -> Any:
+    if isinstance(inputs, Mapping):
+        return {name: _cast(value, dtype) for name, value in inputs.items()}
+    return inputs.to(dtype) if isinstance(inputs, Tensor) and inputs.is_floating_point() else inputs
 
 
 def _classes(outputs: Outputs) -> int:
     return outputs.logits.shape[-1]
+
+
+def _shape(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_shape(each)}" for name, each in value.items())
+    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
 
 
 def _shapes(network: str, seen: Outputs) -> list[tuple[str, str, tuple[int, ...]]]:
@@ -169,6 +251,6 @@ def _shapes(network: str, seen: Outputs) -> list[tuple[str, str, tuple[int, ...]
     return [(network, name, tuple(value.shape[1:])) for name, value in parts if value is not None]
 
 
-def _described(seen: Outputs, layers: tuple[str, ...]) -> str:
-    parts = zip(layers, seen.only(layers).layers, strict=True) if layers else [("logits", seen.logits)]
+def _described(seen: Outputs) -> str:
+    parts = [*zip(seen.names, seen.layers, strict=True)] or [("logits", seen.logits)]
     return ", ".join(f"{name!r} {tuple(value.shape)}" for name, value in parts)

@@ -10,8 +10,8 @@ from torch import Tensor
 class Terms:
     """Running sums of every loss term, raw and weighted, without waiting for the device.
 
-    After some :meth:`add`, :meth:`flush` gives the means since the last flush: ``loss/total``; for each term ``loss/NAME``
-    (raw), ``loss/NAME_weighted`` and ``weight/NAME``.
+    After some :meth:`add`, :meth:`flush` gives the means since the last flush: ``loss/total``; for each term
+    ``loss/NAME`` (raw), ``loss/NAME_weighted`` and ``weight/NAME``.
     """
 
     def __init__(self) -> None:

@@ -19,20 +19,23 @@ class FrozenTeacher(Teaching):
     r"""One or several trained networks that teach and never change.
 
     Several teachers act as one whose class probabilities are the weighted mean of theirs:
-    :math:`z^t = \log \sum_m w_m \operatorname{softmax}(z^m)`, with :math:`\sum_m w_m = 1`. A loss's temperature then softens
-    this mean. (Ensemble: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531.)
+    :math:`z^t = \log \sum_m w_m \operatorname{softmax}(z^m)`, with :math:`\sum_m w_m = 1`. A loss's temperature then
+    softens this mean. (Ensemble: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015,
+    arXiv:1503.02531.)
 
-    The networks are in eval mode without gradients and stay so through any ``train()``; they are run under ``no_grad``, in
-    the precision of the training, once a step.
+    The networks are in eval mode without gradients and stay so through any ``train()``; they are run under ``no_grad``,
+    in the precision of the training, once a step.
 
     Args:
         networks: the teachers.
         weights: one positive number per teacher, scaled to sum to 1; ``None`` counts all alike.
-        batchnorm: ``"frozen"`` normalises with the teachers' running statistics. ``"batch"`` normalises with those of the batch,
-            as the released code of OFD and ReviewKD (CIFAR) does; the running statistics still do not change.
+        batchnorm: ``"frozen"`` normalises with the teachers' running statistics. ``"batch"`` normalises with those of
+            the batch, as the released code of OFD and ReviewKD (CIFAR) does; the running statistics still do not
+            change.
 
     Raises:
-        InputError: no network, or weights that are not positive or not one per teacher; layers tapped on several teachers.
+        InputError: no network, or weights that are not positive or not one per teacher; layers tapped on several
+            teachers.
     """
 
     def __init__(
@@ -46,14 +49,15 @@ class FrozenTeacher(Teaching):
         if not networks:
             raise InputError("A frozen teacher needs at least one network.")
         if len(weights) != len(networks) or any(not w > 0 for w in weights):
-            raise InputError(f"Teacher weights must be one positive number per teacher ({len(networks)}), not {weights}.")
+            raise InputError(
+                f"Teacher weights must be one positive number per teacher ({len(networks)}), not {weights}."
+            )
         if batchnorm not in ("frozen", "batch"):
             raise InputError(f"A teacher's batchnorm is 'frozen' or 'batch', not {batchnorm!r}.")
         self.networks = nn.ModuleList(networks)
         self.weights = [w / sum(weights) for w in weights]
         self.batchnorm = batchnorm
         self.listen(())
-        self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> FrozenTeacher:
         """Stay in eval mode, whatever ``mode`` says."""
@@ -61,10 +65,12 @@ class FrozenTeacher(Teaching):
         return self
 
     def listen(self, layers: Sequence[str]) -> None:
-        """Keep ``layers`` at every later :meth:`observe`."""
+        """Keep ``layers`` at every later :meth:`observe`, and be frozen, whatever was done to the networks since."""
+        self.eval().requires_grad_(False)
         if layers and len(self.networks) > 1:
             raise InputError(
-                f"Layers {list(layers)} cannot be tapped on an ensemble of {len(self.networks)} teachers: it has logits alone."
+                f"Layers {list(layers)} cannot be tapped on an ensemble of {len(self.networks)} teachers: "
+                "it has logits alone."
             )
         self._observers = [Observer(network, layers) for network in self.networks]
 
@@ -76,13 +82,17 @@ class FrozenTeacher(Teaching):
     @torch.no_grad()
     def observe(self, inputs: Any) -> Outputs:
         """What the teacher, or the ensemble as one, gives on ``inputs``."""
+        if any(network.training for network in self.networks):  # train() was called on the network itself
+            self.eval()
         with self._batch_statistics() if self.batchnorm == "batch" else nullcontext():
             seen = [observer(inputs) for observer in self._observers]
         if len(seen) == 1:
             return seen[0].detach()
         shapes = {tuple(each.logits.shape[1:]) for each in seen}
         if len(shapes) > 1:
-            raise InputError(f"The teachers of an ensemble must know the same classes, but give logits of {sorted(shapes)}.")
+            raise InputError(
+                f"The teachers of an ensemble must know the same classes, but give logits of {sorted(shapes)}."
+            )
         return Outputs(_mean_of_probabilities([each.logits for each in seen], self.weights))
 
     def lessons(self, outputs: Mapping[str, Outputs], batch: Batch) -> list[Lesson]:

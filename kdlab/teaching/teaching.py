@@ -21,8 +21,8 @@ class Lesson(NamedTuple):
 class Teaching(nn.Module):
     """Who teaches whom.
 
-    A subclass answers :meth:`lessons`; it overrides :meth:`views` where a learner sees something else than the batch, and
-    :meth:`listen` where it has networks of its own.
+    A subclass answers :meth:`lessons`; it overrides :meth:`views` where a learner sees something else than the batch,
+    and :meth:`listen` where it has networks of its own.
     """
 
     @property
@@ -35,7 +35,7 @@ class Teaching(nn.Module):
 
     def views(self, batch: Batch, learners: Iterable[str]) -> dict[str, Any]:
         """What each learner is called with: by default the batch's inputs, once."""
-        return {name: batch.inputs for name in learners}
+        return dict.fromkeys(learners, batch.inputs)
 
     def lessons(self, outputs: Mapping[str, Outputs], batch: Batch) -> list[Lesson]:
         """Who learns from whom on this batch, given every learner's outputs; the teacher's side carries no gradient."""

@@ -1,0 +1,26 @@
+"""Random numbers as a function of where the training is, so that a resumed run draws what it would have drawn."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+
+import numpy
+import torch
+
+
+def reseed(device: torch.device, *place: int) -> None:
+    """Seed the generators of torch (CPU and ``device``), Python and NumPy from ``place``: (seed, process, epoch,
+    batch).
+
+    Lightning's checkpoints hold no random state, and one saved by the first process would not be that of the others.
+    Seeding each step anew needs none: dropout in a run that was killed goes on exactly, whatever validation, loaders
+    and losses drew before. It costs about 0.01 ms.
+    """
+    digest = hashlib.blake2b(repr(place).encode(), digest_size=8).digest()
+    seed = int.from_bytes(digest, "big")
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed costs 0.15 ms: it formats a stack trace for CUDA
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+    random.seed(seed)
+    numpy.random.seed(seed & 0xFFFFFFFF)
