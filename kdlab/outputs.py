@@ -108,6 +108,9 @@ def classifier_of(network: nn.Module) -> nn.Module | None:
     return linear[-1] if linear else None
 
 
+_EMBEDDING = "<embedding>"
+
+
 class Observer:
     """Runs one network and keeps its logits, its embedding and the layers asked for.
 
@@ -132,6 +135,7 @@ class Observer:
         self._kept: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
         self._copied: set[str] = set()
+        self._traced = False
         # The same function objects at every forward: a compiled network keeps calling those it was traced with.
         self._hooks = {name: partial(self._keep, name) for name in self._modules}
 
@@ -152,7 +156,8 @@ class Observer:
         self._kept[name] = value
 
     def _keep_embedding(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        self._kept["<embedding>"] = args[0]
+        if args:
+            self._kept[_EMBEDDING] = args[0]
 
     @contextmanager
     def _hooked(self) -> Iterator[None]:
@@ -172,14 +177,25 @@ class Observer:
         self._versions.clear()
         with self._hooked():
             raw = run(self.network, inputs)
+        if self._untraced():
+            return self(inputs)
         overwritten = {name for name, version in self._versions.items() if self._kept[name]._version != version}
         if overwritten:  # found on the first forward, copied on every later one
             self._copied |= overwritten
             return self(inputs)
         layers = tuple(self._kept[name] if name in self._modules else self._part(raw, name) for name in self._ran())
-        outputs = Outputs(_logits(raw), layers, self._kept.get("<embedding>"), names=self.layers)
+        outputs = Outputs(logits_of(raw), layers, self._kept.get(_EMBEDDING), names=self.layers)
         self._kept.clear()
         return outputs
+
+    def _untraced(self) -> bool:
+        """Whether to run again because the network was compiled before, without these hooks: it then ignores them."""
+        wanted = {*self._modules, *([_EMBEDDING] if self._classifier is not None else [])}
+        again = not self._traced and not wanted <= self._kept.keys() and any(map(_compiled, self.network.modules()))
+        if again:
+            torch._dynamo.reset()
+        self._traced = True
+        return again
 
     def _ran(self) -> tuple[str, ...]:
         for name in self._modules:
@@ -227,7 +243,12 @@ def observe(network: nn.Module, inputs: Any, layers: Sequence[str] = ()) -> Outp
     return Observer(network, layers)(inputs)
 
 
-def _logits(raw: Any) -> Tensor:
+def logits_of(raw: Any) -> Tensor:
+    """The class scores in what a network returned.
+
+    Raises:
+        InputError: there are none.
+    """
     if isinstance(raw, Tensor):
         return raw
     for name in ("logits", "out"):
@@ -247,6 +268,10 @@ def _tensor(output: Any) -> Tensor | None:
         return output
     values = output.values() if isinstance(output, Mapping) else output if isinstance(output, Sequence) else ()
     return next((value for value in values if isinstance(value, Tensor)), None)
+
+
+def _compiled(module: nn.Module) -> bool:
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def _class(network: nn.Module) -> str:

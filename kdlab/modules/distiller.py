@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kdlab.knowledge import Knowledge
 from kdlab.modules.base import DistillationModule, sgd
-from kdlab.outputs import Batch, observe, run
+from kdlab.outputs import Batch, logits_of, run
 from kdlab.schedules import Schedule
 from kdlab.teaching import FrozenTeacher
 
@@ -101,7 +101,7 @@ class Distiller(DistillationModule):
     def predict_step(self, raw: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """The student's logits, (B, K); a batch may be inputs alone."""
         inputs = raw if isinstance(raw, Tensor) else Batch.of(raw).inputs
-        return observe(self.student, inputs).logits
+        return logits_of(self(inputs))
 
     def on_validation_epoch_end(self) -> None:
         """Report student and teacher."""
@@ -113,7 +113,7 @@ class Distiller(DistillationModule):
 
     def _compare(self, stage: str, raw: Any) -> None:
         batch = Batch.of(raw)
-        student = observe(self.student, batch.inputs).logits
+        student = logits_of(self(batch.inputs))
         teacher = self._teacher_logits(batch) if self.teacher else None
         self._metrics.update(student, teacher, batch.target)
         self.log(f"{stage}/loss", self.task(student, batch.target), batch_size=len(batch.target), sync_dist=True)

@@ -1,0 +1,58 @@
+"""Small networks, data and a silent trainer for the tests of the modules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from kdlab.data import Digits
+from kdlab.models import mlp
+
+
+def digits(**options: Any) -> Digits:
+    """160 training images, 5 batches of 32."""
+    return Digits(**({"train_size": 160, "batch_size": 32} | options))
+
+
+def network(seed: int = 0, hidden: tuple[int, ...] = (16,), dropout: float = 0.0, classes: int = 10) -> nn.Module:
+    torch.manual_seed(seed)
+    return mlp(64, list(hidden), classes, dropout=dropout)
+
+
+def pairs(size: int = 40, batch_size: int = 8, classes: int = 10, shuffle: bool = False) -> DataLoader[Any]:
+    """A user's own (x, y) loader."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(size, 64, generator=generator), torch.arange(size) % classes
+    return DataLoader(TensorDataset(x, y), batch_size, shuffle=shuffle)
+
+
+def trainer(epochs: int = 1, **options: Any) -> pl.Trainer:
+    silent = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "limit_val_batches": 0,
+        "log_every_n_steps": 1,
+    }
+    if "max_steps" not in options:
+        options["max_epochs"] = epochs
+    return pl.Trainer(**(silent | options))
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
