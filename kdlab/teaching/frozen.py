@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
@@ -48,7 +49,7 @@ class FrozenTeacher(Teaching):
         weights = [1.0] * len(networks) if weights is None else list(weights)
         if not networks:
             raise InputError("A frozen teacher needs at least one network.")
-        if len(weights) != len(networks) or any(not w > 0 for w in weights):
+        if len(weights) != len(networks) or any(not 0 < w < math.inf for w in weights):
             raise InputError(
                 f"Teacher weights must be one positive number per teacher ({len(networks)}), not {weights}."
             )

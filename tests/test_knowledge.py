@@ -1,0 +1,91 @@
+"""A knowledge: its weight over time, the layers it hands on, and the precision of its loss."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kdlab.errors import InputError
+from kdlab.knowledge import Knowledge
+from kdlab.losses import SoftTargets
+from kdlab.outputs import Outputs
+from kdlab.schedules import Constant, Linear, Progress
+
+
+class Notes(nn.Module):
+    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+        self.student, self.teacher = student, teacher
+        self.autocast = torch.is_autocast_enabled("cpu")
+        return student.logits.sum()
+
+
+def seen(*names: str) -> Outputs:
+    layers = tuple(torch.full((2, 3), float(i)) for i in range(len(names)))
+    return Outputs(torch.ones(2, 3), layers=layers, names=names)
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_weight_must_be_at_least_zero(weight: float) -> None:
+    with pytest.raises(InputError, match="weight must be a finite number of at least 0"):
+        Knowledge(Notes(), weight=weight)
+
+
+def test_weight_follows_the_schedule() -> None:
+    assert Knowledge(Notes(), weight=3).weight_at(Progress(7, 0)) == 3.0
+    ramped = Knowledge(Notes(), weight=3, schedule=Linear(length=10))
+    assert [ramped.weight_at(Progress(epoch, 0)) for epoch in (0, 5, 20)] == [0.0, 1.5, 3.0]
+    assert Knowledge(Notes(), schedule=Constant(until=1)).weight_at(Progress(1, 0)) == 0.0
+
+
+def test_one_side_given_alone_serves_both() -> None:
+    assert Knowledge(Notes(), student_layers=["a"]).teacher_layers == ("a",)
+    assert Knowledge(Notes(), teacher_layers=["a"]).student_layers == ("a",)
+    both = Knowledge(Notes(), student_layers=["a"], teacher_layers=["b"])
+    assert (both.student_layers, both.teacher_layers) == (("a",), ("b",))
+
+
+def test_a_loss_sees_its_own_layers_in_its_own_order() -> None:
+    knowledge = Knowledge(loss := Notes(), student_layers=["c", "a"], teacher_layers=["y", "x"])
+    knowledge.compare(seen("a", "b", "c"), seen("x", "y"), torch.zeros(2))
+    assert (loss.student.names, [int(each[0, 0]) for each in loss.student.layers]) == (("c", "a"), [2, 0])
+    assert (loss.teacher.names, [int(each[0, 0]) for each in loss.teacher.layers]) == (("y", "x"), [1, 0])
+
+
+def test_a_loss_without_layers_sees_none() -> None:
+    Knowledge(loss := Notes()).compare(seen("a"), seen("b"), torch.zeros(2))
+    assert loss.student.layers == ()
+
+
+def test_any_loss_is_computed_in_float32_outside_of_autocast() -> None:
+    knowledge = Knowledge(loss := Notes(), student_layers=["a"])
+    half = seen("a").map(lambda value: value.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        value = knowledge.compare(half, half, torch.zeros(2))
+    assert not loss.autocast
+    assert {value.dtype, loss.student.logits.dtype, loss.teacher.layers[0].dtype} == {torch.float32}
+
+
+class Needy(Notes):
+    needs: ClassVar[tuple[str, ...]] = ("layers", "embedding", "classes", "index")
+
+
+def test_what_is_missing_is_named_one_after_the_other() -> None:
+    full = Outputs(torch.ones(2, 3), embedding=torch.ones(2, 4), index=torch.arange(2))
+    labels = torch.zeros(2).long()
+    assert "student_layers" in str(Knowledge(Needy()).missing(full, labels))
+    knowledge = Knowledge(Needy(), student_layers=["a", "b"])
+    assert "embedding" in str(knowledge.missing(seen("a", "b"), labels))
+    assert "class indices" in str(knowledge.missing(full, torch.ones(2, 3)))
+    without_index = Outputs(full.logits, embedding=full.embedding)
+    assert "(inputs, labels, index)" in str(knowledge.missing(without_index, labels))
+    assert knowledge.missing(full, labels) is None
+
+
+def test_who_reads_the_logits() -> None:
+    assert Knowledge(SoftTargets()).reads_logits
+    assert Knowledge(Notes()).reads_logits
+    assert not Knowledge(Notes(), student_layers=["a"]).reads_logits
+    assert not Knowledge(Needy()).reads_logits
