@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 import shutil
 import zipfile
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from kdlab.data import ImageFolder
+from kdlab.data.tree import Tree
 from kdlab.errors import InputError
 from tests.data.tiny import Notes, trainer
 
@@ -265,3 +267,16 @@ def test_grey_and_transparent_images_become_rgb(tmp_path: Path) -> None:
     images, _, _ = everything(ready(tmp_path).test_dataloader())
     assert images[0].unique().tolist() == [77]
     assert images[1, :, 0, 0].tolist() == [1, 2, 3]
+
+
+def test_every_process_opens_the_zip_file_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path)
+    zip_up(tmp_path, "train", "train/")
+    tree = Tree(tmp_path / "train.zip")
+    image, handle = tree.image(3), tree._archive()
+    assert tree._archive() is handle
+    copied = pickle.loads(pickle.dumps(tree))  # to workers that are spawned
+    assert copied._handle is None
+    assert torch.equal(copied.image(3), image)
+    monkeypatch.setattr("os.getpid", lambda: -1)  # as after a fork, where a shared file position would mix up reads
+    assert tree._archive() is not handle
