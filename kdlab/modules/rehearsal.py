@@ -13,6 +13,7 @@ from lightning_fabric.utilities.data import sized_len
 from pytorch_lightning.trainer.connectors.data_connector import _process_dataloader
 from pytorch_lightning.trainer.states import RunningStage, TrainerFn
 from pytorch_lightning.utilities.seed import isolate_rng
+from pytorch_lightning.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -63,9 +64,12 @@ def _first(module: DistillationModule) -> tuple[Batch, int | None]:
     with isolate_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning says all this again when it prepares the loader itself
         source = trainer.fit_loop._data_source.dataloader()
-        loader: Any = _process_dataloader(trainer, TrainerFn.FITTING, RunningStage.TRAINING, source)
-        with _kept(getattr(loader, "generator", None)):
-            raw = next(iter(loader), None)
+        loader = source if isinstance(source, CombinedLoader) else CombinedLoader(source, "max_size_cycle")
+        loader.flattened = [
+            _process_dataloader(trainer, TrainerFn.FITTING, RunningStage.TRAINING, each) for each in loader.flattened
+        ]
+        with _kept([g for each in loader.flattened if (g := getattr(each, "generator", None)) is not None]):
+            raw, *_ = next(iter(loader), (None,))
         if raw is None:
             raise InputError("The training loader yields no batch: the data set is empty or smaller than one batch.")
         batch = Batch.of(module._apply_batch_transfer_handler(raw, device=weight.device))
@@ -217,11 +221,11 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _kept(generator: torch.Generator | None) -> Iterator[None]:
-    state = generator.get_state() if generator is not None else None
+def _kept(generators: Sequence[torch.Generator]) -> Iterator[None]:
+    states = [each.get_state() for each in generators]
     yield
-    if generator is not None and state is not None:
-        generator.set_state(state)
+    for each, state in zip(generators, states, strict=True):
+        each.set_state(state)
 
 
 def _few(batch: Batch) -> Batch:

@@ -1,0 +1,478 @@
+"""A training as a whole: what changes, what does not, what is logged."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR, StepLR
+from torch.utils.data import DataLoader, TensorDataset
+
+from kdlab import Distiller, FrozenTeacher, Knowledge
+from kdlab.losses import Hint, RKDDistance, SoftTargets
+from kdlab.models import resnet8
+from kdlab.outputs import Batch
+from kdlab.schedules import Constant, Linear
+from tests.modules.tiny import digits, network, pairs, same, sgd, trainer, weights
+
+
+class Wrecker(pl.Callback):
+    """A user's callback that thaws all it finds, again and again."""
+
+    def thaw(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
+        module.train()
+        module.requires_grad_(True)
+
+    on_fit_start = on_train_batch_start = on_validation_batch_start = thaw
+
+
+def regular() -> nn.Module:
+    """BatchNorm and Dropout."""
+    layers = [nn.Flatten(), nn.Linear(64, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.5), nn.Linear(12, 10)]
+    return nn.Sequential(*layers)
+
+
+def knowledge(weight: float = 0.9, layers: tuple[str, str] = ("hidden.0", "3")) -> dict[str, Knowledge]:
+    student, teacher = layers
+    return {
+        "soft": Knowledge(SoftTargets(4.0), weight),
+        "hint": Knowledge(Hint(), weight, student_layers=[student], teacher_layers=[teacher]),
+    }
+
+
+def distiller(**options: Any) -> Distiller:
+    defaults = {"student": network(), "teacher": network(1), "knowledge": {"soft": Knowledge(SoftTargets(2.0), 0.5)}}
+    return Distiller(**({"optimizer": sgd} | defaults | options))
+
+
+def evaluation() -> list[Batch]:
+    """The test set, as the networks see it."""
+    data = digits()
+    data.setup()
+    return [data.prepare(each) for each in data.test_dataloader()]
+
+
+UNTRAINED = pytest.mark.filterwarnings("ignore:The teacher is right on")
+
+
+@UNTRAINED
+@pytest.mark.parametrize("batchnorm", ["frozen", "batch"])
+def test_the_teacher_is_bit_identical_after_a_fit(batchnorm: Any) -> None:
+    torch.manual_seed(1)
+    teacher = regular()
+    teacher(torch.randn(32, 64))
+    before = weights(teacher)
+
+    def adamw(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.1)
+
+    module = distiller(teacher=teacher, knowledge=knowledge(), optimizer=adamw, teacher_batchnorm=batchnorm)
+    run = trainer(2, limit_val_batches=1.0, num_sanity_val_steps=1, callbacks=[Wrecker()])
+    start = weights(module.student)
+    run.fit(module, digits())
+    assert same(weights(teacher), before)
+    assert not same(weights(module.student), start)
+    inside = {id(each) for group in run.optimizers[0].param_groups for each in group["params"]}
+    assert not inside & {id(each) for each in teacher.parameters()}
+    assert inside == {id(each) for each in [*module.student.parameters(), *module.losses.parameters()]}
+
+
+def test_checkpoints_hold_no_teacher_and_predict_without_it(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = distiller(teacher=resnet8(10, in_channels=1), knowledge={"soft": Knowledge(SoftTargets(4.0))})
+    run = trainer()
+    run.fit(module, digits())
+    run.save_checkpoint(path := tmp_path / "run.ckpt")
+    saved = torch.load(path, weights_only=True)
+    assert {name.split(".")[0] for name in saved["state_dict"]} == {"student"}
+    student = sum(each.numel() for each in module.student.parameters())
+    teacher = sum(each.numel() for each in module.teacher.parameters())  # type: ignore[union-attr]
+    assert teacher > 10 * student
+    assert path.stat().st_size < 1.2 * 4 * 2 * student + 10_000  # weights and momentum
+    loaded = Distiller.load_from_checkpoint(
+        path, student=network(5), teacher=None, knowledge={"soft": Knowledge(SoftTargets(4.0))}
+    )
+    rows = trainer().predict(loaded, digits())
+    assert rows is not None
+    inputs = torch.cat([each.inputs for each in evaluation()])
+    assert torch.equal(torch.cat(rows), module.student.eval()(inputs))  # type: ignore[arg-type]
+    alone = trainer().predict(loaded, DataLoader(inputs, 500))  # inputs without labels
+    assert torch.equal(alone[0], module.student(inputs))  # type: ignore[index,arg-type]
+
+
+def test_loading_is_strict_but_for_the_teacher() -> None:
+    module = distiller(knowledge=knowledge(layers=("hidden.0", "hidden.0")))
+    trainer().fit(module, digits())
+    state = {name: value for name, value in module.state_dict().items() if not name.startswith("teacher.")}
+    module.load_state_dict(state)
+    module.load_state_dict(module.state_dict())
+    without = {name: value for name, value in state.items() if name != "student.fc.bias"}
+    with pytest.raises(RuntimeError, match=r"missing \['student.fc.bias'\]"):
+        module.load_state_dict(without)
+    with pytest.raises(RuntimeError, match=r"unexpected \['student.more'\]"):
+        module.load_state_dict(state | {"student.more": torch.zeros(1)})
+    with pytest.raises(RuntimeError, match=r"losses\.hint"):
+        distiller().load_state_dict(state)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        module.load_state_dict(state | {"student.fc.bias": torch.zeros(3)})
+
+
+def count_calls(net: nn.Module) -> list[int]:
+    calls: list[int] = []
+    net.register_forward_hook(lambda module, args, output: calls.append(len(output)))
+    return calls
+
+
+@UNTRAINED
+def test_the_teacher_is_evaluated_once() -> None:
+    teacher = network(1)
+    module = distiller(teacher=teacher, knowledge={"soft": Knowledge(SoftTargets(2.0), weight=0.0)})
+    run = trainer(3, limit_val_batches=1.0, num_sanity_val_steps=2)
+    calls = count_calls(teacher)
+    run.fit(module, digits(eval_batch_size=100))
+    assert calls.pop(0) == 8  # the rehearsal; with weight 0 the teacher does not run in training
+    assert calls == [100] * 5
+    assert float(run.callback_metrics["val/teacher_accuracy"]) == pytest.approx(accuracy(teacher))
+
+
+def accuracy(net: nn.Module) -> float:
+    hits = [net.eval()(each.inputs).argmax(1) == each.target for each in evaluation()]
+    return float(torch.cat(hits).double().mean())
+
+
+def test_other_teacher_or_other_inputs_are_evaluated_anew() -> None:
+    module = distiller()
+    run = trainer(limit_val_batches=1.0)
+    for seed in (1, 2):
+        teacher = network(seed)
+        module.teacher.networks[0].load_state_dict(teacher.state_dict())  # type: ignore[union-attr]
+        (values,) = run.validate(module, digits(), verbose=False)
+        assert values["val/teacher_accuracy"] == pytest.approx(accuracy(teacher))
+    batch = evaluation()[0]
+    flipped = batch._replace(inputs=batch.inputs.flip(-1))
+    first, second = module._teacher_logits(batch), module._teacher_logits(flipped)
+    assert torch.equal(second, module.teacher.observe(flipped.inputs).logits)  # type: ignore[union-attr]
+    assert not torch.equal(first, second)
+
+
+def test_inputs_that_do_not_come_again_are_forgotten() -> None:
+    class Jitter(type(digits())):  # type: ignore[misc]
+        def prepare(self, batch: Batch, epoch: int | None = None) -> Batch:
+            prepared = super().prepare(batch, epoch)
+            return prepared._replace(inputs=prepared.inputs + torch.rand(()))
+
+    module = distiller()
+    trainer(3, limit_val_batches=1.0).fit(module, Jitter(train_size=40, batch_size=40, eval_batch_size=250))
+    assert len(module._known) == 2
+
+
+@pytest.mark.parametrize("loader", ["digits", "pairs"])
+def test_knowledge_of_weight_zero_is_plain_training_bit_for_bit(loader: str) -> None:
+    results = []
+    for options in ({"teacher": None, "knowledge": None}, {"knowledge": knowledge(0.0, ("hidden.0", "hidden.0"))}):
+        module = distiller(student=network(dropout=0.3), **options)
+        run = trainer(2, limit_val_batches=1.0)
+        pl.seed_everything(7, verbose=False)
+        if loader == "digits":
+            run.fit(module, digits())
+        else:
+            run.fit(module, pairs(shuffle=True), pairs())
+        results.append(weights(module.student))
+    assert same(*results)
+    assert not same(results[0], weights(network(dropout=0.3)))
+
+
+def test_dropout_differs_between_steps_and_between_seeds() -> None:
+    masks: dict[int, list[Tensor]] = {}
+    for seed in (1, 2):
+        module = distiller(student=network(hidden=(200,), dropout=0.5))
+        module.student.dropout.register_forward_hook(  # type: ignore[union-attr]
+            lambda net, args, output, seed=seed: masks.setdefault(seed, []).append(output[:8] == 0)
+        )
+        pl.seed_everything(seed, verbose=False)
+        trainer(2).fit(module, pairs())
+    for each in masks.values():
+        assert len(each) == 1 + 2 * 5
+        assert len({mask.numpy().tobytes() for mask in each[1:]}) == 10
+    assert not {m.numpy().tobytes() for m in masks[1][1:]} & {m.numpy().tobytes() for m in masks[2][1:]}
+
+
+def test_adapters_are_trained_and_in_training_mode() -> None:
+    module = distiller(knowledge=knowledge(layers=("hidden.0", "hidden.0")))
+    start: dict[str, Tensor] = {}
+
+    class Look(pl.Callback):
+        def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            start.update(weights(module.losses))
+            assert all(each.training for each in module.losses.modules())
+
+    trainer(callbacks=[Look()]).fit(module, digits())
+    after = weights(module.losses)
+    assert all(not torch.equal(after[name], start[name]) for name in start)
+
+
+def test_the_loss_is_the_weighted_sum() -> None:
+    module = distiller(task_weight=0.25, knowledge={"a": Knowledge(SoftTargets(4.0), 0.9)})
+    run = trainer()
+    run.fit(module, pairs(8, 8))
+    seen = run.callback_metrics
+    expected = 0.25 * seen["loss/task"] + 0.9 * seen["loss/a"]
+    assert torch.allclose(seen["loss/total"], expected)
+    assert torch.allclose(seen["loss/a_weighted"], 0.9 * seen["loss/a"])
+    assert (float(seen["weight/a"]), float(seen["weight/task"])) == (pytest.approx(0.9), 0.25)
+    torch.manual_seed(0)
+    batch = Batch.of(next(iter(pairs(8, 8))))
+    student, teacher = network()(batch.inputs), network(1)(batch.inputs)
+    kl = 16 * nn.KLDivLoss(reduction="batchmean")((student / 4).log_softmax(1), (teacher / 4).softmax(1))
+    assert torch.allclose(seen["loss/a"], kl.detach())
+    assert torch.allclose(seen["loss/task"], nn.functional.cross_entropy(student, batch.target).detach())
+
+
+class Logged(pl.loggers.Logger):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[tuple[int, dict[str, float]]] = []
+
+    name = "logged"
+    version = 0
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.rows.append((step or 0, metrics))
+
+
+def terms(metrics: dict[str, float]) -> set[str]:
+    return {name.split("/")[1] for name in metrics if name.startswith("loss/") and not name.endswith("_weighted")}
+
+
+def test_terms_come_and_go_with_their_schedules() -> None:
+    soft = {
+        "soft": Knowledge(SoftTargets(2.0), 0.5, Constant(begin=1)),
+        "ramp": Knowledge(SoftTargets(1.0), 2.0, Linear(4)),
+    }
+    module = distiller(knowledge=soft, task_schedule=Constant(until=2))
+    trainer(3, logger=(logged := Logged())).fit(module, pairs(8, 8))
+    assert [terms(row) for _, row in logged.rows] == [
+        {"total", "task"},
+        {"total", "task", "soft", "ramp"},
+        {"total", "soft", "ramp"},
+    ]
+    assert [row.get("weight/ramp") for _, row in logged.rows] == [None, 0.5, 1.0]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_terms_are_logged_as_means_every_few_steps(accumulate: int) -> None:
+    module, calls = distiller(), []
+    original = module.log_dict
+    module.log_dict = lambda values, **options: (calls.append(values), original(values, **options))  # type: ignore
+    totals: list[Tensor] = []
+
+    class Note(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, *_: Any) -> None:
+            totals.append(outputs["loss"].detach() * accumulate)
+
+    run = trainer(
+        logger=(logged := Logged()), log_every_n_steps=3, accumulate_grad_batches=accumulate, callbacks=[Note()]
+    )
+    run.fit(module, pairs(8 * 8 * accumulate, 8))
+    assert len(calls) == 3  # steps 3 and 6, and what is left at the end
+    assert [step for step, _ in logged.rows] == [2, 5, 7]
+    expected = [
+        float(torch.stack(part).mean()) for part in (totals[: 3 * accumulate], totals[3 * accumulate : 6 * accumulate])
+    ]
+    assert [row["loss/total"] for _, row in logged.rows[:2]] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_step_does_not_log_at_other_steps() -> None:
+    module = distiller()
+    module.log = lambda *_, **__: pytest.fail("logged")  # type: ignore[method-assign]
+    module.log_dict = lambda *_, **__: pytest.fail("logged")  # type: ignore[method-assign]
+    trainer(log_every_n_steps=0).fit(module, pairs())
+
+
+def test_a_second_fit_and_a_test_do_not_double_the_callbacks() -> None:
+    module = distiller()
+    run = trainer()
+    for _ in range(2):
+        run.fit(module, digits())
+        run.test(module, digits(), verbose=False)
+    assert sum(isinstance(each, Knowledge) for each in run.callbacks) == 1  # type: ignore[attr-defined]
+
+
+def test_bf16_trains() -> None:
+    torch.manual_seed(0)
+    module = distiller(
+        student=resnet8(10, in_channels=1),
+        knowledge={"soft": Knowledge(SoftTargets(4.0)), "rkd": Knowledge(RKDDistance(), 5.0)},
+    )
+    run = trainer(3, precision="bf16-mixed", limit_val_batches=1.0)
+    run.fit(module, digits())
+    assert float(run.callback_metrics["val/student_accuracy"]) > 0.3
+    assert float(run.callback_metrics["loss/total"]) < 10
+    assert {each.dtype for each in module.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_true_precisions_run(precision: Any) -> None:
+    module = distiller(knowledge=knowledge(layers=("hidden.0", "hidden.0")))
+    run = trainer(precision=precision, limit_val_batches=1.0)
+    run.fit(module, digits())
+    assert torch.isfinite(run.callback_metrics["loss/total"])
+
+
+def test_clipping_bounds_the_step() -> None:
+    module = distiller(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1.0))
+    start = weights(module.student)
+    trainer(max_steps=1, gradient_clip_val=0.01).fit(module, pairs())
+    moved = torch.cat([(value - start[name]).flatten() for name, value in weights(module.student).items()])
+    assert float(moved.norm()) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_accumulating_half_batches_equals_whole_ones() -> None:
+    results = []
+    for batch_size, accumulate in ((8, 1), (4, 2)):
+        module = distiller(
+            knowledge={"soft": Knowledge(SoftTargets(2.0)), "hint": Knowledge(Hint(None), student_layers=["hidden.0"])}
+        )
+        trainer(2, accumulate_grad_batches=accumulate).fit(module, pairs(batch_size=batch_size))
+        results.append(weights(module.student))
+    for name in results[0]:
+        assert torch.allclose(results[0][name], results[1][name], atol=1e-6)
+
+
+def test_max_steps_are_steps() -> None:
+    module = distiller(knowledge=knowledge(layers=("hidden.0", "hidden.0")))
+    run = trainer(max_steps=7)
+    calls = count_calls(module.student)
+    run.fit(module, pairs())
+    assert run.global_step == 7
+    assert len(calls) == 1 + 7
+
+
+def test_parameter_groups() -> None:
+    module = distiller(
+        knowledge=knowledge(layers=("hidden.0", "hidden.0")),
+        parameter_groups={"student": {"lr": 0.3}, "student.fc": {"lr": 0.2}, "losses.hint": {"weight_decay": 0.5}},
+    )
+    run = trainer(max_steps=1)
+    run.fit(module, pairs())
+    groups = run.optimizers[0].param_groups
+    assert [(each["lr"], each["weight_decay"], len(each["params"])) for each in groups] == [
+        (0.3, 0, 2),
+        (0.2, 0, 2),
+        (0.1, 0.5, 4),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({}, 10),
+        ({"accumulate_grad_batches": 2}, 6),
+        ({"limit_train_batches": 3}, 6),
+        ({"limit_train_batches": 0.5}, 4),
+        ({"max_steps": 7, "max_epochs": 9}, 7),
+        ({"max_steps": 7}, 7),
+    ],
+)
+def test_one_cycle_finds_its_length(options: dict[str, Any], steps: int) -> None:
+    module = distiller(lr_scheduler=lambda optimizer, **length: OneCycleLR(optimizer, max_lr=0.1, **length))
+    run = trainer(2, **options)
+    run.fit(module, pairs())
+    scheduler = run.lr_scheduler_configs[0].scheduler
+    assert run.global_step == steps
+    assert (scheduler.total_steps, scheduler.last_epoch) == (steps, steps)
+
+
+def test_other_schedulers_step_each_epoch() -> None:
+    module = distiller(lr_scheduler=lambda optimizer: StepLR(optimizer, 1, gamma=0.1))
+    run = trainer(3)
+    run.fit(module, pairs())
+    assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1 * 0.1**3)
+
+
+def test_distilling_without_labels() -> None:
+    module = distiller(task_weight=0.0)
+    run = trainer(logger=(logged := Logged()))
+    run.fit(module, pairs())
+    assert terms(logged.rows[0][1]) == {"total", "soft"}
+    shuffled = distiller(task_weight=0.0)
+    x, y = pairs().dataset.tensors  # type: ignore[attr-defined]
+    trainer().fit(shuffled, DataLoader(TensorDataset(x, y.flip(0)), 8))
+    assert same(weights(module.student), weights(shuffled.student))
+
+
+def test_activation_checkpointing_trains_as_without() -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    class Saving(nn.Module):
+        def __init__(self, save: bool) -> None:
+            super().__init__()
+            self.net, self.save = network(), save
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.net.hidden[0]  # type: ignore[index,union-attr]
+            kept = checkpoint(hidden, x, use_reentrant=False) if self.save else hidden(x)
+            return self.net.fc(kept)  # type: ignore[operator,union-attr]
+
+    results = []
+    for save in (False, True):
+        hint = {"hint": Knowledge(Hint(), 1.0, student_layers=["net.hidden.0"], teacher_layers=["hidden.0"])}
+        torch.manual_seed(0)
+        module = distiller(student=Saving(save), knowledge=hint)
+        trainer().fit(module, pairs())
+        results.append(weights(module.student))
+    assert same(*results)
+
+
+@pytest.mark.parametrize("who", ["student", "teacher", "both"])
+def test_compiled_networks_train_as_eager_ones(who: str) -> None:
+    torch._dynamo.reset()
+    results = []
+    for names in ((), ("student", "teacher") if who == "both" else (who,)):
+        nets: dict[str, Any] = {"student": network(), "teacher": network(1)}
+        nets |= {name: torch.compile(nets[name], backend="eager") for name in names}
+        torch.manual_seed(0)
+        module = distiller(**nets, knowledge={"hint": Knowledge(Hint(), 1.0, student_layers=["hidden.0"])})
+        trainer(2, limit_val_batches=1.0).fit(module, digits())
+        results.append(list(weights(module.student).values()))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def reachable(start: list[Any]) -> list[Any]:
+    found, todo = {}, [*start]
+    while todo:
+        each = todo.pop()
+        if id(each) not in found and isinstance(each, (dict, list, tuple, Tensor)):
+            found[id(each)] = each
+            todo += gc.get_referents(each)
+    return list(found.values())
+
+
+def test_a_step_keeps_nothing_of_the_graph() -> None:
+    module = distiller(knowledge=knowledge(layers=("hidden.0", "hidden.0")))
+    trainer().fit(module, pairs())
+    own = [*vars(module).values(), *(vars(each) for each in module._observers.values())]
+    assert not [each for each in reachable(own) if isinstance(each, Tensor) and each.grad_fn is not None]
+
+
+def test_a_teaching_can_be_inspected() -> None:
+    module = distiller(teacher=[network(1), network(2)], teacher_weights=[3, 1])
+    assert isinstance(module.teaching, FrozenTeacher)
+    assert module.teaching.weights == [0.75, 0.25]
+    assert list(module.learners) == ["student"]
+
+
+def test_a_teacher_near_chance_is_reported_before_the_first_step() -> None:
+    module = distiller()
+    with pytest.warns(UserWarning, match="near chance"):
+        trainer(limit_val_batches=1.0, num_sanity_val_steps=1).fit(module, digits())
