@@ -21,7 +21,7 @@ from kdlab.modules.base import DistillationModule
 from kdlab.modules.rehearsal import first_batch
 
 QUIET = ["--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.enable_progress_bar=false"]
-QUIET += ["--trainer.enable_model_summary=false"]
+QUIET += ["--trainer.enable_model_summary=false", "--trainer.num_sanity_val_steps=2"]
 
 
 def run(arguments: Sequence[str]) -> None:

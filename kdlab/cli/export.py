@@ -56,7 +56,7 @@ def export(run: Path, out: Path | None = None) -> tuple[Path, Path | None]:
     for path in (weights, config):
         if path.exists():
             raise InputError(f"{str(path)!r} exists already: move it, or name another folder with --out.")
-    save_tensors(tensors, weights, {"checkpoint": checkpoint.name})
+    save_tensors(tensors, weights)
     recipe = folder / "config.yaml"
     network = student_in(yaml.safe_load(recipe.read_text())) if recipe.exists() else None
     if network is None:

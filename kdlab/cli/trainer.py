@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
 import inspect
 import logging
@@ -13,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 import yaml
 from jsonargparse import ArgumentError
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.plugins.io import CheckpointIO
 
+from kdlab.cli.whole import WholeCheckpoints
 from kdlab.errors import InputError, refusal_in
 
 CSV = {"class_path": "pytorch_lightning.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": ""}}
@@ -59,10 +63,29 @@ class KdlabCLI(LightningCLI):
         parser.set_defaults({f"checkpoint.{name}": value for name, value in LAST.items()})
         parser.set_defaults({"data": {"class_path": "kdlab.data.Digits"}})
 
+    def predict(self, **options: Any) -> None:
+        """Run the Trainer's predict and write ``predictions.csv``: sample, class, confidence."""
+        logits = torch.cat([each.float() for each in self.trainer.predict(**options) or []])
+        confidence, classes = logits.softmax(-1).max(-1)
+        rank = f".{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
+        path = Path(self.trainer.log_dir or self.trainer.default_root_dir) / f"predictions{rank}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["sample", "class", "confidence"])
+            rows.writerows(
+                (i, int(k), round(float(p), 6)) for i, (k, p) in enumerate(zip(classes, confidence, strict=True))
+            )
+        print(path)
+
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
         callbacks = list(callbacks)
         if config.get("enable_checkpointing") is False:
             callbacks = [each for each in callbacks if not isinstance(each, ModelCheckpoint)]
+        plugins = config.get("plugins") or []
+        config["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins])]
+        if not any(isinstance(each, CheckpointIO) for each in config["plugins"]):
+            config["plugins"].append(WholeCheckpoints())
         given = config.get("callbacks") or []
         bars = [each for each in (given if isinstance(given, list) else [given]) if isinstance(each, ProgressBar)]
         if config.get("enable_progress_bar") is not False and not bars and not config.get("barebones"):
@@ -112,6 +135,7 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended")
     warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)")
     warnings.filterwarnings("ignore", r"Precision .* is not supported by the model summary")
+    warnings.filterwarnings("ignore", "The dirpath has changed from")  # a resumed run gets a folder of its own
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
         lambda record: "Tip:" not in record.getMessage()
     )

@@ -1,0 +1,150 @@
+"""fit, validate, test and predict from YAML and from the command line, with a user's own loss."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from kdlab.cli import main
+from kdlab.data import Digits
+
+USER_LOSS = '''\
+"""My own loss: one minus the cosine between the class scores."""
+
+import torch.nn.functional as F
+from torch import nn
+
+
+class CosineLogits(nn.Module):
+    def __init__(self, scale: float = 1.0):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, student, teacher, target):
+        return self.scale * (1 - F.cosine_similarity(student.logits, teacher.logits)).mean()
+'''
+MLP = {"class_path": "kdlab.models.mlp", "init_args": {"in_features": 64, "hidden": [16], "num_classes": 10}}
+RECIPE = {
+    "trainer": {
+        "max_epochs": 1,
+        "accelerator": "cpu",
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "log_every_n_steps": 1,
+        "num_sanity_val_steps": 0,
+    },
+    "model": {
+        "class_path": "kdlab.Distiller",
+        "init_args": {
+            "student": MLP,
+            "teacher": MLP,
+            "knowledge": {
+                "soft": {"loss": {"class_path": "kdlab.losses.SoftTargets", "init_args": {"temperature": 4.0}}},
+                "mine": {"loss": "my_loss.CosineLogits", "weight": 0.5},
+            },
+        },
+    },
+    "data": {"class_path": "kdlab.data.Digits", "init_args": {"batch_size": 128, "train_size": 256}},
+}
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder outside the package with a recipe and the user's own loss, as a user would have it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "kd.yaml").write_text(yaml.safe_dump(RECIPE))
+    (tmp_path / "my_loss.py").write_text(USER_LOSS)
+    return tmp_path
+
+
+def rows(work: Path, version: int = 0) -> list[dict[str, str]]:
+    with (work / f"runs/version_{version}/metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def logged(work: Path, key: str, version: int = 0) -> list[float]:
+    return [float(row[key]) for row in rows(work, version) if row.get(key)]
+
+
+def test_a_users_loss_has_at_most_15_lines_and_no_kdlab() -> None:
+    assert len(USER_LOSS.splitlines()) <= 15
+    assert "kdlab" not in USER_LOSS
+
+
+def test_fit_with_a_users_loss_from_yaml(work: Path) -> None:
+    main(["fit", "-c", "kd.yaml"])
+    assert logged(work, "loss/mine")[0] > 0
+    assert logged(work, "loss/mine_weighted") == pytest.approx([0.5 * value for value in logged(work, "loss/mine")])
+    saved = yaml.safe_load((work / "runs/version_0/config.yaml").read_text())
+    assert saved["model"]["init_args"]["knowledge"]["mine"]["weight"] == 0.5
+    assert (work / "runs/version_0/checkpoints/last.ckpt").exists()
+    assert {"val/student_accuracy", "val/teacher_accuracy", "val/agreement", "val/student_ece"} <= set(rows(work)[0])
+
+
+def test_a_users_loss_and_every_key_from_the_command_line(work: Path) -> None:
+    main(
+        [
+            *("fit", "-c", "kd.yaml", "--model.knowledge.mine.weight=2.0", "--model.knowledge.mine.loss.scale=3.0"),
+            *("--model.knowledge.more.loss=my_loss.CosineLogits", "--model.knowledge.soft.weight=0"),
+        ]
+    )
+    assert logged(work, "weight/mine")[0] == 2.0
+    assert logged(work, "loss/mine")[0] == pytest.approx(3 * logged(work, "loss/more")[0], rel=1e-5)
+    assert "loss/soft" not in rows(work)[0]
+
+
+def test_a_second_run_leaves_the_first_alone_and_repeats_it(work: Path) -> None:
+    main(["fit", "-c", "kd.yaml"])
+    before = (work / "runs/version_0/metrics.csv").read_bytes()
+    main(["fit", "-c", "kd.yaml"])
+    assert (work / "runs/version_0/metrics.csv").read_bytes() == before
+    first = torch.load(work / "runs/version_0/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    second = torch.load(work / "runs/version_1/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_saved_config_runs_again_and_without_its_teacher_predicts(work: Path) -> None:
+    main(["fit", "-c", "kd.yaml"])
+    config, checkpoint = "runs/version_0/config.yaml", "runs/version_0/checkpoints/last.ckpt"
+    main(["validate", "-c", config, f"--ckpt_path={checkpoint}"])
+    main(["test", "-c", config, f"--ckpt_path={checkpoint}"])
+    main(["predict", "-c", config, f"--ckpt_path={checkpoint}", "--model.teacher=null"])
+    with next(work.glob("runs/*/predictions.csv")).open() as file:
+        predicted = [int(row["class"]) for row in csv.DictReader(file)]
+    labels = [int(label) for label in Digits().read(train=False)[1]]
+    right = sum(p == y for p, y in zip(predicted, labels, strict=True)) / len(labels)
+    assert right == pytest.approx(logged(work, "val/student_accuracy")[-1], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["fti"], "no command 'fti'; the nearest are 'fit'"),
+        (["fit"], "there is no model to train"),
+        (["fit", "-c", "nope.yaml"], "nope.yaml"),
+        (["fit", "-c", "kd.yaml", "--model.knowledge.soft.wieght=1"], "'wieght' (did you mean 'weight'?)"),
+        (["fit", "-c", "kd.yaml", "--model.studnt=1"], "'studnt' (did you mean 'student'"),
+        (["fit", "-c", "kd.yaml", "--trainer.max_epoch=1"], "(did you mean 'max_epochs'"),
+        (["fit", "-c", "kd.yaml", "--trainer.max_epochs=many"], "trainer.max_epochs: Expected a <class 'int'>"),
+        (["fit", "-c", "kd.yaml", "--model.knowledge.mine.loss=my_loss.CosineLogit"], "did you mean 'CosineLogits'"),
+        (["fit", "-c", "kd.yaml", "--model.knowledge.soft.weight=-1"], "finite number of at least 0, not -1"),
+        (["fit", "-c", "kd.yaml", "--model.knowledge.soft.loss.temperature=-1"], "-1"),
+        (["fit", "-c", "kd.yaml", "--model.teacher.weights=gone.safetensors"], "no weights file 'gone.safetensors'"),
+        (["fit", "-c", "kd.yaml", '--model.knowledge.soft.student_layers=["hiden.0"]'], "'hidden.0'"),
+        (["fit", "-c", "kd.yaml", "--model.teacher.num_classes=7"], "10 classes and the teacher 7"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_writes_nothing(
+    work: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith(f"kdlab {arguments[0]}: ")
+    assert said in message
+    assert not (work / "runs/version_0/checkpoints").exists()

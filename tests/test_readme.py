@@ -1,0 +1,62 @@
+"""What the README shows runs: its Python, and every kdlab command in it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from kdlab.cli import COMMANDS, main
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
+SHELL = [
+    line.removeprefix("$ ")
+    for block in re.findall(r"```console\n(.*?)```", README, re.S)
+    for line in block.splitlines()
+]
+KDLAB = [line for line in SHELL if line.startswith("kdlab ")]
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "my_loss.py").write_text(PYTHON[1])
+    return tmp_path
+
+
+def test_the_first_two_commands_are_demo_and_test() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    assert [line.split("#")[0].strip() for line in SHELL[:2]] == ["make demo", "make test"]
+    assert "\ndemo: $(READY)" in makefile
+    assert "\ntest: $(READY)" in makefile
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Lightning's advice on workers and log intervals
+def test_python(work: Path) -> None:
+    scope: dict[str, object] = {}
+    exec(PYTHON[0].replace("max_epochs=10", "max_epochs=1, accelerator='cpu'"), scope)
+    assert {"test/student_accuracy", "test/retention"} <= set(scope["trainer"].callback_metrics)  # type: ignore[attr-defined]
+
+
+def test_a_loss_of_your_own_has_at_most_15_lines() -> None:
+    assert len(PYTHON[1].strip().splitlines()) <= 15
+    assert "import kdlab" not in PYTHON[1]
+
+
+@pytest.mark.parametrize("line", KDLAB)
+def test_command(line: str, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = shlex.split(line, comments=True)[1:]
+    assert words[0] in COMMANDS
+    assert all((work / word).exists() for word in words if word.startswith("configs/"))
+    if words[0] == "fit" and "cifar100" not in line:  # as far as the first step
+        words = [word for word in words[1:] if word not in ("-c", "--trainer.devices=2")]
+        main(["check", *words, "--model.teacher.weights=null", "--trainer.accelerator=cpu"])
+        assert "Loss terms" in capsys.readouterr().out
+    elif words[0] == "layers":
+        main(words)
+        assert "layer3" in capsys.readouterr().out
