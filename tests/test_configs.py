@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-import os
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from kdlab.cli import main
+from tests.data.real import DATA, needs_data
 
 ROOT = Path(__file__).parent.parent
-DATA = os.environ.get("KDLAB_DATA")
-needs_data = pytest.mark.skipif(DATA is None, reason="KDLAB_DATA does not name the folder with real data")
-CIFAR = [f"--data=kdlab.data.ImageFolder", f"--data.root={DATA}/cifar100", "--data.train_size=200"]
 KNOWLEDGE = sorted(path.stem for path in (ROOT / "configs/knowledge").glob("*.yaml"))
+
+
+@pytest.fixture(scope="session")
+def cifar(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Two training images and one test image of every class of CIFAR-100, and the options that read them."""
+    folder = tmp_path_factory.mktemp("cifar100")
+    for split, count in (("train", 2), ("test", 1)):
+        with zipfile.ZipFile(DATA / f"cifar100/{split}.zip") as archive:
+            taken: dict[str, int] = {}
+            for name in sorted(archive.namelist()):
+                kind = name.rsplit("/", 1)[0]
+                if name.endswith(".png") and taken.get(kind, 0) < count:
+                    taken[kind] = taken.get(kind, 0) + 1
+                    archive.extract(name, folder)
+    return ["--data=kdlab.data.ImageFolder", f"--data.root={folder}"]
 
 
 @pytest.fixture(autouse=True)
@@ -23,13 +36,13 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_data
 @pytest.mark.parametrize("name", KNOWLEDGE)
-def test_knowledge(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_knowledge(name: str, cifar: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     recipe = ["check", str(ROOT / "configs/cifar100/distil.yaml"), "-c", str(ROOT / f"configs/knowledge/{name}.yaml")]
-    main([*recipe, *CIFAR])
+    main([*recipe, *cifar])
     assert "Loss terms" in capsys.readouterr().out
 
 
 @needs_data
-def test_plain_training(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["check", str(ROOT / "configs/cifar100/train.yaml"), "-c", str(ROOT / "configs/logger/wandb.yaml"), *CIFAR])
+def test_plain_training(cifar: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    main(["check", str(ROOT / "configs/cifar100/train.yaml"), "-c", str(ROOT / "configs/logger/wandb.yaml"), *cifar])
     assert "Loss terms" in capsys.readouterr().out

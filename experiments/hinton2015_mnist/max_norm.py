@@ -10,10 +10,10 @@ from torch import nn
 
 
 class MaxNorm(pl.Callback):
-    """After every step, scale each hidden unit's incoming weights back to a squared length of at most ``squared_length``.
+    """After every step, scale each hidden unit's incoming weights back to at most ``squared_length`` (squared length).
 
-    Hinton, Srivastava, Krizhevsky, Sutskever, Salakhutdinov: Improving neural networks by preventing co-adaptation of feature
-    detectors, 2012, arXiv:1207.0580. The output layer is left alone.
+    Hinton, Srivastava, Krizhevsky, Sutskever, Salakhutdinov: Improving neural networks by preventing co-adaptation of
+    feature detectors, 2012, arXiv:1207.0580. The output layer is left alone.
     """
 
     def __init__(self, squared_length: float = 15.0) -> None:

@@ -1,7 +1,7 @@
 """Hinton, Vinyals and Dean (2015), section 3: trains what is missing, evaluates everything, writes ``results.csv``.
 
-``python -m experiments.hinton2015_mnist.run --data DATA/mnist``, from the repository's root. An interrupted run is taken up at
-its last epoch, a finished one is not repeated.
+``python -m experiments.hinton2015_mnist.run --data DATA/mnist``, from the root of the repository. An interrupted run is
+taken up at its last epoch, a finished one is not repeated.
 """
 
 from __future__ import annotations
