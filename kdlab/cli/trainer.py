@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -20,6 +20,7 @@ from jsonargparse import ArgumentError
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.plugins.io import CheckpointIO
+from torch import Tensor
 
 from kdlab.cli.whole import WholeCheckpoints
 from kdlab.errors import InputError, refusal_in
@@ -65,17 +66,16 @@ class KdlabCLI(LightningCLI):
 
     def predict(self, **options: Any) -> None:
         """Run the Trainer's predict and write ``predictions.csv``: sample, class, confidence."""
-        logits = torch.cat([each.float() for each in self.trainer.predict(**options) or []])
-        confidence, classes = logits.softmax(-1).max(-1)
+        batches = cast("list[Tensor]", self.trainer.predict(**options) or [])
+        confidence, classes = torch.cat([batch.float() for batch in batches]).softmax(-1).max(-1)
         rank = f".{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
         path = Path(self.trainer.log_dir or self.trainer.default_root_dir) / f"predictions{rank}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="") as file:
             rows = csv.writer(file)
             rows.writerow(["sample", "class", "confidence"])
-            rows.writerows(
-                (i, int(k), round(float(p), 6)) for i, (k, p) in enumerate(zip(classes, confidence, strict=True))
-            )
+            for sample, (name, share) in enumerate(zip(classes.tolist(), confidence.tolist(), strict=True)):
+                rows.writerow([sample, name, round(share, 6)])
         print(path)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
