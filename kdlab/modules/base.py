@@ -18,7 +18,7 @@ from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge, weight_at_least_zero
 from kdlab.metrics import StudentVersusTeacher
 from kdlab.modules.chance import reseed
-from kdlab.modules.optimization import configure
+from kdlab.modules.optimization import check_length, configure
 from kdlab.modules.rehearsal import Rehearsal, rehearse
 from kdlab.modules.terms import Terms
 from kdlab.outputs import Batch, Observer, Outputs
@@ -67,6 +67,7 @@ class DistillationModule(pl.LightningModule):
         self.parameter_groups = {name: dict(options) for name, options in (parameter_groups or {}).items()}
         self.rehearsal: Rehearsal | None = None
         self._seed: int | None = None
+        self._iterating = False
         self._terms = Terms()
         self._metrics = StudentVersusTeacher()
         self._observers: dict[str, Observer] = {}
@@ -139,9 +140,17 @@ class DistillationModule(pl.LightningModule):
         """The next fit draws anew."""
         self._seed = None
 
+    def on_train_start(self) -> None:
+        """Refuse a learning rate that was planned, in the run that is resumed, for fewer steps than this one takes."""
+        check_length(self)
+        self._iterating = True
+
     def on_train_epoch_start(self) -> None:
-        """Fix the order in which a user's own shuffling loader draws this epoch."""
+        """Fix the order in which a user's own shuffling loader (without workers) draws this epoch."""
         self._reseed(-1)
+        if self._iterating:  # one draw of iter(loader), which for a fit's first epoch Lightning called before this hook
+            torch.empty((), dtype=torch.int64).random_()
+            self._iterating = False
 
     def _reseed(self, batch: int) -> None:
         assert self._seed is not None

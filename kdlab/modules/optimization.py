@@ -65,6 +65,22 @@ def configure(module: DistillationModule) -> Any:
     return {"optimizer": optimizer, "lr_scheduler": config}
 
 
+def check_length(module: DistillationModule) -> None:
+    """A one-cycle learning rate ends where it was planned to end, also in a run that is resumed.
+
+    Raises:
+        InputError: the run takes more steps than that.
+    """
+    for config in module.trainer.lr_scheduler_configs:
+        if isinstance(config.scheduler, OneCycleLR) and config.scheduler.last_epoch > 0:
+            planned, steps = config.scheduler.total_steps, optimizer_steps(module)
+            if planned < steps:
+                raise InputError(
+                    f"The one-cycle learning rate of the checkpoint was planned for {planned} steps, but this run "
+                    f"takes {steps}: resume with the same trainer.max_epochs."
+                )
+
+
 def optimizer_steps(module: DistillationModule) -> int:
     """How many optimiser steps the run takes.
 

@@ -12,8 +12,8 @@ import torch
 from lightning_fabric.utilities.data import sized_len
 from pytorch_lightning.trainer.connectors.data_connector import _process_dataloader
 from pytorch_lightning.trainer.states import RunningStage, TrainerFn
-from pytorch_lightning.utilities.seed import isolate_rng
 from pytorch_lightning.utilities.combined_loader import CombinedLoader
+from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 

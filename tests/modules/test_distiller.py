@@ -1,4 +1,4 @@
-"""A training as a whole: what changes, what does not, what is logged."""
+"""A training as a whole: what changes and what does not."""
 
 from __future__ import annotations
 
@@ -10,15 +10,23 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import OneCycleLR, StepLR
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 from kdlab import Distiller, FrozenTeacher, Knowledge
-from kdlab.losses import Hint, RKDDistance, SoftTargets
+from kdlab.losses import Hint, SoftTargets
 from kdlab.models import resnet8
 from kdlab.outputs import Batch
-from kdlab.schedules import Constant, Linear
-from tests.modules.tiny import digits, network, pairs, same, sgd, trainer, weights
+from tests.modules.tiny import (
+    count_calls,
+    digits,
+    distiller,
+    knowledge,
+    network,
+    pairs,
+    same,
+    trainer,
+    weights,
+)
 
 
 class Wrecker(pl.Callback):
@@ -35,19 +43,6 @@ def regular() -> nn.Module:
     """BatchNorm and Dropout."""
     layers = [nn.Flatten(), nn.Linear(64, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.5), nn.Linear(12, 10)]
     return nn.Sequential(*layers)
-
-
-def knowledge(weight: float = 0.9, layers: tuple[str, str] = ("hidden.0", "3")) -> dict[str, Knowledge]:
-    student, teacher = layers
-    return {
-        "soft": Knowledge(SoftTargets(4.0), weight),
-        "hint": Knowledge(Hint(), weight, student_layers=[student], teacher_layers=[teacher]),
-    }
-
-
-def distiller(**options: Any) -> Distiller:
-    defaults = {"student": network(), "teacher": network(1), "knowledge": {"soft": Knowledge(SoftTargets(2.0), 0.5)}}
-    return Distiller(**({"optimizer": sgd} | defaults | options))
 
 
 def evaluation() -> list[Batch]:
@@ -120,12 +115,6 @@ def test_loading_is_strict_but_for_the_teacher() -> None:
         distiller().load_state_dict(state)
     with pytest.raises(RuntimeError, match="size mismatch"):
         module.load_state_dict(state | {"student.fc.bias": torch.zeros(3)})
-
-
-def count_calls(net: nn.Module) -> list[int]:
-    calls: list[int] = []
-    net.register_forward_hook(lambda module, args, output: calls.append(len(output)))
-    return calls
 
 
 @UNTRAINED
@@ -216,89 +205,6 @@ def test_adapters_are_trained_and_in_training_mode() -> None:
     assert all(not torch.equal(after[name], start[name]) for name in start)
 
 
-def test_the_loss_is_the_weighted_sum() -> None:
-    module = distiller(task_weight=0.25, knowledge={"a": Knowledge(SoftTargets(4.0), 0.9)})
-    run = trainer()
-    run.fit(module, pairs(8, 8))
-    seen = run.callback_metrics
-    expected = 0.25 * seen["loss/task"] + 0.9 * seen["loss/a"]
-    assert torch.allclose(seen["loss/total"], expected)
-    assert torch.allclose(seen["loss/a_weighted"], 0.9 * seen["loss/a"])
-    assert (float(seen["weight/a"]), float(seen["weight/task"])) == (pytest.approx(0.9), 0.25)
-    torch.manual_seed(0)
-    batch = Batch.of(next(iter(pairs(8, 8))))
-    student, teacher = network()(batch.inputs), network(1)(batch.inputs)
-    kl = 16 * nn.KLDivLoss(reduction="batchmean")((student / 4).log_softmax(1), (teacher / 4).softmax(1))
-    assert torch.allclose(seen["loss/a"], kl.detach())
-    assert torch.allclose(seen["loss/task"], nn.functional.cross_entropy(student, batch.target).detach())
-
-
-class Logged(pl.loggers.Logger):
-    """Keeps what is logged."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows: list[tuple[int, dict[str, float]]] = []
-
-    name = "logged"
-    version = 0
-
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        self.rows.append((step or 0, metrics))
-
-
-def terms(metrics: dict[str, float]) -> set[str]:
-    return {name.split("/")[1] for name in metrics if name.startswith("loss/") and not name.endswith("_weighted")}
-
-
-def test_terms_come_and_go_with_their_schedules() -> None:
-    soft = {
-        "soft": Knowledge(SoftTargets(2.0), 0.5, Constant(begin=1)),
-        "ramp": Knowledge(SoftTargets(1.0), 2.0, Linear(4)),
-    }
-    module = distiller(knowledge=soft, task_schedule=Constant(until=2))
-    trainer(3, logger=(logged := Logged())).fit(module, pairs(8, 8))
-    assert [terms(row) for _, row in logged.rows] == [
-        {"total", "task"},
-        {"total", "task", "soft", "ramp"},
-        {"total", "soft", "ramp"},
-    ]
-    assert [row.get("weight/ramp") for _, row in logged.rows] == [None, 0.5, 1.0]
-
-
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_terms_are_logged_as_means_every_few_steps(accumulate: int) -> None:
-    module, calls = distiller(), []
-    original = module.log_dict
-    module.log_dict = lambda values, **options: (calls.append(values), original(values, **options))  # type: ignore
-    totals: list[Tensor] = []
-
-    class Note(pl.Callback):
-        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, *_: Any) -> None:
-            totals.append(outputs["loss"].detach() * accumulate)
-
-    run = trainer(
-        logger=(logged := Logged()), log_every_n_steps=3, accumulate_grad_batches=accumulate, callbacks=[Note()]
-    )
-    run.fit(module, pairs(8 * 8 * accumulate, 8))
-    assert len(calls) == 3  # steps 3 and 6, and what is left at the end
-    assert [step for step, _ in logged.rows] == [2, 5, 7]
-    expected = [
-        float(torch.stack(part).mean()) for part in (totals[: 3 * accumulate], totals[3 * accumulate : 6 * accumulate])
-    ]
-    assert [row["loss/total"] for _, row in logged.rows[:2]] == pytest.approx(expected, rel=1e-5)
-
-
-def test_a_step_does_not_log_at_other_steps() -> None:
-    module = distiller()
-    module.log = lambda *_, **__: pytest.fail("logged")  # type: ignore[method-assign]
-    module.log_dict = lambda *_, **__: pytest.fail("logged")  # type: ignore[method-assign]
-    trainer(log_every_n_steps=0).fit(module, pairs())
-
-
 def test_a_second_fit_and_a_test_do_not_double_the_callbacks() -> None:
     module = distiller()
     run = trainer()
@@ -306,109 +212,6 @@ def test_a_second_fit_and_a_test_do_not_double_the_callbacks() -> None:
         run.fit(module, digits())
         run.test(module, digits(), verbose=False)
     assert sum(isinstance(each, Knowledge) for each in run.callbacks) == 1  # type: ignore[attr-defined]
-
-
-def test_bf16_trains() -> None:
-    torch.manual_seed(0)
-    module = distiller(
-        student=resnet8(10, in_channels=1),
-        knowledge={"soft": Knowledge(SoftTargets(4.0)), "rkd": Knowledge(RKDDistance(), 5.0)},
-    )
-    run = trainer(3, precision="bf16-mixed", limit_val_batches=1.0)
-    run.fit(module, digits())
-    assert float(run.callback_metrics["val/student_accuracy"]) > 0.3
-    assert float(run.callback_metrics["loss/total"]) < 10
-    assert {each.dtype for each in module.parameters()} == {torch.float32}
-
-
-@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
-def test_true_precisions_run(precision: Any) -> None:
-    module = distiller(knowledge=knowledge(layers=("hidden.0", "hidden.0")))
-    run = trainer(precision=precision, limit_val_batches=1.0)
-    run.fit(module, digits())
-    assert torch.isfinite(run.callback_metrics["loss/total"])
-
-
-def test_clipping_bounds_the_step() -> None:
-    module = distiller(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1.0))
-    start = weights(module.student)
-    trainer(max_steps=1, gradient_clip_val=0.01).fit(module, pairs())
-    moved = torch.cat([(value - start[name]).flatten() for name, value in weights(module.student).items()])
-    assert float(moved.norm()) == pytest.approx(0.01, rel=1e-3)
-
-
-def test_accumulating_half_batches_equals_whole_ones() -> None:
-    results = []
-    for batch_size, accumulate in ((8, 1), (4, 2)):
-        module = distiller(
-            knowledge={"soft": Knowledge(SoftTargets(2.0)), "hint": Knowledge(Hint(None), student_layers=["hidden.0"])}
-        )
-        trainer(2, accumulate_grad_batches=accumulate).fit(module, pairs(batch_size=batch_size))
-        results.append(weights(module.student))
-    for name in results[0]:
-        assert torch.allclose(results[0][name], results[1][name], atol=1e-6)
-
-
-def test_max_steps_are_steps() -> None:
-    module = distiller(knowledge=knowledge(layers=("hidden.0", "hidden.0")))
-    run = trainer(max_steps=7)
-    calls = count_calls(module.student)
-    run.fit(module, pairs())
-    assert run.global_step == 7
-    assert len(calls) == 1 + 7
-
-
-def test_parameter_groups() -> None:
-    module = distiller(
-        knowledge=knowledge(layers=("hidden.0", "hidden.0")),
-        parameter_groups={"student": {"lr": 0.3}, "student.fc": {"lr": 0.2}, "losses.hint": {"weight_decay": 0.5}},
-    )
-    run = trainer(max_steps=1)
-    run.fit(module, pairs())
-    groups = run.optimizers[0].param_groups
-    assert [(each["lr"], each["weight_decay"], len(each["params"])) for each in groups] == [
-        (0.3, 0, 2),
-        (0.2, 0, 2),
-        (0.1, 0.5, 4),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("options", "steps"),
-    [
-        ({}, 10),
-        ({"accumulate_grad_batches": 2}, 6),
-        ({"limit_train_batches": 3}, 6),
-        ({"limit_train_batches": 0.5}, 4),
-        ({"max_steps": 7, "max_epochs": 9}, 7),
-        ({"max_steps": 7}, 7),
-    ],
-)
-def test_one_cycle_finds_its_length(options: dict[str, Any], steps: int) -> None:
-    module = distiller(lr_scheduler=lambda optimizer, **length: OneCycleLR(optimizer, max_lr=0.1, **length))
-    run = trainer(2, **options)
-    run.fit(module, pairs())
-    scheduler = run.lr_scheduler_configs[0].scheduler
-    assert run.global_step == steps
-    assert (scheduler.total_steps, scheduler.last_epoch) == (steps, steps)
-
-
-def test_other_schedulers_step_each_epoch() -> None:
-    module = distiller(lr_scheduler=lambda optimizer: StepLR(optimizer, 1, gamma=0.1))
-    run = trainer(3)
-    run.fit(module, pairs())
-    assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1 * 0.1**3)
-
-
-def test_distilling_without_labels() -> None:
-    module = distiller(task_weight=0.0)
-    run = trainer(logger=(logged := Logged()))
-    run.fit(module, pairs())
-    assert terms(logged.rows[0][1]) == {"total", "soft"}
-    shuffled = distiller(task_weight=0.0)
-    x, y = pairs().dataset.tensors  # type: ignore[attr-defined]
-    trainer().fit(shuffled, DataLoader(TensorDataset(x, y.flip(0)), 8))
-    assert same(weights(module.student), weights(shuffled.student))
 
 
 def test_activation_checkpointing_trains_as_without() -> None:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from kdlab import Distiller, Knowledge
 from kdlab.data import Digits
+from kdlab.losses import Hint, SoftTargets
 from kdlab.models import mlp
 
 
@@ -65,3 +67,43 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 def sgd(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+
+
+def knowledge(weight: float = 0.9, layers: tuple[str, str] = ("hidden.0", "3")) -> dict[str, Knowledge]:
+    student, teacher = layers
+    return {
+        "soft": Knowledge(SoftTargets(4.0), weight),
+        "hint": Knowledge(Hint(), weight, student_layers=[student], teacher_layers=[teacher]),
+    }
+
+
+def distiller(**options: Any) -> Distiller:
+    defaults = {"student": network(), "teacher": network(1), "knowledge": {"soft": Knowledge(SoftTargets(2.0), 0.5)}}
+    return Distiller(**({"optimizer": sgd} | defaults | options))
+
+
+class Logged(pl.loggers.Logger):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[tuple[int, dict[str, float]]] = []
+
+    name = "logged"
+    version = 0
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.rows.append((step or 0, metrics))
+
+
+def terms(metrics: dict[str, float]) -> set[str]:
+    return {name.split("/")[1] for name in metrics if name.startswith("loss/") and not name.endswith("_weighted")}
+
+
+def count_calls(net: nn.Module) -> list[int]:
+    calls: list[int] = []
+    net.register_forward_hook(lambda module, args, output: calls.append(len(output)))
+    return calls

@@ -1,0 +1,129 @@
+"""The Trainer's options and the optimiser's mean what they say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import OneCycleLR, StepLR
+from torch.utils.data import DataLoader, TensorDataset
+
+from kdlab import Knowledge
+from kdlab.losses import Hint, RKDDistance, SoftTargets
+from kdlab.models import resnet8
+from tests.modules.tiny import (
+    Logged,
+    count_calls,
+    digits,
+    distiller,
+    knowledge,
+    pairs,
+    same,
+    terms,
+    trainer,
+    weights,
+)
+
+
+def test_bf16_trains() -> None:
+    torch.manual_seed(0)
+    module = distiller(
+        student=resnet8(10, in_channels=1),
+        knowledge={"soft": Knowledge(SoftTargets(4.0)), "rkd": Knowledge(RKDDistance(), 5.0)},
+    )
+    run = trainer(3, precision="bf16-mixed", limit_val_batches=1.0)
+    run.fit(module, digits())
+    assert float(run.callback_metrics["val/student_accuracy"]) > 0.3
+    assert float(run.callback_metrics["loss/total"]) < 10
+    assert {each.dtype for each in module.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_true_precisions_run(precision: Any) -> None:
+    module = distiller(knowledge=knowledge(layers=("hidden.0", "hidden.0")))
+    run = trainer(precision=precision, limit_val_batches=1.0)
+    run.fit(module, digits())
+    assert torch.isfinite(run.callback_metrics["loss/total"])
+
+
+def test_clipping_bounds_the_step() -> None:
+    module = distiller(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1.0))
+    start = weights(module.student)
+    trainer(max_steps=1, gradient_clip_val=0.01).fit(module, pairs())
+    moved = torch.cat([(value - start[name]).flatten() for name, value in weights(module.student).items()])
+    assert float(moved.norm()) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_accumulating_half_batches_equals_whole_ones() -> None:
+    results = []
+    for batch_size, accumulate in ((8, 1), (4, 2)):
+        module = distiller(
+            knowledge={"soft": Knowledge(SoftTargets(2.0)), "hint": Knowledge(Hint(None), student_layers=["hidden.0"])}
+        )
+        trainer(2, accumulate_grad_batches=accumulate).fit(module, pairs(batch_size=batch_size))
+        results.append(weights(module.student))
+    for name in results[0]:
+        assert torch.allclose(results[0][name], results[1][name], atol=1e-6)
+
+
+def test_max_steps_are_steps() -> None:
+    module = distiller(knowledge=knowledge(layers=("hidden.0", "hidden.0")))
+    run = trainer(max_steps=7)
+    calls = count_calls(module.student)
+    run.fit(module, pairs())
+    assert run.global_step == 7
+    assert len(calls) == 1 + 7
+
+
+def test_parameter_groups() -> None:
+    module = distiller(
+        knowledge=knowledge(layers=("hidden.0", "hidden.0")),
+        parameter_groups={"student": {"lr": 0.3}, "student.fc": {"lr": 0.2}, "losses.hint": {"weight_decay": 0.5}},
+    )
+    run = trainer(max_steps=1)
+    run.fit(module, pairs())
+    groups = run.optimizers[0].param_groups
+    assert [(each["lr"], each["weight_decay"], len(each["params"])) for each in groups] == [
+        (0.3, 0, 2),
+        (0.2, 0, 2),
+        (0.1, 0.5, 4),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({}, 10),
+        ({"accumulate_grad_batches": 2}, 6),
+        ({"limit_train_batches": 3}, 6),
+        ({"limit_train_batches": 0.5}, 4),
+        ({"max_steps": 7, "max_epochs": 9}, 7),
+        ({"max_steps": 7}, 7),
+    ],
+)
+def test_one_cycle_finds_its_length(options: dict[str, Any], steps: int) -> None:
+    module = distiller(lr_scheduler=lambda optimizer, **length: OneCycleLR(optimizer, max_lr=0.1, **length))
+    run = trainer(2, **options)
+    run.fit(module, pairs())
+    scheduler = run.lr_scheduler_configs[0].scheduler
+    assert run.global_step == steps
+    assert (scheduler.total_steps, scheduler.last_epoch) == (steps, steps)
+
+
+def test_other_schedulers_step_each_epoch() -> None:
+    module = distiller(lr_scheduler=lambda optimizer: StepLR(optimizer, 1, gamma=0.1))
+    run = trainer(3)
+    run.fit(module, pairs())
+    assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1 * 0.1**3)
+
+
+def test_distilling_without_labels() -> None:
+    module = distiller(task_weight=0.0)
+    run = trainer(logger=(logged := Logged()))
+    run.fit(module, pairs())
+    assert terms(logged.rows[0][1]) == {"total", "soft"}
+    shuffled = distiller(task_weight=0.0)
+    x, y = pairs().dataset.tensors  # type: ignore[attr-defined]
+    trainer().fit(shuffled, DataLoader(TensorDataset(x, y.flip(0)), 8))
+    assert same(weights(module.student), weights(shuffled.student))

@@ -1,0 +1,146 @@
+"""A run that was stopped, or killed, goes on bit for bit."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
+
+from kdlab import Distiller, Knowledge
+from kdlab.errors import InputError
+from kdlab.losses import Hint, SoftTargets
+from kdlab.schedules import Linear
+from tests.modules.tiny import digits, distiller, network, pairs, same, sgd, trainer, weights
+
+
+class Noisy(nn.Module):
+    """A loss that draws random numbers of every kind."""
+
+    def forward(self, student: Any, teacher: Any, target: Tensor) -> Tensor:
+        import random
+
+        import numpy
+
+        scale = torch.rand(()) + random.random() + float(numpy.random.rand())
+        return scale * (student.logits - teacher.logits).square().mean()
+
+
+def one_cycle(optimizer: torch.optim.Optimizer, **length: Any) -> OneCycleLR:
+    return OneCycleLR(optimizer, max_lr=0.2, **length)
+
+
+def build() -> Distiller:
+    """Dropout, BatchNorm, a loss with parameters, a loss that draws, schedules of weight and learning rate."""
+    torch.manual_seed(0)
+    layers = [nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 10)]
+    student = nn.Sequential(*layers)
+    hint = Knowledge(Hint(), 0.5, student_layers=["3"], teacher_layers=["hidden.0"])
+    soft = Knowledge(SoftTargets(2.0), 1.0, Linear(4))
+    knowledge = {"soft": soft, "hint": hint, "noisy": Knowledge(Noisy(), 0.1)}
+    return Distiller(student, network(1), knowledge, optimizer=sgd, lr_scheduler=one_cycle)
+
+
+def everything(run: pl.Trainer, module: Distiller) -> dict[str, Any]:
+    slots = run.optimizers[0].state_dict()
+    schedule = run.lr_scheduler_configs[0].scheduler.state_dict()
+    return {
+        "weights": weights(module),
+        "momentum": {str(key): each["momentum_buffer"].clone() for key, each in slots["state"].items()},
+        "rates": [group["lr"] for group in slots["param_groups"]],
+        "schedule": {key: value for key, value in schedule.items() if isinstance(value, (int, float))},
+        "step": (run.global_step, run.current_epoch),
+    }
+
+
+def equal(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    tensors = all(same(first[part], second[part]) for part in ("weights", "momentum"))
+    return tensors and all(first[part] == second[part] for part in ("rates", "schedule", "step"))
+
+
+@pytest.mark.parametrize("data", ["digits", "pairs"])
+@pytest.mark.parametrize("validate", [True, False])
+def test_four_epochs_are_two_and_two(data: str, validate: bool, tmp_path: Path) -> None:
+    class StopAfterTwo(pl.Callback):
+        def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            trainer.should_stop = trainer.current_epoch == 1
+
+    def go(folder: str, seed: int, path: Path | None = None, stop: bool = False) -> dict[str, Any]:
+        checkpoint = ModelCheckpoint(tmp_path / folder, save_last=True, save_top_k=0, every_n_epochs=1)
+        callbacks = [checkpoint, StopAfterTwo()] if stop else [checkpoint]
+        limit = 1.0 if validate else 0
+        run = trainer(4, callbacks=callbacks, enable_checkpointing=True, limit_val_batches=limit)
+        module = build()
+        loader = digits(padding=1) if data == "digits" else pairs(shuffle=True)
+        pl.seed_everything(seed, verbose=False)
+        run.fit(module, loader, ckpt_path=path)
+        return everything(run, module)
+
+    whole = go("whole", 3)
+    half = go("parts", 3, stop=True)
+    assert half["step"] == (10, 2)
+    resumed = go("parts", 99, tmp_path / "parts" / "last.ckpt")  # another seed: the checkpoint's counts
+    assert equal(whole, resumed)
+    assert not equal(go("other", 4), whole)
+
+
+class Die(pl.Callback):
+    """kill -9, after an optimiser step."""
+
+    def __init__(self, step: int | None) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def a_run(folder: Path, die_at: int | None = None) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    last = folder / "last.ckpt"
+    checkpoint = ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=3)
+    run = trainer(3, callbacks=[checkpoint, Die(die_at)], enable_checkpointing=True, limit_val_batches=1.0)
+    module = build()
+    pl.seed_everything(5, verbose=False)
+    run.fit(module, digits(padding=1), ckpt_path=last if last.exists() else None)
+    return everything(run, module)
+
+
+def test_a_run_killed_in_the_middle_of_an_epoch_goes_on(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("fork").Process(target=a_run, args=(tmp_path / "killed", 8))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL  # in epoch 1 after batch 3 of 5; the last checkpoint is from batch 1
+    assert torch.load(tmp_path / "killed" / "last.ckpt", weights_only=True)["global_step"] == 6
+    resumed, whole = a_run(tmp_path / "killed"), a_run(tmp_path / "whole")
+    assert whole["step"] == (15, 3)
+    assert equal(whole, resumed)
+
+
+def test_a_one_cycle_rate_cannot_be_made_longer(tmp_path: Path) -> None:
+    run = trainer(1)
+    run.fit(build(), digits())
+    run.save_checkpoint(tmp_path / "run.ckpt")
+    with pytest.raises(InputError, match="planned for 5 steps, but this run takes 10"):
+        trainer(2).fit(build(), digits(), ckpt_path=tmp_path / "run.ckpt")
+
+
+def test_the_teacher_may_be_gone_or_another(tmp_path: Path) -> None:
+    module = distiller()
+    run = trainer(1)
+    run.fit(module, digits())
+    run.save_checkpoint(tmp_path / "run.ckpt")
+    results = []
+    for options in ({}, {"teacher": network(9)}, {"teacher": None, "knowledge": None}):
+        again = distiller(**options)
+        trainer(2).fit(again, digits(), ckpt_path=tmp_path / "run.ckpt")
+        results.append(weights(again.student))
+    assert not any(same(results[0], other) for other in results[1:])
