@@ -54,11 +54,7 @@ class DistillationModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.knowledge = dict(knowledge or {})
-        for name in self.knowledge:
-            if not name.isidentifier() or name in ("task", "total"):
-                raise InputError(
-                    f"A knowledge's name must be a plain word other than 'task' and 'total', not {name!r}."
-                )
+        check_names(self.knowledge)
         self.task = task if task is not None else nn.CrossEntropyLoss()
         self.task_weight = weight_at_least_zero(task_weight, "The task weight")
         self.task_schedule = task_schedule
@@ -215,6 +211,20 @@ class DistillationModule(pl.LightningModule):
     def forward(self, inputs: Any) -> Any:
         """The deployed learner's own output."""
         raise NotImplementedError(f"{type(self).__name__} must define forward().")
+
+
+def check_names(knowledge: Mapping[str, Knowledge]) -> None:
+    """Refuse names that cannot be log keys and checkpoint keys, and one knowledge under two names."""
+    owners: dict[int, str] = {}
+    for name, each in knowledge.items():
+        taken = name in ("task", "total") or name.endswith("_weighted") or hasattr(nn.ModuleDict, name)
+        if not name.isidentifier() or taken:
+            raise InputError(
+                f"A knowledge's name must be a plain word other than 'task', 'total', '..._weighted' and the methods "
+                f"of a dict, not {name!r}."
+            )
+        if (other := owners.setdefault(id(each), name)) != name:
+            raise InputError(f"Knowledge {other!r} and {name!r} are one object: make one for each name.")
 
 
 def sum_of(values: Any) -> Tensor:

@@ -10,6 +10,7 @@ from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge
 from kdlab.modules.base import DistillationModule, sgd
 from kdlab.outputs import Batch, logits_of, run
@@ -62,7 +63,12 @@ class Distiller(DistillationModule):
         super().__init__(knowledge, task, task_weight, task_schedule, optimizer, lr_scheduler, parameter_groups)
         self.student = student
         teachers = [teacher] if isinstance(teacher, nn.Module) else teacher
-        self.teacher = FrozenTeacher(teachers, teacher_weights, teacher_batchnorm) if teachers else None
+        self.teacher = FrozenTeacher(teachers, teacher_weights, teacher_batchnorm) if teachers is not None else None
+        own = {id(each) for each in student.parameters()}
+        if self.teacher is not None and any(id(each) in own for each in self.teacher.parameters()):
+            raise InputError(
+                "The student and the teacher share parameters, which cannot be both trained and frozen: copy them."
+            )
         self._known: dict[bytes, Tensor] = {}
         self._asked: set[bytes] = set()
 

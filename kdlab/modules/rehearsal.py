@@ -182,8 +182,15 @@ def _find_gradients(module: DistillationModule, values: Mapping[str, Tensor], re
 
 
 def _reached(value: Tensor, sources: Sequence[Tensor]) -> list[bool]:
-    found = torch.autograd.grad(value, sources, allow_unused=True, retain_graph=True) if sources else ()
-    return [each is not None for each in found]
+    """Which parameters and tensors the gradient of ``value`` gets to, read off the graph without computing it."""
+    nodes, todo = set[Any](), [value.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in nodes:
+            nodes.add(node)
+            todo += [each for each, _ in node.next_functions]
+    leaves = {id(node.variable) for node in nodes if hasattr(node, "variable")}
+    return [id(each) in leaves or each.grad_fn in nodes for each in sources]
 
 
 @contextmanager
