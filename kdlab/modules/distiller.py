@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge
@@ -69,6 +70,7 @@ class Distiller(DistillationModule):
             raise InputError(
                 "The student and the teacher share parameters, which cannot be both trained and frozen: copy them."
             )
+        self._loss = MeanMetric(nan_strategy="disable")
         self._known: dict[bytes, Tensor] = {}
         self._asked: set[bytes] = set()
 
@@ -122,7 +124,7 @@ class Distiller(DistillationModule):
         student = logits_of(self(batch.inputs))
         teacher = self._teacher_logits(batch) if self.teacher else None
         self._metrics.update(student, teacher, batch.target)
-        self.log(f"{stage}/loss", self.task(student, batch.target), batch_size=len(batch.target), sync_dist=True)
+        self._loss.update(self.task(student, batch.target), len(batch.target))
 
     def _teacher_logits(self, batch: Batch) -> Tensor:
         """The teacher's logits on an evaluation batch: computed once a run, then remembered (N x K numbers)."""
@@ -137,7 +139,9 @@ class Distiller(DistillationModule):
         return self._known[key].to(inputs.device)
 
     def _report(self, stage: str) -> None:
-        values = self._metrics.compute()
+        # Not through self.log: between processes with unequally many samples Lightning's mean is off.
+        values = {"loss": self._loss.compute(), **self._metrics.compute()}
+        self._loss.reset()
         self._metrics.reset()
         # Inputs that did not come again (random crops, another data set) are forgotten.
         self._known = {key: self._known[key] for key in self._asked}

@@ -1,0 +1,131 @@
+"""Two processes (gloo, CPU) do what one does on the same global batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from kdlab import Distiller, Knowledge
+from kdlab.losses import Hint, SoftTargets
+from kdlab.schedules import Constant
+from tests.data.tiny import Tiny
+from tests.modules.tiny import digits, distiller, network, sgd, trainer, weights
+
+# Lightning says so of every forked process, and cannot know that the loaders here share out the samples themselves.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+
+
+def train(module: Distiller, data: Any, devices: int, epochs: int = 2, **options: Any) -> pl.Trainer:
+    # Forked rather than spawned processes: these need not import all of torch again.
+    strategy = {"strategy": "ddp_fork", "devices": devices} if devices > 1 else {}
+    run = trainer(epochs, limit_val_batches=1.0, **strategy, **options)
+    pl.seed_everything(0, verbose=False)
+    run.fit(module, data)
+    return run
+
+
+def soft_and_hint(**options: Any) -> dict[str, Knowledge]:
+    """No BatchNorm anywhere: the regressor "conv" has one, whose statistics would be those of half a batch.
+
+    SyncBatchNorm would make them equal, but torch has it for GPUs alone.
+    """
+    hint = Knowledge(Hint("1x1"), 0.5, student_layers=["hidden.0"], teacher_layers=["hidden.0"])
+    return {"soft": Knowledge(SoftTargets(4.0), 0.9), "hint": hint}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_equal_one(accumulate: int, tmp_path: Path) -> None:
+    ends, metrics = [], []
+    for devices in (1, 2):
+        module = distiller(teacher=network(1, (24,)), knowledge=soft_and_hint(), optimizer=sgd)
+        checkpoint = ModelCheckpoint(tmp_path / str(devices), save_last=True, save_top_k=0, every_n_epochs=1)
+        run = train(
+            module,
+            digits(train_size=150),  # the last batch is smaller
+            devices,
+            callbacks=[checkpoint],
+            enable_checkpointing=True,
+            accumulate_grad_batches=accumulate,
+        )
+        ends.append(torch.load(tmp_path / str(devices) / "last.ckpt", weights_only=True)["state_dict"])
+        metrics.append({name: float(value) for name, value in run.callback_metrics.items()})
+    assert {name.split(".")[0] for name in ends[0]} == {"student", "losses"}
+    assert ends[0].keys() == ends[1].keys()
+    for name in ends[0]:
+        assert float((ends[0][name] - ends[1][name]).abs().max()) < 1e-6, name
+    assert metrics[0].keys() == metrics[1].keys()
+    assert metrics[0] == pytest.approx(metrics[1], abs=2e-6)
+
+
+class Told(pl.Callback):
+    """DDP was told, and the run came to its end."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert trainer.strategy._ddp_kwargs.get("find_unused_parameters") is True  # type: ignore[attr-defined]
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert trainer.global_step == 10
+
+
+@pytest.mark.parametrize("case", ["features alone", "later", "task later"])
+def test_parameters_without_gradient(case: str) -> None:
+    hint = Knowledge(Hint("1x1"), 0.5, student_layers=["hidden.0"])
+    options: dict[str, Any] = {"knowledge": {"hint": hint}}
+    if case == "features alone":
+        options["task_weight"] = 0.0
+    elif case == "later":
+        hint.schedule = Constant(begin=1)
+    else:
+        options["task_schedule"] = Constant(begin=1)
+    module = distiller(**options)
+    before = weights(module.student)
+    train(module, digits(), devices=2, callbacks=[Told()])
+    moved = [name for name, value in module.student.state_dict().items() if not torch.equal(value, before[name])]
+    assert any(name.startswith("hidden") for name in moved)
+    assert any(name.startswith("fc") for name in moved) == (case != "features alone")
+
+
+def test_nothing_is_looked_for_where_all_parameters_get_a_gradient() -> None:
+    class Look(pl.Callback):
+        def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            assert "find_unused_parameters" not in trainer.strategy._ddp_kwargs  # type: ignore[attr-defined]
+
+    train(distiller(knowledge=soft_and_hint()), digits(), devices=2, epochs=1, callbacks=[Look()])
+
+
+def test_every_sample_is_evaluated_once() -> None:
+    values = []
+    for devices in (1, 2):
+        module = distiller(student=network2(0), teacher=network2(1))
+        run = train(module, Tiny(), devices, epochs=1, limit_train_batches=5)  # 5 times 4; a 21st would be left out
+        shown = {name: float(value) for name, value in run.callback_metrics.items() if name.startswith("val/")}
+        assert 21 * shown["val/student_accuracy"] == pytest.approx(round(21 * shown["val/student_accuracy"]), abs=1e-4)
+        values.append(shown)
+    assert values[0] == pytest.approx(values[1], abs=1e-6)
+
+
+def network2(seed: int) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(40, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+
+
+def test_processes_draw_differently_but_agree_on_the_seed(tmp_path: Path) -> None:
+    class Note(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, index: int) -> None:
+            def look(net: Any, args: Any, output: Tensor) -> None:
+                handle.remove()
+                torch.save((module._seed, output[:4] == 0), tmp_path / f"{trainer.global_rank}-{index}.pt")
+
+            handle = module.student.dropout.register_forward_hook(look)
+
+    module = distiller(student=network(hidden=(100,), dropout=0.5))
+    train(module, digits(train_size=64), devices=2, epochs=1, callbacks=[Note()])
+    seen = [torch.load(tmp_path / f"{rank}-{index}.pt") for rank in (0, 1) for index in (0, 1)]
+    assert {seed for seed, _ in seen} == {0}
+    assert len({mask.numpy().tobytes() for _, mask in seen}) == 4
