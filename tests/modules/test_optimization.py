@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -127,3 +128,15 @@ def test_distilling_without_labels() -> None:
     x, y = pairs().dataset.tensors  # type: ignore[attr-defined]
     trainer().fit(shuffled, DataLoader(TensorDataset(x, y.flip(0)), 8))
     assert same(weights(module.student), weights(shuffled.student))
+
+
+def test_a_fit_warns_of_nothing() -> None:
+    both = knowledge(layers=("hidden.0", "hidden.0"))
+    module = distiller(knowledge=both, lr_scheduler=lambda optimizer, **length: OneCycleLR(optimizer, 0.1, **length))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run = trainer(2, limit_val_batches=1.0, logger=Logged())
+        run.fit(module, digits())
+        run.test(module, digits(), verbose=False)
+    said = {str(each.message) for each in caught if "LeafSpec" not in str(each.message)}  # Lightning's own, of torch
+    assert not said
