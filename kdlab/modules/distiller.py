@@ -124,7 +124,8 @@ class Distiller(DistillationModule):
         student = logits_of(self(batch.inputs))
         teacher = self._teacher_logits(batch) if self.teacher else None
         self._metrics.update(student, teacher, batch.target)
-        self._loss.update(self.task(student, batch.target), len(batch.target))
+        # Once a sample: torchmetrics ignores weights where it does not look for nan, and looking waits for the device.
+        self._loss.update(self.task(student, batch.target).expand(len(batch.target)))
 
     def _teacher_logits(self, batch: Batch) -> Tensor:
         """The teacher's logits on an evaluation batch: computed once a run, then remembered (N x K numbers)."""

@@ -83,3 +83,14 @@ def test_a_step_does_not_log_at_other_steps() -> None:
     module.log = lambda *_, **__: pytest.fail("logged")  # type: ignore[method-assign]
     module.log_dict = lambda *_, **__: pytest.fail("logged")  # type: ignore[method-assign]
     trainer(log_every_n_steps=0).fit(module, pairs())
+
+
+def test_the_evaluation_loss_is_the_mean_over_samples_and_shows_nan() -> None:
+    module = distiller()
+    (values,) = trainer(limit_val_batches=1.0).validate(module, pairs(21, 8), verbose=False)
+    x, y = pairs(21).dataset.tensors  # type: ignore[attr-defined]
+    assert values["val/loss"] == pytest.approx(nn.functional.cross_entropy(module.student(x), y).item(), rel=1e-6)
+    with torch.no_grad():
+        module.student.fc.bias.fill_(float("nan"))  # type: ignore[union-attr]
+    (values,) = trainer(limit_val_batches=1.0).validate(module, pairs(21, 8), verbose=False)
+    assert values["val/loss"] != values["val/loss"]
