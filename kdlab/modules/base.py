@@ -82,8 +82,7 @@ class DistillationModule(pl.LightningModule):
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """The knowledge, as callbacks of the Trainer."""
-        there = self.trainer.callbacks  # type: ignore[attr-defined]
-        return [each for each in self.knowledge.values() if each not in there]
+        return [*self.knowledge.values()]  # Lightning puts them in the place of those of an earlier fit
 
     def setup(self, stage: str) -> None:
         """Rehearse one batch before a training: sizes adapters, and finds everything that cannot work."""
@@ -115,12 +114,8 @@ class DistillationModule(pl.LightningModule):
         return configure(self)
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The parameters that the optimiser gets, by name: everything but the teacher's and what is frozen."""
-        return {
-            name: parameter
-            for name, parameter in self.named_parameters()
-            if parameter.requires_grad and not name.startswith("teacher.")
-        }
+        """The parameters that the optimiser gets, by name: all that are not frozen, as a frozen teacher's are."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     # What is random: a function of (seed, process, epoch, batch)
 

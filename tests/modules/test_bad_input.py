@@ -277,7 +277,9 @@ def test_an_iterable_loader_without_length_trains() -> None:
     assert module.rehearsal.batches is None
 
 
-def test_a_loader_s_own_generator_is_left_alone() -> None:
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_rehearsal_uses_up_no_random_state(own: bool, dropout: float) -> None:
     x, y = pairs().dataset.tensors  # type: ignore[attr-defined]
     generator, states = torch.Generator().manual_seed(3), []
 
@@ -287,6 +289,7 @@ def test_a_loader_s_own_generator_is_left_alone() -> None:
 
         setup = on_fit_start = note
 
-    trainer(callbacks=[Look()]).fit(distiller(), DataLoader(TensorDataset(x, y), 8, shuffle=True, generator=generator))
+    loader = DataLoader(TensorDataset(x, y), 8, shuffle=True, generator=generator if own else None)
+    trainer(callbacks=[Look()]).fit(distiller(student=network(dropout=dropout)), loader)
     assert torch.equal(states[0], states[2])
     assert torch.equal(states[1], states[3])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -128,6 +129,20 @@ def test_distilling_without_labels() -> None:
     x, y = pairs().dataset.tensors  # type: ignore[attr-defined]
     trainer().fit(shuffled, DataLoader(TensorDataset(x, y.flip(0)), 8))
     assert same(weights(module.student), weights(shuffled.student))
+
+
+def test_a_loss_is_rehearsed_in_eval_mode_and_trained_in_train_mode() -> None:
+    class Notes(nn.Module):
+        """Stands for a loss that fills a bank while it trains."""
+
+        modes: ClassVar[list[bool]] = []
+
+        def forward(self, student: Any, teacher: Any, target: Tensor) -> Tensor:
+            self.modes.append(self.training)
+            return student.logits.square().mean()
+
+    trainer(2, limit_val_batches=1.0).fit(distiller(knowledge={"notes": Knowledge(Notes())}), pairs())
+    assert Notes.modes == [False] + [True] * 10
 
 
 def test_a_fit_warns_of_nothing() -> None:
