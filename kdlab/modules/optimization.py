@@ -45,7 +45,8 @@ def configure(module: DistillationModule) -> Any:
     """What Lightning's ``configure_optimizers`` returns.
 
     A ``OneCycleLR`` without its length gets the run's number of optimiser steps and is stepped each step; every other
-    scheduler is stepped each epoch.
+    scheduler is stepped each epoch; a ``ReduceLROnPlateau`` watches ``val/loss``, or with mode "max" the student's
+    accuracy.
     """
     optimizer = module.optimizer(groups(module))
     if module.lr_scheduler is None:
@@ -61,7 +62,8 @@ def configure(module: DistillationModule) -> Any:
         "interval": "step" if isinstance(scheduler, OneCycleLR) else "epoch",
     }
     if isinstance(scheduler, ReduceLROnPlateau):
-        config["monitor"] = getattr(scheduler, "monitor", "val/student_accuracy")
+        watched = "val/loss" if scheduler.mode == "min" else "val/student_accuracy"
+        config["monitor"] = getattr(scheduler, "monitor", watched)
     return {"optimizer": optimizer, "lr_scheduler": config}
 
 

@@ -88,7 +88,7 @@ class FrozenTeacher(Teaching):
         with self._batch_statistics() if self.batchnorm == "batch" else nullcontext():
             seen = [observer(inputs) for observer in self._observers]
         if len(seen) == 1:
-            return seen[0].detach()
+            return seen[0]
         shapes = {tuple(each.logits.shape[1:]) for each in seen}
         if len(shapes) > 1:
             raise InputError(

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import OneCycleLR, StepLR
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from kdlab import Knowledge
@@ -118,6 +118,15 @@ def test_other_schedulers_step_each_epoch() -> None:
     run = trainer(3)
     run.fit(module, pairs())
     assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1 * 0.1**3)
+
+
+@pytest.mark.parametrize(("mode", "watched"), [("min", "val/loss"), ("max", "val/student_accuracy")])
+def test_a_plateau_is_one_of_what_its_mode_means(mode: Any, watched: str) -> None:
+    module = distiller(lr_scheduler=lambda optimizer: ReduceLROnPlateau(optimizer, mode))
+    run = trainer(2, limit_val_batches=1.0)
+    run.fit(module, pairs())
+    assert run.lr_scheduler_configs[0].monitor == watched
+    assert run.lr_scheduler_configs[0].scheduler.best == pytest.approx(float(run.callback_metrics[watched]), rel=0.5)
 
 
 def test_distilling_without_labels() -> None:

@@ -40,6 +40,8 @@ def test_stays_in_eval_mode_through_train(how: str) -> None:
     expected, before = net.eval()(X), {name: value.clone() for name, value in net.state_dict().items()}
     teacher = FrozenTeacher([net.train()])
     unfrozen(teacher, how)
+    if how in ("itself", "around"):
+        assert not any(module.training for module in teacher.modules())
     seen = teacher.observe(X)
     assert torch.equal(seen.logits, expected)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
