@@ -25,7 +25,6 @@ STUDENTS = {  # options on top of plain.yaml
     "plain": [],
     "soft": ["-c", str(HERE / "soft.yaml")],
     "soft, no 3s": ["-c", str(HERE / "soft.yaml"), "--data.omit=[3]"],
-    "plain, no 3s": ["--data.omit=[3]"],
 }
 PAPER_BIAS = 3.5
 
