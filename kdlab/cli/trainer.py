@@ -19,6 +19,7 @@ import yaml
 from jsonargparse import ArgumentError
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor
 
@@ -63,6 +64,26 @@ class KdlabCLI(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults({f"checkpoint.{name}": value for name, value in LAST.items()})
         parser.set_defaults({"data": {"class_path": "kdlab.data.Digits"}})
+
+    def before_fit(self) -> None:
+        """Keep a new run out of an old one's folder, and an old run's numbers when it is resumed in its own.
+
+        Raises:
+            InputError: the folder belongs to another run.
+        """
+        if not self.trainer.is_global_zero or not isinstance(self.trainer.logger, CSVLogger):
+            return
+        folder = Path(self.trainer.logger.log_dir)
+        numbers = folder / "metrics.csv"
+        if not self._get(self.config, "ckpt_path"):
+            if (folder / "config.yaml").exists():
+                raise InputError(
+                    f"{str(folder)!r} holds a run already: resume it with --ckpt_path={folder}/checkpoints/last.ckpt, "
+                    "or give this one another trainer.logger.init_args.version."
+                )
+        elif numbers.exists():  # CSVLogger would delete them
+            earlier = len(list(folder.glob("metrics.*.csv")))
+            numbers.rename(folder / f"metrics.{earlier}.csv")
 
     def predict(self, **options: Any) -> None:
         """Run the Trainer's predict and write ``predictions.csv``: sample, class, confidence."""
@@ -135,6 +156,7 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended")
     warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)")
     warnings.filterwarnings("ignore", r"Precision .* is not supported by the model summary")
+    warnings.filterwarnings("ignore", "Experiment logs directory .* exists")  # before_fit has seen to it
     warnings.filterwarnings("ignore", "The dirpath has changed from")  # a resumed run gets a folder of its own
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
         lambda record: "Tip:" not in record.getMessage()

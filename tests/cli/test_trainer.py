@@ -107,6 +107,22 @@ def test_a_second_run_leaves_the_first_alone_and_repeats_it(work: Path) -> None:
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+def test_a_run_into_anothers_folder_is_refused_and_a_resumed_one_keeps_all_numbers(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = ["fit", "-c", "kd.yaml", "--trainer.logger.init_args.version=mine"]
+    main(there)
+    folder = work / "runs/mine"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit):
+        main([*there, "--trainer.max_epochs=2"])
+    assert "holds a run already: resume it with --ckpt_path=runs/mine/checkpoints/last.ckpt" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    main([*there, "--trainer.max_epochs=2", "--ckpt_path=runs/mine/checkpoints/last.ckpt"])
+    assert (folder / "metrics.0.csv").read_bytes() == before[folder / "metrics.csv"]
+    assert {row["epoch"] for row in csv.DictReader((folder / "metrics.csv").open())} == {"1"}
+
+
 def test_a_saved_config_runs_again_and_without_its_teacher_predicts(work: Path) -> None:
     main(["fit", "-c", "kd.yaml"])
     config, checkpoint = "runs/version_0/config.yaml", "runs/version_0/checkpoints/last.ckpt"
