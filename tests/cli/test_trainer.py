@@ -120,7 +120,8 @@ def test_a_run_into_anothers_folder_is_refused_and_a_resumed_one_keeps_all_numbe
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     main([*there, "--trainer.max_epochs=2", "--ckpt_path=runs/mine/checkpoints/last.ckpt"])
     assert (folder / "metrics.0.csv").read_bytes() == before[folder / "metrics.csv"]
-    assert {row["epoch"] for row in csv.DictReader((folder / "metrics.csv").open())} == {"1"}
+    with (folder / "metrics.csv").open() as file:
+        assert {row["epoch"] for row in csv.DictReader(file)} == {"1"}
 
 
 def test_a_saved_config_runs_again_and_without_its_teacher_predicts(work: Path) -> None:
