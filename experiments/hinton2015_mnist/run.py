@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,8 @@ def train(name: str, options: list[str]) -> None:
     if (folder / "student.safetensors").exists():
         return
     last = folder / "checkpoints" / "last.ckpt"
+    if not last.exists():
+        shutil.rmtree(folder, ignore_errors=True)  # stopped in its first epoch
     resume = [f"--ckpt_path={last}"] if last.exists() else []
     version = f"--trainer.logger.init_args.version={name}"
     subprocess.run([sys.executable, "-m", "kdlab", "fit", *options, version, *resume], check=True)

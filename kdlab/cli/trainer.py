@@ -77,9 +77,10 @@ class KdlabCLI(LightningCLI):
         numbers = folder / "metrics.csv"
         if not self._get(self.config, "ckpt_path"):
             if (folder / "config.yaml").exists():
+                last = folder / "checkpoints" / "last.ckpt"
+                way = f"resume it with --ckpt_path={last}" if last.exists() else "it left no checkpoint, so delete it"
                 raise InputError(
-                    f"{str(folder)!r} holds a run already: resume it with --ckpt_path={folder}/checkpoints/last.ckpt, "
-                    "or give this one another trainer.logger.init_args.version."
+                    f"{str(folder)!r} holds a run already: {way}, or give this one another logger.init_args.version."
                 )
         elif numbers.exists():  # CSVLogger would delete them
             earlier = len(list(folder.glob("metrics.*.csv")))
