@@ -40,8 +40,8 @@ FAIR = """\
 The comparison is fair: with each seed, both students start from the same weights and see the same {labelled} labelled \
 images, shifted alike, in the same order, for the same {steps} steps of the same optimiser; only the loss differs, for \
 one of them also imitates the soft answers that the teacher (trained on all 1,297 images) gives on these images. All \
-numbers are of the last epoch, on the 500 test images; no epoch was picked, but the setting itself (images, rate, epochs) \
-was chosen by looking at these test images: with ten other seeds the gain is +2.0 ± 0.7 points.
+numbers are of the last epoch, on the 500 test images; no epoch was picked, but the setting itself (images, rate, \
+epochs) was chosen by looking at these test images: with ten other seeds the gain is +2.0 ± 0.7 points.
 """
 
 
