@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import final
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, final
 
+import pytorch_lightning as pl
+import torch
 from pytorch_lightning import Callback
 from torch import Tensor, nn
 
@@ -24,9 +26,12 @@ class Knowledge(Callback):
 
     Args:
         loss: any module with ``forward(student, teacher, target) -> scalar`` on two :class:`~kdlab.outputs.Outputs` and
-            the labels. It is computed in float32 outside of autocast. A loss may declare ``needs``, out of
-            ``"logits"``, ``"layers"``, ``"embedding"``, ``"classes"`` (integer labels) and ``"index"`` (the sample
-            index): what is missing is then reported before the first step.
+            the labels. It is computed in float32 outside of autocast. A loss may declare ``needs`` (see
+            :mod:`kdlab.losses`): what is missing is then reported before the first step. A loss, or a loss inside it,
+            may also define ``set_up(setting)`` (see :class:`~kdlab.losses.setting.Setting`); ``survey(batches)``, given
+            the teacher's outputs and the labels of the whole training set, batch by batch, at the start of a fit;
+            ``advance(epoch, step)``, called before every training step; ``after_backward()``, called after every
+            backward pass.
         weight: factor of the loss, at least 0.
         schedule: a further factor as a function of epoch or step; ``None`` is 1.
         student_layers: names of the student's layers that the loss reads, in its order (see ``kdlab layers MODEL``).
@@ -47,23 +52,42 @@ class Knowledge(Callback):
         self.weight = weight_at_least_zero(weight, "A knowledge's weight")
         self.loss = loss
         self.schedule = schedule
-        self.student_layers = tuple(student_layers or teacher_layers)
-        self.teacher_layers = tuple(teacher_layers or student_layers)
+        both = not {"student_layers", "teacher_layers"} & set(self.needs)  # else the loss reads one side alone
+        self.student_layers = tuple(student_layers or (teacher_layers if both else ()))
+        self.teacher_layers = tuple(teacher_layers or (student_layers if both else ()))
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        """Tell the loss how far the training is."""
+        for advance in self.parts("advance"):
+            advance(trainer.current_epoch, trainer.global_step)
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let the loss remember what it may change only now: autograd needs its memory until here."""
+        for after_backward in self.parts("after_backward"):
+            after_backward()
+
+    def parts(self, method: str) -> Iterator[Callable[..., None]]:
+        """The method of that name of the loss and of every loss inside it that has one."""
+        return (getattr(each, method) for each in self.loss.modules() if callable(getattr(each, method, None)))
 
     def weight_at(self, progress: Progress) -> float:
         """The factor of the loss at ``progress``."""
         return self.weight if self.schedule is None else self.weight * self.schedule(progress)
 
     def compare(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The loss, unweighted: a scalar."""
-        return _in_full_precision(
-            self.loss, student.only(self.student_layers), teacher.only(self.teacher_layers), target
-        )
+        """The loss, unweighted: a scalar. Teachers that count differently for each sample are compared one by one."""
+        compute = _member_by_member if teacher.members and self.reads_logits else _in_full_precision
+        return compute(self.loss, student.only(self.student_layers), teacher.only(self.teacher_layers), target)
 
     @property
     def needs(self) -> tuple[str, ...]:
         """What the loss says it needs."""
         return tuple(getattr(self.loss, "needs", ()))
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The further views of the batch that the loss reads."""
+        return tuple(getattr(self.loss, "views", ()))
 
     @property
     def reads_logits(self) -> bool:
@@ -75,6 +99,8 @@ class Knowledge(Callback):
         layers = self.student_layers
         reasons = {
             "layers": not layers and "layers to read: set student_layers (and teacher_layers)",
+            "student_layers": not layers and "layers of the student to read: set student_layers",
+            "teacher_layers": not self.teacher_layers and "layers of the teacher to read: set teacher_layers",
             "embedding": (student.embedding is None and len(layers) != 1)
             and "an embedding, but the network has no linear classifier: set student_layers to one layer",
             "classes": (target.is_floating_point() or target.dim() != 1) and "class indices (B,) as labels",
@@ -87,6 +113,18 @@ class Knowledge(Callback):
 def _in_full_precision(loss: nn.Module, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
     value: Tensor = loss(student, teacher, target)
     return value
+
+
+@full_precision
+def _member_by_member(loss: nn.Module, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+    r"""The sum over teachers m of the mean over samples b of :math:`w_{mb} loss_b(student, m, target)`."""
+    each = getattr(loss, "per_sample", None)
+    if each is None:
+        raise InputError(
+            f"{type(loss).__name__} gives one number a batch, but these teachers count differently for each sample: "
+            "use a loss that has per_sample(), such as SoftTargets, or another ensemble."
+        )
+    return torch.stack([(weight * each(student, seen, target)).mean() for seen, weight in teacher.members]).sum()
 
 
 def weight_at_least_zero(weight: float, what: str) -> float:

@@ -22,15 +22,17 @@ class Batch(NamedTuple):
         inputs: what the network is called with: a tensor (B, ...), or a mapping of keyword arguments.
         target: labels, (B,) int64 class indices unless the task loss wants something else.
         index: (B,) int64, the position of every sample in its data set; ``None`` where the loader gives none.
+        views: further inputs by name, (V * B, ...) with the V of one sample together; see :mod:`kdlab.views`.
     """
 
     inputs: Any
     target: Tensor
     index: Tensor | None = None  # type: ignore[assignment]  # tuple has a method of this name
+    views: dict[str, Tensor] | None = None
 
     @staticmethod
     def of(raw: Any) -> Batch:
-        """Read a batch of any common form: ``(inputs, target)``, ``(inputs, target, index)`` or a mapping with
+        """Read a batch of any common form: ``(inputs, target)``, then perhaps index and views, or a mapping with
         ``labels``.
 
         Raises:
@@ -41,7 +43,7 @@ class Batch(NamedTuple):
         if isinstance(raw, Mapping) and "labels" in raw:
             inputs = {name: value for name, value in raw.items() if name not in ("labels", "index")}
             return Batch(inputs, raw["labels"], raw.get("index"))
-        if isinstance(raw, Sequence) and len(raw) in (2, 3):
+        if isinstance(raw, Sequence) and len(raw) in (2, 3, 4):
             return Batch(*raw)
         raise InputError(
             "A batch must be (inputs, labels), (inputs, labels, sample index) or a mapping with 'labels', "
@@ -60,6 +62,8 @@ class Outputs:
         mask: (B, L), 1 where a token counts; ``None`` for images.
         index: (B,) int64, the position of every sample in its data set; ``None`` if the loader gives none.
         names: the tapped layers' names, for messages.
+        views: outputs on further views of the same samples, by name, from the same forward.
+        members: of teachers that count differently for each sample: their outputs, and weights (B,).
     """
 
     logits: Tensor
@@ -68,12 +72,18 @@ class Outputs:
     mask: Tensor | None = None
     index: Tensor | None = None
     names: tuple[str, ...] = ()
+    views: Mapping[str, Outputs] = dataclasses.field(default_factory=dict)
+    members: tuple[tuple[Outputs, Tensor], ...] = ()
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Outputs:
-        """The same outputs with ``change`` applied to logits, layers and embedding."""
-        embedding = None if self.embedding is None else change(self.embedding)
+        """The same outputs with ``change`` applied to logits, layers and embedding, of views and members too."""
         return dataclasses.replace(
-            self, logits=change(self.logits), layers=tuple(map(change, self.layers)), embedding=embedding
+            self,
+            logits=change(self.logits),
+            layers=tuple(map(change, self.layers)),
+            embedding=None if self.embedding is None else change(self.embedding),
+            views={name: each.map(change) for name, each in self.views.items()},
+            members=tuple((each.map(change), change(weight)) for each, weight in self.members),
         )
 
     def detach(self) -> Outputs:
@@ -81,11 +91,12 @@ class Outputs:
         return self.map(Tensor.detach)
 
     def only(self, names: Sequence[str]) -> Outputs:
-        """The same outputs with the layers ``names`` alone, in that order."""
+        """The same outputs, those of the views too, with the layers ``names`` alone, in that order."""
         if tuple(names) == self.names:
             return self
         layers = tuple(self.layers[self.names.index(name)] for name in names)
-        return dataclasses.replace(self, layers=layers, names=tuple(names))
+        views = {view: each.only(names) for view, each in self.views.items()}
+        return dataclasses.replace(self, layers=layers, names=tuple(names), views=views)
 
 
 def layer_names(network: nn.Module) -> dict[str, nn.Module]:

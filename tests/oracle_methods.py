@@ -26,7 +26,11 @@ def side(arrays: Arrays, name: str) -> Outputs:
 
 @dataclass(frozen=True)
 class Method:
-    """One method: its loss from hyper-parameters, the file's names of its parameters, its outputs from the arrays."""
+    """One method: its loss from hyper-parameters, the file's names of its parameters, its outputs from the arrays.
+
+    ``set_up`` gives a loss what it would ask of a run; ``compute`` gives the value without an Outputs, where the case
+    is about a part of a method.
+    """
 
     build: Callable[[dict[str, Any]], nn.Module]
     parameters: dict[str, str] = field(default_factory=dict)
@@ -35,6 +39,8 @@ class Method:
         side(arrays, "teacher"),
     )
     target: Callable[[Arrays], Tensor] = lambda arrays: arrays.get("labels", torch.zeros(1))
+    set_up: Callable[[Any, Arrays], None] = lambda loss, arrays: None
+    compute: Callable[[Any, Arrays], Tensor] | None = None
 
 
 METHODS: dict[str, Method] = {

@@ -73,21 +73,24 @@ def evaluate(case: Case, method: Method) -> list[str]:
 
 def _loss(case: Case, method: Method, hyper: Case, leaves: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     loss = method.build(hyper).to(getattr(torch, case["dtype"]))
-    arguments = (*method.outputs(leaves), method.target(leaves))
+    constants = {name: leaf.detach() for name, leaf in leaves.items()}
+    method.set_up(loss, constants)
     own: dict[str, Tensor] = {}
     if method.parameters:
         with torch.no_grad():
-            loss(*arguments)  # sizes the parameters
+            _value(loss, method, constants)  # sizes the parameters
             for name, parameter in method.parameters.items():
                 own[name] = loss.get_parameter(parameter)
                 if own[name].shape != leaves[name].shape:
                     raise ValueError(f"{name} is {tuple(leaves[name].shape)} but kdlab's is {tuple(own[name].shape)}")
                 own[name].copy_(leaves[name])
-    return _call(loss, arguments), own
+    return _value(loss, method, leaves), own
 
 
-def _call(loss: nn.Module, arguments: tuple[Any, ...]) -> Tensor:
-    value: Tensor = loss(*arguments)
+def _value(loss: nn.Module, method: Method, leaves: dict[str, Tensor]) -> Tensor:
+    if method.compute is not None:
+        return method.compute(loss, leaves)
+    value: Tensor = loss(*method.outputs(leaves), method.target(leaves))
     return value
 
 

@@ -23,12 +23,19 @@ FLOORS = {
     "metrics": 1,
     "schedules": 1,
     "outputs": 0,
+    "views": 0,
     "errors": 0,
     "models": 0,
     "data": 0,
 }
-# On the ground floor ``errors`` lies under ``outputs``, and both lie under ``models`` and ``data``.
-BENEATH = {"outputs": {"errors"}, "models": {"errors", "outputs"}, "data": {"errors", "outputs"}, "__main__": {"cli"}}
+# On the ground floor ``errors`` lies under ``outputs``, and both lie under all the rest.
+BENEATH = {
+    "outputs": {"errors"},
+    "views": {"errors", "outputs"},
+    "models": {"errors", "outputs"},
+    "data": {"errors", "outputs"},
+    "__main__": {"cli"},
+}
 LIGHTNING = {"pytorch_lightning", "lightning_fabric", "lightning"}
 OPTIONAL = {"timm", "transformers", "ray"}
 HEAVY = ["torch", "torchvision", "pytorch_lightning", "torchmetrics", "numpy", "wandb", "sklearn", "matplotlib", "rich"]

@@ -283,8 +283,8 @@ def test_batches_of_every_form() -> None:
     assert Batch.of(batch) is batch
     with pytest.raises(InputError, match="a Tensor"):
         Batch.of(x)
-    with pytest.raises(InputError, match="a tuple of 4"):
-        Batch.of((x, y, index, index))
+    with pytest.raises(InputError, match="a tuple of 5"):
+        Batch.of((x, y, index, None, index))
 
 
 def test_classifier_is_the_last_linear_layer_or_what_timm_says() -> None:

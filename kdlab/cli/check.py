@@ -18,7 +18,7 @@ from kdlab.cli.layers import shape_text
 from kdlab.cli.trainer import build
 from kdlab.errors import InputError
 from kdlab.modules.base import DistillationModule
-from kdlab.modules.rehearsal import first_batch
+from kdlab.modules.training_data import training_data
 
 QUIET = ["--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.enable_progress_bar=false"]
 QUIET += ["--trainer.enable_model_summary=false", "--trainer.num_sanity_val_steps=2"]
@@ -118,7 +118,7 @@ def memory(module: DistillationModule) -> str:
     """An estimate of the memory of training, in MB of 2^20 bytes: weights, gradients, optimiser, activations."""
     trained = sum(parameter.numel() * parameter.element_size() for parameter in module.trainable().values())
     weights = sum(each.numel() * each.element_size() for each in [*module.parameters(), *module.buffers()])
-    batch, _ = first_batch(module)
+    batch = training_data(module).few
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:

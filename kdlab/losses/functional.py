@@ -74,9 +74,10 @@ class _Held(nn.Module):
         return self.plain(self.loss, student, teacher, target)
 
 
-def _tensors(outputs: Outputs) -> tuple[Tensor, ...]:
-    embedding = () if outputs.embedding is None else (outputs.embedding,)
-    return (outputs.logits, *outputs.layers, *embedding)
+def _tensors(outputs: Outputs) -> list[Tensor]:
+    found: list[Tensor] = []
+    outputs.map(lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    return found
 
 
 def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0, mask: Tensor | None = None) -> Tensor:

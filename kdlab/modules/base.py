@@ -21,9 +21,11 @@ from kdlab.modules.chance import reseed
 from kdlab.modules.optimization import check_length, configure
 from kdlab.modules.rehearsal import Rehearsal, rehearse
 from kdlab.modules.terms import Terms
+from kdlab.modules.training_data import every_batch
 from kdlab.outputs import Batch, Observer, Outputs
 from kdlab.schedules import Progress, Schedule
 from kdlab.teaching import Lesson, Teaching
+from kdlab.views import see
 
 
 def sgd(parameters: Any) -> torch.optim.Optimizer:
@@ -99,11 +101,17 @@ class DistillationModule(pl.LightningModule):
             rank_zero_info(f"DDP looks for unused parameters at each step: at times there is no gradient for {parts}.")
 
     def on_fit_start(self) -> None:
-        """Agree on the seed of all processes and find the tapped layers again (SyncBatchNorm replaces modules)."""
+        """Agree on the seed of all processes, find the tapped layers again (SyncBatchNorm replaces modules), and show
+        the training set to the losses that ask for it.
+        """
         if self._seed is None:
             self._seed = self.trainer.strategy.broadcast(torch.initial_seed())
         for each in [*self._observers.values(), *(self.teaching.observers if self.teaching else ())]:
             each.find_layers()
+        if self.teaching is not None:
+            for knowledge in self.knowledge.values():
+                for survey in knowledge.parts("survey"):
+                    survey(self.teaching.survey(every_batch(self)))
         still = {id(module) for module in (self.teaching.modules() if self.teaching else ())}
         if all(module.training or id(module) in still for module in self.modules()):
             # Lightning would warn of the teacher's eval mode, which is meant.
@@ -150,10 +158,11 @@ class DistillationModule(pl.LightningModule):
     # The step
 
     def observe(self, batch: Batch) -> dict[str, Outputs]:
-        """One forward of every learner on its view of the batch."""
+        """One forward of every learner on its view of the batch, and on those that the knowledge asks for."""
         teaching, names = self.teaching, list(self.learners)
-        views = teaching.views(batch, names) if teaching else dict.fromkeys(names, batch.inputs)
-        return {name: dataclasses.replace(self._observers[name](views[name]), index=batch.index) for name in names}
+        inputs = teaching.views(batch, names) if teaching else dict.fromkeys(names, batch.inputs)
+        further = list(dict.fromkeys(view for each in self.knowledge.values() for view in each.views))
+        return {name: see(self._observers[name], batch._replace(inputs=inputs[name]), further) for name in names}
 
     def lessons(self, outputs: Mapping[str, Outputs], batch: Batch) -> list[Lesson]:
         """Who learns from whom on this batch."""

@@ -9,22 +9,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric.utilities.data import sized_len
-from pytorch_lightning.trainer.connectors.data_connector import _process_dataloader
-from pytorch_lightning.trainer.states import RunningStage, TrainerFn
-from pytorch_lightning.utilities.combined_loader import CombinedLoader
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from kdlab.errors import InputError
-from kdlab.outputs import Batch, Observer, Outputs
+from kdlab.losses.setting import Setting
+from kdlab.modules.training_data import TrainingData, training_data
+from kdlab.outputs import Observer, Outputs
 
 if TYPE_CHECKING:
     from kdlab.modules.base import DistillationModule
-
-SAMPLES = 8
-"""How many samples of the first batch a rehearsal runs."""
 
 
 @dataclass
@@ -46,37 +41,6 @@ class Rehearsal:
     resting: list[str] = field(default_factory=list)
 
 
-def first_batch(module: DistillationModule) -> tuple[Batch, int | None]:
-    """The first few training samples, prepared as for a step, and the loader's length; no random state is used up.
-
-    They are where the module is now (on the CPU in ``setup``, whatever the accelerator), in its floating dtype.
-
-    Raises:
-        InputError: the loader yields nothing, or a batch has no known form.
-    """
-    batch, batches = _first(module)
-    return _few(batch), batches
-
-
-def _first(module: DistillationModule) -> tuple[Batch, int | None]:
-    trainer = module.trainer
-    weight = next((each for each in module.parameters() if not is_lazy(each)), torch.empty(0))
-    with isolate_rng(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Lightning says all this again when it prepares the loader itself
-        source = trainer.fit_loop._data_source.dataloader()
-        loader = source if isinstance(source, CombinedLoader) else CombinedLoader(source, "max_size_cycle")
-        loader.flattened = [
-            _process_dataloader(trainer, TrainerFn.FITTING, RunningStage.TRAINING, each) for each in loader.flattened
-        ]
-        with _kept([g for each in loader.flattened if (g := getattr(each, "generator", None)) is not None]):
-            raw, *_ = next(iter(loader), (None,))
-        if raw is None:
-            raise InputError("The training loader yields no batch: the data set is empty or smaller than one batch.")
-        batch = Batch.of(module._apply_batch_transfer_handler(raw, device=weight.device))
-    batches = sized_len(loader)
-    return batch._replace(inputs=_cast(batch.inputs, weight.dtype)), batches
-
-
 def rehearse(module: DistillationModule) -> Rehearsal:
     """Run one batch through everything, forward and backward, and leave no trace but the adapters' sizes.
 
@@ -84,8 +48,8 @@ def rehearse(module: DistillationModule) -> Rehearsal:
         InputError: an unknown layer, layers that do not fit, other class counts, labels outside the classes, something
             a loss needs and does not get, a loss that fails, is not finite, or sends no gradient to the student.
     """
-    whole, batches = _first(module)
-    batch, result = _few(whole), Rehearsal(batches)
+    data = training_data(module)
+    batch, result = data.few, Rehearsal(data.batches)
     teaching = module.teaching
     if module.knowledge and teaching is None:
         raise InputError(f"Knowledge {', '.join(map(repr, module.knowledge))} needs a teacher, but none is given.")
@@ -99,7 +63,7 @@ def rehearse(module: DistillationModule) -> Rehearsal:
             outputs = module.observe(batch)
         for name, seen in outputs.items():
             _check_learner(
-                name, seen, whole.target, getattr(getattr(module.trainer, "datamodule", None), "num_classes", 0)
+                name, seen, data.batch.target, getattr(getattr(module.trainer, "datamodule", None), "num_classes", 0)
             )
             result.taps += _shapes(name, seen)
         with _explained(f"The task loss ({type(module.task).__name__}) fails on labels {_shape(batch.target)}"):
@@ -108,12 +72,37 @@ def rehearse(module: DistillationModule) -> Rehearsal:
             with _explained(f"The teacher fails on inputs {_shape(batch.inputs)}"):
                 lessons = module.lessons(outputs, batch)
             result.taps += _shapes("teacher", lessons[0].teacher)
+            _set_up(module, data, outputs)
         for name in module.knowledge:
             terms = [_term(module, name, outputs[x.learner], x.teacher, batch.target) * x.weight for x in lessons]
             values[name] = torch.stack(terms).sum()
         result.terms = {name: float(value.detach()) for name, value in values.items()}
         _find_gradients(module, values, result)
     return result
+
+
+def _set_up(module: DistillationModule, data: TrainingData, outputs: Mapping[str, Outputs]) -> None:
+    """Tell the losses what they ask of the run."""
+    assert module.teaching is not None
+    teachers = tuple(each.network for each in module.teaching.observers)
+    losses = {name: each.loss for name, each in module.knowledge.items()}
+    name, student = next(iter(module.learners.items()))
+    for key, each in module.knowledge.items():
+        what = f"Knowledge {key!r} ({type(each.loss).__name__})"
+        setting = Setting(
+            student,
+            teachers,
+            each.student_layers,
+            each.teacher_layers,
+            data.samples,
+            data.labels,
+            len(data.batch.target),
+            _classes(outputs[name]),
+            losses,
+        )
+        for set_up in each.parts("set_up"):
+            with _explained(f"{what} cannot be set up", f"{what}: "):
+                set_up(setting)
 
 
 def _term(module: DistillationModule, name: str, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
@@ -225,26 +214,6 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
-
-
-@contextmanager
-def _kept(generators: Sequence[torch.Generator]) -> Iterator[None]:
-    states = [each.get_state() for each in generators]
-    yield
-    for each, state in zip(generators, states, strict=True):
-        each.set_state(state)
-
-
-def _few(batch: Batch) -> Batch:
-    inputs = batch.inputs
-    inputs = {k: v[:SAMPLES] for k, v in inputs.items()} if isinstance(inputs, Mapping) else inputs[:SAMPLES]
-    return Batch(inputs, batch.target[:SAMPLES], None if batch.index is None else batch.index[:SAMPLES])
-
-
-def _cast(inputs: Any, dtype: torch.dtype) -> Any:
-    if isinstance(inputs, Mapping):
-        return {name: _cast(value, dtype) for name, value in inputs.items()}
-    return inputs.to(dtype) if isinstance(inputs, Tensor) and inputs.is_floating_point() else inputs
 
 
 def _classes(outputs: Outputs) -> int:

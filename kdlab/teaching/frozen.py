@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from kdlab.errors import InputError
 from kdlab.outputs import Batch, Observer, Outputs
 from kdlab.teaching.teaching import Lesson, Teaching
+from kdlab.views import see
 
 
 class FrozenTeacher(Teaching):
@@ -98,8 +99,13 @@ class FrozenTeacher(Teaching):
 
     def lessons(self, outputs: Mapping[str, Outputs], batch: Batch) -> list[Lesson]:
         """Every learner learns from the teacher on the unchanged batch."""
-        teacher = self.observe(batch.inputs)
+        views = list(next(iter(outputs.values())).views)
+        teacher = see(self.observe, batch, views)
         return [Lesson(name, teacher) for name in outputs]
+
+    def survey(self, batches: Iterable[Batch]) -> Iterator[tuple[Outputs, Tensor]]:
+        """What the teacher gives on each of ``batches``, with its labels."""
+        return ((self.observe(batch.inputs), batch.target) for batch in batches)
 
     @contextmanager
     def _batch_statistics(self) -> Iterator[None]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
+from kdlab.errors import InputError
 from kdlab.outputs import Batch, Observer, Outputs
 
 
@@ -32,6 +33,10 @@ class Teaching(nn.Module):
 
     def listen(self, layers: Sequence[str]) -> None:
         """Be told, before the first step, which layers the knowledge taps on the teacher's side."""
+
+    def survey(self, batches: Iterable[Batch]) -> Iterator[tuple[Outputs, Tensor]]:
+        """What the teacher gives on each of ``batches``, with its labels, before any training."""
+        raise InputError(f"{type(self).__name__} has no fixed teacher to look at the training set with.")
 
     def views(self, batch: Batch, learners: Iterable[str]) -> dict[str, Any]:
         """What each learner is called with: by default the batch's inputs, once."""

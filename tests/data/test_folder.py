@@ -51,7 +51,7 @@ def ready(root: Path, stage: str | None = None, **options: Any) -> ImageFolder:
 
 
 def everything(batches: Any) -> list[torch.Tensor]:
-    return [torch.cat(parts) for parts in zip(*batches, strict=True)]
+    return [torch.cat(parts) for parts in list(zip(*batches, strict=True))[:3]]
 
 
 def equal(first: Any, second: Any) -> bool:

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from kdlab import losses
 from kdlab.errors import InputError
 from kdlab.outputs import Outputs
+from tests.losses.setting import NUM_CLASSES, VIEWS, draw, numbers, set_up, setting
 
-NEEDS = {"logits", "layers", "embedding", "classes", "index"}
+NEEDS = {"logits", "layers", "student_layers", "teacher_layers", "embedding", "classes", "index", "views"}
+NEEDS |= {"student_classifier", "teacher_classifier"}
 CLASSES = [getattr(losses, name) for name in losses.__all__]
 EVERY = pytest.mark.parametrize("kind", CLASSES, ids=losses.__all__)
-NUM_CLASSES = 5
 Sides = tuple[Outputs, Outputs, Tensor]
 
 
@@ -25,50 +26,51 @@ def arguments(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:
     return {name: each for name, each in inspect.signature(kind).parameters.items() if name != "self"}
 
 
-def numbers(kind: type[nn.Module]) -> list[str]:
-    return [name for name, each in arguments(kind).items() if type(each.default) in (int, float)]
+def needs(kind: type[nn.Module]) -> tuple[str, ...]:
+    return kind().needs
 
 
-def draw(batch: int, seed: int, scale: float = 1.0) -> Outputs:
-    """Everything that a network can put out, in float64."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return scale * torch.randn(batch, *shape, generator=generator, dtype=torch.float64)
-
-    layers = (normal(3, 4, 4), normal(4, 3, 3))
-    return Outputs(normal(NUM_CLASSES), layers, normal(6), index=torch.arange(batch), names=("one", "two"))
+def reads_layers(kind: type[nn.Module], side: str) -> bool:
+    return bool({"layers", f"{side}_layers"} & set(needs(kind)))
 
 
-def seen_by(kind: type[nn.Module], outputs: Outputs) -> Outputs:
-    """What the module would hand to this loss: layers only if it needs them."""
-    return outputs if "layers" in kind.needs else replace(outputs, layers=(), names=())
+def seen_by(kind: type[nn.Module], outputs: Outputs, side: str) -> Outputs:
+    """What the module would hand to this loss: layers only if it needs them, and as many as it takes."""
+    count = getattr(kind, "layer_count", len(outputs.names)) if reads_layers(kind, side) else 0
+    return outputs.only(outputs.names[len(outputs.names) - count :])
 
 
 def sides(kind: type[nn.Module], batch: int = 6, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> Sides:
+    views = getattr(kind(), "views", ())
     student, teacher = (
-        seen_by(kind, draw(batch, seed, scale)).map(lambda x: x.to(dtype).requires_grad_()) for seed in (1, 2)
+        seen_by(kind, draw(batch, seed, scale, views), side).map(lambda x: x.to(dtype).requires_grad_())
+        for side, seed in (("student", 1), ("teacher", 2))
     )
     return student, teacher, torch.arange(batch) % NUM_CLASSES
 
 
-def used(kind: type[nn.Module], outputs: Outputs) -> list[Tensor]:
+def used(kind: type[nn.Module], outputs: Outputs, side: str = "student") -> list[Tensor]:
     """The tensors that this loss says it needs."""
-    parts = {"logits": [outputs.logits], "layers": list(outputs.layers), "embedding": [outputs.embedding]}
-    return [tensor for need in kind.needs for tensor in parts.get(need, [])]
+    layers = list(outputs.layers)
+    parts = {"logits": [outputs.logits], "layers": layers, f"{side}_layers": layers, "embedding": [outputs.embedding]}
+    own = [tensor for need in needs(kind) for tensor in parts.get(need, [])]
+    return own + [tensor for view in outputs.views.values() for tensor in used(kind, view, side)]
 
 
 def everything(outputs: Outputs) -> list[Tensor]:
-    return [outputs.logits, *outputs.layers, outputs.embedding]
+    found: list[Tensor] = []
+    outputs.map(lambda tensor: found.append(tensor) or tensor)
+    return found
 
 
 def sized(kind: type[nn.Module], dtype: torch.dtype = torch.float64, **given: float) -> nn.Module:
-    """A loss whose parameters, if it has any, have their sizes."""
+    """A loss that has been set up, and whose parameters, if it has any, have their sizes."""
     torch.manual_seed(0)
-    loss = kind(**given).to(dtype)
+    names = seen_by(kind, draw(1, 0), "student").names or seen_by(kind, draw(1, 0), "teacher").names
+    loss = set_up(kind(**given), setting(names, dtype)).to(dtype)
     with torch.no_grad():
-        loss(*sides(kind))
-    return loss.to(dtype)
+        loss.eval()(*sides(kind))
+    return loss.train().to(dtype)
 
 
 def finite_or_refused(call: Callable[[], Tensor]) -> Tensor | None:
@@ -89,10 +91,12 @@ def finite_or_refused(call: Callable[[], Tensor]) -> Tensor | None:
 
 @EVERY
 def test_it_says_what_it_needs(kind):
-    assert isinstance(kind.needs, tuple)
-    assert set(kind.needs) <= NEEDS
-    assert kind.needs
+    assert isinstance(needs(kind), tuple)
+    assert set(needs(kind)) <= NEEDS
+    assert needs(kind)
     assert "needs" in vars(kind)
+    assert isinstance(kind.recipe_weight, float)
+    assert ("views" in needs(kind)) == bool(getattr(kind(), "views", ()))
     assert list(inspect.signature(kind.forward).parameters) == ["self", "student", "teacher", "target"]
     assert "Paper:" in kind.__doc__
     assert ">>>" in kind.__doc__
@@ -103,10 +107,10 @@ def test_it_reads_nothing_else(kind):
     student, teacher, target = sides(kind)
     loss = sized(kind)
     expected = loss(student, teacher, target)
-    given = {id(tensor) for side in (student, teacher) for tensor in used(kind, side)}
+    given = {id(tensor) for tensor in [*used(kind, student, "student"), *used(kind, teacher, "teacher")]}
     blind = [side.map(lambda x: x if id(x) in given else torch.full_like(x, math.nan)) for side in (student, teacher)]
-    blind = [side if "index" in kind.needs else replace(side, index=None) for side in blind]
-    target = target if "classes" in kind.needs else torch.full((6,), math.nan)
+    blind = [side if "index" in needs(kind) else replace(side, index=None) for side in blind]
+    target = target if "classes" in needs(kind) else torch.full((6,), math.nan)
     assert torch.equal(loss(*blind, target), expected)
 
 
@@ -128,7 +132,7 @@ def test_the_gradient_reaches_the_student_and_every_trainable_part_and_never_the
     loss(student, teacher, target).backward()
     assert all(tensor.grad is not None and tensor.grad.any() for tensor in used(kind, student))
     assert all(parameter.grad is not None for parameter in loss.parameters())
-    assert all(tensor.grad is None for tensor in everything(teacher) if tensor is not None)
+    assert all(tensor.grad is None for tensor in everything(teacher))
 
 
 @EVERY
@@ -204,7 +208,13 @@ def test_an_empty_batch_is_no_nan(kind):
 def test_the_order_of_the_batch_does_not_matter(kind):
     student, teacher, target = sides(kind, batch=7)
     loss, order = sized(kind), torch.tensor([3, 0, 6, 1, 5, 2, 4])
-    turned = [replace(side.map(lambda x: x[order]), index=side.index[order]) for side in (student, teacher)]
+
+    def turn(side: Outputs, count: int = 1) -> Outputs:
+        rows = (order[:, None] * count + torch.arange(count)).flatten()
+        views = {name: turn(view, VIEWS.get(name, 1)) for name, view in side.views.items()}
+        return replace(replace(side, views={}).map(lambda x: x[rows]), views=views)
+
+    turned = [replace(turn(side), index=side.index[order]) for side in (student, teacher)]
     assert loss(*turned, target[order]).item() == pytest.approx(loss(student, teacher, target).item(), rel=1e-10)
 
 
@@ -221,17 +231,17 @@ def test_batches_of_different_sizes_are_never_broadcast(kind):
 def test_missing_knowledge_is_one_sentence(kind):
     student, teacher, target = sides(kind)
     loss = sized(kind)
-    if {"layers", "embedding"} & set(kind.needs):
+    if {"layers", "student_layers", "teacher_layers", "embedding", "views"} & set(needs(kind)):
         with pytest.raises(InputError):
             loss(*(Outputs(side.logits, index=side.index) for side in (student, teacher)), target)
-    if "classes" in kind.needs:
+    if "classes" in needs(kind):
         with pytest.raises(InputError):
             loss(student, teacher, torch.rand(6))
 
 
 @EVERY
 def test_a_state_survives_saving(kind):
-    old, new = sized(kind), kind().double()
+    old, new = sized(kind), set_up(kind(), setting(sides(kind)[0].names or ("one", "two"))).double()
     new.load_state_dict(old.state_dict(), strict=True)
     assert torch.equal(new(*sides(kind)), old(*sides(kind)))
 

@@ -45,6 +45,7 @@ class AttentionTransfer(nn.Module):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("layers",)
+    recipe_weight: ClassVar[float] = 1000.0
 
     def __init__(self, power: float = 2) -> None:
         super().__init__()

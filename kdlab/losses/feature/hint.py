@@ -61,6 +61,7 @@ class Hint(nn.Module):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("layers",)
+    recipe_weight: ClassVar[float] = 100.0
     minimum: ClassVar[float | None] = None  # a fresh regressor is not the identity: equal layers do not give 0
 
     def __init__(self, regressor: Literal["conv", "1x1"] | None = "conv") -> None:

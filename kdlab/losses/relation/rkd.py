@@ -42,6 +42,7 @@ class RKDDistance(nn.Module):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("embedding",)
+    recipe_weight: ClassVar[float] = 25.0
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
@@ -83,6 +84,7 @@ class RKDAngle(nn.Module):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("embedding",)
+    recipe_weight: ClassVar[float] = 50.0
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:

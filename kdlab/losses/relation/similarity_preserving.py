@@ -41,6 +41,7 @@ class SimilarityPreserving(nn.Module):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("layers",)
+    recipe_weight: ClassVar[float] = 3000.0
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:

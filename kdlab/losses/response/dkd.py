@@ -50,6 +50,7 @@ class DKD(nn.Module):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("logits", "classes")
+    recipe_weight: ClassVar[float] = 1.0
 
     def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> None:
         super().__init__()

@@ -46,6 +46,7 @@ class SoftTargets(nn.Module):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("logits",)
+    recipe_weight: ClassVar[float] = 0.9
 
     def __init__(self, temperature: float = 4.0) -> None:
         super().__init__()

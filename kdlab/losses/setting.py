@@ -1,0 +1,103 @@
+"""What a loss can ask of a run once, before the first step: networks, data and the other losses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from kdlab.errors import InputError, nearest
+from kdlab.outputs import classifier_of, layer_names
+
+_Loss = TypeVar("_Loss", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The run as a loss sees it in ``set_up(setting)``, which it may define; it keeps what it needs of it.
+
+    ``set_up`` is called at the start of every fit, before the loss' first ``forward`` and before a checkpoint is
+    loaded, so it must leave alone what was learnt. What it keeps of the teacher belongs into non-persistent buffers
+    (``register_buffer(name, value, persistent=False)``): they move with the loss and stay out of checkpoints. What it
+    keeps of the student is no part of the loss: hold it in a tuple, so that it is not registered twice.
+
+    Attributes:
+        student: the network that learns.
+        teachers: the networks that teach; one, or several of an ensemble.
+        student_layers: names of the layers that this loss reads on the student's side.
+        teacher_layers: the same on the teacher's side.
+        samples: size of the training set; ``None`` if the loader does not say.
+        labels: (samples,) int64, the label of every training sample by its index; ``None`` if unknown.
+        batch_size: samples in a full batch of one process; ``None`` if unknown.
+        classes: number of classes, the width of the student's logits.
+        losses: all losses of the run, by the name of their knowledge.
+    """
+
+    student: nn.Module
+    teachers: tuple[nn.Module, ...]
+    student_layers: tuple[str, ...] = ()
+    teacher_layers: tuple[str, ...] = ()
+    samples: int | None = None
+    labels: Tensor | None = None
+    batch_size: int | None = None
+    classes: int = 0
+    losses: Mapping[str, nn.Module] = field(default_factory=dict)
+
+    @property
+    def teacher(self) -> nn.Module:
+        """The only teacher.
+
+        Raises:
+            InputError: there are several.
+        """
+        if len(self.teachers) != 1:
+            raise InputError(f"This loss needs one teacher, not an ensemble of {len(self.teachers)}.")
+        return self.teachers[0]
+
+    def classifier(self, of: Literal["student", "teacher"], number: int | None = None) -> nn.Linear:
+        """The linear layer that reads the embedding; ``number`` picks one of several teachers.
+
+        Raises:
+            InputError: there is none.
+        """
+        network = self.student if of == "student" else self.teacher if number is None else self.teachers[number]
+        found = classifier_of(network)
+        if not isinstance(found, nn.Linear):
+            raise InputError(
+                f"This loss needs the {of}'s classifier, but {type(network).__name__} has no linear layer to read its "
+                "embedding."
+            )
+        return found
+
+    def layer(self, of: Literal["student", "teacher"], name: str) -> nn.Module:
+        """A layer by name.
+
+        Raises:
+            InputError: the network has no such layer.
+        """
+        network = self.student if of == "student" else self.teacher
+        layers = layer_names(network)
+        if name not in layers:
+            near = nearest(name, layers)
+            raise InputError(f"{type(network).__name__} has no layer {name!r}; the nearest names are {near}.")
+        return layers[name]
+
+    def loss(self, name: str, kind: type[_Loss]) -> _Loss:
+        """Another knowledge's loss, where one stage of a method builds on another.
+
+        Raises:
+            InputError: there is none of that name and kind.
+        """
+        found = self.losses.get(name)
+        if not isinstance(found, kind):
+            raise InputError(f"This loss needs a knowledge named {name!r} whose loss is {kind.__name__}.")
+        return found
+
+
+def copied(tensor: Tensor | None) -> Tensor | None:
+    """A detached copy, for a buffer."""
+    with torch.inference_mode(False), torch.no_grad():
+        return None if tensor is None else tensor.detach().clone()

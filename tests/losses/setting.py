@@ -1,0 +1,83 @@
+"""A run as the losses of the contract test see it: two small networks with the layers that :func:`draw` gives."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from kdlab.losses.setting import Setting
+from kdlab.outputs import Outputs
+
+NUM_CLASSES = 5
+SAMPLES = 12
+WIDTH = 4
+VIEWS = {"rotations": 3}
+
+
+class Net(nn.Module):
+    """Has the names and widths of what :func:`draw` gives, and BatchNorms to read; it is never run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.BatchNorm2d(3), nn.BatchNorm2d(WIDTH)
+        self.fc = nn.Linear(WIDTH, NUM_CLASSES)
+        for norm in (self.one, self.two):
+            nn.init.normal_(norm.weight)
+            nn.init.normal_(norm.bias)
+
+
+def draw(batch: int, seed: int, scale: float = 1.0, views: Sequence[str] = ()) -> Outputs:
+    """Everything that a network can put out, in float64."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(rows: int, *shape: int) -> Tensor:
+        return scale * torch.randn(rows, *shape, generator=generator, dtype=torch.float64)
+
+    def once(rows: int) -> Outputs:
+        layers = (normal(rows, 3, 4, 4), normal(rows, WIDTH, 3, 3))
+        return Outputs(normal(rows, NUM_CLASSES), layers, normal(rows, WIDTH), names=("one", "two"))
+
+    seen = {view: once(batch * VIEWS.get(view, 1)) for view in views}
+    return replace(once(batch), index=torch.arange(batch), views=seen)
+
+
+def setting(names: Sequence[str] = ("one", "two"), dtype: torch.dtype = torch.float64) -> Setting:
+    """A run of 12 samples in 5 classes, in batches of 6."""
+    torch.manual_seed(5)
+    student, teacher = Net().to(dtype), Net().to(dtype)
+    return Setting(
+        student,
+        (teacher,),
+        tuple(names),
+        tuple(names),
+        samples=SAMPLES,
+        labels=torch.arange(SAMPLES) % NUM_CLASSES,
+        batch_size=6,
+        classes=NUM_CLASSES,
+        losses=others(dtype),
+    )
+
+
+def others(dtype: torch.dtype) -> dict[str, nn.Module]:
+    """The losses that other losses build on, by the names that these ask for."""
+    return {}
+
+
+def set_up(loss: nn.Module, given: Setting) -> nn.Module:
+    """As the module does at the start of a fit."""
+    for part in loss.modules():
+        if hasattr(part, "set_up"):
+            part.set_up(given)
+        if hasattr(part, "survey"):
+            part.survey([(draw(10, seed=9).map(lambda x: x.float()), torch.arange(10) % NUM_CLASSES)])
+    return loss
+
+
+def numbers(kind: type[nn.Module]) -> list[str]:
+    """The arguments of a loss that are numbers."""
+    arguments = inspect.signature(kind).parameters.items()
+    return [name for name, each in arguments if type(each.default) in (int, float)]
