@@ -9,19 +9,14 @@ Every loss says in ``needs`` what it reads, out of
 - ``"views"``: further views of the batch, those named in its attribute ``views``;
 - ``"student_classifier"``, ``"teacher_classifier"``: the linear layer that reads a network's embedding.
 
-``recipe_weight`` is the factor of the CIFAR-100 recipe beside weight 1 on the labels, unless the docstring says otherwise.
+``recipe_weight`` is the factor of the CIFAR-100 recipe beside weight 1 on the labels, unless the docstring says
+otherwise. ``minimum`` is the value where both networks are equal: 0 if not given, ``None`` where that is no minimum.
+``layer_count`` says how many pairs of layers a loss takes that does not take any number.
 """
 
-from kdlab.losses.feature import AttentionTransfer, Hint
-from kdlab.losses.relation import RKDAngle, RKDDistance, SimilarityPreserving
-from kdlab.losses.response import DKD, SoftTargets
+from kdlab.losses import feature, relation, response
+from kdlab.losses.feature import *  # noqa: F403
+from kdlab.losses.relation import *  # noqa: F403
+from kdlab.losses.response import *  # noqa: F403
 
-__all__ = [
-    "AttentionTransfer",
-    "DKD",
-    "Hint",
-    "RKDAngle",
-    "RKDDistance",
-    "SimilarityPreserving",
-    "SoftTargets",
-]
+__all__ = [*response.__all__, *feature.__all__, *relation.__all__]

@@ -1,4 +1,4 @@
-"""How kdlab builds each method of an oracle file: one entry a method name; add an entry to add a method."""
+"""What is said of one method of an oracle file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdlab import losses
 from kdlab.outputs import Outputs
 
 Arrays = dict[str, Tensor]
@@ -41,23 +40,3 @@ class Method:
     target: Callable[[Arrays], Tensor] = lambda arrays: arrays.get("labels", torch.zeros(1))
     set_up: Callable[[Any, Arrays], None] = lambda loss, arrays: None
     compute: Callable[[Any, Arrays], Tensor] | None = None
-
-
-METHODS: dict[str, Method] = {
-    "KD": Method(lambda h: losses.SoftTargets(h["T"])),
-    "DKD": Method(lambda h: losses.DKD(h["alpha"], h["beta"], h["T"])),
-    "AT": Method(lambda h: losses.AttentionTransfer(h.get("p", 2))),
-    "FitNet": Method(
-        lambda h: losses.Hint("conv"),
-        {
-            "regressor_conv_weight": "regressors.0.weight",
-            "regressor_conv_bias": "regressors.0.bias",
-            "regressor_bn_weight": "regressors.0.norm.weight",
-            "regressor_bn_bias": "regressors.0.norm.bias",
-        },
-    ),
-    "FitNet-1x1": Method(lambda h: losses.Hint("1x1"), {"transform_weight": "regressors.0.weight"}),
-    "RKD-distance": Method(lambda h: losses.RKDDistance()),
-    "RKD-angle": Method(lambda h: losses.RKDAngle()),
-    "SP": Method(lambda h: losses.SimilarityPreserving()),
-}
