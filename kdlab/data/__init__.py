@@ -5,5 +5,6 @@ from kdlab.data.digits import Digits
 from kdlab.data.folder import ImageFolder
 from kdlab.data.images import ImageData
 from kdlab.data.mnist import MNIST
+from kdlab.data.views import RandAugment, Rotations, View
 
-__all__ = ["CIFAR10", "CIFAR100", "MNIST", "Digits", "ImageData", "ImageFolder"]
+__all__ = ["CIFAR10", "CIFAR100", "MNIST", "Digits", "ImageData", "ImageFolder", "RandAugment", "Rotations", "View"]

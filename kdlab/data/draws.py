@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 # One stream for each thing that is drawn, so that no two of them are related.
-ORDER, SUBSET, DOWN, RIGHT, FLIP, AREA, RATIO, TOP, LEFT = range(9)
+ORDER, SUBSET, DOWN, RIGHT, FLIP, AREA, RATIO, TOP, LEFT, STRONG = range(10)
 
 _WORD = (1 << 64) - 1
 _STEP = 0x9E3779B97F4A7C15

@@ -13,6 +13,7 @@ from kdlab.data.augment import augment, normalise
 from kdlab.data.loader import Loader, loader
 from kdlab.data.order import Draw, InOrder, Shuffled
 from kdlab.data.selection import training_rows
+from kdlab.data.views import View
 from kdlab.errors import InputError
 from kdlab.outputs import Batch
 
@@ -59,6 +60,7 @@ class ImageData(pl.LightningDataModule):
         validation: number of training images held out for validation, stratified; 0 to validate on the test set.
         train_size: number of images to train on, stratified; ``None`` for all that are left.
         omit: classes that training never sees; validation and test keep them.
+        views: further views of the training images, by name, for losses that read them: ``{"strong": RandAugment()}``.
 
     Attributes:
         num_classes: number of classes.
@@ -86,6 +88,7 @@ class ImageData(pl.LightningDataModule):
         validation: int = 0,
         train_size: int | None = None,
         omit: list[int] | None = None,
+        views: dict[str, View] | None = None,
     ) -> None:
         super().__init__()
         self.mean = list(mean)
@@ -98,6 +101,7 @@ class ImageData(pl.LightningDataModule):
         self.validation = validation
         self.train_size = train_size
         self.omit = list(omit or [])
+        self.views = dict(views or {})
         self.sizes: dict[str, int] = {}
         self._sets: dict[str, Dataset[Batch]] = {}
 
@@ -183,12 +187,14 @@ class ImageData(pl.LightningDataModule):
             epoch: the epoch number.
 
         Returns:
-            The batch with float32 images, on the same device.
+            The batch with float32 images, and in training its views, on the same device.
         """
-        images = batch.inputs
+        images, views = batch.inputs, None
         if epoch is not None and batch.index is not None:
             images = self.augment(images, batch.index, epoch)
-        return batch._replace(inputs=normalise(images, self.mean, self.std))
+            made = {name: view(images, batch.index, self.seed, epoch) for name, view in self.views.items()}
+            views = {name: normalise(view, self.mean, self.std) for name, view in made.items()} or None
+        return batch._replace(inputs=normalise(images, self.mean, self.std), views=views)
 
     def augment(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
         """The training images (B, C, H, W) as epoch ``epoch`` shows them, dtype unchanged."""
@@ -201,7 +207,8 @@ class ImageData(pl.LightningDataModule):
             return self.prepare(Batch.of(batch))
         prepared = self.prepare(Batch.of(batch), trainer.current_epoch if trainer.training else None)
         # Lightning has converted the dtype before the transfer, when these were still integers.
-        return prepared._replace(inputs=trainer.precision_plugin.convert_input(prepared.inputs))
+        convert = trainer.precision_plugin.convert_input
+        return prepared._replace(inputs=convert(prepared.inputs), views=convert(prepared.views))
 
 
 def check_labels(labels: Tensor, num_classes: int, split: str) -> None:

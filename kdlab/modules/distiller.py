@@ -16,7 +16,7 @@ from kdlab.knowledge import Knowledge
 from kdlab.modules.base import DistillationModule, sgd
 from kdlab.outputs import Batch, logits_of, run
 from kdlab.schedules import Schedule
-from kdlab.teaching import FrozenTeacher
+from kdlab.teaching import Ensemble, FrozenTeacher
 
 
 class Distiller(DistillationModule):
@@ -34,6 +34,7 @@ class Distiller(DistillationModule):
         knowledge: what to learn from the teacher, by name; the names are the log keys and the checkpoint keys.
         teacher_weights: what each of several teachers counts; all alike if not given.
         teacher_batchnorm: see :class:`~kdlab.teaching.FrozenTeacher`.
+        ensemble: how several teachers act together; as the mean of their probabilities if not given.
         task: the loss on the labels, ``task(logits, labels)``; cross-entropy if not given.
         task_weight: factor of the task loss, at least 0; 0 distils without labels.
         task_schedule: a further factor of the task loss over epochs or steps.
@@ -54,6 +55,7 @@ class Distiller(DistillationModule):
         knowledge: dict[str, Knowledge] | None = None,
         teacher_weights: list[float] | None = None,
         teacher_batchnorm: Literal["frozen", "batch"] = "frozen",
+        ensemble: Ensemble | None = None,
         task: nn.Module | None = None,
         task_weight: float = 1.0,
         task_schedule: Schedule | None = None,
@@ -64,7 +66,9 @@ class Distiller(DistillationModule):
         super().__init__(knowledge, task, task_weight, task_schedule, optimizer, lr_scheduler, parameter_groups)
         self.student = student
         teachers = [teacher] if isinstance(teacher, nn.Module) else teacher
-        self.teacher = FrozenTeacher(teachers, teacher_weights, teacher_batchnorm) if teachers is not None else None
+        self.teacher = (
+            FrozenTeacher(teachers, teacher_weights, teacher_batchnorm, ensemble) if teachers is not None else None
+        )
         own = {id(each) for each in student.parameters()}
         if self.teacher is not None and any(id(each) in own for each in self.teacher.parameters()):
             raise InputError(

@@ -128,7 +128,8 @@ def _term(module: DistillationModule, name: str, student: Outputs, teacher: Outp
         raise InputError(f"{what} must give one number as a tensor, but gives {got}: average it.")
     if not value.isfinite():
         raise InputError(f"{what} is {value.item()} on the first batch.")
-    sources = [each for each in (student.logits, student.embedding, *student.layers) if each is not None]
+    sources: list[Tensor] = []
+    student.map(lambda each: sources.append(each) or each)  # type: ignore[func-returns-value]
     sources = [each for each in sources if each.requires_grad]
     if sources and not (value.requires_grad and any(_reached(value, sources))):
         raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -9,10 +10,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kdlab.errors import InputError
 from kdlab.outputs import Batch, Observer, Outputs
+from kdlab.teaching.ensembles import Ensemble
 from kdlab.teaching.teaching import Lesson, Teaching
 from kdlab.views import see
 
@@ -20,10 +21,8 @@ from kdlab.views import see
 class FrozenTeacher(Teaching):
     r"""One or several trained networks that teach and never change.
 
-    Several teachers act as one whose class probabilities are the weighted mean of theirs:
-    :math:`z^t = \log \sum_m w_m \operatorname{softmax}(z^m)`, with :math:`\sum_m w_m = 1`. A loss's temperature then
-    softens this mean. (Ensemble: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015,
-    arXiv:1503.02531.)
+    Several teachers act as their ``ensemble`` says: by default as one whose class probabilities are the weighted mean
+    of theirs. Their layers are named with the number of the teacher: ``"0.layer3"`` is the first one's.
 
     The networks are in eval mode without gradients and stay so through any ``train()``; they are run under ``no_grad``,
     in the precision of the training, once a step.
@@ -34,10 +33,10 @@ class FrozenTeacher(Teaching):
         batchnorm: ``"frozen"`` normalises with the teachers' running statistics. ``"batch"`` normalises with those of
             the batch, as the released code of OFD and ReviewKD (CIFAR) does; the running statistics still do not
             change.
+        ensemble: how several teachers act together; :class:`~kdlab.teaching.Ensemble` if not given.
 
     Raises:
-        InputError: no network, or weights that are not positive or not one per teacher; layers tapped on several
-            teachers.
+        InputError: no network, or weights that are not positive or not one per teacher.
     """
 
     def __init__(
@@ -45,6 +44,7 @@ class FrozenTeacher(Teaching):
         networks: Sequence[nn.Module],
         weights: Sequence[float] | None = None,
         batchnorm: Literal["frozen", "batch"] = "frozen",
+        ensemble: Ensemble | None = None,
     ) -> None:
         super().__init__()
         weights = [1.0] * len(networks) if weights is None else list(weights)
@@ -59,6 +59,7 @@ class FrozenTeacher(Teaching):
         self.networks = nn.ModuleList(networks)
         self.weights = [w / sum(weights) for w in weights]
         self.batchnorm = batchnorm
+        self.ensemble = ensemble or Ensemble()
         self.listen(())
 
     def train(self, mode: bool = True) -> FrozenTeacher:
@@ -69,12 +70,19 @@ class FrozenTeacher(Teaching):
     def listen(self, layers: Sequence[str]) -> None:
         """Keep ``layers`` at every later :meth:`observe`, and be frozen, whatever was done to the networks since."""
         self.eval().requires_grad_(False)
-        if layers and len(self.networks) > 1:
-            raise InputError(
-                f"Layers {list(layers)} cannot be tapped on an ensemble of {len(self.networks)} teachers: "
-                "it has logits alone."
-            )
-        self._observers = [Observer(network, layers) for network in self.networks]
+        own: list[list[str]] = [[] for _ in self.networks]
+        self.layers = tuple(dict.fromkeys(layers))
+        for layer in self.layers if len(self.networks) > 1 else ():
+            number, _, name = layer.partition(".")
+            if not (number.isdecimal() and int(number) < len(own) and name):
+                raise InputError(
+                    f"An ensemble's layers are named with the number of the teacher, from '0.' to '{len(own) - 1}.', "
+                    f"as '0.{layer}'; {layer!r} is not."
+                )
+            own[int(number)].append(name)
+        if len(self.networks) == 1:
+            own = [list(self.layers)]
+        self._observers = [Observer(network, names) for network, names in zip(self.networks, own, strict=True)]
 
     @property
     def observers(self) -> Sequence[Observer]:
@@ -83,7 +91,7 @@ class FrozenTeacher(Teaching):
 
     @torch.no_grad()
     def observe(self, inputs: Any) -> Outputs:
-        """What the teacher, or the ensemble as one, gives on ``inputs``."""
+        """What the teacher, or the ensemble as one, gives on ``inputs``; an ensemble's members count alike here."""
         if any(network.training for network in self.networks):  # train() was called on the network itself
             self.eval()
         with self._batch_statistics() if self.batchnorm == "batch" else nullcontext():
@@ -95,13 +103,30 @@ class FrozenTeacher(Teaching):
             raise InputError(
                 f"The teachers of an ensemble must know the same classes, but give logits of {sorted(shapes)}."
             )
-        return Outputs(_mean_of_probabilities([each.logits for each in seen], self.weights))
+        tapped = {
+            f"{number}.{name}": layer
+            for number, each in enumerate(seen)
+            for name, layer in zip(each.names, each.layers, strict=True)
+        }
+        logits = self.ensemble.together([each.logits for each in seen], self.weights)
+        members = tuple((Outputs(each.logits), logits.new_ones(len(logits))) for each in seen)
+        return Outputs(logits, tuple(tapped[name] for name in self.layers), names=self.layers, members=members)
 
     def lessons(self, outputs: Mapping[str, Outputs], batch: Batch) -> list[Lesson]:
         """Every learner learns from the teacher on the unchanged batch."""
         views = list(next(iter(outputs.values())).views)
         teacher = see(self.observe, batch, views)
-        return [Lesson(name, teacher) for name in outputs]
+        return [Lesson(name, self._weighed(teacher, student, batch.target)) for name, student in outputs.items()]
+
+    def _weighed(self, teacher: Outputs, student: Outputs, target: Tensor) -> Outputs:
+        """The ensemble's outputs with its members weighted as it weights them, or without members if it does not."""
+        if not teacher.members:
+            return teacher
+        seen = [member for member, _ in teacher.members]
+        weights = self.ensemble.weights(seen, self.weights, student, target)
+        members = () if weights is None else tuple(zip(seen, weights, strict=True))
+        views = {name: dataclasses.replace(view, members=()) for name, view in teacher.views.items()}
+        return dataclasses.replace(teacher, members=members, views=views)
 
     def survey(self, batches: Iterable[Batch]) -> Iterator[tuple[Outputs, Tensor]]:
         """What the teacher gives on each of ``batches``, with its labels."""
@@ -118,9 +143,3 @@ class FrozenTeacher(Teaching):
         finally:
             for norm in norms:
                 norm.training, norm.track_running_stats = False, True
-
-
-def _mean_of_probabilities(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    log_p = torch.stack([F.log_softmax(each.float(), -1) for each in logits])
-    log_w = torch.tensor(weights, device=log_p.device).log().view(-1, *[1] * (log_p.dim() - 1))
-    return torch.logsumexp(log_p + log_w, 0)

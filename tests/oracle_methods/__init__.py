@@ -1,6 +1,12 @@
 """How kdlab builds each method of an oracle file: one entry a method name; add an entry to add a method."""
 
-from tests.oracle_methods import feature, projection, relation, response
+from tests.oracle_methods import feature, projection, relation, response, teachers
 from tests.oracle_methods.method import Method
 
-METHODS: dict[str, Method] = {**response.METHODS, **feature.METHODS, **projection.METHODS, **relation.METHODS}
+METHODS: dict[str, Method] = {
+    **response.METHODS,
+    **feature.METHODS,
+    **projection.METHODS,
+    **relation.METHODS,
+    **teachers.METHODS,
+}

@@ -1,0 +1,174 @@
+"""How several frozen teachers act on one student: as one, or each with a weight of its own for every sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdlab.errors import InputError
+from kdlab.outputs import Outputs
+
+
+class Ensemble:
+    r"""Several teachers as one whose class probabilities are the weighted mean of theirs.
+
+    :math:`z^t = \log \sum_m w_m \operatorname{softmax}(z^m)`, with the teachers' weights :math:`\sum_m w_m = 1`. A
+    loss's temperature then softens this mean. (Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network,
+    2015, arXiv:1503.02531.)
+
+    A subclass changes :meth:`together`, or gives each teacher :meth:`weights` for every sample: a loss of logits is then
+    computed for each teacher m and summed, :math:`L = \sum_m \frac{1}{B} \sum_b w_{mb} \, loss_b(student, m)`, which a
+    loss must offer as ``per_sample()``.
+    """
+
+    def together(self, logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+        """The logits of all teachers as one, float32: what evaluation reports as the teacher's."""
+        log_p = torch.stack([F.log_softmax(each.float(), -1) for each in logits])
+        return torch.logsumexp(log_p + _spread(weights, log_p).log(), 0)
+
+    def weights(
+        self, seen: Sequence[Outputs], weights: Sequence[float], student: Outputs, target: Tensor
+    ) -> Tensor | None:
+        """What each teacher counts for each sample, (M, B); ``None`` if they teach as one."""
+        return None
+
+
+class MeanOfLogits(Ensemble):
+    r"""Several teachers as one whose logits are the weighted mean of theirs: :math:`z^t = \sum_m w_m z^m`."""
+
+    def together(self, logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+        """The mean of the logits, float32."""
+        stacked = torch.stack([each.float() for each in logits])
+        return (stacked * _spread(weights, stacked)).sum(0)
+
+
+class MeanOfLosses(Ensemble):
+    r"""The weighted mean of the losses to each teacher: :math:`L = \sum_m w_m \, loss(student, m)`.
+
+    With soft targets its gradient is that of one teacher whose softened probabilities, at the loss's own temperature,
+    are the mean of theirs. (S. You, C. Xu, C. Xu, D. Tao, Learning from Multiple Teacher Networks, KDD 2017, whose loss
+    on the logits this is; it is the average of the CA-MKD repository's comparison.)
+    """
+
+    def weights(self, seen: Sequence[Outputs], weights: Sequence[float], student: Outputs, target: Tensor) -> Tensor:
+        """The teachers' own weights, for every sample alike."""
+        logits = seen[0].logits
+        return torch.tensor(weights, device=logits.device, dtype=_wide(logits)).unsqueeze(1).expand(-1, len(logits))
+
+
+class EBKD(Ensemble):
+    r"""Sure teachers count more: entropy-based weights for every sample.
+
+    .. math:: w_{mb} = \frac{1}{M} \left( 1 - \frac{H_{mb}}{\sum_j H_{jb}} \right), \qquad
+              H_{mb} = - \sum_k p_{mbk} \log p_{mbk}, \quad p_{mb} = \operatorname{softmax}(z^m_b)
+
+    They sum to (M - 1) / M over the teachers. (K. Kwon, H. Na, H. Lee, N. S. Kim, Adaptive Knowledge Distillation Based
+    on Entropy, ICASSP 2020; as in the CA-MKD repository.) ``teacher_weights`` are not used.
+    """
+
+    def weights(self, seen: Sequence[Outputs], weights: Sequence[float], student: Outputs, target: Tensor) -> Tensor:
+        """The weights, (M, B)."""
+        log_p = _log_probabilities(seen)
+        entropy = -(log_p.exp() * log_p).sum(-1)
+        tiny = torch.finfo(entropy.dtype).tiny  # all teachers entirely sure: each counts alike
+        return (1 - (entropy + tiny) / (entropy + tiny).sum(0)) / len(seen)
+
+
+class CAMKD(Ensemble):
+    r"""Teachers that are right count more: confidence-aware weights for every sample, by its label.
+
+    .. math:: w_{mb} = \frac{1}{M} \cdot \frac{1 - \operatorname{softmax}_m(CE_{mb})}{M - 1}, \qquad
+              CE_{mb} = - \log \operatorname{softmax}(z^m_b)_{y_b}
+
+    (H. Zhang, D. Chen, C. Wang, Confidence-Aware Multi-Teacher Knowledge Distillation, ICASSP 2022, arXiv:2201.00007.)
+    The paper's weights lack the factor 1 / M that the released code has. The part on layers is the loss
+    :class:`~kdlab.losses.CAMKDFeatures`. ``teacher_weights`` are not used.
+
+    Args:
+        released: with the factor 1 / M.
+    """
+
+    def __init__(self, released: bool = True) -> None:
+        self.released = released
+
+    def weights(self, seen: Sequence[Outputs], weights: Sequence[float], student: Outputs, target: Tensor) -> Tensor:
+        """The weights, (M, B)."""
+        if target.is_floating_point() or target.dim() != 1:
+            raise InputError("CA-MKD weights teachers by their loss on the label, so labels must be class indices (B,).")
+        log_p = _log_probabilities(seen)
+        loss = -log_p.gather(-1, target.expand(len(seen), -1).unsqueeze(-1)).squeeze(-1)
+        shares = (1 - loss.softmax(0)) / (len(seen) - 1)
+        return shares / len(seen) if self.released else shares
+
+
+class AEKD(Ensemble):
+    r"""The direction that suits all teachers: weights for the batch, from the gradients to the student's logits.
+
+    With :math:`g_m = \frac{T}{B} (\operatorname{softmax}(z^s / T) - \operatorname{softmax}(z^m / T))`, the gradient of
+    the soft-target loss to teacher m,
+
+    .. math:: w = \arg\min_\alpha \tfrac12 \Big\| \sum_m \alpha_m g_m \Big\|^2, \qquad
+              \sum_m \alpha_m = 1, \quad 0 \le \alpha_m \le \frac{1}{\nu M}
+
+    which is the dual of a one-class support vector machine (scikit-learn's, on the CPU). A large nu keeps disagreeing
+    teachers in; nu = 1 counts all alike. (S. Du et al., Agree to Disagree: Adaptive Ensemble Knowledge Distillation in
+    Gradient Space, NeurIPS 2020.) ``teacher_weights`` are not used.
+
+    Args:
+        nu: from 1 / M to 1; ``None`` is 1 / M.
+        temperature: T of the gradients, as in the loss.
+        normalise: gradients scaled to length 1 first.
+
+    Raises:
+        InputError: a number out of range.
+    """
+
+    def __init__(self, nu: float | None = None, temperature: float = 4.0, normalise: bool = False) -> None:
+        if nu is not None and not 0 < nu <= 1:
+            raise InputError(f"AEKD's nu is a share from 1 / (number of teachers) to 1, not {nu}.")
+        if not 0 < temperature < float("inf"):
+            raise InputError(f"AEKD's temperature must be a finite number above 0, not {temperature}.")
+        self.nu, self.temperature, self.normalise = nu, temperature, normalise
+
+    def weights(self, seen: Sequence[Outputs], weights: Sequence[float], student: Outputs, target: Tensor) -> Tensor:
+        """The weights, (M, B), the same for every sample."""
+        count, size = len(seen), len(student.logits)
+        nu = 1 / count if self.nu is None else self.nu
+        if nu * count < 1 - 1e-9:
+            raise InputError(f"AEKD's nu must be at least 1 / {count} with {count} teachers, not {nu}.")
+        soft = torch.stack([(each.logits.double() / self.temperature).softmax(-1) for each in seen])
+        own = (student.logits.detach().double() / self.temperature).softmax(-1)
+        gradients = ((own - soft) * (self.temperature / size)).flatten(1)
+        if self.normalise:
+            gradients = F.normalize(gradients, dim=1)
+        shares = _least_norm(gradients @ gradients.T, nu)
+        return shares.to(student.logits.device, _wide(student.logits)).unsqueeze(1).expand(-1, size)
+
+
+def _least_norm(products: Tensor, nu: float) -> Tensor:
+    """The shares, (M,), of the shortest mixture of vectors with these inner products, none above 1 / (nu M)."""
+    from sklearn.svm import OneClassSVM
+
+    count = len(products)
+    size = float(products.diagonal().mean())
+    if size == 0 or nu == 1:  # the student agrees with every teacher, or no other shares are allowed
+        return torch.full((count,), 1 / count, dtype=torch.float64)
+    machine = OneClassSVM(kernel="precomputed", nu=min(nu, 1.0), tol=1e-10).fit((products / size).cpu().numpy())
+    shares = torch.zeros(count, dtype=torch.float64)
+    shares[torch.as_tensor(machine.support_).long()] = torch.as_tensor(machine.dual_coef_[0])
+    return shares / shares.sum()
+
+
+def _log_probabilities(seen: Sequence[Outputs]) -> Tensor:
+    return torch.stack([F.log_softmax(each.logits.to(_wide(each.logits)), -1) for each in seen])
+
+
+def _wide(logits: Tensor) -> torch.dtype:
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def _spread(weights: Sequence[float], stacked: Tensor) -> Tensor:
+    return torch.tensor(weights, device=stacked.device, dtype=stacked.dtype).view(-1, *[1] * (stacked.dim() - 1))

@@ -1,0 +1,42 @@
+"""The methods of the oracle file in which several teachers teach."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdlab import losses
+from kdlab.knowledge import Knowledge
+from kdlab.outputs import Batch, Outputs
+from kdlab.teaching import Ensemble, FrozenTeacher, MeanOfLosses
+from tests.oracle_methods.method import Arrays, Method
+
+
+class Fixed(nn.Module):
+    """A teacher that always gives these logits."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, inputs: Any) -> Tensor:
+        return self.logits
+
+
+def taught(ensemble: Ensemble, knowledge: Knowledge, arrays: Arrays) -> Tensor:
+    """The loss to the teachers of ``arrays``, all the way that a training step takes."""
+    teachers = [Fixed(value.detach()) for name, value in arrays.items() if name.startswith("teacher_logits")]
+    student, labels = Outputs(arrays["student_logits"]), arrays["labels"]
+    batch = Batch(torch.zeros(len(labels), 1), labels)
+    (lesson,) = FrozenTeacher(teachers, ensemble=ensemble).lessons({"student": student}, batch)
+    return knowledge.compare(student, lesson.teacher, labels)
+
+
+METHODS: dict[str, Method] = {
+    "multi-teacher-logits": Method(
+        lambda h: losses.SoftTargets(h["T"]),
+        compute=lambda loss, arrays: taught(MeanOfLosses(), Knowledge(loss), arrays),
+    ),
+}

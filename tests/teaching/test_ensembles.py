@@ -1,0 +1,146 @@
+"""How several teachers act together, against the released code's values, scipy's optimiser and plain loops."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from scipy.optimize import minimize
+from torch import Tensor, nn
+
+from kdlab import Distiller, Knowledge
+from kdlab.errors import InputError
+from kdlab.losses import DKD, Hint, SimilarityPreserving, SoftTargets
+from kdlab.outputs import Batch, Outputs
+from kdlab.teaching import AEKD, CAMKD, EBKD, Ensemble, FrozenTeacher, MeanOfLogits, MeanOfLosses
+from tests.modules.tiny import digits, network, sgd, trainer
+from tests.oracle_inputs import make
+from tests.oracle_methods.teachers import Fixed, taught
+
+ORACLES = Path(os.environ.get("KDLAB_ORACLES") or Path(__file__).parents[2] / "../shared/oracles/public.json")
+
+
+def draw(count: int = 3, batch: int = 5, classes: int = 4) -> tuple[list[Outputs], Outputs, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    logits = [2.0 * torch.randn(batch, classes, generator=generator, dtype=torch.float64) for _ in range(count + 1)]
+    return [Outputs(each) for each in logits[1:]], Outputs(logits[0]), torch.arange(batch) % classes
+
+
+@pytest.mark.skipif(not ORACLES.exists(), reason="needs the oracle file beside KDLAB_DATA")
+@pytest.mark.parametrize(
+    ("ensemble", "symbol"), [(MeanOfLosses(), "AVERAGE_LOSS"), (CAMKD(), "CAMKD"), (EBKD(), "EBKD")]
+)
+def test_value_of_the_released_code(ensemble: Ensemble, symbol: str) -> None:
+    cases = [each for each in json.loads(ORACLES.read_text())["cases"] if each["method"] == "multi-teacher-logits"]
+    assert cases
+    for case in cases:
+        (result,) = [each for each in case["results"] if symbol in f"{each['symbol']} {each['repository']}".split()]
+        arrays = {name: torch.as_tensor(array) for name, array in make(case).items()}
+        arrays["student_logits"].requires_grad_()
+        loss = taught(ensemble, Knowledge(SoftTargets(4.0)), arrays)
+        loss.backward()
+        assert loss.item() == pytest.approx(float(result["loss"]), rel=1e-8)
+        norm = arrays["student_logits"].grad.norm().item()  # type: ignore[union-attr]
+        assert norm == pytest.approx(result["grads"]["student_logits"]["l2"], rel=1e-8)
+
+
+def test_weights_by_loops() -> None:
+    seen, student, target = draw()
+    ours = EBKD().weights(seen, [], student, target)
+    theirs = CAMKD(released=False).weights(seen, [], student, target)
+    for b in range(5):
+        p = [[math.exp(z) for z in each.logits[b].tolist()] for each in seen]
+        p = [[x / sum(row) for x in row] for row in p]
+        entropy = [-sum(x * math.log(x) for x in row) for row in p]
+        right = [1 / row[int(target[b])] for row in p]  # exp(CE)
+        for m in range(3):
+            assert ours[m, b].item() == pytest.approx((1 - entropy[m] / sum(entropy)) / 3, rel=1e-12)
+            assert theirs[m, b].item() == pytest.approx((1 - right[m] / sum(right)) / 2, rel=1e-12)
+
+
+@pytest.mark.parametrize("nu", [None, 0.5, 0.8, 1.0])
+def test_aekd_finds_the_shortest_mixture(nu: float | None) -> None:
+    seen, student, target = draw()
+    found = AEKD(nu, temperature=2.0).weights(seen, [], student, target)[:, 0]
+    gradients = []
+    for each in seen:
+        logits = student.logits.clone().requires_grad_()
+        SoftTargets(2.0)(Outputs(logits), each, target).backward()
+        gradients.append(logits.grad.flatten().numpy())  # type: ignore[union-attr]
+
+    def length(shares: Any) -> float:
+        return float(sum(((sum(a * g for a, g in zip(shares, gradients, strict=True))) * 100) ** 2))
+
+    limit = 1 / ((nu or 1 / 3) * 3)
+    sums = {"type": "eq", "fun": lambda shares: sum(shares) - 1}
+    best = minimize(length, [1 / 3] * 3, bounds=[(0, limit)] * 3, constraints=sums, options={"ftol": 1e-14})
+    assert found.sum().item() == pytest.approx(1, rel=1e-9)
+    assert found.tolist() == pytest.approx(best.x.tolist(), abs=1e-4)
+
+
+def test_sure_teachers_and_agreeing_ones_leave_no_nan() -> None:
+    sure = Outputs(torch.tensor([[500.0, 0.0]]))
+    assert EBKD().weights([sure, sure], [], sure, torch.tensor([0]))[:, 0].tolist() == [0.25, 0.25]
+    assert CAMKD().weights([sure, sure], [], sure, torch.tensor([1]))[:, 0].tolist() == [0.25, 0.25]
+    assert AEKD().weights([sure, sure], [], sure, torch.tensor([0]))[:, 0].tolist() == [0.5, 0.5]
+
+
+def test_the_mean_of_logits_and_its_weights() -> None:
+    seen, _, _ = draw(2)
+    teacher = FrozenTeacher([Fixed(each.logits.float()) for each in seen], [1.0, 3.0], ensemble=MeanOfLogits())
+    expected = 0.25 * seen[0].logits.float() + 0.75 * seen[1].logits.float()
+    assert torch.allclose(teacher.observe(torch.zeros(5, 1)).logits, expected)
+
+
+def test_a_loss_of_one_number_a_batch_is_refused_where_samples_count_differently() -> None:
+    x, y = torch.rand(6, 64), torch.arange(6)
+    teacher = FrozenTeacher([network(1), network(2)], ensemble=EBKD())
+    student = Outputs(torch.rand(6, 10))
+
+    class Coupled(nn.Module):
+        needs = ("logits",)
+
+        def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+            return (student.logits - teacher.logits).norm()
+
+    (lesson,) = teacher.lessons({"student": student}, Batch(x, y))
+    with pytest.raises(InputError, match="Coupled gives one number a batch"):
+        Knowledge(Coupled()).compare(student, lesson.teacher, y)
+    assert Knowledge(DKD()).compare(student, lesson.teacher, y).isfinite()
+
+
+@pytest.mark.parametrize("ensemble", [None, EBKD(), CAMKD(), AEKD(), MeanOfLosses(), MeanOfLogits()])
+def test_it_trains_with_layers_of_single_teachers(ensemble: Ensemble | None) -> None:
+    knowledge = {
+        "soft": Knowledge(SoftTargets(4.0), 0.9),
+        "hint": Knowledge(Hint(), student_layers=["hidden.0"] * 2, teacher_layers=["0.hidden.0", "1.hidden.1"]),
+        "sp": Knowledge(SimilarityPreserving(), student_layers=["hidden.0"], teacher_layers=["1.hidden.0"]),
+    }
+    module = Distiller(network(), [network(1), network(2, (16, 8))], knowledge, ensemble=ensemble, optimizer=sgd)
+    before = copy.deepcopy(module.student)
+    pl.seed_everything(1)
+    trainer(limit_train_batches=2, limit_val_batches=1, num_sanity_val_steps=0).fit(module, digits())
+    assert len(module.losses["hint"].state_dict()) > 2
+    assert any(not torch.equal(a, b) for a, b in zip(before.parameters(), module.student.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AEKD(nu=0), "nu is a share"),
+        (lambda: AEKD(nu=1.5), "nu is a share"),
+        (lambda: AEKD(temperature=0), "temperature"),
+        (lambda: AEKD(nu=0.2).weights(*draw()[:1], [], *draw()[1:]), "at least 1 / 3"),
+        (lambda: CAMKD().weights(draw()[0], [], draw()[1], torch.rand(5)), "class indices"),
+    ],
+)
+def test_bad_arguments(make: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make()
