@@ -22,6 +22,7 @@ FLOORS = {
     "losses": 1,
     "metrics": 1,
     "schedules": 1,
+    "optimizers": 1,
     "outputs": 0,
     "views": 0,
     "errors": 0,

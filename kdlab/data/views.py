@@ -52,10 +52,10 @@ class RandAugment(View):
     """Each image changed by a few random operations of the set of RandAugment: MLKD's strong view.
 
     (E. D. Cubuk, B. Zoph, J. Shlens, Q. V. Le, RandAugment: Practical Automated Data Augmentation with a Reduced Search
-    Space, 2020, arXiv:1909.13719; torchvision's.) Image by image, about 0.5 ms each for CIFAR on one CPU core.
+    Space, 2020, arXiv:1909.13719; torchvision's.) Image by image, about 0.7 ms each for CIFAR on one CPU core.
 
     Args:
-        operations: how many a image.
+        operations: how many an image.
         magnitude: their strength, from 0 to 30.
 
     Raises:

@@ -20,6 +20,7 @@ from kdlab.metrics import StudentVersusTeacher
 from kdlab.modules.chance import reseed
 from kdlab.modules.optimization import check_length, configure
 from kdlab.modules.rehearsal import Rehearsal, rehearse
+from kdlab.modules.splitting import note_task, splitting
 from kdlab.modules.terms import Terms
 from kdlab.modules.training_data import every_batch
 from kdlab.outputs import Batch, Observer, Outputs
@@ -67,6 +68,7 @@ class DistillationModule(pl.LightningModule):
         self._seed: int | None = None
         self._iterating = False
         self._terms = Terms()
+        self._parts: tuple[Tensor | None, Tensor | None] | None = None
         self._metrics = StudentVersusTeacher()
         self._observers: dict[str, Observer] = {}
 
@@ -189,9 +191,20 @@ class DistillationModule(pl.LightningModule):
                 terms[name] = sum_of(values), weight
         if not terms:
             raise InputError(f"Nothing is left to learn at epoch {progress.epoch}: the task and all knowledge weigh 0.")
-        total = sum_of(value * weight for value, weight in terms.values())
+        weighted = {name: value * weight for name, (value, weight) in terms.items()}
+        total = sum_of(weighted.values())
         self._log_terms(terms, total, progress.step)
+        if splitting(self):
+            apart = [value for name, value in weighted.items() if name != "task"]
+            self._parts = weighted.get("task"), sum_of(apart) if apart else None
         return total
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """The usual pass; an optimiser that treats the task's gradient apart is told it first."""
+        if self._parts is not None and (optimizer := splitting(self)):
+            note_task(self, optimizer, *self._parts)
+        self._parts = None
+        super().backward(loss, *args, **kwargs)
 
     def _log_terms(self, terms: Mapping[str, tuple[Tensor, float]], total: Tensor, step: int) -> None:
         # One call every N steps: self.log costs 0.25 ms a call, whether or not a logger reads it.

@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from kdlab.errors import InputError, nearest
+from kdlab.modules.splitting import refuse_clipping
 
 if TYPE_CHECKING:
     from kdlab.modules.base import DistillationModule
@@ -49,6 +50,7 @@ def configure(module: DistillationModule) -> Any:
     accuracy.
     """
     optimizer = module.optimizer(groups(module))
+    refuse_clipping(module, optimizer)
     if module.lr_scheduler is None:
         return optimizer
     try:

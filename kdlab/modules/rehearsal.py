@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from kdlab.errors import InputError
 from kdlab.losses.setting import Setting
+from kdlab.modules.splitting import reaches
 from kdlab.modules.training_data import TrainingData, training_data
 from kdlab.outputs import Observer, Outputs
 
@@ -131,7 +132,7 @@ def _term(module: DistillationModule, name: str, student: Outputs, teacher: Outp
     sources: list[Tensor] = []
     student.map(lambda each: sources.append(each) or each)  # type: ignore[func-returns-value]
     sources = [each for each in sources if each.requires_grad]
-    if sources and not (value.requires_grad and any(_reached(value, sources))):
+    if sources and not (value.requires_grad and any(reaches(value, sources))):
         raise InputError(
             f"{what} sends no gradient to the student: it cuts the student's side off (detach, no_grad, argmax)."
         )
@@ -164,23 +165,11 @@ def _find_gradients(module: DistillationModule, values: Mapping[str, Tensor], re
     for name, value in values.items():
         weight, schedule = weights[name]
         if weight and value.requires_grad:
-            hit = {p for p, got in zip(parameters, _reached(value, list(parameters.values())), strict=True) if got}
+            hit = {p for p, got in zip(parameters, reaches(value, list(parameters.values())), strict=True) if got}
             ever |= hit
             always |= hit if schedule is None else set()
     result.idle = [name for name in parameters if name not in ever]
     result.resting = [name for name in parameters if name in ever - always]
-
-
-def _reached(value: Tensor, sources: Sequence[Tensor]) -> list[bool]:
-    """Which parameters and tensors the gradient of ``value`` gets to, read off the graph without computing it."""
-    nodes, todo = set[Any](), [value.grad_fn]
-    while todo:
-        node = todo.pop()
-        if node is not None and node not in nodes:
-            nodes.add(node)
-            todo += [each for each, _ in node.next_functions]
-    leaves = {id(node.variable) for node in nodes if hasattr(node, "variable")}
-    return [id(each) in leaves or each.grad_fn in nodes for each in sources]
 
 
 @contextmanager

@@ -1,0 +1,110 @@
+"""DOT: SGD that gives the distillation's gradient more momentum than the task's (Zhao et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdlab.errors import InputError
+
+
+class DOT(torch.optim.Optimizer):
+    r"""Distillation-oriented SGD with one momentum buffer for the task's gradient and one for the distillation's.
+
+    .. math:: v_{task} \leftarrow (\mu - \Delta) \, v_{task} + g_{task} + \lambda \theta, \qquad
+              v_{kd} \leftarrow (\mu + \Delta) \, v_{kd} + g_{kd}, \qquad
+              \theta \leftarrow \theta - lr \, (v_{task} + v_{kd})
+
+    A parameter that only one of the two reaches (an adapter of a loss, a classifier beside a loss on layers) has the
+    usual momentum :math:`\mu` and weight decay. With delta = 0 it is SGD, to rounding.
+
+    kdlab's modules tell it the task's gradient before every backward pass (:meth:`note_task`); the rest of ``.grad`` is
+    the distillation's. Used elsewhere without that, it is SGD. Gradient clipping is refused, as it would change the sum
+    and not its parts.
+
+    Recipe: momentum 0.9; delta 0.075 on CIFAR-100 and Tiny-ImageNet, 0.09 on ImageNet; with KD at its usual weights.
+
+    Args:
+        params: parameters or groups of them.
+        lr: learning rate.
+        momentum: :math:`\mu`, with delta between 0 and 1.
+        delta: :math:`\Delta`, from 0 to ``momentum``.
+        weight_decay: :math:`\lambda`, added to the task's gradient.
+
+    Raises:
+        InputError: a number out of range.
+
+    Paper: B. Zhao, Q. Cui, R. Song, J. Liang, "DOT: A Distillation-Oriented Trainer", ICCV 2023, arXiv 2307.08436.
+    Follows mdistiller, without its second full backward pass and its limit to one group of parameters.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 0.05,
+        momentum: float = 0.9,
+        delta: float = 0.075,
+        weight_decay: float = 0.0,
+    ) -> None:
+        if not lr >= 0 or not weight_decay >= 0:
+            raise InputError(f"DOT's lr and weight_decay must be at least 0, not {lr} and {weight_decay}.")
+        if not 0 <= delta <= momentum or not momentum + delta < 1:
+            raise InputError(
+                f"DOT's delta must be from 0 to the momentum, and both together below 1, not {delta} and {momentum}."
+            )
+        defaults = {"lr": lr, "momentum": momentum, "delta": delta, "weight_decay": weight_decay}
+        super().__init__(params, defaults)
+        self._task: dict[nn.Parameter, Tensor] = {}
+        self._distilled: set[nn.Parameter] = set()
+
+    def note_task(self, gradients: Mapping[nn.Parameter, Tensor], distilled: Collection[nn.Parameter]) -> None:
+        """Add to the task's part of the gradient of the next step.
+
+        Args:
+            gradients: of the weighted task, for the parameters that it reaches.
+            distilled: the parameters that the distillation reaches.
+        """
+        for parameter, gradient in gradients.items():
+            self._task[parameter] = self._task[parameter] + gradient if parameter in self._task else gradient
+        self._distilled |= set(distilled)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget all gradients, the task's part included."""
+        super().zero_grad(set_to_none)
+        self._task.clear()
+        self._distilled.clear()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group)
+        return loss
+
+    def _update(self, parameter: nn.Parameter, group: Mapping[str, Any]) -> None:
+        assert parameter.grad is not None
+        task, distilled = self._task.get(parameter), parameter in self._distilled
+        decayed = parameter * group["weight_decay"]
+        if distilled and task is not None:
+            move = self._moved(parameter, "task_momentum", group["momentum"] - group["delta"], task + decayed)
+            kept = group["momentum"] + group["delta"]
+            move = move + self._moved(parameter, "distillation_momentum", kept, parameter.grad - task)
+        else:
+            name = "distillation_momentum" if distilled else "task_momentum"
+            move = self._moved(parameter, name, group["momentum"], parameter.grad + decayed)
+        parameter.add_(move, alpha=-group["lr"])
+
+    def _moved(self, parameter: nn.Parameter, name: str, momentum: float, gradient: Tensor) -> Tensor:
+        state: dict[str, Tensor] = self.state[parameter]
+        if name not in state:
+            state[name] = torch.zeros_like(parameter)
+        return state[name].mul_(momentum).add_(gradient)
