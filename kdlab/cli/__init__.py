@@ -19,6 +19,7 @@ OWN_COMMANDS = {
     "demo": "distil a small student from a teacher on real digits, in under three minutes",
     "check": "run one dry batch of a config: parts, layers, loss terms, memory, warnings",
     "layers": "list the layers of a network that can be tapped",
+    "methods": "list the losses and what each needs",
     "export": "take the student out of a run: safetensors, original key names, config",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from typing import Any
 
 import torch
@@ -55,15 +56,16 @@ class Growing(nn.Module):
                 "it the layers that it was set up with."
             )
 
-    def get_extra_state(self) -> tuple[Any, ...] | None:
-        """The sizes, for the state dict."""
-        return self.sizes
+    def get_extra_state(self) -> Tensor:
+        """The sizes as text in bytes, for the state dict: a tensor, as everything else there."""
+        return torch.tensor(list(repr(self.sizes).encode()), dtype=torch.uint8)
 
-    def set_extra_state(self, state: tuple[Any, ...] | None) -> None:
+    def set_extra_state(self, state: Tensor) -> None:
         """Build for the sizes of a state dict that is being loaded, if nothing is built yet."""
-        if self.sizes is None and state is not None:
-            self.build(*state)
-            self.sizes = state
+        sizes = ast.literal_eval(bytes(state.tolist()).decode())
+        if self.sizes is None and sizes is not None:
+            self.build(*sizes)
+            self.sizes = sizes
             self.train(self.training)
 
 

@@ -66,6 +66,7 @@ class DistillationModule(pl.LightningModule):
         self.parameter_groups = {name: dict(options) for name, options in (parameter_groups or {}).items()}
         self.rehearsal: Rehearsal | None = None
         self._seed: int | None = None
+        self._ended = False
         self._iterating = False
         self._terms = Terms()
         self._parts: tuple[Tensor | None, Tensor | None] | None = None
@@ -106,7 +107,8 @@ class DistillationModule(pl.LightningModule):
         """Agree on the seed of all processes, find the tapped layers again (SyncBatchNorm replaces modules), and show
         the training set to the losses that ask for it.
         """
-        if self._seed is None:
+        if self._seed is None or self._ended:
+            self._ended = False
             self._seed = self.trainer.strategy.broadcast(torch.initial_seed())
         for each in [*self._observers.values(), *(self.teaching.observers if self.teaching else ())]:
             each.find_layers()
@@ -135,11 +137,11 @@ class DistillationModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the seed of the run that is resumed."""
-        self._seed = checkpoint.get("kdlab_seed")
+        self._seed, self._ended = checkpoint.get("kdlab_seed"), False
 
     def on_fit_end(self) -> None:
-        """The next fit draws anew."""
-        self._seed = None
+        """The next fit draws anew; a checkpoint saved until then is still of this one."""
+        self._ended = True
 
     def on_train_start(self) -> None:
         """Refuse a learning rate that was planned, in the run that is resumed, for fewer steps than this one takes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,9 @@ class Ensemble:
     loss must offer as ``per_sample()``.
     """
 
+    method: ClassVar[str] = "mean of probabilities"
+    paper: ClassVar[str] = "Hinton et al. 2015"
+
     def together(self, logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         """The logits of all teachers as one, float32: what evaluation reports as the teacher's."""
         log_p = torch.stack([F.log_softmax(each.float(), -1) for each in logits])
@@ -39,6 +43,9 @@ class Ensemble:
 class MeanOfLogits(Ensemble):
     r"""Several teachers as one whose logits are the weighted mean of theirs: :math:`z^t = \sum_m w_m z^m`."""
 
+    method: ClassVar[str] = "mean of logits"
+    paper: ClassVar[str] = "Hinton et al. 2015"
+
     def together(self, logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         """The mean of the logits, float32."""
         stacked = torch.stack([each.float() for each in logits])
@@ -52,6 +59,9 @@ class MeanOfLosses(Ensemble):
     are the mean of theirs. (S. You, C. Xu, C. Xu, D. Tao, Learning from Multiple Teacher Networks, KDD 2017, whose loss
     on the logits this is; it is the average of the CA-MKD repository's comparison.)
     """
+
+    method: ClassVar[str] = "mean of losses"
+    paper: ClassVar[str] = "You et al. 2017"
 
     def weights(self, seen: Sequence[Outputs], weights: Sequence[float], student: Outputs, target: Tensor) -> Tensor:
         """The teachers' own weights, for every sample alike."""
@@ -68,6 +78,9 @@ class EBKD(Ensemble):
     They sum to (M - 1) / M over the teachers. (K. Kwon, H. Na, H. Lee, N. S. Kim, Adaptive Knowledge Distillation Based
     on Entropy, ICASSP 2020; as in the CA-MKD repository.) ``teacher_weights`` are not used.
     """
+
+    method: ClassVar[str] = "entropy-based weights"
+    paper: ClassVar[str] = "Kwon et al. 2020"
 
     def weights(self, seen: Sequence[Outputs], weights: Sequence[float], student: Outputs, target: Tensor) -> Tensor:
         """The weights, (M, B)."""
@@ -91,13 +104,18 @@ class CAMKD(Ensemble):
         released: with the factor 1 / M.
     """
 
+    method: ClassVar[str] = "confidence-aware weights"
+    paper: ClassVar[str] = "Zhang et al. 2022"
+
     def __init__(self, released: bool = True) -> None:
         self.released = released
 
     def weights(self, seen: Sequence[Outputs], weights: Sequence[float], student: Outputs, target: Tensor) -> Tensor:
         """The weights, (M, B)."""
         if target.is_floating_point() or target.dim() != 1:
-            raise InputError("CA-MKD weights teachers by their loss on the label, so labels must be class indices (B,).")
+            raise InputError(
+                "CA-MKD weights teachers by their loss on the label, so labels must be class indices (B,)."
+            )
         log_p = _log_probabilities(seen)
         loss = -log_p.gather(-1, target.expand(len(seen), -1).unsqueeze(-1)).squeeze(-1)
         shares = (1 - loss.softmax(0)) / (len(seen) - 1)
@@ -125,6 +143,9 @@ class AEKD(Ensemble):
     Raises:
         InputError: a number out of range.
     """
+
+    method: ClassVar[str] = "agreement in gradient space"
+    paper: ClassVar[str] = "Du et al. 2020"
 
     def __init__(self, nu: float | None = None, temperature: float = 4.0, normalise: bool = False) -> None:
         if nu is not None and not 0 < nu <= 1:
