@@ -94,6 +94,11 @@ class Knowledge(Callback):
         """Whether both sides need the same classes: as the loss says, else where it is given no layers to read."""
         return "logits" in self.needs or not (self.needs or self.student_layers)
 
+    @property
+    def reads_student(self) -> bool:
+        """Whether the loss teaches the student, or prepares something of its own from the teacher alone."""
+        return not self.needs or bool({"logits", "layers", "student_layers", "embedding"} & set(self.needs))
+
     def missing(self, student: Outputs, target: Tensor) -> str | None:
         """What the loss needs and does not get here, as the end of a sentence; ``None`` if all is there."""
         layers = self.student_layers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from kdlab.errors import InputError
@@ -66,6 +67,43 @@ class Constant(Schedule):
     def curve(self, elapsed: float) -> float:
         """Always 1."""
         return 1.0
+
+
+class Steps(Schedule):
+    """The first of ``values`` until the first of ``milestones``, the second until the second, the last from the last on.
+
+    Args:
+        values: the factors, one more than milestones.
+        milestones: epochs (or steps) since ``begin`` at which the next value begins, ascending.
+        begin, until, unit, offset: as for :class:`Schedule`.
+
+    Raises:
+        InputError: other numbers of values, or milestones that do not ascend.
+
+    >>> halved = Steps([1.0, 0.5], [180])
+    >>> halved(Progress(epoch=179, step=0)), halved(Progress(epoch=180, step=0))
+    (1.0, 0.5)
+    """
+
+    def __init__(
+        self,
+        values: Sequence[float],
+        milestones: Sequence[int],
+        begin: int = 0,
+        until: int | None = None,
+        unit: Literal["epoch", "step"] = "epoch",
+        offset: int = 0,
+    ) -> None:
+        super().__init__(begin, until, unit, offset)
+        if len(values) != len(milestones) + 1 or list(milestones) != sorted(set(milestones)):
+            raise InputError(
+                f"Steps needs ascending milestones and one value more, not {list(values)} and {list(milestones)}."
+            )
+        self.values, self.milestones = tuple(values), tuple(milestones)
+
+    def curve(self, elapsed: float) -> float:
+        """The value of the present stage."""
+        return self.values[sum(elapsed >= each for each in self.milestones)]
 
 
 class _Ramp(Schedule):

@@ -79,8 +79,8 @@ def _loss(case: Case, method: Method, hyper: Case, leaves: dict[str, Tensor]) ->
     if method.parameters:
         with torch.no_grad():
             _value(loss, method, constants)  # sizes the parameters
-            for name, parameter in method.parameters.items():
-                own[name] = loss.get_parameter(parameter)
+            for name in [name for name in method.parameters if name in leaves]:  # a case may have fewer layers
+                own[name] = loss.get_parameter(method.parameters[name])
                 if own[name].shape != leaves[name].shape:
                     raise ValueError(f"{name} is {tuple(leaves[name].shape)} but kdlab's is {tuple(own[name].shape)}")
                 own[name].copy_(leaves[name])

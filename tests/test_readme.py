@@ -7,8 +7,11 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
+from kdlab import losses
 from kdlab.cli import COMMANDS, main
+from kdlab.cli.methods import entries, markdown
 from kdlab.models import resnet14, save_weights
 
 ROOT = Path(__file__).parent.parent
@@ -61,3 +64,20 @@ def test_command(line: str, work: Path, capsys: pytest.CaptureFixture[str]) -> N
     elif words[0] == "layers":
         main(words)
         assert "layer3" in capsys.readouterr().out
+
+
+def test_the_table_of_methods_is_what_the_code_says() -> None:
+    shown = README.partition("<!-- methods -->\n")[2].partition("<!-- /methods -->")[0].strip()
+    assert shown == markdown(entries()).strip(), "put the output of `kdlab methods --markdown` into README.md"
+
+
+def test_every_loss_has_a_config_with_its_own_weight() -> None:
+    weights: dict[str, set[float]] = {}
+    for path in (ROOT / "configs/knowledge").glob("*.yaml"):
+        for each in yaml.safe_load(path.read_text())["model"]["init_args"]["knowledge"].values():
+            kinds = re.findall(r"kdlab\.losses\.(\w+)", str(each["loss"]))
+            for kind in kinds:
+                weights.setdefault(kind, set()).add(float(each.get("weight", 1)))
+    for name in losses.__all__:
+        assert name in weights, f"{name} has no config"
+        assert getattr(losses, name).recipe_weight in weights[name], (name, weights[name])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kdlab.errors import InputError
-from kdlab.schedules import Constant, Cosine, ExponentialRamp, Linear, Progress, Schedule
+from kdlab.schedules import Constant, Cosine, ExponentialRamp, Linear, Progress, Schedule, Steps
 
 RAMPS = {
     Linear: lambda x: x,
@@ -33,6 +33,11 @@ def test_constant_is_a_switch() -> None:
     assert Constant(begin=2)(Progress(10**6, 0)) == 1
 
 
+def test_steps_change_at_their_milestones() -> None:
+    schedule = Steps([0.1, 0.5, 1.0], [2, 5], begin=1, until=8)
+    assert [schedule(Progress(epoch, 0)) for epoch in range(9)] == [0, 0.1, 0.1, 0.5, 0.5, 0.5, 1, 1, 0]
+
+
 def test_offset_moves_the_curve_not_the_window() -> None:
     schedule = Linear(length=4, begin=2, offset=1)
     assert [schedule(Progress(epoch, 0)) for epoch in range(7)] == [0, 0, 0.25, 0.5, 0.75, 1, 1]
@@ -44,6 +49,8 @@ def test_offset_moves_the_curve_not_the_window() -> None:
         (lambda: Constant(begin=3, until=3), "until=3 is not above begin=3"),
         (lambda: Constant(unit="steps"), "'epoch' or 'step'"),  # type: ignore[arg-type]
         (lambda: Linear(length=0), "length must be above 0"),
+        (lambda: Steps([1.0], [5]), "one value more"),
+        (lambda: Steps([1.0, 0.5, 0.1], [5, 5]), "ascending"),
     ],
 )
 def test_bad_arguments(make: Any, message: str) -> None:

@@ -4,14 +4,19 @@ Every loss says in ``needs`` what it reads, out of
 
 - ``"logits"``: class scores of both networks, for the same classes;
 - ``"layers"``: tapped layers, in pairs; ``"student_layers"``, ``"teacher_layers"``: of one side alone;
-- ``"embedding"``: the embedding or one tapped layer;
+- ``"embedding"``: the embedding or one tapped layer; ``"teacher_embedding"``: of the teacher alone;
 - ``"classes"``: integer class labels; ``"index"``: the sample index;
 - ``"views"``: further views of the batch, those named in its attribute ``views``;
 - ``"student_classifier"``, ``"teacher_classifier"``: the linear layer that reads a network's embedding.
 
 ``recipe_weight`` is the factor of the CIFAR-100 recipe beside weight 1 on the labels, unless the docstring says
 otherwise. ``minimum`` is the value where both networks are equal: 0 if not given, ``None`` where that is no minimum.
-``layer_count`` says how many pairs of layers a loss takes that does not take any number.
+``layer_count`` says how many pairs of layers a loss takes that does not take any number. ``order_matters`` is true where
+the order of the batch changes the value: samples are compared with their neighbours, or each draws numbers of its own.
+``several_teachers`` is true where a loss is for the layers of an ensemble.
+``only_views`` is true of a loss that reads what it needs on its views alone, not on the batch itself.
+``true_gradient`` is false where the gradient is not the derivative of the value on purpose: held weights, parts that
+learn against the loss.
 """
 
 from kdlab.losses import feature, relation, response

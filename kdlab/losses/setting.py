@@ -34,6 +34,7 @@ class Setting:
         batch_size: samples in a full batch of one process; ``None`` if unknown.
         classes: number of classes, the width of the student's logits.
         losses: all losses of the run, by the name of their knowledge.
+        device: where the training will run; the networks may be elsewhere until then.
     """
 
     student: nn.Module
@@ -45,6 +46,7 @@ class Setting:
     batch_size: int | None = None
     classes: int = 0
     losses: Mapping[str, nn.Module] = field(default_factory=dict)
+    device: torch.device = torch.device("cpu")
 
     @property
     def teacher(self) -> nn.Module:

@@ -1,10 +1,13 @@
 """Networks as plain builder functions, and their weights files.
 
 Every builder works by class path from YAML or the command line, as do torchvision's and ``timm_model``. A network of
-your own needs nothing from kdlab; :func:`with_weights` gives it a weights file.
+your own needs nothing from kdlab; :func:`with_weights` gives it a weights file. :func:`projected`, :func:`normed`,
+:func:`embedded` and :func:`without_bias` change a network as a method asks for.
 """
 
 from kdlab.models.mlp import MLP, mlp
+from kdlab.models.normed import Normed, normed
+from kdlab.models.projected import Projected, projected
 from kdlab.models.resnet import (
     ResNet,
     resnet8,
@@ -17,16 +20,22 @@ from kdlab.models.resnet import (
     resnet56,
     resnet110,
 )
+from kdlab.models.surgery import embedded, without_bias
 from kdlab.models.timm import timm_model
 from kdlab.models.weights import load_weights, save_weights, with_weights
 from kdlab.models.wrn import WideResNet, wrn_16_1, wrn_16_2, wrn_40_1, wrn_40_2
 
 __all__ = [
     "MLP",
+    "Normed",
+    "Projected",
     "ResNet",
     "WideResNet",
+    "embedded",
     "load_weights",
     "mlp",
+    "normed",
+    "projected",
     "resnet8",
     "resnet8x4",
     "resnet14",
@@ -39,6 +48,7 @@ __all__ = [
     "save_weights",
     "timm_model",
     "with_weights",
+    "without_bias",
     "wrn_16_1",
     "wrn_16_2",
     "wrn_40_1",

@@ -100,6 +100,7 @@ def _set_up(module: DistillationModule, data: TrainingData, outputs: Mapping[str
             len(data.batch.target),
             _classes(outputs[name]),
             losses,
+            module.trainer.strategy.root_device,
         )
         for set_up in each.parts("set_up"):
             with _explained(f"{what} cannot be set up", f"{what}: "):
@@ -132,7 +133,7 @@ def _term(module: DistillationModule, name: str, student: Outputs, teacher: Outp
     sources: list[Tensor] = []
     student.map(lambda each: sources.append(each) or each)  # type: ignore[func-returns-value]
     sources = [each for each in sources if each.requires_grad]
-    if sources and not (value.requires_grad and any(reaches(value, sources))):
+    if knowledge.reads_student and sources and not (value.requires_grad and any(reaches(value, sources))):
         raise InputError(
             f"{what} sends no gradient to the student: it cuts the student's side off (detach, no_grad, argmax)."
         )

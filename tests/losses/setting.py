@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from kdlab.losses import Paraphraser, SelfSupervision
 from kdlab.losses.setting import Setting
 from kdlab.outputs import Outputs
 
@@ -21,10 +22,10 @@ VIEWS = {"rotations": 3}
 class Net(nn.Module):
     """Has the names and widths of what :func:`draw` gives, and BatchNorms to read; it is never run."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = WIDTH) -> None:
         super().__init__()
         self.one, self.two = nn.BatchNorm2d(3), nn.BatchNorm2d(WIDTH)
-        self.fc = nn.Linear(WIDTH, NUM_CLASSES)
+        self.fc = nn.Linear(width, NUM_CLASSES)
         for norm in (self.one, self.two):
             nn.init.normal_(norm.weight)
             nn.init.normal_(norm.bias)
@@ -46,7 +47,7 @@ def draw(batch: int, seed: int, scale: float = 1.0, views: Sequence[str] = ()) -
 
 
 def setting(names: Sequence[str] = ("one", "two"), dtype: torch.dtype = torch.float64) -> Setting:
-    """A run of 12 samples in 5 classes, in batches of 6."""
+    """A run of 12 samples in 5 classes, in batches of up to 7."""
     torch.manual_seed(5)
     student, teacher = Net().to(dtype), Net().to(dtype)
     return Setting(
@@ -56,7 +57,7 @@ def setting(names: Sequence[str] = ("one", "two"), dtype: torch.dtype = torch.fl
         tuple(names),
         samples=SAMPLES,
         labels=torch.arange(SAMPLES) % NUM_CLASSES,
-        batch_size=6,
+        batch_size=7,
         classes=NUM_CLASSES,
         losses=others(dtype),
     )
@@ -64,16 +65,22 @@ def setting(names: Sequence[str] = ("one", "two"), dtype: torch.dtype = torch.fl
 
 def others(dtype: torch.dtype) -> dict[str, nn.Module]:
     """The losses that other losses build on, by the names that these ask for."""
-    return {}
+    head, paraphraser = SelfSupervision(), Paraphraser()
+    for each in (head, paraphraser):
+        each.grow(torch.zeros(1, dtype=dtype), WIDTH)
+    return {"head": head, "paraphraser": paraphraser}
 
 
 def set_up(loss: nn.Module, given: Setting) -> nn.Module:
     """As the module does at the start of a fit."""
+    if getattr(loss, "several_teachers", False):  # the classifiers read what draw() gives as the layers
+        given = replace(given, teachers=tuple(Net(width).to(given.teacher.fc.weight) for width in (3, WIDTH)))
     for part in loss.modules():
         if hasattr(part, "set_up"):
             part.set_up(given)
         if hasattr(part, "survey"):
             part.survey([(draw(10, seed=9).map(lambda x: x.float()), torch.arange(10) % NUM_CLASSES)])
+    loss.register_forward_pre_hook(lambda *_: torch.manual_seed(7) and None)  # what it draws, it draws at every call
     return loss
 
 

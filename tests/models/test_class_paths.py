@@ -83,7 +83,7 @@ def test_without_timm_the_message_says_how_to_get_it(monkeypatch):
 
 
 def test_the_room_imports_only_what_its_floor_may():
-    """At import time: the standard library, torch, safetensors, kdlab.errors and itself."""
+    """At import time: the standard library, torch, safetensors, kdlab.errors, kdlab.outputs and itself."""
     allowed = {"torch", "safetensors", *sys.stdlib_module_names}
     files = list(pathlib.Path(kdlab.models.__file__).parent.glob("*.py"))
     assert len(files) >= 7
@@ -92,7 +92,7 @@ def test_the_room_imports_only_what_its_floor_may():
             names = [each.name for each in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             for name in names:
-                own = name == "kdlab.errors" or name.startswith("kdlab.models.")
+                own = name in ("kdlab.errors", "kdlab.outputs") or name.startswith("kdlab.models.")
                 assert own or name.partition(".")[0] in allowed, f"{file.name} imports {name}"
 
 

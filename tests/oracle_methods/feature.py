@@ -2,19 +2,130 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
 from kdlab import losses
-from tests.oracle_methods.method import Method
+from kdlab.losses.feature.review_kd import hierarchical_distance
+from kdlab.losses.setting import Setting
+from kdlab.outputs import Outputs
+from tests.oracle_methods.method import Arrays, Method, side
+
+
+def take_margins(loss: Any, arrays: Arrays) -> None:
+    """From batch normalisations with the file's weights, tapped themselves."""
+    norms = nn.Sequential()
+    for i in range(sum(name.startswith("teacher_feature") for name in arrays)):
+        weight, bias = arrays[f"teacher_bn_weight_{i}"], arrays[f"teacher_bn_bias_{i}"]
+        norm = nn.BatchNorm2d(len(weight))
+        norm.weight, norm.bias = nn.Parameter(weight), nn.Parameter(bias)
+        norms.append(norm)
+    loss.set_up(Setting(norms, (norms,), teacher_layers=tuple(map(str, range(len(norms))))))
+
+
+def fix_mask(loss: Any, arrays: Arrays) -> None:
+    """The file's numbers in the place of those drawn, for what they have the shape of."""
+    loss.uniform = lambda x: arrays["mask_uniform"]
+    loss.masked = "positions" if arrays["mask_uniform"].shape[1] == 1 else "channels"
+
+
+def give_paraphraser(loss: Any, arrays: Arrays) -> None:
+    """One with the file's weights; the file counts a place for a normalisation that there is not."""
+    paraphraser = losses.Paraphraser()
+    paraphraser.encode(arrays["teacher_feature"])
+    with torch.no_grad():
+        for part in ("encoder", "decoder"):
+            for i, theirs in ((0, 0), (2, 3), (4, 6)):
+                for kind in ("weight", "bias"):
+                    own = paraphraser.get_parameter(f"{part}.{i}.{kind}")
+                    own.copy_(arrays[f"paraphraser_{part}_{theirs}_{kind}"])
+    loss.set_up(Setting(nn.Identity(), (nn.Identity(),), losses={"paraphraser": paraphraser}))
+
+
+def fused_layers(arrays: Arrays) -> tuple[Outputs, Outputs]:
+    """The file's two layers a side, from shallow to deep."""
+    layers = {name: (arrays[f"{name}_shallow"], arrays[f"{name}_deep"]) for name in ("student", "teacher")}
+    return Outputs(torch.zeros(1, 1), layers["student"]), Outputs(torch.zeros(1, 1), layers["teacher"])
+
+
+def distances(loss: Any, arrays: Arrays) -> Tensor:
+    """The hierarchical distances of all layers."""
+    student, teacher = side(arrays, "student"), side(arrays, "teacher").detach()
+    return torch.stack(list(map(hierarchical_distance, student.layers, teacher.layers))).sum()
+
 
 METHODS: dict[str, Method] = {
     "AT": Method(lambda h: losses.AttentionTransfer(h.get("p", 2))),
     "FitNet": Method(
         lambda h: losses.Hint("conv"),
         {
-            "regressor_conv_weight": "regressors.0.weight",
-            "regressor_conv_bias": "regressors.0.bias",
+            "regressor_conv_weight": "regressors.0.conv.weight",
+            "regressor_conv_bias": "regressors.0.conv.bias",
             "regressor_bn_weight": "regressors.0.norm.weight",
             "regressor_bn_bias": "regressors.0.norm.bias",
         },
     ),
     "FitNet-1x1": Method(lambda h: losses.Hint("1x1"), {"transform_weight": "regressors.0.weight"}),
+    "NST": Method(lambda h: losses.NST()),
+    "FSP": Method(lambda h: losses.FSP()),
+    "CWD": Method(lambda h: losses.CWD(h["tau"])),
+    "AB": Method(lambda h: losses.ActivationBoundary(h["margin"])),
+    "VID": Method(
+        lambda h: losses.VID(h["init_pred_var"]),
+        {
+            **{f"regressor_{i}_weight": f"predictors.0.mean.{i}.weight" for i in (0, 2, 4)},
+            "log_scale": "predictors.0.log_scale",
+        },
+    ),
+    "OFD": Method(
+        lambda h: losses.OFD(),
+        {
+            f"connector_{i}_{theirs}_{part}": f"connectors.{i}.{ours}.{part}"
+            for i in range(2)
+            for theirs, ours, part in (("conv", "conv", "weight"), ("bn", "norm", "weight"), ("bn", "norm", "bias"))
+        },
+        set_up=take_margins,
+    ),
+    "MGD": Method(
+        lambda h: losses.MGD(h["lambda_mgd"]),
+        {
+            "align_weight": "aligned.0.weight",
+            "align_bias": "aligned.0.bias",
+            **{f"generation_{i}_{part}": f"generators.0.{i}.{part}" for i in (0, 2) for part in ("weight", "bias")},
+        },
+        set_up=fix_mask,
+    ),
+    "KDSVD": Method(lambda h: losses.KDSVD(h["k"])),
+    "FT": Method(
+        lambda h: losses.FactorTransfer(),
+        compute=lambda loss, arrays: loss.distance(arrays["student_factor"], arrays["teacher_factor"].detach()),
+    ),
+    "FT-translator": Method(
+        lambda h: losses.FactorTransfer(),
+        {
+            f"translator_encoder_{i}_{part}": f"translator.{i}.{part}"
+            for i in (0, 1, 3, 4, 6, 7)
+            for part in ("weight", "bias")
+        },
+        set_up=give_paraphraser,
+    ),
+    "ReviewKD-HCL": Method(lambda h: losses.ReviewKD(), compute=distances),
+    "ReviewKD-ABF": Method(
+        lambda h: losses.ReviewKD(h["mid_channel"], embedding=False),
+        {
+            f"abf_{name}_{theirs}_{part}": f"fusions.{i}.{ours}.{part}"
+            for i, name in enumerate(("shallow", "deep"))
+            for theirs, ours, parts in (
+                ("conv1_0", "enter.conv", ("weight",)),
+                ("conv1_1", "enter.norm", ("weight", "bias")),
+                ("conv2_0", "leave.conv", ("weight",)),
+                ("conv2_1", "leave.norm", ("weight", "bias")),
+                ("att_conv_0", "attention", ("weight", "bias")),
+            )
+            for part in parts
+        },
+        fused_layers,
+    ),
 }

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from kdlab.errors import InputError
 from kdlab.losses.checks import Pair, layer_pairs
-from kdlab.losses.feature.regressor import ConvRegressor, geometry
+from kdlab.losses.feature.connectors import POINTWISE, Geometry, connector, geometry
 from kdlab.losses.functional import full_precision
+from kdlab.losses.growing import Growing
 from kdlab.outputs import Outputs
 
 
-class Hint(nn.Module):
+class Hint(Growing):
     r"""Mean squared difference of the regressed student layer and the teacher layer, summed over the layers.
 
     .. math:: L = \sum_i \frac{1}{|f^t_i|} \| r_i(f^s_i) - f^t_i \|^2
@@ -57,7 +56,7 @@ class Hint(nn.Module):
     >>> hint(student, teacher, torch.zeros(4)).shape
     torch.Size([])
     >>> [(name, tuple(value.shape)) for name, value in hint.named_parameters()][:2]
-    [('regressors.0.weight', (16, 8, 3, 3)), ('regressors.0.bias', (16,))]
+    [('regressors.0.conv.weight', (16, 8, 3, 3)), ('regressors.0.conv.bias', (16,))]
     """
 
     needs: ClassVar[tuple[str, ...]] = ("layers",)
@@ -69,17 +68,29 @@ class Hint(nn.Module):
         if regressor not in ("conv", "1x1", None):
             raise InputError(f"regressor must be 'conv', '1x1' or None, not {regressor!r}.")
         self.regressor = regressor
-        self.regressors = nn.ModuleList([] if regressor is None else [ConvRegressor(linear=regressor == "1x1")])
+
+    def build(self, *pairs: tuple[Any, ...]) -> None:
+        """One regressor a pair: (student channels, teacher channels, and the numbers of the :class:`Geometry`)."""
+        self.regressors = nn.ModuleList(self._regressor(*pair) for pair in pairs)
+
+    def _regressor(self, student: int, teacher: int, *form: Any) -> nn.Module:
+        if self.regressor == "conv":
+            return connector(student, teacher, Geometry(*form))
+        convolution = nn.Conv2d(student, teacher, 1, bias=False)
+        nn.init.uniform_(convolution.weight, -0.005, 0.005)
+        return convolution
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         """The sum over the layers, a scalar; gradient to the student and to the regressors."""
         maps = [self._maps(pair) for pair in layer_pairs(student, teacher)]
-        ours = [ours for ours, _ in maps]
+        ours, theirs = [ours for ours, _ in maps], [theirs for _, theirs in maps]
         if self.regressor is not None:
-            self._set_up(maps)
-            ours = [regressor(*pair) for regressor, pair in zip(self.regressors, maps, strict=True)]
-        return torch.stack([F.mse_loss(x, y) for x, (_, y) in zip(ours, maps, strict=True)]).sum()
+            forms = [geometry(x.shape, y.shape) or POINTWISE for x, y in maps]
+            sizes = [(x.shape[1], y.shape[1], *form) for (x, y), form in zip(maps, forms, strict=True)]
+            self.grow(ours[0], *sizes)
+            ours = [regressor(x) for regressor, x in zip(self.regressors, ours, strict=True)]
+        return torch.stack([F.mse_loss(x, y) for x, y in zip(ours, theirs, strict=True)]).sum()
 
     def _maps(self, pair: Pair) -> tuple[Tensor, Tensor]:
         """Both layers as maps (B, C, H, W), known to be joined by this regressor."""
@@ -94,27 +105,3 @@ class Hint(nn.Module):
             )
             raise InputError(f"Hint(regressor={self.regressor!r}) cannot compare these, {pair.shapes}; {help_}.")
         return ours, theirs
-
-    def _set_up(self, maps: list[tuple[Tensor, Tensor]]) -> None:
-        """One regressor a pair, sized; does nothing once they are."""
-        if any(is_lazy(parameter) for parameter in self.parameters()):
-            with torch.inference_mode(False):
-                self._grow(len(maps))
-            for regressor, pair in zip(self.regressors, maps, strict=True):
-                cast(ConvRegressor, regressor).initialize_parameters(*pair)
-        if len(self.regressors) != len(maps):
-            raise InputError(f"This Hint was set up for {len(self.regressors)} pairs of layers, not {len(maps)}.")
-
-    def _grow(self, count: int) -> None:
-        first = cast(ConvRegressor, self.regressors[0]).weight
-        for _ in range(len(self.regressors), count):
-            self.regressors.append(
-                ConvRegressor(self.regressor == "1x1", first.device, first.dtype).train(self.training)
-            )
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Before loading: as many regressors as the state dict has, unless they are sized already."""
-        if any(is_lazy(parameter) for parameter in self.parameters()):
-            start = f"{prefix}regressors."
-            self._grow(len({key.removeprefix(start).split(".")[0] for key in state_dict if key.startswith(start)}))
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

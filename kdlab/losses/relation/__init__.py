@@ -1,6 +1,24 @@
 """Losses on how samples relate to each other."""
 
+from kdlab.losses.relation.correlation_congruence import CorrelationCongruence
+from kdlab.losses.relation.crd import CRD
+from kdlab.losses.relation.irg import IRG
+from kdlab.losses.relation.itrd import ITRD
+from kdlab.losses.relation.pkt import PKT
 from kdlab.losses.relation.rkd import RKDAngle, RKDDistance
+from kdlab.losses.relation.self_supervision import SelfSupervision
 from kdlab.losses.relation.similarity_preserving import SimilarityPreserving
+from kdlab.losses.relation.sskd import SSKD
 
-__all__ = ["RKDAngle", "RKDDistance", "SimilarityPreserving"]
+__all__ = [
+    "CRD",
+    "CorrelationCongruence",
+    "IRG",
+    "ITRD",
+    "PKT",
+    "RKDAngle",
+    "RKDDistance",
+    "SSKD",
+    "SelfSupervision",
+    "SimilarityPreserving",
+]

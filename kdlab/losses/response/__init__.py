@@ -1,6 +1,37 @@
 """Losses on what networks answer: their logits."""
 
+from kdlab.losses.response.curriculum_temperature import CurriculumTemperature
+from kdlab.losses.response.dist import DIST
 from kdlab.losses.response.dkd import DKD
+from kdlab.losses.response.hard_labels import HardLabels
+from kdlab.losses.response.labels import Labels
+from kdlab.losses.response.logit_standardization import LogitStandardization
+from kdlab.losses.response.mlkd import MLKD
+from kdlab.losses.response.nkd import NKD
+from kdlab.losses.response.ofa import OFA
+from kdlab.losses.response.on_view import OnView
+from kdlab.losses.response.rld import RLD
+from kdlab.losses.response.scale_decoupled import ScaleDecoupled
 from kdlab.losses.response.soft_targets import SoftTargets
+from kdlab.losses.response.ttm import TTM
+from kdlab.losses.response.wsld import WSLD
+from kdlab.losses.response.wttm import WTTM
 
-__all__ = ["DKD", "SoftTargets"]
+__all__ = [
+    "CurriculumTemperature",
+    "DIST",
+    "DKD",
+    "HardLabels",
+    "Labels",
+    "LogitStandardization",
+    "MLKD",
+    "NKD",
+    "OFA",
+    "OnView",
+    "RLD",
+    "ScaleDecoupled",
+    "SoftTargets",
+    "TTM",
+    "WSLD",
+    "WTTM",
+]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdlab.errors import InputError
-from kdlab.losses.checks import at_least, class_labels, same_logits
-from kdlab.losses.functional import full_precision, kl_divergence
+from kdlab.losses.checks import at_least, class_labels
+from kdlab.losses.functional import full_precision
+from kdlab.losses.response.rows import binary_divergence, divergence, rows, split
 from kdlab.outputs import Outputs
 
 
@@ -44,6 +42,7 @@ class DKD(nn.Module):
     Released code (mdistiller) has the same value but takes the logarithm of summed probabilities, which gives NaN for
     large logits in float32; here both parts come from ``logsumexp`` and stay finite.
 
+    >>> import torch
     >>> student, teacher = Outputs(torch.tensor([[2.0, 0.0, 1.0]])), Outputs(torch.tensor([[3.0, 1.0, 0.0]]))
     >>> DKD(alpha=1.0, beta=8.0, temperature=4.0)(student, teacher, torch.tensor([0]))
     tensor(4.1034)
@@ -61,21 +60,14 @@ class DKD(nn.Module):
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         """The weighted sum of both parts, a scalar; gradient to the student only."""
-        same_logits(student, teacher)
-        labels = class_labels(target, student.logits)
-        if student.logits.shape[1] < 2:
-            raise InputError("DKD needs at least 2 classes.")
-        ours, our_others = _split(student.logits / self.temperature, labels)
-        theirs, their_others = _split(teacher.logits.detach() / self.temperature, labels)
-        # log p_y = logsigmoid(u) and log(1 - p_y) = logsigmoid(-u), u the label's log-odds against all others.
-        target_part = torch.sigmoid(theirs) * (F.logsigmoid(theirs) - F.logsigmoid(ours))
-        target_part = target_part + torch.sigmoid(-theirs) * (F.logsigmoid(-theirs) - F.logsigmoid(-ours))
-        others_part = kl_divergence(our_others, their_others)
-        return (self.alpha * target_part.mean() + self.beta * others_part) * self.temperature**2
+        return self.per_sample(student, teacher, target).mean()
 
-
-def _split(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The label's log-odds (B,) and the logits of the other classes (B, K - 1)."""
-    others = torch.arange(logits.shape[1] - 1, device=logits.device).expand(len(logits), -1)
-    others = logits.gather(1, others + (others >= labels[:, None]))
-    return logits.gather(1, labels[:, None]).squeeze(1) - others.logsumexp(1), others
+    @full_precision
+    def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+        """The weighted sum of both parts for every sample, (B,)."""
+        ours, theirs = rows(student, teacher)
+        labels = class_labels(target, ours)
+        our_odds, our_others = split(ours / self.temperature, labels)
+        their_odds, their_others = split(theirs / self.temperature, labels)
+        parts = self.alpha * binary_divergence(our_odds, their_odds) + self.beta * divergence(our_others, their_others)
+        return parts * self.temperature**2

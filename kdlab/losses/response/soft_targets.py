@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from kdlab.errors import InputError
 from kdlab.losses.checks import at_least, same_logits
 from kdlab.losses.functional import full_precision, kl_divergence
+from kdlab.losses.response.rows import divergence, rows
 from kdlab.outputs import Outputs
 
 
@@ -61,3 +62,8 @@ class SoftTargets(nn.Module):
         if mask is not None and mask.shape != student.logits.shape[:2]:
             raise InputError(f"The mask {tuple(mask.shape)} does not fit token logits {tuple(student.logits.shape)}.")
         return kl_divergence(student.logits, teacher.logits.detach(), self.temperature, mask)
+
+    @full_precision
+    def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+        """The divergence for every sample, (B,), of logits (B, K) only."""
+        return divergence(*rows(student, teacher), self.temperature) * self.temperature**2

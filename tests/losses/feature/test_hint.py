@@ -6,7 +6,6 @@ import pickle
 
 import pytest
 import torch
-from torch.nn.parameter import is_lazy
 
 from kdlab.errors import InputError
 from kdlab.losses import Hint
@@ -43,7 +42,7 @@ def test_value_without_regressor():
 
 
 def test_value_with_1x1():
-    student, teacher, hint = draw(3, 2, 2, 3, seed=1), draw(3, 4, 2, 3, seed=2), Hint("1x1").double()
+    student, teacher, hint = draw(3, 2, 2, 3, seed=1), draw(3, 4, 2, 3, seed=2), Hint("1x1")
     loss = hint(tapped(student), tapped(teacher), NO_TARGET)
     weight, regressed = hint.regressors[0].weight.tolist(), torch.zeros_like(teacher)
     for b, o, h, w in torch.cartesian_prod(*map(torch.arange, teacher.shape)).tolist():
@@ -52,9 +51,9 @@ def test_value_with_1x1():
 
 
 def test_value_with_conv_on_vectors():
-    student, teacher, hint = draw(4, 2, seed=1), draw(4, 3, seed=2), Hint().double()
+    student, teacher, hint = draw(4, 2, seed=1), draw(4, 3, seed=2), Hint()
     loss = hint(tapped(student), tapped(teacher), NO_TARGET)
-    weight, bias = hint.regressors[0].weight.tolist(), hint.regressors[0].bias.tolist()
+    weight, bias = hint.regressors[0].conv.weight.tolist(), hint.regressors[0].conv.bias.tolist()
     regressed = torch.zeros_like(teacher)
     for o in range(3):
         column = [sum(weight[o][i][0][0] * row[i] for i in range(2)) + bias[o] for row in student.tolist()]
@@ -68,17 +67,18 @@ def test_value_with_conv_on_vectors():
 @pytest.mark.parametrize("pairs", [1, 3])
 def test_after_one_forward_it_is_an_ordinary_module(regressor, pairs):
     hint = Hint(regressor)
-    assert any(map(is_lazy, hint.parameters()))
+    assert not list(hint.parameters())
     hint(*sides(pairs), NO_TARGET).backward()
     assert len(list(hint.parameters())) == pairs * (4 if regressor == "conv" else 1)
     assert all(parameter.grad is not None for parameter in hint.parameters())
-    assert hint.state_dict().keys() >= {f"regressors.{i}.weight" for i in range(pairs)}
+    weight = "conv.weight" if regressor == "conv" else "weight"
+    assert hint.state_dict().keys() >= {f"regressors.{i}.{weight}" for i in range(pairs)}
 
 
 def test_state_dict_keys_are_stable():
     norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-    expected = ["regressors.0.weight", "regressors.0.bias", *(f"regressors.0.norm.{name}" for name in norm)]
-    assert list(sized().state_dict()) == expected
+    expected = ["regressors.0.conv.weight", "regressors.0.conv.bias", *(f"regressors.0.norm.{name}" for name in norm)]
+    assert list(sized().state_dict()) == ["_extra_state", *expected]
 
 
 @REGRESSORS
@@ -88,7 +88,7 @@ def test_a_fresh_one_loads_a_sized_one(regressor, pairs, train):
     old = sized(regressor, pairs).train(train)
     fresh = torch.nn.ModuleDict({"held": Hint(regressor)}).train(train)
     fresh.load_state_dict({f"held.{key}": value for key, value in old.state_dict().items()}, strict=True)
-    assert not any(map(is_lazy, fresh.parameters()))
+    assert len(list(fresh.parameters())) == len(list(old.parameters()))
     state = torch.get_rng_state()
     assert torch.equal(fresh["held"](*sides(pairs), NO_TARGET), old(*sides(pairs), NO_TARGET))
     assert torch.equal(torch.get_rng_state(), state)
@@ -96,9 +96,9 @@ def test_a_fresh_one_loads_a_sized_one(regressor, pairs, train):
 
 def test_loading_stays_strict():
     one, two = sized(pairs=1), sized(pairs=2)
-    with pytest.raises(RuntimeError, match=r"Unexpected key.*regressors\.1\.weight"):
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*regressors\.1\.conv\.weight"):
         one.load_state_dict(two.state_dict())
-    with pytest.raises(RuntimeError, match=r"Missing key.*regressors\.1\.weight"):
+    with pytest.raises(RuntimeError, match=r"Missing key.*regressors\.1\.conv\.weight"):
         two.load_state_dict(one.state_dict())
     with pytest.raises(RuntimeError, match="Missing key"):
         Hint("conv").load_state_dict(sized("1x1").state_dict())
@@ -108,7 +108,7 @@ def test_loading_stays_strict():
 def test_unsized_states_can_be_exchanged(regressor):
     fresh = Hint(regressor)
     fresh.load_state_dict(Hint(regressor).state_dict())
-    assert any(map(is_lazy, fresh.parameters()))
+    assert not list(fresh.parameters())
 
 
 @REGRESSORS
@@ -143,11 +143,33 @@ def test_values_are_drawn_at_the_first_forward_only_and_follow_the_seed():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_further_regressors_follow_the_first_in_dtype_and_mode():
-    hint = Hint().double().eval()
+def test_regressors_follow_in_dtype_and_mode():
+    hint = Hint().eval()
     hint(*(side.map(torch.Tensor.double) for side in sides(2)), NO_TARGET)
     assert all(parameter.dtype is torch.float64 for parameter in hint.parameters())
     assert not any(module.training for module in hint.modules())
+
+
+def test_another_resolution_of_the_same_convolution_is_fine_and_another_convolution_is_not():
+    hint = Hint()
+    hint(tapped(torch.rand(2, 3, 8, 8)), tapped(torch.rand(2, 4, 4, 4)), NO_TARGET)
+    hint(tapped(torch.rand(5, 3, 12, 12)), tapped(torch.rand(5, 4, 6, 6)), NO_TARGET)
+    with pytest.raises(InputError, match="Hint was set up for sizes"):
+        hint(tapped(torch.rand(2, 3, 8, 8)), tapped(torch.rand(2, 4, 8, 8)), NO_TARGET)
+
+
+def test_initial_values_of_1x1_are_small():
+    hint = Hint("1x1")
+    hint(tapped(torch.rand(4, 3, 2, 2)), tapped(torch.rand(4, 50, 2, 2)), NO_TARGET)
+    assert 0.004 < hint.regressors[0].weight.abs().max() <= 0.005
+
+
+def test_a_first_forward_in_inference_mode_leaves_it_trainable():
+    hint = Hint()
+    with torch.inference_mode():
+        hint(*sides(), NO_TARGET)
+    hint(*sides(), NO_TARGET).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in hint.parameters())
 
 
 def test_a_refused_forward_leaves_it_unsized():
@@ -156,7 +178,7 @@ def test_a_refused_forward_leaves_it_unsized():
     bad = tapped(*student.layers, torch.rand(4, 2, 3, 3)), tapped(*teacher.layers, torch.rand(4, 2, 8, 8))
     with pytest.raises(InputError):
         hint(*bad, NO_TARGET)
-    assert all(map(is_lazy, hint.parameters()))
+    assert not list(hint.parameters())
     assert hint(student, teacher, NO_TARGET).isfinite()
 
 
@@ -187,7 +209,7 @@ def test_numbers_of_layers():
         Hint()(one[0], two[1], NO_TARGET)
     with pytest.raises(InputError, match="none is tapped"):
         Hint()(Outputs(torch.ones(4, 2)), Outputs(torch.ones(4, 2)), NO_TARGET)
-    with pytest.raises(InputError, match="set up for 1 pairs of layers, not 2"):
+    with pytest.raises(InputError, match=r"Hint was set up for sizes .* but now meets"):
         sized()(*two, NO_TARGET)
 
 

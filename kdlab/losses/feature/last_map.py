@@ -1,0 +1,43 @@
+"""What losses on the last maps share: exactly one pair, and the classifiers that read them."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kdlab.errors import InputError
+from kdlab.losses.checks import Pair, at_least, map_pairs
+from kdlab.outputs import Outputs
+
+
+def one_pair(student: Outputs, teacher: Outputs) -> Pair:
+    """The only pair of tapped maps."""
+    pairs = map_pairs(student, teacher)
+    if len(pairs) != 1:
+        raise InputError(
+            f"This loss compares one pair of maps, but {len(pairs)} are tapped: name the last map of each network."
+        )
+    return pairs[0]
+
+
+def fits(weight: Tensor, values: Tensor, side: str, layer: str) -> Tensor:
+    """``weight`` (K, C) in the dtype of ``values`` (B, C, ...), known to read its channels."""
+    if weight.shape[1] != values.shape[1]:
+        raise InputError(
+            f"The {side}'s classifier reads {weight.shape[1]} channels, but layer {layer!r} has {values.shape[1]}: "
+            "name the last map, which is pooled and classified."
+        )
+    return weight.to(values.dtype)
+
+
+def whole(name: str, value: int, least: int = 1) -> int:
+    """``value`` itself if it is a whole number not below ``least``."""
+    if at_least(name, value, least) != int(value):
+        raise InputError(f"{name} must be a whole number, not {value!r}.")
+    return int(value)
+
+
+def some(values: Tensor) -> Tensor:
+    """``values`` itself if it holds at least one sample."""
+    if not len(values):
+        raise InputError("The batch is empty, so there is nothing to compare.")
+    return values

@@ -1,0 +1,81 @@
+"""SimKD: the student learns the teacher's last map and takes over its classifier (Chen et al. 2022)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdlab.errors import InputError
+from kdlab.losses.feature.last_map import one_pair
+from kdlab.losses.functional import full_precision, pool_to_smaller
+from kdlab.losses.setting import Setting
+from kdlab.outputs import Outputs
+
+
+class SimKD(nn.Module):
+    r"""Mean squared difference of the student's projected map and the teacher's last map.
+
+    .. math:: L = \frac{1}{B C_t H W} \| g(f^s) - f^t \|^2
+
+    The larger map is pooled (adaptive average) to the smaller height and width. 0 when both maps are equal. Computed in
+    float32, or in float64 for float64 layers.
+
+    The student is :func:`kdlab.models.projected`, which holds the projector g and whose layer ``projector`` is the one
+    to tap. At the start of every fit the teacher's classifier is copied into the student's and frozen there, so the
+    student is validated, saved and exported as it is deployed.
+
+    Recipe: weight 1 and weight 0 on the labels, for CIFAR-100 and ImageNet (120 epochs, batch 256, learning rate 0.1).
+
+    Shapes:
+        layers: one pair of maps (B, Ct, Hs, Ws) and (B, Ct, Ht, Wt): the student's projection, the teacher's last map.
+        target: not used.
+
+    Raises:
+        InputError: not one pair of maps, other channels; classifiers of other shapes.
+
+    Paper: D. Chen, J.-P. Mei, H. Zhang, C. Wang, Y. Feng, C. Chen, "Knowledge Distillation with the Reused Teacher
+    Classifier", CVPR 2022, arXiv 2203.14001. Follows the authors' code, except that a student's map larger than the
+    teacher's is pooled there before the projector and here after it.
+
+    >>> student = Outputs(torch.zeros(1, 2), layers=(torch.ones(1, 3, 2, 2),))
+    >>> teacher = Outputs(torch.zeros(1, 2), layers=(torch.zeros(1, 3, 4, 4),))
+    >>> SimKD()(student, teacher, torch.zeros(1))
+    tensor(1.)
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("layers", "teacher_classifier", "student_classifier")
+    recipe_weight: ClassVar[float] = 1.0
+    layer_count: ClassVar[int] = 1
+
+    @torch.no_grad()
+    def set_up(self, setting: Setting) -> None:
+        """Give the student the teacher's classifier, frozen."""
+        ours, theirs = setting.classifier("student"), setting.classifier("teacher")
+        if ours.weight.shape != theirs.weight.shape or (ours.bias is None and theirs.bias is not None):
+            raise InputError(
+                f"SimKD gives the student the teacher's classifier, {_form(theirs)}, but its own is {_form(ours)}: "
+                f"make it kdlab.models.projected(..., width={theirs.in_features}, num_classes={theirs.out_features})."
+            )
+        ours.weight.copy_(theirs.weight)
+        if ours.bias is not None:
+            ours.bias.copy_(torch.zeros_like(ours.bias) if theirs.bias is None else theirs.bias)
+        ours.requires_grad_(False)
+
+    @full_precision
+    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+        """The value, a scalar; gradient to the student only."""
+        pair = one_pair(student, teacher)
+        if pair.student.shape[1] != pair.teacher.shape[1]:
+            raise InputError(
+                f"SimKD compares maps of equally many channels, but {pair.shapes}: tap the layer 'projector' of "
+                f"kdlab.models.projected(..., width={pair.teacher.shape[1]})."
+            )
+        return F.mse_loss(*pool_to_smaller(pair.student, pair.teacher.detach()))
+
+
+def _form(classifier: nn.Linear) -> str:
+    bias = "with" if classifier.bias is not None else "without"
+    return f"{classifier.in_features} to {classifier.out_features} {bias} bias"

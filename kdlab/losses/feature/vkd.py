@@ -1,0 +1,67 @@
+"""VkD: an orthogonal projection of the student's embedding meets the teacher's, normalised (Miles et al. 2024)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import orthogonal
+
+from kdlab.losses.checks import embeddings
+from kdlab.losses.feature.last_map import some
+from kdlab.losses.functional import full_precision
+from kdlab.losses.growing import Growing
+from kdlab.outputs import Outputs
+
+
+class VkD(Growing):
+    r"""Smooth L1 distance of the orthogonally projected embedding and the teacher's layer-normalised one.
+
+    .. math:: L = \frac{1}{B D_t} \sum_{b,d} \rho\bigl( (A h^s_b)_d - \mathrm{LN}(h^t_b)_d \bigr), \qquad A^T A = I
+
+    with :math:`\rho(u) = u^2 / 2` for :math:`|u| < 1`, else :math:`|u| - 1/2`; LN subtracts a sample's mean over its
+    entries and divides by their standard deviation (plus 1e-5 in the variance), without weights. A is trained and
+    stays orthogonal (by a matrix exponential), so that it keeps all distances between the student's embeddings. With
+    Ds > Dt, where that is impossible, the rows of A are orthonormal instead. Computed in float32, or in float64 for
+    float64 embeddings.
+
+    Recipe: ImageNet (DeiT students, RegNetY-160 teacher) weight 1 beside weight 1 on the labels and KD with T = 1 and
+    weight 1 on a head of its own; there is none for CIFAR-100.
+
+    Shapes:
+        embeddings (B, Ds) and (B, Dt), or one tapped layer on each side, flattened.
+        target: not used.
+
+    Raises:
+        InputError: no embedding, several layers, an empty batch.
+
+    Paper: R. Miles, I. Elezi, J. Deng, "VkD: Improving Knowledge Distillation using Orthogonal Projections", CVPR 2024,
+    arXiv 2403.06213, which whitens the teacher instead for generative tasks. Follows the authors' code, where the
+    student's embedding is the mean of its image tokens and the teacher's the pooled last map, and A is parametrised by
+    Householder reflections where widths differ.
+
+    >>> import torch
+    >>> student, teacher = (Outputs(torch.zeros(4, 5), embedding=torch.rand(4, width)) for width in (8, 16))
+    >>> loss = VkD()
+    >>> loss(student, teacher, torch.zeros(4)).shape
+    torch.Size([])
+    >>> bool(torch.allclose(loss.projector.weight.T @ loss.projector.weight, torch.eye(8), atol=1e-5))
+    True
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("embedding",)
+    recipe_weight: ClassVar[float] = 1.0
+    minimum: ClassVar[float | None] = None  # a fresh projection is not the identity, and only one side is normalised
+
+    def build(self, student: int, teacher: int) -> None:
+        """The orthogonal projector."""
+        # Not torch's Householder map, its default where widths differ: weight decay makes that one 0 at the first step.
+        self.projector = orthogonal(nn.Linear(student, teacher, bias=False), orthogonal_map="matrix_exp")
+
+    @full_precision
+    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+        """The mean over all entries, a scalar; gradient to the student and to the projector."""
+        ours, theirs = embeddings(student, teacher)
+        self.grow(some(ours), ours.shape[1], theirs.shape[1])
+        return F.smooth_l1_loss(self.projector(ours), F.layer_norm(theirs.detach(), theirs.shape[1:]))

@@ -1,0 +1,57 @@
+"""Hard distillation: the class that the teacher is surest of serves as a second label (Touvron et al. 2021)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdlab.losses.functional import full_precision
+from kdlab.losses.response.rows import rows
+from kdlab.outputs import Outputs
+
+
+class HardLabels(nn.Module):
+    r"""Cross-entropy of the student's class probabilities with the teacher's decision.
+
+    .. math:: L = -\frac{1}{B} \sum_{b=1}^{B} \log q_{b t_b}, \qquad t_b = \arg\max_k z^t_{bk}, \quad
+              q = \mathrm{softmax}(z^s)
+
+    Equal networks are no minimum: a surer student has a lower value. Computed in float32, or in float64 for float64
+    logits.
+
+    Recipe: ImageNet weight 0.5 with weight 0.5 on the labels, the teacher on the same augmented image; taken over for
+    CIFAR-100, where the paper has no from-scratch setting.
+
+    Shapes:
+        logits: (B, K), the same for both networks.
+        target: not used.
+
+    Raises:
+        InputError: the networks differ in classes or batch, logits of another form, an empty batch.
+
+    Paper: H. Touvron, M. Cord, M. Douze, F. Massa, A. Sablayrolles, H. Jégou, "Training data-efficient image
+    transformers & distillation through attention", ICML 2021, arXiv 2012.12877. Released code (deit) has the same
+    value, on the logits of a distillation token of its own; here the student has one answer.
+
+    >>> import torch
+    >>> student, teacher = Outputs(torch.tensor([[2.0, 0.0]])), Outputs(torch.tensor([[1.0, 3.0]]))
+    >>> HardLabels()(student, teacher, torch.tensor([0]))
+    tensor(2.1269)
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("logits",)
+    recipe_weight: ClassVar[float] = 0.5
+    minimum: ClassVar[float | None] = None
+
+    @full_precision
+    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+        """The cross-entropy, a scalar; gradient to the student only."""
+        return self.per_sample(student, teacher, target).mean()
+
+    @full_precision
+    def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+        """The cross-entropy of every sample, (B,)."""
+        ours, theirs = rows(student, teacher)
+        return F.cross_entropy(ours, theirs.argmax(1), reduction="none")

@@ -1,0 +1,129 @@
+"""SDD: every region of the image is classified and compared for itself, ambiguous ones twice (Wei et al. 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdlab.errors import InputError
+from kdlab.losses.checks import class_labels, map_pairs
+from kdlab.losses.functional import full_precision
+from kdlab.losses.response.dkd import DKD
+from kdlab.losses.response.rows import needs_of
+from kdlab.losses.setting import Setting, copied
+from kdlab.outputs import Outputs
+
+
+class ScaleDecoupled(nn.Module):
+    r"""A loss on the logits of regions: both networks' last maps pooled on grids and read by their own classifiers.
+
+    .. math:: L = \frac{1}{B M} \sum_{m=1}^{M} \sum_{b=1}^{B} w_{mb} \, \mathrm{loss}_b(z^s_m, z^t_m, y), \qquad
+              z_m = W \, \mathrm{pool}_m(f) + c
+
+    with M cells: one for the whole map, and g x g for each further grid g. w is 2 where the teacher is right about the
+    whole image and wrong about the cell, or the reverse, and 1 elsewhere. The logits of the networks themselves are not
+    read. The student's classifier learns from all cells, the teacher's is fixed. Around the default loss 0 where both
+    give the same probabilities everywhere; equal maps alone are no minimum, as each has its own classifier. Computed in
+    float32, or in float64 if an input is float64.
+
+    Recipe: CIFAR-100 around DKD (alpha = 1, beta = 8, T = 4), grids 1 and 2 (resnet32x4 to resnet8x4) or 1, 2 and 4
+    (most pairs of different architectures), weight 1 with weight 1 on the labels, rising linearly over the first 20
+    epochs; around soft targets 1 epoch of warm-up.
+
+    Args:
+        loss: what compares the cells' logits, averaged over samples; it may need logits and classes only. ``None`` is
+            DKD with the recipe's values.
+        grids: cells along each side, 1 among them; none finer than the maps.
+
+    Shapes:
+        layers: one pair of maps (B, Cs, Hs, Ws) and (B, Ct, Ht, Wt) whose channel averages the classifiers read.
+        target: (B,) integer class labels.
+
+    Raises:
+        InputError: grids out of range, a loss that needs more than logits and classes, other than one pair of maps,
+            maps that the classifiers do not fit, several teachers, labels that are not class indices, an empty batch.
+
+    Paper: S. Wei, C. Luo, Y. Luo, "Scaled Decoupled Distillation", CVPR 2024, arXiv 2403.13512. This gives the value of
+    the authors' code around DKD; there a value that is not finite is replaced by 0.
+
+    >>> from kdlab.losses.response.soft_targets import SoftTargets
+    >>> student, teacher = nn.Linear(2, 3), nn.Linear(2, 3)
+    >>> loss = ScaleDecoupled(SoftTargets(4.0))
+    >>> loss.set_up(Setting(student, (teacher,)))
+    >>> maps = Outputs(torch.zeros(1, 3), layers=(torch.rand(1, 2, 4, 4),))
+    >>> loss(maps, maps, torch.tensor([0])).shape
+    torch.Size([])
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("layers", "classes", "student_classifier", "teacher_classifier")
+    recipe_weight: ClassVar[float] = 1.0
+    minimum: ClassVar[float | None] = None
+    layer_count: ClassVar[int] = 1
+
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, loss: nn.Module | None = None, grids: Sequence[int] = (1, 2)) -> None:
+        super().__init__()
+        self.loss = DKD(1.0, 8.0, 4.0) if loss is None else loss
+        if not set(needs_of(self.loss)) <= {"logits", "classes"}:
+            raise InputError(
+                f"{type(self.loss).__name__} needs more than logits and classes, which is all that a cell has: give "
+                "another loss."
+            )
+        if 1 not in grids or not all(isinstance(each, int) and each > 0 for each in grids):
+            raise InputError(f"grids must be whole numbers above 0 with 1 among them, not {grids!r}.")
+        self.grids = tuple(sorted(set(grids)))
+        self.register_buffer("weight", None, persistent=False)
+        self.register_buffer("bias", None, persistent=False)
+        self._classifier: tuple[nn.Linear, ...] = ()  # a tuple is not registered: the student's layer stays its own
+
+    def set_up(self, setting: Setting) -> None:
+        """Find the student's classifier and copy the teacher's."""
+        self._classifier = (setting.classifier("student"),)
+        theirs = setting.classifier("teacher")
+        self.weight, self.bias = copied(theirs.weight), copied(theirs.bias)
+
+    @full_precision
+    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+        """The weighted average over cells and samples, a scalar; gradient to the student and its classifier only."""
+        pairs = map_pairs(student, teacher)
+        if len(pairs) != 1:
+            raise InputError(f"ScaleDecoupled reads the last map of either network, not {len(pairs)} pairs of layers.")
+        if not self._classifier or self.weight is None:
+            raise InputError("ScaleDecoupled has not seen the classifiers yet: call set_up(setting) before it.")
+        ours = self._cells(pairs[0].student, self._classifier[0].weight, self._classifier[0].bias, "student")
+        theirs = self._cells(pairs[0].teacher.detach(), self.weight, self.bias, "teacher")
+        return self.compare(ours, theirs, target)
+
+    def compare(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+        """The weighted average of the loss over cells' logits (M, B, K), the whole map's first."""
+        labels = class_labels(target, teacher[0])
+        right = teacher.argmax(-1) == labels
+        twice = (right != right[0]).flatten()
+        rows, labels = (student.flatten(0, 1), teacher.flatten(0, 1)), labels.repeat(len(teacher))
+        inner: Any = self.loss
+        if callable(getattr(inner, "per_sample", None)):
+            each: Tensor = inner.per_sample(Outputs(rows[0]), Outputs(rows[1]), labels)
+            return (each * (1 + twice.to(each.dtype))).mean()
+        value: Tensor = inner(Outputs(rows[0]), Outputs(rows[1]), labels)
+        count = int(twice.sum())
+        if count:  # the average over some rows, times their share, is what they count once more in the average over all
+            again = [Outputs(side[twice]) for side in rows]
+            value = value + inner(*again, labels[twice]) * (count / len(twice))
+        return value
+
+    def _cells(self, maps: Tensor, weight: Tensor, bias: Tensor | None, side: str) -> Tensor:
+        if maps.shape[1] != weight.shape[1]:
+            raise InputError(
+                f"The {side}'s classifier reads {weight.shape[1]} channels, but the layer has {maps.shape[1]}: name "
+                "the layer whose average it reads."
+            )
+        if self.grids[-1] > min(maps.shape[2:]):
+            raise InputError(f"A grid of {self.grids[-1]} is finer than the {side}'s maps {tuple(maps.shape)}.")
+        pooled = torch.cat([F.adaptive_avg_pool2d(maps, grid).flatten(2) for grid in self.grids], 2)
+        return F.linear(pooled.permute(2, 0, 1), weight.to(maps), None if bias is None else bias.to(maps))

@@ -1,0 +1,100 @@
+"""CAMKDFeatures against plain loops."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from kdlab.errors import InputError
+from kdlab.losses import CAMKDFeatures
+from kdlab.losses.feature.camkd import weighted
+from kdlab.losses.setting import Setting
+from tests.losses.slow import dot, draw, softmax, tapped
+
+LABELS = torch.tensor([2, 0, 1, 2])
+WIDTHS = (3, 5, 4)
+NAMES = ("0.last", "1.last", "2.last")
+
+
+def teachers(bias=True):
+    torch.manual_seed(1)
+    return tuple(nn.Linear(width, 3, bias=bias).double() for width in WIDTHS)
+
+
+def ready(names=NAMES, bias=True):
+    loss = CAMKDFeatures()
+    loss.set_up(Setting(nn.Identity(), teachers(bias), ("last",) * len(names), names))
+    return loss
+
+
+def sides(size=6):
+    student = draw(4, 2, size, size, seed=1)
+    return tapped(student, student, student), tapped(*(draw(4, w, 3, 3, seed=w) for w in WIDTHS))
+
+
+def slow(loss, student, teacher, classifiers):
+    """The mean over teachers and samples, from projected maps."""
+    wrong, errors = [], []
+    for project, x, y, fc in zip(loss.projections, student.layers, teacher.layers, classifiers, strict=True):
+        z = project(F.avg_pool2d(x, 2) if x.shape[2] > 3 else F.interpolate(x, size=(3, 3), mode="bilinear"))
+        errors.append(
+            [
+                sum((a - b) ** 2 for a, b in zip(p, q, strict=True)) / len(p)
+                for p, q in zip(rows(z), rows(y), strict=True)
+            ]
+        )
+        pooled = [[sum(channel) / 9 for channel in sample] for sample in z.flatten(2).tolist()]
+        bias = fc.bias.tolist() if fc.bias is not None else [0.0] * 3
+        logits = [[dot(w, p) + b for w, b in zip(fc.weight.tolist(), bias, strict=True)] for p in pooled]
+        wrong.append([-math.log(softmax(row)[label]) for row, label in zip(logits, LABELS.tolist(), strict=True)])
+    total = 0.0
+    for b in range(4):
+        shares = softmax([each[b] for each in wrong])
+        total += sum((1 - share) / 2 * each[b] for share, each in zip(shares, errors, strict=True))
+    return total / 12
+
+
+def rows(x):
+    return x.flatten(1).tolist()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("size", [6, 3, 2])
+def test_value(size, bias):
+    loss, (student, teacher) = ready(bias=bias), sides(size)
+    got = loss(student, teacher, LABELS).item()
+    assert got == pytest.approx(slow(loss, student, teacher, teachers(bias)), rel=1e-9)
+
+
+def test_the_gradient_goes_through_the_weights():
+    maps = [draw(4, 2, 2, 2, seed=seed) for seed in (1, 2)]
+    logits = [draw(4, 3, seed=seed).requires_grad_() for seed in (3, 4)]
+    weighted(maps, [x + 1 + i for i, x in enumerate(maps)], logits, LABELS).backward()
+    assert all(each.grad.any() for each in logits)
+
+
+def test_the_teachers_classifiers_are_neither_trained_nor_saved():
+    loss = ready()
+    loss(*sides(), LABELS)
+    assert {name.split(".")[0] for name, _ in loss.named_parameters()} == {"projections"}
+    assert {name.split(".")[0] for name in loss.state_dict()} == {"projections", "_extra_state"}
+    kept = loss.get_buffer("weight_1").clone()
+    loss.set_up(Setting(nn.Identity(), teachers(), ("last",) * 3, NAMES))
+    assert torch.equal(loss.get_buffer("weight_1"), kept)
+
+
+def test_what_cannot_work_is_said():
+    student, teacher = sides()
+    for given, names, words in (
+        (teachers()[:1], ("0.last",), "at least two"),
+        (teachers(), NAMES[:2], "one layer of each of the 3 teachers"),
+        (teachers(), ("1.last", "0.last", "2.last"), "in their order"),
+    ):
+        with pytest.raises(InputError, match=words):
+            CAMKDFeatures().set_up(Setting(nn.Identity(), given, ("last",) * len(names), names))
+    with pytest.raises(InputError, match="set up for 3 teachers, but meets 2"):
+        ready()(tapped(*student.layers[:2]), tapped(*teacher.layers[:2]), LABELS)
+    with pytest.raises(InputError, match="reads 5 numbers, but the layer has 6"):
+        ready()(student, tapped(teacher.layers[0], draw(4, 6, 2, 2), teacher.layers[2]), LABELS)

@@ -1,0 +1,147 @@
+"""SimKD: its value, and a whole run of it from the fit to the exported student."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from kdlab import Distiller, Knowledge
+from kdlab.cli.export import export
+from kdlab.errors import InputError
+from kdlab.losses import SimKD
+from kdlab.losses.setting import Setting
+from kdlab.models import projected, without_bias
+from tests.losses.slow import draw, tapped
+from tests.modules.tiny import pairs, sgd, trainer
+
+NO_TARGET = torch.zeros(1)
+
+
+def network(channels: int, classes: int = 10, seed: int = 0) -> nn.Module:
+    """A network for vectors of 64 numbers, seen as maps of 8 x 8."""
+    torch.manual_seed(seed)
+    body: list[tuple[str, nn.Module]] = [
+        ("image", nn.Unflatten(1, (1, 8, 8))),
+        ("conv", nn.Conv2d(1, channels, 3, 2, 1)),
+        ("map", nn.ReLU()),
+        ("pool", nn.AdaptiveAvgPool2d(1)),
+        ("flat", nn.Flatten()),
+        ("fc", nn.Linear(channels, classes)),
+    ]
+    return nn.Sequential(OrderedDict(body))
+
+
+def student(**given: object) -> nn.Module:
+    return projected(network(6), "map", **({"width": 8} | given))
+
+
+def run(**given: object) -> Distiller:
+    options = {
+        "student": student(),
+        "teacher": network(8, seed=1),
+        "knowledge": {"simkd": Knowledge(SimKD(), student_layers=["projector"], teacher_layers=["map"])},
+        "task_weight": 0.0,
+        "optimizer": sgd,
+    }
+    return Distiller(**(options | given))
+
+
+def slow(student, teacher):
+    total = sum((a - b) ** 2 for a, b in zip(student.flatten().tolist(), teacher.flatten().tolist(), strict=True))
+    return total / teacher.numel()
+
+
+def test_value():
+    ours, theirs = draw(2, 3, 2, 2, seed=1), draw(2, 3, 2, 2, seed=2)
+    assert SimKD()(tapped(ours), tapped(theirs), NO_TARGET).item() == pytest.approx(slow(ours, theirs), rel=1e-12)
+
+
+def test_the_larger_map_is_averaged():
+    small, large = draw(2, 3, 1, 2, seed=1), draw(2, 3, 2, 4, seed=2)
+    pooled = torch.stack([large[..., :2].mean((2, 3)), large[..., 2:].mean((2, 3))], 2)[:, :, None]
+    for sides in ((small, large), (large, small)):
+        value = SimKD()(*map(tapped, sides), NO_TARGET)
+        assert value.item() == pytest.approx(slow(small, pooled), rel=1e-12)
+
+
+def test_set_up_gives_the_student_the_teachers_classifier_frozen():
+    ours, theirs = student(), network(8, seed=1)
+    SimKD().set_up(Setting(ours, (theirs,)))
+    assert torch.equal(ours.classifier.weight, theirs.fc.weight)
+    assert torch.equal(ours.classifier.bias, theirs.fc.bias)
+    assert ours.classifier.weight.data_ptr() != theirs.fc.weight.data_ptr()
+    assert not any(parameter.requires_grad for parameter in ours.classifier.parameters())
+    assert all(parameter.requires_grad for parameter in ours.projector.parameters())
+
+
+def test_a_teacher_without_bias_gives_a_bias_of_zero_and_a_bias_is_never_lost():
+    ours, theirs = student(), without_bias(network(8, seed=1))
+    SimKD().set_up(Setting(ours, (theirs,)))
+    assert torch.equal(ours.classifier.weight, theirs.fc.weight)
+    assert not ours.classifier.bias.any()
+    with pytest.raises(InputError, match="8 to 10 with bias, but its own is 8 to 10 without bias"):
+        SimKD().set_up(Setting(without_bias(student()), (network(8),)))
+
+
+def test_a_run_its_checkpoint_and_its_export(tmp_path: Path):
+    module = run()
+    before = {name: value.clone() for name, value in module.student.state_dict().items()}
+    fit = trainer(2, limit_val_batches=1.0)
+    fit.fit(module, pairs())
+    assert module.rehearsal.idle == []
+    after, teacher = module.student.state_dict(), module.teacher.networks[0]
+    assert torch.equal(after["classifier.weight"], teacher.fc.weight)
+    assert all(not torch.equal(after[name], before[name]) for name in after if name.endswith("conv.weight"))
+    assert not torch.equal(after["projector.6.weight"], before["projector.6.weight"])
+    assert {name for name, _ in module.named_parameters() if "classifier" in name}.isdisjoint(module.trainable())
+    assert {"val/student_accuracy", "val/agreement"} & fit.callback_metrics.keys()
+
+    fit.save_checkpoint(tmp_path / "last.ckpt")
+    weights, _ = export(tmp_path / "last.ckpt", tmp_path / "out")
+    deployed = projected(network(6, seed=5), "map", width=8, weights=str(weights))
+    x = torch.rand(4, 64)
+    assert torch.equal(deployed.eval()(x), module.student.eval()(x))
+
+    again = run()  # and the run goes on
+    trainer(3).fit(again, pairs(), ckpt_path=tmp_path / "last.ckpt")
+    assert torch.equal(again.student.classifier.weight, teacher.fc.weight)
+
+
+def test_a_good_projection_gives_the_teachers_answers():
+    torch.manual_seed(0)
+    module = run(student=projected(network(8, seed=1), "map", width=8, factor=1), optimizer=torch.optim.Adam)
+    trainer(60).fit(module, pairs(80, shuffle=True))
+    x = torch.cat([inputs for inputs, _ in pairs(80)])
+    ours, theirs = module.student.eval()(x), module.teacher.networks[0](x)
+    assert (ours.argmax(1) == theirs.argmax(1)).float().mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("given", "teacher", "words"),
+    [
+        (
+            {"width": 9},
+            network(8),
+            r"8 to 10 with bias, but its own is 9 to 10 .*projected\(..., width=8, num_classes=10",
+        ),
+        ({"num_classes": 7}, network(8), "its own is 8 to 7 with bias"),
+    ],
+)
+def test_classifiers_of_other_shapes_are_refused(given, teacher, words):
+    with pytest.raises(InputError, match=words):
+        SimKD().set_up(Setting(student(**given), (teacher,)))
+
+
+def test_a_run_with_another_width_says_so_before_the_first_step():
+    with pytest.raises(InputError, match=r"Knowledge 'simkd' \(SimKD\): SimKD gives the student .* width=8"):
+        trainer().fit(run(student=student(width=9)), pairs())
+
+
+def test_other_channels_are_refused():
+    ours, theirs = tapped(draw(2, 5, 2, 2), names=("low",)), tapped(draw(2, 3, 2, 2), names=("high",))
+    with pytest.raises(InputError, match=r"'low' gives \(2, 5, 2, 2\).*tap the layer 'projector' .*width=3"):
+        SimKD()(ours, theirs, NO_TARGET)

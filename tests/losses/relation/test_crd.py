@@ -1,0 +1,347 @@
+"""CRD against plain loops; its memory in training, in evaluation, in checkpoints and between processes."""
+
+import copy
+import dataclasses
+import logging
+import math
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import nn
+
+from kdlab import Knowledge
+from kdlab.errors import InputError
+from kdlab.losses import CRD
+from kdlab.losses.setting import Setting
+from kdlab.outputs import Outputs
+from tests.losses.slow import dot, draw
+from tests.modules.tiny import digits, distiller, network, same, sgd, trainer, weights
+
+SAMPLES = 20
+CLASSES = torch.arange(SAMPLES) % 4
+INDEX = torch.tensor([3, 0, 17, 8, 5])
+
+
+def setting(labels=CLASSES, samples=SAMPLES):
+    return Setting(nn.Linear(2, 2), (), samples=samples, labels=labels)
+
+
+def ready(**options):
+    torch.manual_seed(0)
+    loss = CRD(**({"negatives": 6, "width": 4} | options))
+    loss.set_up(setting())
+    return loss
+
+
+def sides(seed=1, index=INDEX, scale=1.0):
+    """Student, teacher and labels."""
+    logits = torch.zeros(len(index), 4)
+    student = Outputs(logits, embedding=draw(len(index), 3, seed=seed, scale=scale), index=index)
+    return student, Outputs(logits, embedding=draw(len(index), 5, seed=seed + 1, scale=scale)), CLASSES[index]
+
+
+def step(loss, given):
+    value = loss(*given)
+    value.backward()
+    loss.after_backward()
+    return value.item()
+
+
+def vectors(linear, x):
+    found = []
+    for row in x.tolist():
+        row = [dot(w, row) + b for w, b in zip(linear.weight.tolist(), linear.bias.tolist(), strict=True)]
+        found.append([value / math.sqrt(dot(row, row)) for value in row])
+    return found
+
+
+def exponentials(vector, bank, rows, temperature):
+    return [[math.exp(dot(v, bank[i]) / temperature) for i in some] for v, some in zip(vector, rows, strict=True)]
+
+
+def slow(loss, student, teacher, rows, z=None):
+    """The loss and both Z; ``z`` None is the first batch."""
+    k, rows = rows.shape[1] - 1, rows.tolist()
+    ours, theirs = vectors(loss.embed_student, student.embedding), vectors(loss.embed_teacher, teacher.embedding)
+    banks = loss.memory.teacher.tolist(), loss.memory.student.tolist()
+    total, found = 0.0, []
+    for number, (vector, bank) in enumerate(zip((ours, theirs), banks, strict=True)):
+        powers = exponentials(vector, bank, rows, loss.temperature)
+        found.append(z[number] if z else SAMPLES * sum(map(sum, powers)) / (len(rows) * (k + 1)))
+        for row in powers:
+            p = [power / found[-1] for power in row]
+            c = k / SAMPLES + 1e-7
+            total -= math.log(p[0] / (p[0] + c)) + sum(math.log(k / SAMPLES / (each + c)) for each in p[1:])
+    return total / len(rows), found
+
+
+@pytest.mark.parametrize("temperature", [0.07, 1.0])
+def test_value_of_two_steps(temperature, monkeypatch):
+    loss = ready(temperature=temperature)
+    rows = torch.randint(SAMPLES, (5, 7), generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr(loss, "draw", lambda index, labels: rows)
+    loss.eval()(*sides())
+    loss.train()
+    first, z = slow(loss, *sides()[:2], rows)
+    assert loss(*sides()).item() == pytest.approx(first, rel=1e-9)
+    assert step(loss, sides()) == pytest.approx(first, rel=1e-9)
+    assert loss.memory.log_z.exp().tolist() == pytest.approx(z, rel=1e-9)
+    later = sides(seed=5)
+    expected, _ = slow(loss, *later[:2], rows, z)
+    assert step(loss, later) == pytest.approx(expected, rel=1e-9)
+    assert loss.memory.log_z.exp().tolist() == pytest.approx(z, rel=1e-9)
+    assert loss._constant  # not looked at again, which on a GPU waits
+
+
+@pytest.mark.parametrize("positive", ["exact", "relax"])
+def test_what_is_drawn_is_what_is_contrasted(positive, monkeypatch):
+    loss = ready(positive=positive)
+    loss.eval()(*sides())
+    drawn, seen = CRD.draw, []
+    monkeypatch.setattr(loss, "draw", lambda *given: seen.append(drawn(loss, *given)) or seen[-1])
+    value = loss(*sides()).item()
+    (rows,) = seen
+    assert value == pytest.approx(slow(loss, *sides()[:2], rows)[0], rel=1e-9)
+    own = CLASSES[INDEX][:, None]
+    assert rows.shape == (5, 7)
+    assert (CLASSES[rows[:, 1:]] != own).all()
+    assert (CLASSES[rows[:, :1]] == own).all()
+    assert torch.equal(rows[:, 0], INDEX) == (positive == "exact")
+    assert all(len(set(row)) == 6 for row in rows[:, 1:].tolist())
+
+
+def test_the_gradient_is_that_of_the_old_memory():
+    loss = ready()
+    given = sides()
+    given[0].embedding.requires_grad_()
+    torch.manual_seed(3)
+    value = loss(*given)
+    value.backward()
+    assert given[0].embedding.grad.isfinite().all()
+    loss.after_backward()
+    written = loss.memory.student.clone()
+    loss.after_backward()  # there is nothing more to write
+    assert torch.equal(loss.memory.student, written)
+
+
+def test_the_batch_is_written_after_the_backward_pass():
+    loss = ready()
+    loss.eval()(*sides())
+    before = copy.deepcopy(loss.state_dict())
+    loss.train()
+    loss(*sides())
+    assert same_state(before, loss.state_dict())
+    loss.after_backward()
+    rest = [i for i in range(SAMPLES) if i not in INDEX.tolist()]
+    for side, linear, x in zip(
+        ("student", "teacher"),
+        (loss.embed_student, loss.embed_teacher),
+        (each.embedding for each in sides()[:2]),
+        strict=False,
+    ):
+        old, new = before[f"memory.{side}"], loss.get_buffer(f"memory.{side}")
+        moved = 0.5 * old[INDEX] + 0.5 * torch.tensor(vectors(linear, x)).double()
+        assert torch.allclose(new[INDEX], moved / moved.norm(dim=1, keepdim=True), atol=1e-12)
+        assert torch.equal(new[rest], old[rest])
+    assert loss.memory.labels[INDEX].tolist() == CLASSES[INDEX].tolist()
+
+
+def same_state(first, second):
+    return all(
+        torch.equal(value.nan_to_num(-1), second[name].nan_to_num(-1))
+        for name, value in first.items()
+        if name != "_extra_state"
+    )
+
+
+def test_evaluation_changes_nothing():
+    loss = ready()
+    loss.eval()
+    loss(*sides())
+    before = copy.deepcopy(loss.state_dict())
+    step(loss, sides())
+    assert same_state(before, loss.state_dict())
+    loss.train()
+    step(loss, sides(seed=5))
+    assert loss.memory.log_z.isfinite().all()
+
+
+def test_labels_that_are_unknown_are_learned():
+    torch.manual_seed(0)
+    loss = CRD(negatives=12, width=4)
+    loss.set_up(setting(labels=None))
+    for start in range(0, SAMPLES, 5):
+        step(loss, sides(index=torch.arange(start, start + 5)))
+    assert torch.equal(loss.memory.labels, CLASSES)
+    rows = loss.draw(INDEX, CLASSES[INDEX])
+    assert (CLASSES[rows[:, 1:]] != CLASSES[INDEX][:, None]).all()
+
+
+def test_a_sample_is_never_its_own_negative_even_if_nothing_is_known():
+    torch.manual_seed(0)
+    loss = CRD(negatives=15, width=4)
+    loss.set_up(setting(labels=None))
+    loss.eval()(*sides())
+    for _ in range(20):
+        rows = loss.draw(INDEX, CLASSES[INDEX])
+        assert not (rows[:, 1:] == INDEX[:, None]).any()
+        assert all(len(set(row)) == 16 for row in rows.tolist())
+    assert (loss.memory.labels == -1).all()
+
+
+def test_setting_up_again_keeps_what_was_learnt():
+    loss = ready()
+    step(loss, sides())
+    before = copy.deepcopy(loss.state_dict())
+    loss.set_up(setting())
+    assert same_state(before, loss.state_dict())
+    with pytest.raises(InputError, match="set up for 20 training samples, not 21"):
+        loss.set_up(setting(samples=21, labels=None))
+
+
+def test_a_checkpoint_sizes_the_memory_and_sets_the_constants():
+    def given(seed):
+        student, teacher, labels = sides(seed)
+        return student.map(lambda x: x.float()), teacher.map(lambda x: x.float()), labels
+
+    old, fresh = ready(), CRD(negatives=6, width=4)
+    step(old, given(1))
+    state = copy.deepcopy(old.state_dict())
+    fresh.load_state_dict(state, strict=True)
+    assert same_state(state, fresh.state_dict())
+    fresh.set_up(setting())
+    values = []
+    for loss in (old, fresh):
+        torch.manual_seed(7)
+        values.append([step(loss, given(5)), step(loss, given(8))])
+    assert values[0] == values[1]
+    used = ready()
+    step(used, given(9))
+    used(*given(10))  # not written yet: must not be, into the memory that is loaded
+    used.load_state_dict(state)
+    used.after_backward()
+    assert same_state(state, used.state_dict())
+
+
+def test_the_size_is_told(caplog, monkeypatch):
+    with caplog.at_level(logging.INFO, "kdlab"):
+        CRD().set_up(setting(labels=None, samples=50_000))
+    assert "51 MB" in caplog.text
+    monkeypatch.setattr("os.sysconf", lambda name: 5000)
+    with pytest.raises(InputError, match=r"take 51 MB, but cpu has 25: lower width"):
+        CRD().set_up(setting(labels=None, samples=50_000))
+    CRD(width=60).set_up(setting(labels=None, samples=50_000))
+
+
+def test_what_cannot_work_is_said():
+    student, teacher, labels = sides()
+    for given, words in (
+        (setting(samples=None, labels=None), "how many"),
+        (setting(labels=CLASSES[:5]), "20 samples, but 5 labels"),
+    ):
+        with pytest.raises(InputError, match=words):
+            CRD().set_up(given)
+    with pytest.raises(InputError, match=r"call set_up\(\)"):
+        CRD()(student, teacher, labels)
+    alone = CRD()
+    alone.set_up(setting(labels=torch.zeros(SAMPLES).long()))
+    with pytest.raises(InputError, match="of one class"):
+        alone(student, teacher, labels)
+    for index, words in (
+        (None, "sample index"),
+        (INDEX[:3], "one index for each, not 5 and 3"),
+        (INDEX + 3, "outside the training set of 20"),
+        (INDEX - 1, "outside the training set of 20"),
+    ):
+        with pytest.raises(InputError, match=words):
+            ready()(dataclasses.replace(student, index=index), teacher, labels)
+    for options, words in (({"positive": "near"}, "'exact' or 'relax'"), ({"momentum": 1.5}, "from 0 to 1")):
+        with pytest.raises(InputError, match=words):
+            CRD(**options)
+
+
+def test_extreme_vectors_are_finite_in_float32():
+    loss = ready(temperature=0.01)
+    given = [each.map(lambda x: x.float().requires_grad_()) for each in sides(scale=1e4)[:2]]
+    loss.set_up(setting())
+    value = loss(*given, CLASSES[INDEX])
+    value.backward()
+    loss.after_backward()
+    assert value.isfinite()
+    assert given[0].embedding.grad.isfinite().all()
+    assert loss.memory.log_z.isfinite().all()
+
+
+# In a run
+
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+
+
+def crd_run(epochs, folder, path=None, stop=None, **options):
+    class Stop(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.should_stop = trainer.current_epoch == stop
+
+    checkpoint = ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_epochs=1)
+    knowledge = {"crd": Knowledge(CRD(negatives=50, width=8), 0.8)}
+    module = distiller(student=network(), teacher=network(1, (24,)), knowledge=knowledge, optimizer=sgd)
+    run = trainer(epochs, callbacks=[checkpoint, Stop()], enable_checkpointing=True, **options)
+    pl.seed_everything(3 if path is None else 99, verbose=False)
+    run.fit(module, digits(train_size=150), ckpt_path=path)
+    return module
+
+
+def test_a_run_goes_on_bit_for_bit(tmp_path):
+    whole = weights(crd_run(4, tmp_path / "whole"))
+    assert (whole["losses.crd.memory.student"].norm(dim=1) - 1).abs().max() < 1e-5
+    crd_run(4, tmp_path / "parts", stop=1)
+    assert same(whole, weights(crd_run(4, tmp_path / "parts", tmp_path / "parts/last.ckpt")))
+
+
+def test_two_processes_of_a_run_write_all_rows(tmp_path):
+    crd_run(1, tmp_path, strategy="ddp_fork", devices=2)
+    memory = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    for side in ("student", "teacher"):
+        assert (memory[f"losses.crd.memory.{side}"].norm(dim=1) - 1).abs().max() < 1e-5
+
+
+def one_process(rank, parts, folder, world=2):
+    """A step of each process on its own part, twice, with given negatives."""
+    torch.set_num_threads(1)
+    if world > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    loss = ready()
+    table = torch.stack([(torch.arange(7) * 3 + i) % SAMPLES for i in range(SAMPLES)])
+    loss.draw = lambda index, labels: table[index]
+    loss.known = None
+    for number, index in enumerate(parts[rank]):
+        student, teacher, labels = sides(index=torch.arange(SAMPLES), seed=10 * number)
+        student = dataclasses.replace(student.map(lambda x, i=index: x[i]), index=index)
+        step(loss, (student, teacher.map(lambda x, i=index: x[i]), labels[index]))
+    torch.save(loss.state_dict(), Path(folder) / f"{world}-{rank}.pt")
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def test_two_processes_keep_the_memory_of_one(tmp_path):
+    first, second = torch.tensor([3, 4, 17]), torch.tensor([8, 5])
+    third, fourth = torch.tensor([3, 1]), torch.tensor([8, 3, 2, 9])  # sample 3 in both: that of process 0 counts
+    parts = [[first, third], [second, fourth]]
+    processes = [
+        multiprocessing.get_context("fork").Process(target=one_process, args=(rank, parts, tmp_path)) for rank in (0, 1)
+    ]
+    for each in processes:
+        each.start()
+    one_process(0, [[torch.cat([first, second]), torch.cat([third, fourth])]], tmp_path, world=1)
+    for each in processes:
+        each.join(60)
+        assert each.exitcode == 0
+    one, zero, other = (torch.load(tmp_path / name) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
+    for name in ("memory.student", "memory.teacher", "memory.log_z", "memory.labels"):
+        assert torch.equal(zero[name], other[name]), name
+        assert torch.allclose(one[name], zero[name], atol=1e-9), name

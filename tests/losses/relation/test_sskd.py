@@ -1,0 +1,120 @@
+"""SSKD against plain loops."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from kdlab.errors import InputError
+from kdlab.losses import SSKD, SelfSupervision
+from kdlab.losses.setting import Setting
+from kdlab.outputs import Outputs
+from tests.losses.relation.test_self_supervision import slow_cosines, slow_head
+from tests.losses.slow import draw, kl, softmax
+
+LABELS = torch.tensor([2, 0, 1, 2, 1])
+
+
+def side(seed, width, batch=5, views=3):
+    view = Outputs(draw(batch * views, 3, seed=seed, scale=2), embedding=draw(batch * views, width, seed=seed + 1))
+    return Outputs(
+        draw(batch, 3, seed=seed + 2), embedding=draw(batch, width, seed=seed + 3), views={"rotations": view}
+    )
+
+
+def ready(**options):
+    loss, head = SSKD(**options), SelfSupervision()
+    loss.set_up(Setting(nn.Identity(), (), losses={"head": head, "other": SSKD()}))
+    return loss, head
+
+
+def kept(scores, truth, share):
+    """Positions, in the words of the paper: all that are right, then the share of the wrong ones, best ranks first."""
+    ranks = [sorted(row, reverse=True).index(row[t]) for row, t in zip(scores, truth, strict=True)]
+    wrong = sorted((i for i, rank in enumerate(ranks) if rank), key=lambda i: (ranks[i], i))
+    return [i for i, rank in enumerate(ranks) if not rank] + wrong[: int(share * len(wrong))]
+
+
+def divergence(ours, theirs, temperature, rows):
+    terms = [kl(softmax(theirs[i], temperature), softmax(ours[i], temperature)) for i in rows]
+    return temperature**2 * sum(terms) / len(terms)
+
+
+def slow(loss, head, student, teacher, keep=(1.0, 0.75)):
+    ours, theirs = student.views["rotations"].logits.tolist(), teacher.views["rotations"].logits.tolist()
+    similar = [
+        slow_cosines(
+            *([slow_head(net, row) for row in x.tolist()] for x in (s.views["rotations"].embedding, s.embedding))
+        )
+        for net, s in ((loss.head, student), (head.head, teacher))
+    ]
+    labels = [label for label in LABELS.tolist() for _ in range(3)]
+    own = [i for i in range(5) for _ in range(3)]
+    return (
+        loss.answers * divergence(student.logits.tolist(), teacher.logits.tolist(), loss.temperature, range(5))
+        + loss.rotated_answers * divergence(ours, theirs, loss.temperature, kept(theirs, labels, keep[0]))
+        + loss.similarities * divergence(*similar, loss.similarity_temperature, kept(similar[1], own, keep[1]))
+    )
+
+
+@pytest.mark.parametrize("keep", [(1.0, 0.75), (0.3, 1.0), (0.0, 0.6)])
+def test_value(keep):
+    student, teacher = side(1, 4), side(11, 6)
+    loss, head = ready(keep_answers=keep[0], keep_similarities=keep[1])
+    got = loss(student, teacher, LABELS).item()
+    assert got == pytest.approx(slow(loss, head, student, teacher, keep), rel=1e-9)
+
+
+def test_the_defaults_are_the_recipe():
+    loss = SSKD()
+    assert (loss.answers, loss.rotated_answers, loss.similarities) == (0.9, 2.7, 10.0)
+    assert (loss.temperature, loss.similarity_temperature) == (4.0, 0.5)
+    assert (loss.keep_answers, loss.keep_similarities) == (1.0, 0.75)
+
+
+@pytest.mark.parametrize("weight", ["answers", "rotated_answers", "similarities"])
+def test_a_part_alone(weight):
+    options = {"answers": 0.0, "rotated_answers": 0.0, "similarities": 0.0} | {weight: 1.5}
+    student, teacher = side(1, 4), side(11, 6)
+    loss, head = ready(**options, temperature=2.0, similarity_temperature=0.7)
+    got = loss(student, teacher, LABELS).item()
+    assert got == pytest.approx(slow(loss, head, student, teacher), rel=1e-9)
+
+
+def test_nothing_kept_is_0():
+    student, teacher = side(1, 4), side(11, 6)
+    wrong = torch.eye(3)[(LABELS + 1) % 3].repeat_interleave(3, 0).double()
+    view = dataclasses.replace(teacher.views["rotations"], logits=wrong)
+    teacher = dataclasses.replace(teacher, views={"rotations": view})
+    loss, _ = ready(answers=0.0, similarities=0.0, keep_answers=0.0)
+    assert loss(student, teacher, LABELS).item() == 0
+
+
+def test_the_teachers_head_stays_the_other_losses_own():
+    loss, head = ready()
+    loss(side(1, 4), side(11, 6), LABELS).backward()
+    assert {name.split(".")[0] for name, _ in loss.named_parameters()} == {"head"}
+    assert loss.head[0].in_features == 4
+    assert head.head[0].in_features == 6
+    assert all(parameter.grad is None for parameter in head.parameters())
+    assert all(parameter.grad is not None for parameter in loss.parameters())
+
+
+def test_what_is_missing_is_said():
+    student, teacher = side(1, 4), side(11, 6)
+    with pytest.raises(InputError, match=r"call set_up\(\)"):
+        SSKD()(student, teacher, LABELS)
+    with pytest.raises(InputError, match="'other' whose loss is SelfSupervision"):
+        SSKD("other").set_up(Setting(nn.Identity(), (), losses={"other": SSKD()}))
+    loss, _ = ready()
+    for ours, theirs, words in (
+        (dataclasses.replace(student, views={}), teacher, "student did not see the view 'rotations'"),
+        (student, dataclasses.replace(teacher, views={}), "teacher did not see the view 'rotations'"),
+        (side(1, 4, views=2), teacher, "not of the same positions"),
+        (side(1, 4, batch=4), teacher, "not of the same positions"),
+    ):
+        with pytest.raises(InputError, match=words):
+            loss(ours, theirs, LABELS)
+    with pytest.raises(InputError, match="keep_answers is a share from 0 to 1"):
+        SSKD(keep_answers=1.5)

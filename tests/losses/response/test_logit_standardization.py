@@ -1,0 +1,72 @@
+"""Standardised logits against plain loops."""
+
+import statistics
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from kdlab.errors import InputError
+from kdlab.losses import DIST, MLKD, LogitStandardization, SoftTargets
+from kdlab.outputs import Outputs
+from tests.losses.slow import draw, kl, softmax
+
+NO_TARGET = torch.zeros(1)
+
+
+def z_score(row):
+    return [(v - statistics.mean(row)) / (statistics.stdev(row) + 1e-7) for v in row]
+
+
+def test_value():
+    student, teacher = draw(4, 5, seed=1, scale=3), draw(4, 5, seed=2)
+    rows = zip(student.tolist(), teacher.tolist(), strict=True)
+    expected = sum(4 * kl(softmax(z_score(t), 2), softmax(z_score(s), 2)) for s, t in rows) / 4
+    loss = LogitStandardization()(Outputs(student), Outputs(teacher), NO_TARGET)
+    assert loss.item() == pytest.approx(expected, rel=1e-11)
+
+
+def test_scale_and_shift_do_not_matter():
+    student, teacher = draw(4, 5, seed=1), draw(4, 5, seed=2)
+    losses = [
+        LogitStandardization()(Outputs(s), Outputs(teacher), NO_TARGET).item() for s in (student, 9 * student - 4)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_views_are_standardised_and_the_rest_is_left_alone():
+    class Seen(nn.Module):
+        needs = ("logits", "embedding")
+        views = ("strong",)
+
+        def forward(self, student, teacher, target):
+            self.student = student
+            return student.logits.sum()
+
+    loss = LogitStandardization(Seen())
+    view = Outputs(draw(2, 3, seed=2))
+    both = replace(Outputs(draw(2, 3, seed=1), embedding=draw(2, 4)), views={"strong": view})
+    loss(both, both, NO_TARGET)
+    assert loss.needs == ("logits", "embedding")
+    assert loss.views == ("strong",)
+    assert loss.loss.student.embedding is both.embedding
+    assert loss.loss.student.views["strong"].logits[1].tolist() == pytest.approx(z_score(view.logits[1].tolist()))
+    assert LogitStandardization(MLKD()).needs == ("logits", "views")
+
+
+def test_a_constant_answer_has_a_finite_gradient():
+    student = torch.zeros(2, 3, requires_grad=True)
+    LogitStandardization()(Outputs(student), Outputs(torch.eye(2, 3)), NO_TARGET).backward()
+    assert student.grad.isfinite().all()
+
+
+def test_single_samples_only_around_a_loss_that_has_them():
+    assert hasattr(LogitStandardization(SoftTargets()), "per_sample")
+    assert not hasattr(LogitStandardization(DIST()), "per_sample")
+
+
+def test_one_class_is_said():
+    one = Outputs(torch.zeros(2, 1))
+    with pytest.raises(InputError, match="at least 2 classes"):
+        LogitStandardization()(one, one, NO_TARGET)

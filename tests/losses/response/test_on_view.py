@@ -1,0 +1,41 @@
+"""Losses on a view."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kdlab.errors import InputError
+from kdlab.losses import DKD, Hint, Labels, OnView
+from kdlab.outputs import Outputs
+from tests.losses.slow import draw
+
+
+def seen(seed, count=1):
+    return replace(
+        Outputs(draw(4, 3, seed=seed)),
+        index=torch.arange(4),
+        views={"strong": Outputs(draw(4 * count, 3, seed=seed + 10))},
+    )
+
+
+def test_the_loss_sees_the_view_alone():
+    student, teacher, labels = seen(1), seen(2), torch.tensor([2, 0, 1, 1])
+    value = OnView(DKD())(student, teacher, labels)
+    assert value == DKD()(student.views["strong"], teacher.views["strong"], labels)
+
+
+def test_several_inputs_a_sample_share_its_label_and_index():
+    student, teacher, labels = seen(1, count=3), seen(2, count=3), torch.tensor([2, 0, 1, 1])
+    loss = OnView()
+    expected = Labels()(student.views["strong"], teacher.views["strong"], labels.repeat_interleave(3))
+    assert loss(student, teacher, labels) == expected
+    handed, _, _ = loss._seen(student, teacher, labels)
+    assert handed.index.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+
+
+def test_what_it_needs():
+    assert OnView(Hint(), view="weak").needs == ("layers", "views")
+    assert OnView(Hint(), view="weak").views == ("weak",)
+    with pytest.raises(InputError, match="'strong'"):
+        OnView()(Outputs(torch.zeros(1, 2)), Outputs(torch.zeros(1, 2)), torch.tensor([0]))
