@@ -1,4 +1,4 @@
-"""Distillation-oriented training: SGD with more momentum for the distillation than for the task (Zhao et al. 2023)."""
+"""Distillation-oriented training (DOT): more momentum for distillation than for the task (Zhao et al. 2023)."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class Constant(Schedule):
 
 
 class Steps(Schedule):
-    """The first of ``values`` until the first of ``milestones``, the second until the second, the last from the last on.
+    """The first of ``values`` until the first of ``milestones``, the second until the second, and so on.
 
     Args:
         values: the factors, one more than milestones.

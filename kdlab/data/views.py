@@ -65,7 +65,7 @@ class RandAugment(View):
     def __init__(self, operations: int = 2, magnitude: int = 10) -> None:
         if operations < 1 or not 0 <= magnitude <= 30:
             raise InputError(
-                f"RandAugment takes at least 1 operation and a magnitude from 0 to 30, not {operations} and {magnitude}."
+                f"RandAugment takes at least 1 operation and a magnitude from 0 to 30, not {operations}, {magnitude}."
             )
         from torchvision.transforms import v2
 

@@ -9,14 +9,18 @@ Every loss says in ``needs`` what it reads, out of
 - ``"views"``: further views of the batch, those named in its attribute ``views``;
 - ``"student_classifier"``, ``"teacher_classifier"``: the linear layer that reads a network's embedding.
 
-``recipe_weight`` is the factor of the CIFAR-100 recipe beside weight 1 on the labels, unless the docstring says
-otherwise. ``minimum`` is the value where both networks are equal: 0 if not given, ``None`` where that is no minimum.
-``layer_count`` says how many pairs of layers a loss takes that does not take any number. ``order_matters`` is true where
-the order of the batch changes the value: samples are compared with their neighbours, or each draws numbers of its own.
-``several_teachers`` is true where a loss is for the layers of an ensemble.
-``only_views`` is true of a loss that reads what it needs on its views alone, not on the batch itself.
-``true_gradient`` is false where the gradient is not the derivative of the value on purpose: held weights, parts that
-learn against the loss.
+Further class attributes, all but the first where needed:
+
+- ``recipe_weight``: the factor in the CIFAR-100 recipe beside weight 1 on the labels, unless the docstring says
+  otherwise;
+- ``minimum``: the value where both networks are equal, if not 0; ``None`` where that is no minimum;
+- ``layer_count``: how many pairs of layers it takes, if not any number;
+- ``order_matters``: the order of the batch changes the value, as samples are compared with their neighbours or each
+  draws numbers of its own;
+- ``several_teachers``: it is for the layers of an ensemble;
+- ``only_views``: it reads what it needs on its views alone, not on the batch itself;
+- ``true_gradient``: false where the gradient is on purpose not the derivative of the value: held weights, parts that
+  learn against the loss.
 """
 
 from kdlab.losses import feature, relation, response

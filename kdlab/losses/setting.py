@@ -13,6 +13,7 @@ from kdlab.errors import InputError, nearest
 from kdlab.outputs import classifier_of, layer_names
 
 _Loss = TypeVar("_Loss", bound=nn.Module)
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Setting:
     batch_size: int | None = None
     classes: int = 0
     losses: Mapping[str, nn.Module] = field(default_factory=dict)
-    device: torch.device = torch.device("cpu")
+    device: torch.device = _CPU
 
     @property
     def teacher(self) -> nn.Module:

@@ -20,9 +20,9 @@ class Ensemble:
     loss's temperature then softens this mean. (Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network,
     2015, arXiv:1503.02531.)
 
-    A subclass changes :meth:`together`, or gives each teacher :meth:`weights` for every sample: a loss of logits is then
-    computed for each teacher m and summed, :math:`L = \sum_m \frac{1}{B} \sum_b w_{mb} \, loss_b(student, m)`, which a
-    loss must offer as ``per_sample()``.
+    A subclass changes :meth:`together`, or gives each teacher :meth:`weights` for every sample: a loss of logits is
+    then computed for each teacher m and summed, :math:`L = \sum_m \frac{1}{B} \sum_b w_{mb} \, loss_b(student, m)`,
+    which a loss must offer as ``per_sample()``.
     """
 
     method: ClassVar[str] = "mean of probabilities"

@@ -1,4 +1,4 @@
-"""Activation boundaries: the same neurons fire in both networks, however strongly (Heo et al. 2019)."""
+"""Activation boundaries (AB): the same neurons fire in both networks, however strongly (Heo et al. 2019)."""
 
 from __future__ import annotations
 

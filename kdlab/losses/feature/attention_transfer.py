@@ -1,4 +1,4 @@
-"""Attention transfer: where a layer is active, not with which channels (Zagoruyko and Komodakis 2017)."""
+"""Attention transfer (AT): where a layer is active, not with which channels (Zagoruyko and Komodakis 2017)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Channel-wise distillation: every channel is a distribution over the image (Shu et al. 2021)."""
+"""Channel-wise distillation (CWD): every channel is a distribution over the image (Shu et al. 2021)."""
 
 from __future__ import annotations
 

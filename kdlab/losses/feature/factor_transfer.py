@@ -1,4 +1,4 @@
-"""Factor transfer: the student translates its layer into the teacher's paraphrased one (Kim et al. 2018)."""
+"""Factor transfer (FT): the student translates its layer into the teacher's paraphrased one (Kim et al. 2018)."""
 
 from __future__ import annotations
 

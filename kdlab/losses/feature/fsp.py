@@ -1,4 +1,4 @@
-"""Flow of the solution procedure: how one layer's channels go with the next one's (Yim et al. 2017)."""
+"""Flow of the solution procedure (FSP): how one layer's channels go with the next one's (Yim et al. 2017)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hints: the student's inner layers match the teacher's, through a regressor (Romero et al. 2015)."""
+"""Hints (FitNet): the student's inner layers match the teacher's, through a regressor (Romero et al. 2015)."""
 
 from __future__ import annotations
 

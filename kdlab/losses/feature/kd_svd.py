@@ -1,4 +1,4 @@
-"""Singular value distillation: how the leading channel vectors of consecutive layers go together (Lee et al. 2018)."""
+"""Singular value distillation (KDSVD): how leading vectors of consecutive layers go together (Lee et al. 2018)."""
 
 from __future__ import annotations
 

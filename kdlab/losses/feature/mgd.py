@@ -1,4 +1,4 @@
-"""Masked generative distillation: the teacher's map is made from a part of the student's (Yang et al. 2022)."""
+"""Masked generative distillation (MGD): the teacher's map is made from a part of the student's (Yang et al. 2022)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Norm and direction: long embeddings that point to the teacher's mean of the class (Wang et al. 2023)."""
+"""Norm and direction (KD++): long embeddings that point to the teacher's mean of the class (Wang et al. 2023)."""
 
 from __future__ import annotations
 

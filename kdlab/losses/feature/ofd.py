@@ -1,4 +1,4 @@
-"""Overhaul of feature distillation: what the teacher passes on counts, what it blocks less (Heo et al. 2019)."""
+"""Overhaul of feature distillation (OFD): what the teacher passes on counts, what it blocks less (Heo et al. 2019)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Paraphraser: the teacher's layer through a bottleneck, which factor transfer learns from later (Kim et al. 2018)."""
+"""Paraphraser (FT): the teacher's layer through a bottleneck, which factor transfer learns from (Kim et al. 2018)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Knowledge review: each student layer, fused with all deeper ones, matches a teacher layer (Chen et al. 2021)."""
+"""Knowledge review (ReviewKD): each layer, fused with all deeper ones, matches a teacher layer (Chen et al. 2021)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Variational information distillation: layers predict the teacher's, with trained variances (Ahn et al. 2019)."""
+"""Variational information distillation (VID): layers predict the teacher's, variances trained (Ahn et al. 2019)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Correlation congruence: samples relate to each other as in the teacher (Peng et al. 2019)."""
+"""Correlation congruence (CC): samples relate to each other as in the teacher (Peng et al. 2019)."""
 
 from __future__ import annotations
 

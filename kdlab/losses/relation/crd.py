@@ -1,4 +1,4 @@
-"""Contrastive representation distillation: tell a sample's own vector from thousands of others (Tian et al. 2020)."""
+"""Contrastive representation distillation (CRD): tell a sample's own vector from many others (Tian et al. 2020)."""
 
 from __future__ import annotations
 

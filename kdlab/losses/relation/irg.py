@@ -1,4 +1,4 @@
-"""Instance relationship graph: samples, distances between them, and how both change over layers (Liu et al. 2019)."""
+"""Instance relationship graph (IRG): samples, their distances, and how both change over layers (Liu et al. 2019)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Information-theoretic representation distillation: correlated features and alike neighbours (Miles et al. 2022)."""
+"""Information-theoretic distillation (ITRD): correlated features and alike neighbours (Miles et al. 2022)."""
 
 from __future__ import annotations
 

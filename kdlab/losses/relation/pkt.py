@@ -1,4 +1,4 @@
-"""Probabilistic knowledge transfer: how probably samples are neighbours of each other (Passalis and Tefas 2018)."""
+"""Probabilistic knowledge transfer (PKT): how probably samples are neighbours (Passalis and Tefas 2018)."""
 
 from __future__ import annotations
 

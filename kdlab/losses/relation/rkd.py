@@ -1,4 +1,4 @@
-"""Relational knowledge distillation: distances and angles between samples (Park et al. 2019)."""
+"""Relational knowledge distillation (RKD): distances and angles between samples (Park et al. 2019)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Self-supervision: the teacher learns to tell whose rotation an image is, SSKD's first stage (Xu et al. 2020)."""
+"""Self-supervision (SSKD): the teacher learns to tell whose rotation an image is, the first stage (Xu et al. 2020)."""
 
 from __future__ import annotations
 

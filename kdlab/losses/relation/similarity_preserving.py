@@ -1,4 +1,4 @@
-"""Similarity preserving: samples that look alike to the teacher do so to the student (Tung and Mori 2019)."""
+"""Similarity preserving (SP): samples that look alike to the teacher do so to the student (Tung and Mori 2019)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decoupled knowledge distillation: target class and other classes are weighted apart (Zhao et al. 2022)."""
+"""Decoupled knowledge distillation (DKD): target class and other classes are weighted apart (Zhao et al. 2022)."""
 
 from __future__ import annotations
 

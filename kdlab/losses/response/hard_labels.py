@@ -1,4 +1,4 @@
-"""Hard distillation: the class that the teacher is surest of serves as a second label (Touvron et al. 2021)."""
+"""Hard distillation (DeiT): the class that the teacher is surest of serves as a second label (Touvron et al. 2021)."""
 
 from __future__ import annotations
 

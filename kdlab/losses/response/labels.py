@@ -21,7 +21,7 @@ class Labels(nn.Module):
     The labels of the batch itself are the task, with its own weight; this is for labels elsewhere, such as on another
     view (:class:`~kdlab.losses.OnView`). Computed in float32, or in float64 for float64 logits.
 
-    Recipe: CIFAR-100 weight 1; multi-level logit distillation puts it on the strong view with weight 0.1.
+    Recipe: CIFAR-100 multi-level logit distillation puts it on the strong view with weight 0.1.
 
     Shapes:
         logits: (B, K), the same for both networks.
@@ -41,7 +41,7 @@ class Labels(nn.Module):
     method: ClassVar[str] = "labels"
     paper: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]] = ("logits", "classes")
-    recipe_weight: ClassVar[float] = 1.0
+    recipe_weight: ClassVar[float] = 0.1
     minimum: ClassVar[float | None] = None
 
     @full_precision

@@ -1,4 +1,4 @@
-"""Logit standardisation: any loss on logits sees them with mean 0 and spread 1 in every sample (Sun et al. 2024)."""
+"""Logit standardisation (LSKD): a loss sees logits with mean 0 and spread 1 in every sample (Sun et al. 2024)."""
 
 from __future__ import annotations
 

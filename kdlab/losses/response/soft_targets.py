@@ -1,4 +1,4 @@
-"""Soft targets: the student matches the teacher's softened class probabilities (Hinton et al. 2015)."""
+"""Soft targets (KD): the student matches the teacher's softened class probabilities (Hinton et al. 2015)."""
 
 from __future__ import annotations
 
