@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -92,6 +93,7 @@ class DistillationModule(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Rehearse one batch before a training: sizes adapters, and finds everything that cannot work."""
         if stage == "fit":
+            _be_heard(self.trainer.global_rank)
             self.rehearsal = rehearse(self)
             self._tell_ddp()
 
@@ -230,6 +232,15 @@ class DistillationModule(pl.LightningModule):
     def forward(self, inputs: Any) -> Any:
         """The deployed learner's own output."""
         raise NotImplementedError(f"{type(self).__name__} must define forward().")
+
+
+def _be_heard(rank: int) -> None:
+    """Let what the losses say of themselves be seen, once, unless the user has arranged for it."""
+    log = logging.getLogger("kdlab")
+    if not log.handlers and not logging.root.handlers:
+        log.addHandler(logging.StreamHandler())
+    if log.level == logging.NOTSET:
+        log.setLevel(logging.INFO if rank == 0 else logging.WARNING)
 
 
 def check_names(knowledge: Mapping[str, Knowledge]) -> None:

@@ -46,9 +46,8 @@ def set_up_crd(loss: losses.CRD, arrays: Arrays) -> None:
 
 def crd(loss: losses.CRD, arrays: Arrays) -> Tensor:
     """The contrast with the rows of the case, in the first training step."""
-    ours = F.normalize(loss.embed_student(arrays["student_embedding"]))
-    theirs = F.normalize(loss.embed_teacher(arrays["teacher_embedding"].detach()))
-    loss.after_backward()
+    ours, theirs = loss.vectors(arrays["student_embedding"], arrays["teacher_embedding"])
+    loss.after_backward()  # of the pass that sized the parameters
     loss.memory.log_z.fill_(torch.nan)
     return loss.contrast(ours, theirs, arrays["contrast_index"])
 

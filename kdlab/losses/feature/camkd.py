@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdlab.errors import InputError
 from kdlab.losses.checks import Pair, class_labels, map_pairs
+from kdlab.losses.feature.connectors import connector
 from kdlab.losses.functional import full_precision
 from kdlab.losses.growing import Growing
 from kdlab.losses.setting import Setting, copied
@@ -39,7 +40,7 @@ class CAMKDFeatures(Growing):
 
     Raises:
         InputError: fewer than two teachers; not one pair for each; layers that are not what a classifier reads, pooled;
-            labels that are not class indices.
+            labels that are not class indices; training with one value a channel.
 
     Paper: H. Zhang, D. Chen, C. Wang, "Confidence-Aware Multi-Teacher Knowledge Distillation", ICASSP 2022, arXiv
     2201.00007. Follows the authors' code, whose factor 1 / M the paper lacks.
@@ -77,9 +78,7 @@ class CAMKDFeatures(Growing):
 
     def build(self, *widths: tuple[int, int]) -> None:
         """One projection for each teacher."""
-        self.projections = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(ours, theirs, 1), nn.BatchNorm2d(theirs), nn.ReLU()) for ours, theirs in widths
-        )
+        self.projections = nn.ModuleList(connector(ours, theirs) for ours, theirs in widths)
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:

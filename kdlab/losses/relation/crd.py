@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -19,6 +19,8 @@ from kdlab.losses.growing import Growing
 from kdlab.losses.relation.contrast import Memory, of_all_processes, of_other_classes, of_the_same_class
 from kdlab.losses.setting import Setting, copied
 from kdlab.outputs import Outputs
+
+_log = logging.getLogger("kdlab")
 
 
 class CRD(Growing):
@@ -117,8 +119,7 @@ class CRD(Growing):
         if labels is not None and len(labels) != samples:
             raise InputError(f"The training set has {samples} samples, but {len(labels)} labels.")
         if self.sizes is None:
-            device = next((each.device for each in setting.student.parameters()), torch.device("cpu"))
-            _check_room(2 * 4 * samples * self.width, device)
+            _check_room(2 * 4 * samples * self.width, setting.device)
         self.samples = samples
         if labels is not None and self.sizes is not None:
             labels = labels.to(self.memory.labels.device)
@@ -140,11 +141,15 @@ class CRD(Growing):
             raise InputError("CRD must know the number of training samples first: call set_up().")
         index = self._checked(student.index, len(ours), samples)
         self.grow(ours, samples, ours.shape[1], theirs.shape[1])
-        ours, theirs = F.normalize(self.embed_student(ours)), F.normalize(self.embed_teacher(theirs.detach()))
+        ours, theirs = self.vectors(ours, theirs)
         value = self.contrast(ours, theirs, self.draw(index, labels))
         if self.training:
             self._seen = (index, labels, ours.detach(), theirs.detach())
         return value
+
+    def vectors(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Both embeddings, mapped to (B, width) and of length 1."""
+        return F.normalize(self.embed_student(student)), F.normalize(self.embed_teacher(teacher.detach()))
 
     def draw(self, index: Tensor, labels: Tensor) -> Tensor:
         """The samples that each is contrasted with, (B, 1 + K): first the one it belongs to."""
@@ -221,15 +226,20 @@ def _largest_class(labels: Tensor) -> int:
 
 
 def _check_room(size: int, device: torch.device) -> None:
-    if device.type == "cuda":
-        free: float = torch.cuda.mem_get_info(device)[0]
-    elif hasattr(os, "sysconf"):  # all there is: what the system calls free leaves out its cache of files
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    else:
-        free = math.inf
-    if size > free:
+    if (free := _free(device)) < size:
         raise InputError(
-            f"CRD's vectors of all training samples take {size / 1e6:.0f} MB, but {device} has {free / 1e6:.0f}: lower "
-            "width, or train on fewer samples."
+            f"CRD's vectors of all training samples take {size / 1e6:.0f} MB, but {device} has {free / 1e6:.0f} left: "
+            "lower width, or train on fewer samples."
         )
-    logging.getLogger("kdlab").info("CRD keeps the vectors of all training samples: %.0f MB.", size / 1e6)
+    _log.info("CRD keeps the vectors of all training samples: %.0f MB on %s.", size / 1e6, device)
+
+
+def _free(device: torch.device) -> float:
+    """Bytes that can still be taken."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:  # counts what the system would give back of its cache of files
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return float(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return math.inf

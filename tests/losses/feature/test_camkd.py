@@ -96,5 +96,8 @@ def test_what_cannot_work_is_said():
             CAMKDFeatures().set_up(Setting(nn.Identity(), given, ("last",) * len(names), names))
     with pytest.raises(InputError, match="set up for 3 teachers, but meets 2"):
         ready()(tapped(*student.layers[:2]), tapped(*teacher.layers[:2]), LABELS)
+    one = draw(1, 2, 1, 1)
+    with pytest.raises(InputError, match="more than one value a channel"):
+        ready()(tapped(one, one, one), tapped(*(draw(1, w, 1, 1) for w in WIDTHS)), LABELS[:1])
     with pytest.raises(InputError, match="reads 5 numbers, but the layer has 6"):
         ready()(student, tapped(teacher.layers[0], draw(4, 6, 2, 2), teacher.layers[2]), LABELS)

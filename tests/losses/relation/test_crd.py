@@ -232,8 +232,8 @@ def test_the_size_is_told(caplog, monkeypatch):
     with caplog.at_level(logging.INFO, "kdlab"):
         CRD().set_up(setting(labels=None, samples=50_000))
     assert "51 MB" in caplog.text
-    monkeypatch.setattr("os.sysconf", lambda name: 5000)
-    with pytest.raises(InputError, match=r"take 51 MB, but cpu has 25: lower width"):
+    monkeypatch.setattr("kdlab.losses.relation.crd._free", lambda device: 25e6)
+    with pytest.raises(InputError, match=r"take 51 MB, but cpu has 25 left: lower width"):
         CRD().set_up(setting(labels=None, samples=50_000))
     CRD(width=60).set_up(setting(labels=None, samples=50_000))
 

@@ -3,15 +3,20 @@
 import dataclasses
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import nn
 
+from kdlab import Knowledge
+from kdlab.data import Rotations
 from kdlab.errors import InputError
 from kdlab.losses import SSKD, SelfSupervision
 from kdlab.losses.setting import Setting
 from kdlab.outputs import Outputs
+from kdlab.schedules import Constant
 from tests.losses.relation.test_self_supervision import slow_cosines, slow_head
 from tests.losses.slow import draw, kl, softmax
+from tests.modules.tiny import digits, distiller, network, trainer, weights
 
 LABELS = torch.tensor([2, 0, 1, 2, 1])
 
@@ -118,3 +123,24 @@ def test_what_is_missing_is_said():
             loss(ours, theirs, LABELS)
     with pytest.raises(InputError, match="keep_answers is a share from 0 to 1"):
         SSKD(keep_answers=1.5)
+
+
+def test_the_head_learns_first_and_then_the_student():
+    moved, before = [], {}
+
+    class Moved(pl.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            now = weights(module)
+            parts = ("student.", "losses.head.", "losses.sskd.")
+            changed = [name for name, value in now.items() if before and not torch.equal(value, before[name])]
+            moved.append([part for part in parts if any(name.startswith(part) for name in changed)])
+            before.update(now)
+
+    knowledge = {
+        "head": Knowledge(SelfSupervision(), 1.0, Constant(until=2)),
+        "sskd": Knowledge(SSKD(), 1.0, Constant(begin=2)),
+    }
+    later = Constant(begin=2)
+    module = distiller(teacher=network(1, (24,)), knowledge=knowledge, task_weight=0.1, task_schedule=later)
+    trainer(4, callbacks=[Moved()]).fit(module, digits(views={"rotations": Rotations()}))
+    assert moved[1:] == [["losses.head."], ["student.", "losses.sskd."], ["student.", "losses.sskd."]]
