@@ -10,7 +10,7 @@ demo: $(READY)  ## distil a small student on real digits
 	$(BIN)/kdlab demo
 
 test: $(READY)  ## all tests but the slow ones
-	$(BIN)/python -m pytest -m "not nightly" --numprocesses=auto --maxprocesses=8
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not nightly" --numprocesses=auto --maxprocesses=8
 
 nightly: $(READY)  ## the slow tests: long trainings, many kills
 	$(BIN)/python -m pytest -m nightly
