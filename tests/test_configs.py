@@ -11,6 +11,7 @@ from kdlab.cli import main
 from tests.data.real import DATA, needs_data
 
 ROOT = Path(__file__).parent.parent
+IMAGENET = sorted(path.stem for path in (ROOT / "configs/knowledge/imagenet").glob("*.yaml"))
 KNOWLEDGE = sorted(path.stem for path in (ROOT / "configs/knowledge").glob("*.yaml"))
 
 
@@ -39,6 +40,17 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_knowledge(name: str, cifar: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     recipe = ["check", str(ROOT / "configs/cifar100/distil.yaml"), "-c", str(ROOT / f"configs/knowledge/{name}.yaml")]
     main([*recipe, *cifar])
+    assert "Loss terms" in capsys.readouterr().out
+
+
+@needs_data
+@pytest.mark.parametrize("name", IMAGENET)
+def test_imagenet(name: str, cifar: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in ("configs/imagenet/distil.yaml", f"configs/knowledge/imagenet/{name}.yaml"):
+        text = (ROOT / path).read_text()
+        (tmp_path / Path(path).name).write_text(text.replace("weights: IMAGENET1K_V1", "weights: null"))
+    small = ["--data.size=128", "--data.in_memory=false", "--data.num_workers=0"]
+    main(["check", "distil.yaml", "-c", f"{name}.yaml", *cifar, *small])
     assert "Loss terms" in capsys.readouterr().out
 
 
