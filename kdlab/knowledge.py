@@ -16,6 +16,11 @@ from kdlab.losses.functional import full_precision
 from kdlab.outputs import Outputs
 from kdlab.schedules import Progress, Schedule
 
+NEEDS = (
+    *("logits", "layers", "student_layers", "teacher_layers", "embedding", "teacher_embedding", "classes", "index"),
+    *("views", "student_classifier", "teacher_classifier"),
+)
+
 
 @final
 class Knowledge(Callback):
@@ -52,6 +57,10 @@ class Knowledge(Callback):
         self.weight = weight_at_least_zero(weight, "A knowledge's weight")
         self.loss = loss
         self.schedule = schedule
+        said = getattr(loss, "needs", ())
+        if isinstance(said, str) or not set(said) <= set(NEEDS):
+            words = ", ".join(map(repr, NEEDS))
+            raise InputError(f"{type(loss).__name__}.needs is a tuple out of {words}, not {said!r}.")
         both = not {"student_layers", "teacher_layers"} & set(self.needs)  # else the loss reads one side alone
         self.student_layers = tuple(student_layers or (teacher_layers if both else ()))
         self.teacher_layers = tuple(teacher_layers or (student_layers if both else ()))

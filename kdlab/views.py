@@ -34,7 +34,7 @@ def see(observe: Callable[[Any], Outputs], batch: Batch, views: Sequence[str] = 
         if name not in given:
             raise InputError(
                 f"The batch has no view {name!r}: let the data give it (data.views), or the loader a fourth element "
-                f"{{{name!r}: inputs}}."
+                f"{{{name!r}: inputs (V * B, ...), the V views of one sample side by side}}."
             )
     if not isinstance(batch.inputs, Tensor):
         raise InputError("Views need batches whose inputs are one tensor.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -89,3 +89,11 @@ def test_who_reads_the_logits() -> None:
     assert Knowledge(Notes()).reads_logits
     assert not Knowledge(Notes(), student_layers=["a"]).reads_logits
     assert not Knowledge(Needy()).reads_logits
+
+
+@pytest.mark.parametrize("needs", ["logits", ("logitz",), ("layers", "index", "label")])
+def test_a_typo_in_needs_is_refused(needs: Any) -> None:
+    loss = SoftTargets(4.0)
+    loss.needs = needs  # type: ignore[misc]
+    with pytest.raises(InputError, match=r"SoftTargets.needs is a tuple out of 'logits', 'layers'"):
+        Knowledge(loss)

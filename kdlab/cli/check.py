@@ -28,14 +28,14 @@ def run(arguments: Sequence[str]) -> None:
     """Rehearse a config as ``kdlab fit`` would, print what was found, and write nothing."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(
-            "usage: kdlab check CONFIG [--KEY=VALUE ...]\n\n"
-            "Run one dry batch of a config; nothing is trained or written."
+            "usage: kdlab check CONFIG [-c CONFIG ...] [--KEY=VALUE ...]\n\n"
+            "Run one dry batch of a config, or of several laid over each other; nothing is trained or written."
         )
         return
-    config, *rest = arguments
+    given = list(arguments) if arguments[0].startswith("-") else ["-c", *arguments]
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
-        cli = build(["-c", config, *rest, *QUIET], run=False, save_config=False)
+        cli = build([*given, *QUIET], run=False, save_config=False)
         module = cli.model
         if not isinstance(module, DistillationModule):
             raise InputError(f"kdlab check takes a config of a kdlab module, not of {type(module).__name__}.")

@@ -47,10 +47,12 @@ def run(arguments: Sequence[str]) -> None:
     if given.markdown:
         sys.stdout.write(markdown(rows))
         return
-    table = Table(*HEADER)
+    table = Table()
+    for column in HEADER:
+        table.add_column(column, no_wrap=column == "class")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def entries() -> list[Entry]:

@@ -23,6 +23,7 @@ from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor
 
+from kdlab.cli.recipes import laid_over
 from kdlab.cli.whole import WholeCheckpoints
 from kdlab.errors import InputError, refusal_in
 
@@ -129,6 +130,8 @@ def build(arguments: Sequence[str], *, run: bool = True, save_config: bool = Tru
         InputError: the config does not fit; the message names the key at fault and the nearest right ones.
     """
     called = list(arguments) == sys.argv[1:]  # DDP starts its other processes from sys.argv
+    laid = laid_over(arguments)
+    called = called and laid == list(arguments)
     _quieten()
     try:
         return KdlabCLI(
@@ -141,7 +144,7 @@ def build(arguments: Sequence[str], *, run: bool = True, save_config: bool = Tru
             seed_everything_default=0,
             trainer_defaults={"logger": CSV, "default_root_dir": "runs"},
             parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
-            args=None if called else list(arguments),
+            args=None if called else laid,
             run=run,
         )
     except ArgumentError as error:
@@ -183,9 +186,10 @@ def sentence(error: Exception) -> str:
 
 
 def _known_keys() -> list[str]:
-    from kdlab import Distiller, Knowledge
+    from kdlab import Distiller, Knowledge, losses
 
-    return [name for each in (Distiller, Knowledge, pl.Trainer) for name in inspect.signature(each).parameters]
+    kinds = [Distiller, Knowledge, pl.Trainer, *(getattr(losses, name) for name in losses.__all__)]
+    return [name for each in kinds for name in inspect.signature(each).parameters]
 
 
 def _did_you_mean(name: str, names: Iterable[str]) -> str:

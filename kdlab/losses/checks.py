@@ -112,7 +112,10 @@ def _embedding(outputs: Outputs, side: str) -> Tensor:
         raise InputError(f"This loss compares one layer a network, but {len(outputs.layers)} {side} layers are tapped.")
     value = outputs.layers[0] if outputs.layers else outputs.embedding
     if value is None:
-        raise InputError(f"The {side} has no embedding (its last layer is not linear): tap the layer to compare.")
+        raise InputError(
+            f"The {side} has no embedding (its last layer is not linear, or it is several networks): tap the layer to "
+            "compare."
+        )
     if value.dim() < 2:
         raise InputError(f"The {side}'s embedding must be (B, D), not {tuple(value.shape)}.")
     return value.flatten(1)

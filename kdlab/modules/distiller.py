@@ -153,6 +153,11 @@ class Distiller(DistillationModule):
         self._asked.clear()
         if self.trainer.sanity_checking:
             self._warn_of_teacher(values)
+        if not values["loss"].isfinite():
+            rank_zero_warn(
+                f"The student's loss in {stage} is {float(values['loss'])}, so its numbers mean nothing: the training "
+                "has diverged (lower the learning rate or a weight)."
+            )
         shown = {"student_accuracy", "teacher_accuracy"}
         for name, value in values.items():
             self.log(f"{stage}/{name}", value, prog_bar=name in shown, sync_dist=True)

@@ -25,6 +25,7 @@ class Ensemble:
     which a loss must offer as ``per_sample()``.
     """
 
+    weighted: ClassVar[bool] = True  # whether it asks what each teacher counts
     method: ClassVar[str] = "mean of probabilities"
     paper: ClassVar[str] = "Hinton et al. 2015"
 
@@ -76,9 +77,10 @@ class EBKD(Ensemble):
               H_{mb} = - \sum_k p_{mbk} \log p_{mbk}, \quad p_{mb} = \operatorname{softmax}(z^m_b)
 
     They sum to (M - 1) / M over the teachers. (K. Kwon, H. Na, H. Lee, N. S. Kim, Adaptive Knowledge Distillation Based
-    on Entropy, ICASSP 2020; as in the CA-MKD repository.) ``teacher_weights`` are not used.
+    on Entropy, ICASSP 2020; as in the CA-MKD repository.)
     """
 
+    weighted: ClassVar[bool] = False
     method: ClassVar[str] = "entropy-based weights"
     paper: ClassVar[str] = "Kwon et al. 2020"
 
@@ -98,12 +100,13 @@ class CAMKD(Ensemble):
 
     (H. Zhang, D. Chen, C. Wang, Confidence-Aware Multi-Teacher Knowledge Distillation, ICASSP 2022, arXiv:2201.00007.)
     The paper's weights lack the factor 1 / M that the released code has. The part on layers is the loss
-    :class:`~kdlab.losses.CAMKDFeatures`. ``teacher_weights`` are not used.
+    :class:`~kdlab.losses.CAMKDFeatures`.
 
     Args:
         released: with the factor 1 / M.
     """
 
+    weighted: ClassVar[bool] = False
     method: ClassVar[str] = "confidence-aware weights"
     paper: ClassVar[str] = "Zhang et al. 2022"
 
@@ -133,7 +136,7 @@ class AEKD(Ensemble):
 
     which is the dual of a one-class support vector machine (scikit-learn's, on the CPU). A large nu keeps disagreeing
     teachers in; nu = 1 counts all alike. (S. Du et al., Agree to Disagree: Adaptive Ensemble Knowledge Distillation in
-    Gradient Space, NeurIPS 2020.) ``teacher_weights`` are not used.
+    Gradient Space, NeurIPS 2020.)
 
     Args:
         nu: from 1 / M to 1; ``None`` is 1 / M.
@@ -144,6 +147,7 @@ class AEKD(Ensemble):
         InputError: a number out of range.
     """
 
+    weighted: ClassVar[bool] = False
     method: ClassVar[str] = "agreement in gradient space"
     paper: ClassVar[str] = "Du et al. 2020"
 

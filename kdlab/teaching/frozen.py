@@ -36,7 +36,8 @@ class FrozenTeacher(Teaching):
         ensemble: how several teachers act together; :class:`~kdlab.teaching.Ensemble` if not given.
 
     Raises:
-        InputError: no network, or weights that are not positive or not one per teacher.
+        InputError: no network, or weights that are not positive or not one per teacher, or that the ensemble does not
+            ask for.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class FrozenTeacher(Teaching):
         ensemble: Ensemble | None = None,
     ) -> None:
         super().__init__()
-        weights = [1.0] * len(networks) if weights is None else list(weights)
+        given, weights = weights is not None, [1.0] * len(networks) if weights is None else list(weights)
         if not networks:
             raise InputError("A frozen teacher needs at least one network.")
         if len(weights) != len(networks) or any(not 0 < w < math.inf for w in weights):
@@ -60,6 +61,8 @@ class FrozenTeacher(Teaching):
         self.weights = [w / sum(weights) for w in weights]
         self.batchnorm = batchnorm
         self.ensemble = ensemble or Ensemble()
+        if given and not self.ensemble.weighted:
+            raise InputError(f"{type(self.ensemble).__name__} finds the teachers' weights itself: give none.")
         self.listen(())
 
     def train(self, mode: bool = True) -> FrozenTeacher:

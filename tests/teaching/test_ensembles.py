@@ -134,6 +134,7 @@ def test_it_trains_with_layers_of_single_teachers(ensemble: Ensemble | None) -> 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: FrozenTeacher([network()] * 2, [1, 2], ensemble=EBKD()), "EBKD finds the teachers' weights itself"),
         (lambda: AEKD(nu=0), "nu is a share"),
         (lambda: AEKD(nu=1.5), "nu is a share"),
         (lambda: AEKD(temperature=0), "temperature"),

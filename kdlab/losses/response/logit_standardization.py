@@ -54,6 +54,11 @@ class LogitStandardization(nn.Module):
     def __init__(self, loss: nn.Module | None = None) -> None:
         super().__init__()
         self.loss = SoftTargets(2.0) if loss is None else loss
+        if needs_of(self.loss) and "logits" not in needs_of(self.loss):
+            raise InputError(
+                f"{type(self.loss).__name__} does not read logits, which LogitStandardization changes: give a loss that "
+                "does."
+            )
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -1,0 +1,66 @@
+"""Recipes laid over each other: what they teach adds up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kdlab.errors import InputError
+
+KEYS = ("-c", "--config")
+
+
+def laid_over(arguments: Sequence[str]) -> list[str]:
+    """The arguments with every recipe's knowledge added to that of the recipes before it.
+
+    Of everything else the last word counts, as LightningCLI has it; it would let a recipe's whole ``knowledge`` take
+    the place of an earlier one's. A knowledge of the same name replaces the earlier.
+
+    Raises:
+        InputError: a part of a recipe, which names no model, comes before any that does.
+    """
+    changed, known, parts = list(arguments), dict[str, Any](), list[str]()
+    named = any(each == "--model" or each.startswith("--model=") for each in arguments)
+    for place, path in _recipes(arguments):
+        recipe = _read(path)
+        model = recipe.get("model") if isinstance(recipe, dict) else None
+        named = named or isinstance(model, str) or (isinstance(model, dict) and "class_path" in model)
+        if not isinstance(model, dict) or not isinstance(options := model.get("init_args"), dict):
+            continue
+        parts += [] if named else [path]
+        own = options.get("knowledge")
+        if isinstance(own, dict):
+            both = {**known, **own}
+            if both.keys() != own.keys():
+                options["knowledge"] = both
+                flag = "" if changed[place] == path else "--config="
+                changed[place] = flag + yaml.safe_dump(recipe, sort_keys=False)
+            known = both
+    if parts:
+        raise InputError(
+            f"{parts[0]!r} is a part of a recipe and names no model: put a whole one before it, as in "
+            f"-c configs/cifar100/distil.yaml -c {parts[0]}."
+        )
+    return changed
+
+
+def _recipes(arguments: Sequence[str]) -> list[tuple[int, str]]:
+    """Where among the arguments each recipe is named, and its path."""
+    found = []
+    for place, each in enumerate(arguments):
+        if each.startswith("--config="):
+            found.append((place, each.removeprefix("--config=")))
+        elif each in KEYS and place + 1 < len(arguments):
+            found.append((place + 1, arguments[place + 1]))
+    return found
+
+
+def _read(path: str) -> Any:
+    """The recipe's content; nothing where LightningCLI will say what is wrong with it."""
+    try:
+        return yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, ValueError):
+        return None

@@ -1,0 +1,83 @@
+"""Recipes laid over each other: what they teach adds up, and a part alone says what is missing."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kdlab.cli import main
+from kdlab.cli.recipes import laid_over
+from tests.cli.test_trainer import RECIPE
+
+HINT = {"loss": "kdlab.losses.Hint", "student_layers": ["hidden.0"], "teacher_layers": ["hidden.0"]}
+
+
+def part(knowledge: dict[str, Any], **options: Any) -> str:
+    return yaml.safe_dump({"model": {"init_args": {"knowledge": knowledge, **options}}})
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    recipe = yaml.safe_load(yaml.safe_dump(RECIPE))
+    recipe["model"]["init_args"]["knowledge"] = {}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(recipe))
+    soft = {"class_path": "kdlab.losses.SoftTargets", "init_args": {"temperature": 2.0}}
+    (tmp_path / "kd.yaml").write_text(part({"soft": {"loss": soft, "weight": 0.9}}, task_weight=0.1))
+    (tmp_path / "hint.yaml").write_text(part({"hint": {"weight": 5.0, **HINT}}))
+    (tmp_path / "softer.yaml").write_text(part({"soft": {"loss": soft, "weight": 0.5}}))
+    return tmp_path
+
+
+def columns(work: Path) -> dict[str, float]:
+    with (work / "runs/version_0/metrics.csv").open() as file:
+        return {name: float(value) for row in csv.DictReader(file) for name, value in row.items() if value}
+
+
+@pytest.mark.parametrize("flag", ["-c", "--config"])
+def test_two_recipes_teach_both(work: Path, flag: str) -> None:
+    main(["fit", flag, "base.yaml", flag, "kd.yaml", flag, "hint.yaml"])
+    logged = columns(work)
+    assert (logged["weight/soft"], logged["weight/hint"]) == (pytest.approx(0.9), 5.0)
+    assert logged["weight/task"] == pytest.approx(0.1)
+    saved = yaml.safe_load((work / "runs/version_0/config.yaml").read_text())
+    assert set(saved["model"]["init_args"]["knowledge"]) == {"soft", "hint"}
+
+
+def test_one_name_is_one_knowledge_and_the_last_word_counts(work: Path) -> None:
+    main(["fit", "--config=base.yaml", "--config=kd.yaml", "--config=hint.yaml", "--config=softer.yaml"])
+    assert columns(work)["weight/soft"] == 0.5
+    assert columns(work)["weight/hint"] == 5.0
+
+
+def test_what_needs_no_change_is_left_alone(work: Path) -> None:
+    given = ["-c", "base.yaml", "-c", "kd.yaml", "--trainer.max_epochs=1"]
+    assert laid_over(given) == given
+
+
+def test_knowledge_on_the_command_line_goes_with_a_recipe_without_any(work: Path) -> None:
+    main(["fit", "-c", "base.yaml", "--model.knowledge.soft.loss=kdlab.losses.SoftTargets"])
+    assert columns(work)["weight/soft"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "arguments", [["check", "-c", "base.yaml", "-c", "kd.yaml"], ["check", "base.yaml", "-c", "kd.yaml"]]
+)
+def test_check_takes_recipes_as_fit_does(arguments: list[str], work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(arguments)
+    assert "SoftTargets" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments", [["fit", "-c", "kd.yaml"], ["check", "kd.yaml"], ["fit", "-c", "kd.yaml", "-c", "base.yaml"]]
+)
+def test_a_part_alone_says_what_is_missing(
+    arguments: list[str], work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert "'kd.yaml' is a part of a recipe and names no model" in capsys.readouterr().err
