@@ -47,6 +47,19 @@ def test_one_side_given_alone_serves_both() -> None:
     assert (both.student_layers, both.teacher_layers) == (("a",), ("b",))
 
 
+def test_a_loss_that_reads_one_side_alone_is_given_that_side() -> None:
+    class OneSided(Notes):
+        def __init__(self, *needs: str) -> None:
+            super().__init__()
+            self.needs = needs
+
+    for loss in (OneSided("student_layers"), OneSided("logits", "student_layers")):
+        student = Knowledge(loss, student_layers=["a"])
+        assert (student.student_layers, student.teacher_layers) == (("a",), ())
+    teacher = Knowledge(OneSided("teacher_layers"), teacher_layers=["a"])
+    assert (teacher.student_layers, teacher.teacher_layers) == ((), ("a",))
+
+
 def test_a_loss_sees_its_own_layers_in_its_own_order() -> None:
     knowledge = Knowledge(loss := Notes(), student_layers=["c", "a"], teacher_layers=["y", "x"])
     knowledge.compare(seen("a", "b", "c"), seen("x", "y"), torch.zeros(2))
@@ -66,6 +79,27 @@ def test_any_loss_is_computed_in_float32_outside_of_autocast() -> None:
         value = knowledge.compare(half, half, torch.zeros(2))
     assert not loss.autocast
     assert {value.dtype, loss.student.logits.dtype, loss.teacher.layers[0].dtype} == {torch.float32}
+
+
+def test_members_too_are_compared_in_float32_outside_of_autocast() -> None:
+    class Each(Notes):
+        def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+            self.forward(student, teacher, target)
+            return (student.logits - teacher.logits).square().sum(1)
+
+    logits, members = torch.randn(2, 3), [torch.randn(2, 3) for _ in range(2)]
+    weights = (torch.tensor([0.3, 0.6]), torch.tensor([0.7, 0.4]))
+    student = Outputs(logits).map(Tensor.bfloat16)
+    teacher = Outputs(logits, members=tuple(zip(map(Outputs, members), weights, strict=True))).map(Tensor.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = Knowledge(loss := Each()).compare(student, teacher, torch.zeros(2))
+    assert not loss.autocast
+    assert {value.dtype, loss.student.logits.dtype, loss.teacher.logits.dtype} == {torch.float32}
+    expected = sum(
+        (weight.float() * (student.logits.float() - seen.logits.float()).square().sum(1)).mean()
+        for seen, weight in teacher.members
+    )
+    assert torch.allclose(value, torch.as_tensor(expected), rtol=1e-6)
 
 
 class Needy(Notes):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from kdlab import Distiller, Knowledge
 from kdlab.errors import InputError
 from kdlab.losses import Hint, SoftTargets
+from kdlab.modules.splitting import note_task
 from kdlab.optimizers import DOT
 from kdlab.schedules import Constant
 from tests.modules.test_ddp import train
@@ -93,6 +95,35 @@ def test_what_one_gradient_reaches_has_the_usual_momentum() -> None:
         found = [each for each in ends[0] if each.startswith(name) and torch.is_tensor(ends[0][each])]
         assert found
         assert all(torch.allclose(ends[0][each], ends[1][each], atol=1e-7) for each in found)
+
+
+def test_what_is_distilled_no_longer_has_the_usual_momentum() -> None:
+    parameter = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = DOT([parameter], lr=1.0, momentum=0.5, delta=0.25)
+    for task, distilled, reached in ((1.0, 10.0, [parameter]), (2.0, 0.0, [])):
+        optimizer.zero_grad()
+        optimizer.note_task({parameter: torch.full_like(parameter, task)}, reached)
+        parameter.grad = torch.full_like(parameter, task + distilled)
+        optimizer.step()
+    assert parameter.item() == -(1.0 + 10.0) - (0.5 * 1.0 + 2.0)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_tasks_gradient_does_not_keep_the_scale_of_mixed_precision(accumulate: int) -> None:
+    net, (x, y) = network(), next(iter(pairs()))
+    scalers = {"plain": None, "scaled": SimpleNamespace(get_scale=lambda: 1024.0)}
+    noted = {}
+    for name, scaler in scalers.items():
+        plugin = SimpleNamespace(scaler=scaler)
+        run = SimpleNamespace(precision_plugin=plugin, accumulate_grad_batches=accumulate, world_size=1)
+        optimizer = dot(net.parameters())
+        module: Any = SimpleNamespace(trainer=run)
+        note_task(module, optimizer, F.cross_entropy(net(x), y), None)
+        noted[name] = optimizer._task
+    expected = torch.autograd.grad(F.cross_entropy(net(x), y) / accumulate, list(net.parameters()))
+    for parameter, gradient in zip(net.parameters(), expected, strict=True):
+        assert torch.allclose(noted["plain"][parameter], gradient)
+        assert torch.allclose(noted["scaled"][parameter], gradient)
 
 
 def test_buffers_of_one_gradient_and_of_both() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlab import Distiller, Knowledge
-from kdlab.data import Digits, RandAugment, Rotations
+from kdlab.data import Digits, RandAugment, Rotations, draws
 from kdlab.data.augment import normalise
 from kdlab.errors import InputError
 from kdlab.outputs import Batch, Outputs, observe
@@ -55,6 +55,18 @@ def test_strong_views_do_not_depend_on_the_batch_and_leave_the_generator_alone()
     assert torch.equal(strong(IMAGES[2:4], INDEX[2:4], 3, 5), whole[2:4])
     assert not torch.equal(strong(IMAGES, INDEX, 3, 6), whole)
     assert not torch.equal(strong(IMAGES, INDEX, 4, 5), whole)
+
+
+def test_strong_views_have_a_stream_of_their_own() -> None:
+    strong, seen = RandAugment(), {}
+    for stream in (draws.STRONG, draws.ORDER):
+        changed = []
+        for image, seed in zip(IMAGES, draws.bits(3, 5, INDEX, stream).tolist(), strict=True):
+            torch.manual_seed(seed)
+            changed.append(strong.transform(image))
+        seen[stream] = torch.stack(changed)
+    assert torch.equal(strong(IMAGES, INDEX, 3, 5), seen[draws.STRONG])
+    assert not torch.equal(seen[draws.ORDER], seen[draws.STRONG])
 
 
 @pytest.mark.parametrize(

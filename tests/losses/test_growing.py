@@ -77,6 +77,27 @@ def test_a_state_dict_brings_the_sizes(tmp_path) -> None:
     assert empty.sizes is None
 
 
+def test_what_a_state_dict_brings_has_the_mode_of_the_loss() -> None:
+    loss = Projected()
+    call(loss)
+    for mode in (True, False):
+        other = Projected().train(mode)
+        other.load_state_dict(loss.state_dict())
+        assert [each.training for each in other.modules()] == [mode] * 4
+
+
+def test_parts_that_are_there_are_filled_and_not_made_anew() -> None:
+    first, second = Projected(), Projected()
+    call(first)
+    call(second)
+    optimizer = torch.optim.SGD(second.parameters(), lr=0.1)
+    second.load_state_dict(first.state_dict())
+    held = optimizer.param_groups[0]["params"]
+    assert len(held) == 5
+    assert all(ours is theirs for ours, theirs in zip(held, second.parameters(), strict=True))
+    assert torch.equal(second.projector[0].weight, first.projector[0].weight)
+
+
 def test_a_first_call_in_inference_mode_can_be_trained_later() -> None:
     loss = Projected()
     with torch.inference_mode():

@@ -73,6 +73,22 @@ def test_merging_is_exact(scale):
         short.merged()
 
 
+def test_merging_in_the_middle_of_training_gives_a_network_in_eval_mode():
+    network = trained().train()
+    short = network.merged()
+    assert all(part.training for part in network.modules())
+    assert not short.training
+    assert not any(part.training for part in short.trunk.modules())
+    assert (short(IMAGES) - network.eval()(IMAGES)).abs().max() < 1e-5
+
+
+def test_merging_rounds_once():
+    network = trained()
+    exact = copy.deepcopy(network).double().merged().expand.state_dict()
+    for name, value in network.merged().expand.state_dict().items():
+        assert torch.equal(value, exact[name].float()), name
+
+
 def test_copies_and_pickles_are_independent_and_the_same():
     network = trained()
     for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from kdlab import Distiller, FrozenTeacher, Knowledge
 from kdlab.losses import Hint, SoftTargets
 from kdlab.models import resnet8
+from kdlab.optimizers import DOT
 from kdlab.outputs import Batch
 from tests.modules.tiny import (
     count_calls,
@@ -24,6 +25,7 @@ from tests.modules.tiny import (
     network,
     pairs,
     same,
+    sgd,
     trainer,
     weights,
 )
@@ -267,13 +269,14 @@ def reachable(start: list[Any]) -> list[Any]:
     return list(found.values())
 
 
-def test_a_step_keeps_nothing_of_the_graph() -> None:
+@pytest.mark.parametrize("optimizer", [sgd, DOT])
+def test_a_step_keeps_nothing_of_the_graph(optimizer: Any) -> None:
     class Look(pl.Callback):
         def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
             own = [*vars(module).values(), vars(module._terms), *(vars(each) for each in module._observers.values())]
             assert not [each for each in reachable(own) if isinstance(each, Tensor) and each.grad_fn is not None]
 
-    module = distiller(knowledge=knowledge(layers=("hidden.0", "hidden.0")))
+    module = distiller(knowledge=knowledge(layers=("hidden.0", "hidden.0")), optimizer=optimizer)
     trainer(log_every_n_steps=50, callbacks=[Look()]).fit(module, pairs())
 
 

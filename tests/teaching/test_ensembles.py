@@ -65,15 +65,17 @@ def test_weights_by_loops() -> None:
             assert theirs[m, b].item() == pytest.approx((1 - right[m] / sum(right)) / 2, rel=1e-12)
 
 
+@pytest.mark.parametrize("normalise", [False, True])
 @pytest.mark.parametrize("nu", [None, 0.5, 0.8, 1.0])
-def test_aekd_finds_the_shortest_mixture(nu: float | None) -> None:
+def test_aekd_finds_the_shortest_mixture(nu: float | None, normalise: bool) -> None:
     seen, student, target = draw()
-    found = AEKD(nu, temperature=2.0).weights(seen, [], student, target)[:, 0]
+    found = AEKD(nu, temperature=2.0, normalise=normalise).weights(seen, [], student, target)[:, 0]
     gradients = []
     for each in seen:
         logits = student.logits.clone().requires_grad_()
         SoftTargets(2.0)(Outputs(logits), each, target).backward()
-        gradients.append(logits.grad.flatten().numpy())  # type: ignore[union-attr]
+        gradient = logits.grad.flatten().numpy()  # type: ignore[union-attr]
+        gradients.append(gradient / (gradient**2).sum() ** 0.5 if normalise else gradient)
 
     def length(shares: Any) -> float:
         return float(sum(((sum(a * g for a, g in zip(shares, gradients, strict=True))) * 100) ** 2))
@@ -97,6 +99,16 @@ def test_the_mean_of_logits_and_its_weights() -> None:
     teacher = FrozenTeacher([Fixed(each.logits.float()) for each in seen], [1.0, 3.0], ensemble=MeanOfLogits())
     expected = 0.25 * seen[0].logits.float() + 0.75 * seen[1].logits.float()
     assert torch.allclose(teacher.observe(torch.zeros(5, 1)).logits, expected)
+
+
+def test_the_mean_of_losses_and_its_weights() -> None:
+    seen, student, target = draw(2)
+    knowledge = Knowledge(SoftTargets(4.0))
+    teacher = FrozenTeacher([Fixed(each.logits) for each in seen], [1.0, 3.0], ensemble=MeanOfLosses())
+    (lesson,) = teacher.lessons({"student": student}, Batch(torch.zeros(5, 1), target))
+    first, second = (knowledge.compare(student, each, target) for each in seen)
+    assert torch.allclose(knowledge.compare(student, lesson.teacher, target), 0.25 * first + 0.75 * second)
+    assert not torch.allclose(first, second)
 
 
 def test_a_loss_of_one_number_a_batch_is_refused_where_samples_count_differently() -> None:

@@ -73,6 +73,14 @@ def test_batch_statistics_leave_the_running_ones_alone() -> None:
     assert not net[1].training
 
 
+def test_a_norm_without_running_statistics_stays_without() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.Linear(8, 5))
+    teacher = FrozenTeacher([net], batchnorm="batch")
+    assert torch.equal(teacher.observe(X).logits, net(X))
+    assert not net[1].track_running_stats
+    assert net[1].running_mean is None
+
+
 @pytest.mark.parametrize("weights", [None, [1, 2, 5]])
 def test_ensemble_is_the_mean_of_probabilities(weights: list[float] | None) -> None:
     nets = [network(seed) for seed in range(3)]

@@ -37,7 +37,8 @@ class NORM(nn.Module):
         InputError: no layers, unequal numbers of layers, layers that are not maps, student channels that are no
             multiple of the teacher's.
 
-    Paper: X. Liu, L. Li, C. Li, A. Yao, "NORM: Knowledge Distillation via N-to-One Representation Matching", ICLR 2023.
+    Paper: X. Liu, L. Li, C. Li, A. Yao, "NORM: Knowledge Distillation via N-to-One Representation Matching", ICLR 2023,
+    arXiv 2305.13803.
     Follows the authors' code, which also normalises the logits of both networks and multiplies them by 2.5 before any
     loss: for the student that is ``logit_scale`` of :func:`kdlab.models.normed`.
 

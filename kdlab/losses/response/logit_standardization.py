@@ -56,8 +56,8 @@ class LogitStandardization(nn.Module):
         self.loss = SoftTargets(2.0) if loss is None else loss
         if needs_of(self.loss) and "logits" not in needs_of(self.loss):
             raise InputError(
-                f"{type(self.loss).__name__} does not read logits, which LogitStandardization changes: give a loss that "
-                "does."
+                f"{type(self.loss).__name__} does not read logits, which LogitStandardization changes: give a loss "
+                "that does."
             )
 
     @property

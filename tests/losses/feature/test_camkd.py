@@ -29,23 +29,23 @@ def ready(names=NAMES, bias=True):
     return loss
 
 
-def sides(size=6):
+def sides(size=8):
     student = draw(4, 2, size, size, seed=1)
-    return tapped(student, student, student), tapped(*(draw(4, w, 3, 3, seed=w) for w in WIDTHS))
+    return tapped(student, student, student), tapped(*(draw(4, w, 4, 4, seed=w) for w in WIDTHS))
 
 
 def slow(loss, student, teacher, classifiers):
     """The mean over teachers and samples, from projected maps."""
     wrong, errors = [], []
     for project, x, y, fc in zip(loss.projections, student.layers, teacher.layers, classifiers, strict=True):
-        z = project(F.avg_pool2d(x, 2) if x.shape[2] > 3 else F.interpolate(x, size=(3, 3), mode="bilinear"))
+        z = project(F.avg_pool2d(x, 2) if x.shape[2] > 4 else F.interpolate(x, size=(4, 4), mode="bilinear"))
         errors.append(
             [
                 sum((a - b) ** 2 for a, b in zip(p, q, strict=True)) / len(p)
                 for p, q in zip(rows(z), rows(y), strict=True)
             ]
         )
-        pooled = [[sum(channel) / 9 for channel in sample] for sample in z.flatten(2).tolist()]
+        pooled = [[sum(channel) / 16 for channel in sample] for sample in z.flatten(2).tolist()]
         bias = fc.bias.tolist() if fc.bias is not None else [0.0] * 3
         logits = [[dot(w, p) + b for w, b in zip(fc.weight.tolist(), bias, strict=True)] for p in pooled]
         wrong.append([-math.log(softmax(row)[label]) for row, label in zip(logits, LABELS.tolist(), strict=True)])
@@ -61,7 +61,7 @@ def rows(x):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("size", [6, 3, 2])
+@pytest.mark.parametrize("size", [8, 4, 3])
 def test_value(size, bias):
     loss, (student, teacher) = ready(bias=bias), sides(size)
     got = loss(student, teacher, LABELS).item()

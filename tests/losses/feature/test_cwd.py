@@ -50,3 +50,8 @@ def test_a_constant_a_channel_does_not_matter_and_peaks_are_finite():
 def test_maps_of_other_sizes_are_refused():
     with pytest.raises(InputError, match=r"one height and width.*\(2, 3, 4, 4\).*\(2, 3, 2, 2\)"):
         CWD()(tapped(torch.ones(2, 3, 4, 4)), tapped(torch.ones(2, 3, 2, 2)), NO_TARGET)
+
+
+def test_maps_of_as_many_positions_in_another_form_are_refused():
+    with pytest.raises(InputError, match="one height and width"):
+        CWD()(tapped(torch.ones(2, 3, 4, 4)), tapped(torch.ones(2, 3, 2, 8)), NO_TARGET)

@@ -92,6 +92,12 @@ def test_the_larger_factor_is_pooled():
     assert FactorTransfer().distance(ours, theirs).item() == pytest.approx(slow(halved, theirs), rel=1e-11)
 
 
+def test_the_scale_of_a_factor_does_not_matter():
+    ours, theirs = draw(2, 3, 4, 4, seed=1), draw(2, 3, 4, 4, seed=2)
+    values = [FactorTransfer().distance(scale * ours, theirs).item() for scale in (1.0, 1e-4)]
+    assert values[0] == pytest.approx(values[1], rel=1e-9)
+
+
 def test_the_paraphraser_is_shared_not_owned():
     paraphraser = Paraphraser()
     loss, maps = ready(paraphraser), draw(2, 4, 4, 4)

@@ -94,3 +94,10 @@ def test_what_does_not_fit_is_said():
         KDSVD()(tapped(one, one), tapped(one, other), NO_TARGET)
     with pytest.raises(InputError, match="at least 4 channels and positions"):
         KDSVD(4)(tapped(one, one), tapped(one, one), NO_TARGET)
+
+
+def test_either_side_can_have_too_few_positions():
+    maps, small = draw(2, 3, 4, 4), draw(2, 3, 1, 1)
+    for one, other in ((maps, small), (small, maps)):
+        with pytest.raises(InputError, match="at least 2 channels and positions"):
+            KDSVD(2)(tapped(one, one), tapped(other, other), NO_TARGET)

@@ -56,10 +56,16 @@ def test_the_share_masked_is_the_ratio(masked, shape):
     assert MGD(0).kept(torch.tensor([0.0])).all()
 
 
+@pytest.mark.parametrize("masked", ["channels", "positions"])
+def test_a_number_at_the_limit_is_kept(masked):
+    assert MGD(0.5, masked).kept(torch.tensor([0.5])).all()
+
+
 def test_bad_arguments_and_sizes():
     with pytest.raises(InputError, match="ratio must be below 1"):
         MGD(1.0)
     with pytest.raises(InputError, match="masked"):
         MGD(masked="pixels")
-    with pytest.raises(InputError, match="one height and width"):
-        MGD()(tapped(torch.ones(2, 3, 4, 4)), tapped(torch.ones(2, 3, 2, 2)), NO_TARGET)
+    for other in ((2, 2), (4, 2), (2, 4)):
+        with pytest.raises(InputError, match="one height and width"):
+            MGD()(tapped(torch.ones(2, 3, 4, 4)), tapped(torch.ones(2, 3, *other)), NO_TARGET)

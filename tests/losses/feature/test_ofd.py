@@ -61,6 +61,7 @@ def test_a_channel_without_spread_has_a_finite_margin():
 
 def test_value_of_two_layers():
     students, teachers = ([draw(3, c, 4, 2, seed=c + i) for c in (2, 4)] for i in (0, 10))
+    teachers[1][0] = 0.0  # not positive: a student below it is left alone
     teacher = nn.Sequential(norm([1.0, 0.5], [0.2, -0.3]), norm([1.0, 2.0, 0.5, 1.0], [0.0, 1.0, 0.0, -1.0]))
     loss = set_up(OFD(), teacher, "0", "1")
     value = loss(tapped(*students), tapped(*teachers), NO_TARGET)

@@ -38,9 +38,9 @@ def slow_distance(a, b):
     return value / total
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 7, 8])
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 3), (4, 4), (7, 7), (8, 8), (2, 5), (5, 2)])
 def test_hierarchical_distance(size):
-    a, b = draw(2, 3, size, size, seed=1), draw(2, 3, size, size, seed=2)
+    a, b = draw(2, 3, *size, seed=1), draw(2, 3, *size, seed=2)
     assert hierarchical_distance(a, b).item() == pytest.approx(slow_distance(a, b), rel=1e-11)
 
 
@@ -94,6 +94,20 @@ def test_middle_channels(middle, expected):
     assert [fusion.enter.conv.weight.shape[0] for fusion in loss.fusions] == [expected] * 2
 
 
+def test_a_teacher_that_is_only_wider():
+    student, teacher, loss = draw(3, 4, 4, 4, seed=1), draw(3, 5, 4, 8, seed=2), ReviewKD(embedding=False)
+    value = loss(tapped(student), tapped(teacher), NO_TARGET).item()
+    wide = entered(student, loss.fusions[0]).repeat_interleave(2, 3)
+    assert value == pytest.approx(slow_distance(left(wide, loss.fusions[0]), teacher), rel=1e-9)
+
+
+def test_first_weights_are_those_of_the_released_code():
+    loss = ReviewKD(embedding=False)
+    loss(tapped(torch.rand(2, 40, 2, 2)), tapped(torch.rand(2, 30, 2, 2)), NO_TARGET)
+    for part, inputs in ((loss.fusions[0].enter, 40), (loss.fusions[0].leave, 40 * 9)):
+        assert part.conv.weight.abs().max().item() == pytest.approx((3 / inputs) ** 0.5, rel=0.01)
+
+
 def test_needs_follow_the_option():
     assert ReviewKD().needs == ("layers", "embedding")
     assert ReviewKD(embedding=False).needs == ("layers",)
@@ -106,6 +120,9 @@ def test_what_does_not_fit_is_said():
         ReviewKD()(whole, Outputs(torch.zeros(2, 2), maps), NO_TARGET)
     with pytest.raises(InputError, match="of one batch"):
         ReviewKD()(whole, Outputs(torch.zeros(2, 2), maps, torch.rand(1, 6)), NO_TARGET)
+    fewer = Outputs(torch.zeros(2, 2), maps, torch.rand(1, 6))
+    with pytest.raises(InputError, match="of one batch"):
+        ReviewKD()(fewer, fewer, NO_TARGET)
     with pytest.raises(InputError, match="middle"):
         ReviewKD(0)
     one = Outputs(torch.zeros(1, 2), (maps[0][:1],), vector[:1])

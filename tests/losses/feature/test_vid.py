@@ -62,6 +62,7 @@ def test_variances_are_trained_and_the_value_can_be_negative():
     assert loss.predictors[0].log_scale.grad.all()
 
 
-def test_variance_must_be_above_its_floor():
+@pytest.mark.parametrize("variance", [1e-5, 1e-4])
+def test_variance_must_be_above_its_floor(variance):
     with pytest.raises(InputError, match="variance"):
-        VID(1e-5)
+        VID(variance)

@@ -96,3 +96,17 @@ def test_the_memory_starts_uniform():
     assert start.abs().max() <= bound
     assert start.square().mean().item() == pytest.approx(1 / 12, rel=0.02)
     assert start.mean().abs() < 0.01
+
+
+def test_vectors_of_any_length_are_remembered_with_length_1():
+    memory, new = Memory(4, 3).double(), 1e-6 * draw(2, 3)
+    memory.remember(torch.tensor([2, 0]), torch.tensor([1, 1]), new, new, momentum=0.0)
+    assert torch.allclose(memory.student[2], unit(new[0]), atol=1e-14)
+
+
+def test_a_memory_in_half_precision_rounds_only_what_it_writes():
+    memory, new = Memory(4, 3).bfloat16(), draw(4, 3).float()
+    before = memory.student.float()
+    memory.remember(torch.arange(4), torch.arange(4), new, new, momentum=0.3)
+    expected = torch.stack([unit(0.3 * old + 0.7 * row) for old, row in zip(before, new, strict=True)])
+    assert torch.equal(memory.student, expected.bfloat16())

@@ -69,6 +69,22 @@ def test_layers_of_one_shape_are_compared_themselves():
     assert parts[0] != parts[1]
 
 
+def test_layers_are_only_compared_themselves_if_those_of_both_networks_agree():
+    student, teacher = (
+        (side[0], [draw(5, *s, seed=i) for i, s in enumerate(shapes, start=n)])
+        for side, shapes, n in zip(sides(), (((6,), (6,)), ((7,), (1,))), (1, 3), strict=True)
+    )
+    for one, other in ((student, teacher), (teacher, student)):
+        value = IRG(0.0, 30.0)(outputs(one), outputs(other), NO_TARGET).item()
+        assert value == pytest.approx(slow(one, other, 0.0, 30.0), rel=1e-9)
+
+
+def test_the_scale_of_distances_does_not_matter():
+    student, teacher = sides(width=8)
+    values = [IRG(1.0, 0.0)(outputs((c * student[0], student[1])), outputs(teacher), NO_TARGET) for c in (1.0, 1e-3)]
+    assert values[0].item() == pytest.approx(values[1].item(), rel=1e-4)
+
+
 def test_float32_keeps_distances_far_from_the_origin():
     student, teacher = sides()
     student = student[0] + 100, [x + 100 for x in student[1]]

@@ -85,3 +85,9 @@ def test_a_teacher_of_zeros_is_finite():
     value.backward()
     assert value.isfinite()
     assert student.grad.isfinite().all()
+
+
+def test_the_scale_of_the_teacher_does_not_matter():
+    student, teacher, loss = draw(6, 4, seed=1), draw(6, 5, seed=2), ITRD()
+    values = [loss(embedded(student), embedded(scale * teacher), NO_TARGET).item() for scale in (1.0, 1e-6)]
+    assert values[0] == pytest.approx(values[1], rel=1e-9)

@@ -96,6 +96,17 @@ def test_nothing_kept_is_0():
     assert loss(student, teacher, LABELS).item() == 0
 
 
+def test_a_label_among_equal_first_guesses_is_right():
+    student, teacher = side(1, 4), side(11, 6)
+    view = dataclasses.replace(teacher.views["rotations"], logits=torch.zeros(15, 3).double())
+    teacher = dataclasses.replace(teacher, views={"rotations": view})
+    values = [
+        ready(answers=0.0, similarities=0.0, keep_answers=keep)[0](student, teacher, LABELS).item()
+        for keep in (0.0, 1.0)
+    ]
+    assert values[0] == values[1] > 0
+
+
 def test_the_teachers_head_stays_the_other_losses_own():
     loss, head = ready()
     loss(side(1, 4), side(11, 6), LABELS).backward()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from kdlab.errors import InputError
-from kdlab.losses import DIST, MLKD, LogitStandardization, SoftTargets
+from kdlab.losses import DIST, MLKD, AttentionTransfer, LogitStandardization, RKDDistance, SoftTargets
 from kdlab.outputs import Outputs
 from tests.losses.slow import draw, kl, softmax
 
@@ -70,3 +70,22 @@ def test_one_class_is_said():
     one = Outputs(torch.zeros(2, 1))
     with pytest.raises(InputError, match="at least 2 classes"):
         LogitStandardization()(one, one, NO_TARGET)
+
+
+@pytest.mark.parametrize("kind", [RKDDistance, AttentionTransfer])
+def test_a_loss_that_reads_no_logits_is_refused(kind):
+    with pytest.raises(InputError, match=f"{kind.__name__} does not read logits"):
+        LogitStandardization(kind())
+
+
+def test_a_loss_that_says_nothing_of_its_needs_is_taken():
+    class Difference(nn.Module):
+        def forward(self, student, teacher, target):
+            return (student.logits - teacher.logits).square().sum()
+
+    student, teacher = draw(2, 3, seed=1), draw(2, 3, seed=2)
+    loss = LogitStandardization(Difference())
+    assert loss.needs == ("logits",)
+    pairs = [zip(z_score(s), z_score(t), strict=True) for s, t in zip(student.tolist(), teacher.tolist(), strict=True)]
+    expected = sum((a - b) ** 2 for pair in pairs for a, b in pair)
+    assert loss(Outputs(student), Outputs(teacher), NO_TARGET).item() == pytest.approx(expected, rel=1e-11)

@@ -56,6 +56,27 @@ def test_exits_halve_the_map_down_to_the_smallest():
     assert sizes == [[(6, 4, 4), (10, 2, 2)], [(10, 2, 2)], [(10, 2, 2)]]
 
 
+def test_exits_halve_to_the_nearest_width_and_are_as_wide_as_the_widest_layer():
+    layers = draw(4, 3, 16, 8), draw(4, 12, 10, 5), draw(4, 10, 6, 3)
+    loss = OFA(exits=True)
+    loss(replace(tapped(*layers), logits=draw(4, 5)), TEACHER, LABELS)
+    assert [branch[-1].in_features for branch in loss.branches] == [12] * 3
+    assert [branch[:-3](layer).shape[2:] for branch, layer in zip(loss.branches, layers, strict=True)] == [
+        (8, 4),
+        (5, 3),
+        (6, 3),
+    ]
+
+
+def test_first_weights_of_exits():
+    loss = OFA(exits=True)
+    loss(replace(tapped(draw(4, 100, 2, 2), draw(4, 300, 2, 2)), logits=draw(4, 5)), TEACHER, LABELS)
+    convolution, answer = loss.branches[0][0], loss.branches[0][-1]
+    assert convolution.weight.std().item() == pytest.approx((2 / 300) ** 0.5, rel=0.03)
+    assert answer.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert not answer.bias.any()
+
+
 def test_exits_are_trained_and_train_the_layers():
     loss, student = OFA(exits=True), with_layers().map(lambda x: x.requires_grad_())
     loss(student, TEACHER, LABELS).backward()
@@ -85,6 +106,9 @@ def test_what_it_needs():
     assert OFA(exits=True).needs == ("logits", "classes", "student_layers")
     with pytest.raises(InputError, match="student_layers"):
         OFA(exits=True)(Outputs(draw(4, 5)), TEACHER, LABELS)
+    fewer = replace(with_layers(), layers=(draw(3, 6, 4, 4),), names=())
+    with pytest.raises(InputError, match="of the batch"):
+        OFA(exits=True)(fewer, TEACHER, LABELS)
     flat = replace(with_layers(), layers=(draw(4, 6),), names=())
     with pytest.raises(InputError, match="maps"):
         OFA(exits=True)(flat, TEACHER, LABELS)

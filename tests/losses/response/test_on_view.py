@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdlab.errors import InputError
-from kdlab.losses import DKD, Hint, Labels, OnView
+from kdlab.losses import DKD, MLKD, Hint, Labels, OnView
 from kdlab.outputs import Outputs
 from tests.losses.slow import draw
 
@@ -37,5 +37,6 @@ def test_several_inputs_a_sample_share_its_label_and_index():
 def test_what_it_needs():
     assert OnView(Hint(), view="weak").needs == ("layers", "views")
     assert OnView(Hint(), view="weak").views == ("weak",)
+    assert OnView(MLKD(), view="plain").views == ("plain", *MLKD().views)
     with pytest.raises(InputError, match="'strong'"):
         OnView()(Outputs(torch.zeros(1, 2)), Outputs(torch.zeros(1, 2)), torch.tensor([0]))
