@@ -76,8 +76,8 @@ class Normed(nn.Module):
         convolution.weight.copy_((second @ first)[:, :, None, None])
         assert convolution.bias is not None
         convolution.bias.copy_(second @ shift + offset)
-        short.expand, short.back = convolution.eval(), nn.Identity()
-        return short
+        short.expand, short.back = convolution, nn.Identity()
+        return short.eval()
 
 
 def normed(

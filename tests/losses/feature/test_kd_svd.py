@@ -101,3 +101,8 @@ def test_either_side_can_have_too_few_positions():
     for one, other in ((maps, small), (small, maps)):
         with pytest.raises(InputError, match="at least 2 channels and positions"):
             KDSVD(2)(tapped(one, one), tapped(other, other), NO_TARGET)
+
+
+def test_the_gradient_with_fewer_positions_than_channels():
+    student, teacher = [draw(2, 6, 2, 2, seed=i).requires_grad_() for i in (1, 2)], [draw(2, 6, 2, 2, seed=3)] * 2
+    assert torch.autograd.gradcheck(lambda *s: KDSVD()(tapped(*s), tapped(*teacher), NO_TARGET), student)
