@@ -189,7 +189,7 @@ def _known_keys() -> list[str]:
     from kdlab import Distiller, Knowledge, losses
 
     kinds = [Distiller, Knowledge, pl.Trainer, *(getattr(losses, name) for name in losses.__all__)]
-    return [name for each in kinds for name in inspect.signature(each).parameters]
+    return list(dict.fromkeys(name for each in kinds for name in inspect.signature(each).parameters))
 
 
 def _did_you_mean(name: str, names: Iterable[str]) -> str:

@@ -81,3 +81,10 @@ def test_a_part_alone_says_what_is_missing(
     with pytest.raises(SystemExit):
         main(arguments)
     assert "'kd.yaml' is a part of a recipe and names no model" in capsys.readouterr().err
+
+
+def test_a_typo_in_a_loss_names_the_right_word_once(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "-c", "base.yaml", "-c", "kd.yaml", "--model.knowledge.soft.loss.init_args.temprature=2"])
+    assert "'temprature' (did you mean 'temperature'" in (said := capsys.readouterr().err)
+    assert said.count("'temperature'") == 1
