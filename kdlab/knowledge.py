@@ -12,7 +12,7 @@ from pytorch_lightning import Callback
 from torch import Tensor, nn
 
 from kdlab.errors import InputError
-from kdlab.losses.functional import full_precision
+from kdlab.losses.functional import full_precision, widens
 from kdlab.outputs import Outputs
 from kdlab.schedules import Progress, Schedule
 
@@ -65,14 +65,19 @@ class Knowledge(Callback):
         self.student_layers = tuple(student_layers or (teacher_layers if both else ()))
         self.teacher_layers = tuple(teacher_layers or (student_layers if both else ()))
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find what is to be called at every step."""
+        self._advances = tuple(self.parts("advance"))
+        self._after_backwards = tuple(self.parts("after_backward"))
+
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         """Tell the loss how far the training is."""
-        for advance in self.parts("advance"):
+        for advance in self._advances:
             advance(trainer.current_epoch, trainer.global_step)
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let the loss remember what it may change only now: autograd needs its memory until here."""
-        for after_backward in self.parts("after_backward"):
+        for after_backward in self._after_backwards:
             after_backward()
 
     def parts(self, method: str) -> Iterator[Callable[..., None]]:
@@ -85,8 +90,13 @@ class Knowledge(Callback):
 
     def compare(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         """The loss, unweighted: a scalar. Teachers that count differently for each sample are compared one by one."""
-        compute = _member_by_member if teacher.members and self.reads_logits else _in_full_precision
-        return compute(self.loss, student.only(self.student_layers), teacher.only(self.teacher_layers), target)
+        ours, theirs = student.only(self.student_layers), teacher.only(self.teacher_layers)
+        if teacher.members and self.reads_logits:
+            return _member_by_member(self.loss, ours, theirs, target)
+        if widens(self.loss):
+            value: Tensor = self.loss(ours, theirs, target)
+            return value
+        return _in_full_precision(self.loss, ours, theirs, target)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -102,6 +112,17 @@ class Knowledge(Callback):
     def reads_logits(self) -> bool:
         """Whether both sides need the same classes: as the loss says, else where it is given no layers to read."""
         return "logits" in self.needs or not (self.needs or self.student_layers)
+
+    @property
+    def reads_only_layers(self) -> bool:
+        """Whether the loss is known to read nothing of the teacher but layers."""
+        own = {"layers", "student_layers", "teacher_layers", "student_classifier", "classes", "index"}
+        return bool(self.needs) and set(self.needs) <= own
+
+    @property
+    def reads_embedding(self) -> bool:
+        """Whether the loss may read the teacher's embedding."""
+        return not self.needs or bool({"embedding", "teacher_embedding"} & set(self.needs))
 
     @property
     def reads_student(self) -> bool:

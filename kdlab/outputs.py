@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.errors import InputError, nearest
+from kdlab.returned import class_of, form_of, is_compiled, tensor_of
+from kdlab.returned import logits_of as logits_of
 
 
 class Batch(NamedTuple):
@@ -47,7 +49,7 @@ class Batch(NamedTuple):
             return Batch(*raw)
         raise InputError(
             "A batch must be (inputs, labels), (inputs, labels, sample index) or a mapping with 'labels', "
-            f"not {_form(raw)}."
+            f"not {form_of(raw)}."
         )
 
 
@@ -85,6 +87,18 @@ class Outputs:
             views={name: each.map(change) for name, each in self.views.items()},
             members=tuple((each.map(change), change(weight)) for each, weight in self.members),
         )
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Logits, layers and embedding, then those of the views and of the members with their weights."""
+        yield self.logits
+        yield from self.layers
+        if self.embedding is not None:
+            yield self.embedding
+        for view in self.views.values():
+            yield from view.tensors()
+        for member, weight in self.members:
+            yield from member.tensors()
+            yield weight
 
     def detach(self) -> Outputs:
         """The same values, cut from the graph."""
@@ -146,7 +160,6 @@ class Observer:
         self._kept: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
         self._copied: set[str] = set()
-        self._traced = False
         # The same function objects at every forward: a compiled network keeps calling those it was traced with.
         self._hooks = {name: partial(self._keep, name) for name in self._modules}
 
@@ -154,12 +167,13 @@ class Observer:
         """Look the layers up again, after modules of the network were replaced."""
         modules = layer_names(self.network)
         self._modules = {name: modules[name] for name in self.layers if name in modules}
+        self._traced = False
         self._classifier = classifier_of(self.network)
 
     def _keep(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
-        value = _tensor(output)
+        value = tensor_of(output)
         if value is None:
-            raise InputError(f"Layer {name!r} returns {_form(output)}, not a tensor, so it cannot be tapped.")
+            raise InputError(f"Layer {name!r} returns {form_of(output)}, not a tensor, so it cannot be tapped.")
         if name in self._copied or torch.compiler.is_compiling():  # a compiled network cannot tell what is overwritten
             value = value.clone()
         elif not value.is_inference():
@@ -202,7 +216,7 @@ class Observer:
     def _untraced(self) -> bool:
         """Whether to run again because the network was compiled before, without these hooks: it then ignores them."""
         wanted = {*self._modules, *([_EMBEDDING] if self._classifier is not None else [])}
-        again = not self._traced and not wanted <= self._kept.keys() and any(map(_compiled, self.network.modules()))
+        again = not self._traced and not wanted <= self._kept.keys() and any(map(is_compiled, self.network.modules()))
         if again:
             torch._dynamo.reset()
         self._traced = True
@@ -212,7 +226,7 @@ class Observer:
         for name in self._modules:
             if name not in self._kept:
                 raise InputError(
-                    f"Layer {name!r} did not run in this forward of {_class(self.network)}, so it cannot be tapped."
+                    f"Layer {name!r} did not run in this forward of {class_of(self.network)}, so it cannot be tapped."
                 )
         return self.layers
 
@@ -227,9 +241,9 @@ class Observer:
                 value = getattr(value, key)
             else:
                 near = nearest(name, layer_names(self.network))
-                raise InputError(f"{_class(self.network)} has no layer {name!r}; the nearest names are {near}.")
+                raise InputError(f"{class_of(self.network)} has no layer {name!r}; the nearest names are {near}.")
         if not isinstance(value, Tensor):
-            raise InputError(f"Output {name!r} of {_class(self.network)} is {_form(value)}, not a tensor.")
+            raise InputError(f"Output {name!r} of {class_of(self.network)} is {form_of(value)}, not a tensor.")
         return value
 
 
@@ -252,46 +266,3 @@ def observe(network: nn.Module, inputs: Any, layers: Sequence[str] = ()) -> Outp
     (torch.Size([2, 3]), torch.Size([2, 8]), torch.Size([2, 8]))
     """
     return Observer(network, layers)(inputs)
-
-
-def logits_of(raw: Any) -> Tensor:
-    """The class scores in what a network returned.
-
-    Raises:
-        InputError: there are none.
-    """
-    if isinstance(raw, Tensor):
-        return raw
-    for name in ("logits", "out"):
-        value = raw.get(name) if isinstance(raw, Mapping) else getattr(raw, name, None)
-        if isinstance(value, Tensor):
-            return value
-    if isinstance(raw, Sequence) and raw and isinstance(raw[0], Tensor):
-        return raw[0]
-    raise InputError(
-        f"The network returns {_form(raw)}; logits must be the output itself, its first element, or named 'logits'."
-    )
-
-
-def _tensor(output: Any) -> Tensor | None:
-    """A layer's tensor: the output itself, or the first tensor of a tuple or of a model output."""
-    if isinstance(output, Tensor):
-        return output
-    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, Sequence) else ()
-    return next((value for value in values if isinstance(value, Tensor)), None)
-
-
-def _compiled(module: nn.Module) -> bool:
-    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
-
-
-def _class(network: nn.Module) -> str:
-    return type(getattr(network, "_orig_mod", network)).__name__
-
-
-def _form(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return f"a mapping with {', '.join(map(repr, value)) or 'no keys'}"
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return f"a {type(value).__name__} of {len(value)}"
-    return f"a {type(value).__name__}"

@@ -25,13 +25,15 @@ FLOORS = {
     "optimizers": 1,
     "outputs": 0,
     "views": 0,
+    "returned": 0,
     "errors": 0,
     "models": 0,
     "data": 0,
 }
 # On the ground floor ``errors`` lies under ``outputs``, and both lie under all the rest.
 BENEATH = {
-    "outputs": {"errors"},
+    "returned": {"errors"},
+    "outputs": {"errors", "returned"},
     "views": {"errors", "outputs"},
     "models": {"errors", "outputs"},
     "data": {"errors", "outputs"},

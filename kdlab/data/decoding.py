@@ -58,7 +58,12 @@ class Streamed(Dataset[Batch]):
         train: a random resized crop, mirrored half of the time if ``flip``, instead of resize and centre crop.
         flip: see ``train``.
         seed: of the crops, which are functions of (seed, epoch, index).
+
+    Attributes:
+        distinct_epochs: after how many epochs the crops repeat; ``None`` for new ones each epoch.
     """
+
+    distinct_epochs: int | None = None
 
     def __init__(
         self, tree: Tree, rows: Tensor | None, size: int, resize: int, train: bool, flip: bool, seed: int
@@ -89,8 +94,9 @@ class Streamed(Dataset[Batch]):
     def cropped(self, images: list[Tensor], draw: Draw) -> list[Tensor]:
         """Every image cropped at random, resized, and mirrored or not."""
         sizes = torch.tensor([image.shape[1:] for image in images])
-        windows = random_windows(sizes, draw.positions, self.seed, draw.epoch).tolist()
-        mirror = draws.integers(2, self.seed, draw.epoch, draw.positions, draws.FLIP).tolist()
+        epoch = draw.epoch % self.distinct_epochs if self.distinct_epochs else draw.epoch
+        windows = random_windows(sizes, draw.positions, self.seed, epoch).tolist()
+        mirror = draws.integers(2, self.seed, epoch, draw.positions, draws.FLIP).tolist()
         cut = [
             F.resized_crop(image, *window, [self.size, self.size])
             for image, window in zip(images, windows, strict=True)

@@ -8,8 +8,11 @@ from typing import Any, cast
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from kdlab.data import decoding, draws
 from kdlab.data.decoding import SizesDifferError, Streamed, decode
+from kdlab.data.fingerprint import library, of_code, of_object, of_tree, refuse_unknown
 from kdlab.data.images import ImageData, Images
+from kdlab.data.loader import Loader
 from kdlab.data.tree import Tree, splits
 from kdlab.errors import InputError
 from kdlab.outputs import Batch
@@ -133,11 +136,33 @@ class ImageFolder(ImageData):
     def _set(self, name: str) -> Dataset[Batch]:
         tree, rows = self._trees[name], self._rows[name]
         if not self._stays:
-            return Streamed(tree, rows, self.size, self.resize, name == "train", self.flip, self.seed)
+            return Streamed(tree, rows, self.size, self.resize, name == "train", self.flip, self.augmentation_seed)
         return Images(self._decoded[self._path(name)], tree.labels, rows)
 
     def _path(self, name: str) -> str:
         return str(self._trees[name].path)
+
+    def train_dataloader(self) -> Loader:
+        """Batches of the training split, shuffled anew each epoch."""
+        train = self._split("train")
+        if isinstance(train, Streamed):
+            train.distinct_epochs = self.distinct_epochs
+        return super().train_dataloader()
+
+    def fingerprint(self) -> dict[str, Any]:
+        """As of :class:`ImageData`; streamed images are known by their names, sizes and times of change."""
+        train = self._split("train")
+        if type(train) is not Streamed:
+            return super().fingerprint()
+        refuse_unknown(self, ImageFolder)
+        return {
+            "images": of_tree(train.tree, train.rows),
+            "normalised": [self.mean, self.std],
+            "augmented": [self.size, self.flip, self.augmentation_seed],
+            "code": of_code(decoding, draws),
+            "views": {name: of_object(view) for name, view in self.views.items()},
+            "libraries": [library("torchvision"), library("PIL")],
+        }
 
     def augment(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
         """The training images (B, 3, H, W) as epoch ``epoch`` shows them; streamed images come augmented."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any, cast
 
@@ -9,7 +10,9 @@ import pytorch_lightning as pl
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from kdlab.data import draws
 from kdlab.data.augment import augment, normalise
+from kdlab.data.fingerprint import library, of_code, of_images, of_object, refuse_unknown
 from kdlab.data.loader import Loader, loader
 from kdlab.data.order import Draw, InOrder, Shuffled
 from kdlab.data.selection import training_rows
@@ -61,11 +64,16 @@ class ImageData(pl.LightningDataModule):
         train_size: number of images to train on, stratified; ``None`` for all that are left.
         omit: classes that training never sees; validation and test keep them.
         views: further views of the training images, by name, for losses that read them: ``{"strong": RandAugment()}``.
+        augmentation_seed: of the augmentation and the views alone, so that runs with other orders see the same images;
+            ``seed`` if not given.
+        distinct_epochs: after how many epochs the augmentation repeats; ``None`` for a new one each epoch. A small
+            number is another method ("fixed views"), to be reported as such.
 
     Attributes:
         num_classes: number of classes.
         shape: (C, H, W) of an image.
         sizes: number of samples of "train", "val" and "test"; known after ``setup``.
+        host_index: the index of the batch last sent to a device, still where it was: it can be read without waiting.
 
     Raises:
         InputError: in ``setup``: labels are outside the classes, or a subset cannot be drawn; in the dataloaders:
@@ -89,6 +97,8 @@ class ImageData(pl.LightningDataModule):
         train_size: int | None = None,
         omit: list[int] | None = None,
         views: dict[str, View] | None = None,
+        augmentation_seed: int | None = None,
+        distinct_epochs: int | None = None,
     ) -> None:
         super().__init__()
         self.mean = list(mean)
@@ -102,7 +112,12 @@ class ImageData(pl.LightningDataModule):
         self.train_size = train_size
         self.omit = list(omit or [])
         self.views = dict(views or {})
+        self.augmentation_seed = seed if augmentation_seed is None else augmentation_seed
+        if distinct_epochs is not None and distinct_epochs < 1:
+            raise InputError(f"distinct_epochs is at least 1, or not given, not {distinct_epochs}.")
+        self.distinct_epochs = distinct_epochs
         self.sizes: dict[str, int] = {}
+        self.host_index: Tensor | None = None
         self._sets: dict[str, Dataset[Batch]] = {}
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
@@ -191,14 +206,45 @@ class ImageData(pl.LightningDataModule):
         """
         images, views = batch.inputs, None
         if epoch is not None and batch.index is not None:
+            epoch = self.shown(epoch)
             images = self.augment(images, batch.index, epoch)
-            made = {name: view(images, batch.index, self.seed, epoch) for name, view in self.views.items()}
+            made = {name: view(images, batch.index, self.augmentation_seed, epoch) for name, view in self.views.items()}
             views = {name: normalise(view, self.mean, self.std) for name, view in made.items()} or None
         return batch._replace(inputs=normalise(images, self.mean, self.std), views=views)
 
     def augment(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
         """The training images (B, C, H, W) as epoch ``epoch`` shows them, dtype unchanged."""
-        return augment(images, index, self.seed, epoch, self.padding, self.flip)
+        return augment(images, index, self.augmentation_seed, epoch, self.padding, self.flip)
+
+    def shown(self, epoch: int) -> int:
+        """The number of the augmentation that epoch ``epoch`` shows."""
+        return epoch % self.distinct_epochs if self.distinct_epochs else epoch
+
+    def fingerprint(self) -> dict[str, Any]:
+        """All that the inputs of a training batch depend on besides :meth:`shown` of the epoch and the index.
+
+        A class with transforms of its own says here what they depend on.
+
+        Raises:
+            InputError: such a class does not.
+        """
+        refuse_unknown(self, ImageData)
+        train = self._split("train")
+        if type(train) is not Images:
+            raise InputError(f"{type(train).__name__} as training set is not known: define fingerprint().")
+        return {
+            "images": of_images(train.images, train.rows),
+            "normalised": [self.mean, self.std],
+            "augmented": [self.padding, self.flip, self.augmentation_seed],
+            "code": of_code(sys.modules[augment.__module__], draws),
+            "views": {name: of_object(view) for name, view in self.views.items()},
+            "libraries": library("torchvision") if self.views else "",
+        }
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Keep the index of the batch before it goes to its device; Lightning calls it."""
+        self.host_index = Batch.of(batch).index
+        return batch
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
         """Augment (while training) and normalise a batch that has reached its device; Lightning calls it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -86,6 +86,14 @@ class Tree:
             reason = "it is not an image" if isinstance(error, UnidentifiedImageError) else str(error)
             raise InputError(f"The image {name!r} of {self.path} cannot be decoded: {reason}.") from error
         return torch.from_numpy(pixels).permute(2, 0, 1)
+
+    def stamps(self, positions: Sequence[int]) -> list[tuple[str, int, int]]:
+        """Name, size in bytes and time of change in ns (in a zip file the checksum) of the images at ``positions``."""
+        if self.zipped:
+            entries = (self._archive().getinfo(self.prefix + self.names[each]) for each in positions)
+            return [(entry.filename, entry.file_size, entry.CRC) for entry in entries]
+        found = ((self.names[each], (self.path / self.names[each]).stat()) for each in positions)
+        return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in found]
 
     def _archive(self) -> zipfile.ZipFile:
         if self._handle is None or self._handle[0] != os.getpid():

@@ -37,9 +37,12 @@ def full_precision(forward: _Forward[_Loss]) -> _Forward[_Loss]:
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
                 return wide(self, student, teacher, target)
+        seen = [*student.tensors(), *teacher.tensors()]
+        if not (self._parameters or self._buffers or self._modules) and all(x.dtype is torch.float32 for x in seen):
+            return forward(self, student, teacher, target)  # as most often: the rest would only come to the same
         own = dict(itertools.chain(self.named_parameters(), self.named_buffers()))
         own = {name: tensor for name, tensor in own.items() if tensor.is_floating_point()}
-        seen = [tensor for tensor in (*_tensors(student), *_tensors(teacher)) if tensor.is_floating_point()]
+        seen = [tensor for tensor in seen if tensor.is_floating_point()]
         wanted = torch.float64 if any(t.dtype is torch.float64 for t in (*own.values(), *seen)) else torch.float32
         if any(map(is_lazy, own.values())):
             self.to(dtype=wanted)
@@ -59,7 +62,13 @@ def full_precision(forward: _Forward[_Loss]) -> _Forward[_Loss]:
                     buffer.copy_(converted[name])
         return loss
 
+    wide.__dict__["widens"] = True
     return wide
+
+
+def widens(loss: nn.Module) -> bool:
+    """Whether the loss' own ``forward`` is made by :func:`full_precision`."""
+    return bool(getattr(type(loss).forward, "widens", False))
 
 
 class _Held(nn.Module):
@@ -72,12 +81,6 @@ class _Held(nn.Module):
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         return self.plain(self.loss, student, teacher, target)
-
-
-def _tensors(outputs: Outputs) -> list[Tensor]:
-    found: list[Tensor] = []
-    outputs.map(lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
-    return found
 
 
 def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0, mask: Tensor | None = None) -> Tensor:

@@ -72,6 +72,7 @@ class DistillationModule(pl.LightningModule):
         self._terms = Terms()
         self._parts: tuple[Tensor | None, Tensor | None] | None = None
         self._metrics = StudentVersusTeacher()
+        self.channels_last = self.compile_learners = False
         self._observers: dict[str, Observer] = {}
 
     @property
@@ -84,6 +85,14 @@ class DistillationModule(pl.LightningModule):
         """Who teaches whom; ``None`` is plain training on the labels."""
         raise NotImplementedError(f"{type(self).__name__} must define teaching.")
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes the hook that runs here some 40 times a step; nn.Module would look each time whether it is a
+        # parameter, for a tenth of Lightning's cost in all.
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     # What happens before the first step
 
     def configure_callbacks(self) -> list[pl.Callback]:
@@ -92,10 +101,15 @@ class DistillationModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Rehearse one batch before a training: sizes adapters, and finds everything that cannot work."""
+        for network in self.learners.values():
+            if self.channels_last:
+                network.to(memory_format=torch.channels_last)
         if stage == "fit":
             _be_heard(self.trainer.global_rank)
             self.rehearsal = rehearse(self)
             self._tell_ddp()
+        for network in self.learners.values() if self.compile_learners else ():
+            network.compile()
 
     def _tell_ddp(self) -> None:
         """Let DDP expect parameters without gradient where there are some: else it stops at the second step."""
@@ -174,13 +188,15 @@ class DistillationModule(pl.LightningModule):
         """Who learns from whom on this batch."""
         assert self.teaching is not None
         lessons = self.teaching.lessons(outputs, batch)
-        return [each._replace(teacher=dataclasses.replace(each.teacher, index=batch.index)) for each in lessons]
+        return [x if x.teacher.index is batch.index else _indexed(x, batch.index) for x in lessons]
 
     def training_step(self, raw: Any, batch_idx: int) -> Tensor:
         """The weighted sum of the task and of all knowledge on one batch."""
         self._reseed(batch_idx)
         batch = Batch.of(raw)
         progress = Progress(self.current_epoch, self.global_step)
+        if self.teaching is not None:
+            self.teaching.advance(*progress)
         outputs = self.observe(batch)
         terms: dict[str, tuple[Tensor, float]] = {}
         task_weight = self.task_weight * (self.task_schedule(progress) if self.task_schedule else 1.0)
@@ -191,13 +207,17 @@ class DistillationModule(pl.LightningModule):
             lessons = self.lessons(outputs, batch)
             for name, weight in active.items():
                 compare = self.knowledge[name].compare
-                values = (compare(outputs[x.learner], x.teacher, batch.target) * x.weight for x in lessons)
+                values = (times(compare(outputs[x.learner], x.teacher, batch.target), x.weight) for x in lessons)
                 terms[name] = sum_of(values), weight
         if not terms:
             raise InputError(f"Nothing is left to learn at epoch {progress.epoch}: the task and all knowledge weigh 0.")
-        weighted = {name: value * weight for name, (value, weight) in terms.items()}
+        weighted = {name: times(value, weight) for name, (value, weight) in terms.items()}
         total = sum_of(weighted.values())
-        self._log_terms(terms, total, progress.step)
+        # One call every N steps: self.log costs 0.25 ms a call, whether or not a logger reads it.
+        if every := self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            self._terms.add(terms, total, outputs, batch.target)
+            if (progress.step + 1) % every == 0 and not self.trainer.fit_loop._should_accumulate():
+                self.log_dict(self._terms.flush(), on_step=True, on_epoch=False, sync_dist=True)
         if splitting(self):
             apart = [value for name, value in weighted.items() if name != "task"]
             self._parts = weighted.get("task"), sum_of(apart) if apart else None
@@ -209,14 +229,6 @@ class DistillationModule(pl.LightningModule):
             note_task(self, optimizer, *self._parts)
         self._parts = None
         super().backward(loss, *args, **kwargs)
-
-    def _log_terms(self, terms: Mapping[str, tuple[Tensor, float]], total: Tensor, step: int) -> None:
-        # One call every N steps: self.log costs 0.25 ms a call, whether or not a logger reads it.
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every:
-            self._terms.add(terms, total)
-            if (step + 1) % every == 0 and not self.trainer.fit_loop._should_accumulate():
-                self.log_dict(self._terms.flush(), on_step=True, on_epoch=False, sync_dist=True)
 
     def on_train_epoch_end(self) -> None:
         """Log what the last steps of the epoch left."""
@@ -255,6 +267,15 @@ def check_names(knowledge: Mapping[str, Knowledge]) -> None:
             )
         if (other := owners.setdefault(id(each), name)) != name:
             raise InputError(f"Knowledge {other!r} and {name!r} are one object: make one for each name.")
+
+
+def _indexed(lesson: Lesson, index: Tensor | None) -> Lesson:
+    return lesson._replace(teacher=dataclasses.replace(lesson.teacher, index=index))
+
+
+def times(value: Tensor, weight: float) -> Tensor:
+    """The product; for a weight of 1 the value itself, which costs neither a step forward nor one backward."""
+    return value if weight == 1 else value * weight
 
 
 def sum_of(values: Any) -> Tensor:

@@ -14,9 +14,10 @@ from torchmetrics import MeanMetric
 from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge
 from kdlab.modules.base import DistillationModule, sgd
-from kdlab.outputs import Batch, logits_of, run
+from kdlab.modules.caching import use_cache
+from kdlab.outputs import Batch, Outputs, logits_of, run
 from kdlab.schedules import Schedule
-from kdlab.teaching import Ensemble, FrozenTeacher
+from kdlab.teaching import Ensemble, Fast, FrozenTeacher, Lesson, TeacherCache
 
 
 class Distiller(DistillationModule):
@@ -42,6 +43,13 @@ class Distiller(DistillationModule):
         lr_scheduler: makes the learning-rate scheduler from the optimiser; a ``OneCycleLR`` needs no length.
         parameter_groups: optimiser options of single parts, by the beginning of their parameters' names:
             ``{"losses.hint": {"lr": 0.01}}``.
+        teacher_fast: what may be done to make the teacher's forward cheaper; by default what changes its outputs by
+            rounding alone. ``None`` for nothing.
+        teacher_cache: keeps the teacher's outputs on disk, for later epochs and for other runs with the same teacher
+            and data; only for losses that read its logits or embedding.
+        channels_last: keep the student's convolution weights with the channels innermost, which most devices compute
+            faster with.
+        compile: ``torch.compile`` the student, in place: names and checkpoints stay.
 
     Raises:
         InputError: a negative weight or a name that cannot be a log key; before the first step, everything of
@@ -62,12 +70,19 @@ class Distiller(DistillationModule):
         optimizer: OptimizerCallable = sgd,
         lr_scheduler: LRSchedulerCallable | None = None,
         parameter_groups: dict[str, dict[str, Any]] | None = None,
+        teacher_fast: Fast | None = Fast(),  # noqa: B008  # frozen
+        teacher_cache: TeacherCache | None = None,
+        channels_last: bool = False,
+        compile: bool = False,  # torch's word
     ) -> None:
         super().__init__(knowledge, task, task_weight, task_schedule, optimizer, lr_scheduler, parameter_groups)
+        self.channels_last, self.compile_learners = channels_last, compile
         self.student = student
         teachers = [teacher] if isinstance(teacher, nn.Module) else teacher
         self.teacher = (
-            FrozenTeacher(teachers, teacher_weights, teacher_batchnorm, ensemble) if teachers is not None else None
+            FrozenTeacher(teachers, teacher_weights, teacher_batchnorm, ensemble, teacher_fast, teacher_cache)
+            if teachers is not None
+            else None
         )
         own = {id(each) for each in student.parameters()}
         if self.teacher is not None and any(id(each) in own for each in self.teacher.parameters()):
@@ -98,7 +113,17 @@ class Distiller(DistillationModule):
         """As the base; what is known of the teacher is forgotten, since it may be another one by now."""
         self._known.clear()
         self._asked.clear()
+        if self.teacher is not None and stage != "fit":
+            self.teacher.listen(self.teacher.layers)
         super().setup(stage)
+        if self.teacher is not None and self.teacher.cache is not None and stage == "fit":
+            use_cache(self)
+
+    def lessons(self, outputs: Mapping[str, Outputs], batch: Batch) -> list[Lesson]:
+        """Who learns from whom on this batch."""
+        if self.teacher is not None and self.teacher.cache is not None:
+            self.teacher.note(getattr(self.trainer.datamodule, "host_index", None))  # type: ignore[attr-defined]
+        return super().lessons(outputs, batch)
 
     # Evaluation: the student against its teacher
 

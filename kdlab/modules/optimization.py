@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
+from torch.optim import SGD, Adagrad, Adam, AdamW
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from kdlab.errors import InputError, nearest
@@ -51,6 +53,7 @@ def configure(module: DistillationModule) -> Any:
     """
     optimizer = module.optimizer(groups(module))
     refuse_clipping(module, optimizer)
+    fuse(module, optimizer)
     if module.lr_scheduler is None:
         return optimizer
     try:
@@ -67,6 +70,28 @@ def configure(module: DistillationModule) -> Any:
         watched = "val/loss" if scheduler.mode == "min" else "val/student_accuracy"
         config["monitor"] = getattr(scheduler, "monitor", watched)
     return {"optimizer": optimizer, "lr_scheduler": config}
+
+
+def fuse(module: DistillationModule, optimizer: torch.optim.Optimizer) -> None:
+    """Let torch's own optimisers do a step in one kernel where they can and the user said nothing else.
+
+    Not with a gradient scaler (fp16-mixed), where a fused step would exclude gradient clipping.
+    """
+    own = type(optimizer) in (SGD, Adam, AdamW, Adagrad)
+    if not own or getattr(module.trainer.precision_plugin, "scaler", None) is not None:
+        return
+    for group in optimizer.param_groups:
+        silent = group.get("fused") is None and group.get("foreach") is None
+        plain = not (group.get("differentiable") or group.get("capturable") or group.get("dampening"))
+        floats = all(each.is_floating_point() and each.device.type in ("cpu", "cuda") for each in group["params"])
+        if silent and plain and floats:
+            group["fused"] = True
+            optimizer._need_device_dtype_check_for_fused = True  # type: ignore[attr-defined]
+            if group.get("momentum"):
+                # The fused step stops where some parameters have a momentum and others, which get their first gradient
+                # later, do not yet; from zeros (without dampening) the first step is the same.
+                for each in group["params"]:
+                    optimizer.state[each]["momentum_buffer"] = torch.zeros_like(each)
 
 
 def check_length(module: DistillationModule) -> None:

@@ -57,7 +57,9 @@ def rehearse(module: DistillationModule) -> Rehearsal:
     student_layers = [name for each in module.knowledge.values() for name in each.student_layers]
     module._observers = {name: Observer(network, student_layers) for name, network in module.learners.items()}
     if teaching is not None:
-        teaching.listen([name for each in module.knowledge.values() for name in each.teacher_layers])
+        every = module.knowledge.values()
+        tapped = [name for each in every for name in each.teacher_layers]
+        teaching.listen(tapped, bool(tapped) and all(each.reads_only_layers for each in every))
     values: dict[str, Tensor] = {}
     with isolate_rng(), torch.enable_grad(), _unchanged(module):
         with _explained(f"The student fails on inputs {_shape(batch.inputs)}"):

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 
 from kdlab.errors import InputError
 from kdlab.outputs import Batch, Observer, Outputs
+from kdlab.teaching.cache import TeacherCache
 from kdlab.teaching.ensembles import Ensemble
+from kdlab.teaching.fast import Fast, FastObserver
 from kdlab.teaching.teaching import Lesson, Teaching
 from kdlab.views import see
 
@@ -25,7 +28,8 @@ class FrozenTeacher(Teaching):
     of theirs. Their layers are named with the number of the teacher: ``"0.layer3"`` is the first one's.
 
     The networks are in eval mode without gradients and stay so through any ``train()``; they are run under ``no_grad``,
-    in the precision of the training, once a step.
+    in the precision of the training, once a step. What runs is by default a faster copy with the same outputs (see
+    :class:`~kdlab.teaching.Fast`), and no further than the last layer that is tapped where nothing else is read.
 
     Args:
         networks: the teachers.
@@ -34,6 +38,8 @@ class FrozenTeacher(Teaching):
             the batch, as the released code of OFD and ReviewKD (CIFAR) does; the running statistics still do not
             change.
         ensemble: how several teachers act together; :class:`~kdlab.teaching.Ensemble` if not given.
+        fast: what may be done to make the forward cheaper; ``None`` for nothing.
+        cache: where outputs are kept on disk instead of being computed again; :meth:`TeacherCache.open` starts its use.
 
     Raises:
         InputError: no network, or weights that are not positive or not one per teacher, or that the ensemble does not
@@ -46,6 +52,8 @@ class FrozenTeacher(Teaching):
         weights: Sequence[float] | None = None,
         batchnorm: Literal["frozen", "batch"] = "frozen",
         ensemble: Ensemble | None = None,
+        fast: Fast | None = Fast(),  # noqa: B008  # frozen
+        cache: TeacherCache | None = None,
     ) -> None:
         super().__init__()
         given, weights = weights is not None, [1.0] * len(networks) if weights is None else list(weights)
@@ -63,6 +71,9 @@ class FrozenTeacher(Teaching):
         self.ensemble = ensemble or Ensemble()
         if given and not self.ensemble.weighted:
             raise InputError(f"{type(self.ensemble).__name__} finds the teachers' weights itself: give none.")
+        self.fast = fast
+        self.cache = cache
+        self._index: Tensor | None = None
         self.listen(())
 
     def train(self, mode: bool = True) -> FrozenTeacher:
@@ -70,8 +81,11 @@ class FrozenTeacher(Teaching):
         super().train(False)
         return self
 
-    def listen(self, layers: Sequence[str]) -> None:
-        """Keep ``layers`` at every later :meth:`observe`, and be frozen, whatever was done to the networks since."""
+    def listen(self, layers: Sequence[str], only_layers: bool = False) -> None:
+        """Keep ``layers`` at every later :meth:`observe`, and be frozen, whatever was done to the networks since.
+
+        With ``only_layers`` a lesson's forward stops after the last of them.
+        """
         self.eval().requires_grad_(False)
         own: list[list[str]] = [[] for _ in self.networks]
         self.layers = tuple(dict.fromkeys(layers))
@@ -85,22 +99,45 @@ class FrozenTeacher(Teaching):
             own[int(number)].append(name)
         if len(self.networks) == 1:
             own = [list(self.layers)]
-        self._observers = [Observer(network, names) for network, names in zip(self.networks, own, strict=True)]
+        self._only_layers = only_layers and len(self.networks) == 1
+        made = Observer if self.batchnorm == "batch" or self.fast is None else partial(FastObserver, fast=self.fast)
+        self._observers = [made(network, names) for network, names in zip(self.networks, own, strict=True)]
 
     @property
     def observers(self) -> Sequence[Observer]:
         """One per teacher."""
         return self._observers
 
-    @torch.no_grad()
+    def advance(self, epoch: int, step: int) -> None:
+        """Let the cache know the epoch."""
+        if self.cache is not None:
+            self.cache.advance(epoch)
+
+    def note(self, index: Tensor | None) -> None:
+        """Keep this batch's index as it was before its transfer: to read it on the device would be to wait."""
+        self._index = index
+
     def observe(self, inputs: Any) -> Outputs:
         """What the teacher, or the ensemble as one, gives on ``inputs``; an ensemble's members count alike here."""
+        return self._together(self._seen(inputs))
+
+    @torch.no_grad()
+    def _seen(self, inputs: Any, only_layers: bool = False) -> list[Outputs]:
+        """What each teacher gives."""
         if any(network.training for network in self.networks):  # train() was called on the network itself
             self.eval()
+        for observer in self._observers:
+            if isinstance(observer, FastObserver):
+                observer.only_layers = only_layers
         with self._batch_statistics() if self.batchnorm == "batch" else nullcontext():
-            seen = [observer(inputs) for observer in self._observers]
-        if len(seen) == 1:
-            return seen[0]
+            return [observer(inputs) for observer in self._observers]
+
+    def _together(self, seen: Sequence[Outputs]) -> Outputs:
+        """The teachers as one."""
+        return seen[0] if len(seen) == 1 else self._ensembled(seen)
+
+    @torch.no_grad()
+    def _ensembled(self, seen: Sequence[Outputs]) -> Outputs:
         shapes = {tuple(each.logits.shape[1:]) for each in seen}
         if len(shapes) > 1:
             raise InputError(
@@ -118,8 +155,25 @@ class FrozenTeacher(Teaching):
     def lessons(self, outputs: Mapping[str, Outputs], batch: Batch) -> list[Lesson]:
         """Every learner learns from the teacher on the unchanged batch."""
         views = list(next(iter(outputs.values())).views)
-        teacher = see(self.observe, batch, views)
+        cached = self.cache is not None and self.cache.is_open
+        teacher = see(partial(self._recalled, batch, views) if cached else self._lesson, batch, views)
         return [Lesson(name, self._weighed(teacher, student, batch.target)) for name, student in outputs.items()]
+
+    def _lesson(self, inputs: Any) -> Outputs:
+        """As :meth:`observe`, no further than what is read in a lesson."""
+        return self._together(self._seen(inputs, self._only_layers))
+
+    def _recalled(self, batch: Batch, views: Sequence[str], inputs: Tensor) -> Outputs:
+        """As :meth:`observe` on the batch and its views, from the cache as far as it has them."""
+        assert self.cache is not None
+        assert batch.index is not None
+        index = batch.index if self._index is None else self._index
+        parts = [("", index, self.cache.rows)]
+        for view in views:
+            each = len((batch.views or {})[view]) // len(index)
+            places = index[:, None] * each + torch.arange(each, device=index.device)
+            parts.append((view, places.flatten(), self.cache.rows * each))
+        return self._together(self.cache.look(parts, lambda: self._seen(inputs), inputs.device))
 
     def _weighed(self, teacher: Outputs, student: Outputs, target: Tensor) -> Outputs:
         """The ensemble's outputs with its members weighted as it weights them, or without members if it does not."""

@@ -31,8 +31,13 @@ class Teaching(nn.Module):
         """What runs this teaching's own networks, if it has any."""
         return ()
 
-    def listen(self, layers: Sequence[str]) -> None:
-        """Be told, before the first step, which layers the knowledge taps on the teacher's side."""
+    def listen(self, layers: Sequence[str], only_layers: bool = False) -> None:
+        """Be told, before the first step, which layers the knowledge taps on the teacher's side, and whether it reads
+        nothing else (no logits, no embedding) in a lesson.
+        """
+
+    def advance(self, epoch: int, step: int) -> None:
+        """Be told, before every training step, how far the training is."""
 
     def survey(self, batches: Iterable[Batch]) -> Iterator[tuple[Outputs, Tensor]]:
         """What the teacher gives on each of ``batches``, with its labels, before any training."""

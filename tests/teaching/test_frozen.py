@@ -38,7 +38,7 @@ def unfrozen(teacher: FrozenTeacher, how: str) -> None:
 def test_stays_in_eval_mode_through_train(how: str) -> None:
     net = network()
     expected, before = net.eval()(X), {name: value.clone() for name, value in net.state_dict().items()}
-    teacher = FrozenTeacher([net.train()])
+    teacher = FrozenTeacher([net.train()], fast=None)
     unfrozen(teacher, how)
     if how in ("itself", "around"):
         assert not any(module.training for module in teacher.modules())
@@ -101,7 +101,7 @@ def test_ensemble_of_sure_teachers_stays_finite() -> None:
 
 def test_every_learner_gets_a_lesson_on_the_unchanged_batch() -> None:
     net = network()
-    teacher = FrozenTeacher([net])
+    teacher = FrozenTeacher([net], fast=None)
     batch = Batch(X, torch.zeros(6).long())
     student = Outputs(torch.zeros(6, 5))
     assert teacher.views(batch, ["student"])["student"] is X

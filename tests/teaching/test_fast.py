@@ -1,0 +1,412 @@
+"""The fast teacher: what a plain one gives, from a copy that leaves the network as it is."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import pickle
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet18
+
+from kdlab.errors import InputError
+from kdlab.models import mlp, resnet8x4, wrn_16_2
+from kdlab.outputs import Observer, Outputs
+from kdlab.teaching import fast as module
+from kdlab.teaching.fast import Fast, FastObserver, supports_bf16
+
+ONLY_STOP = Fast(False, False, "same", False)
+
+
+@pytest.fixture(autouse=True)
+def _no_grad_and_heard(caplog: pytest.LogCaptureFixture) -> Any:
+    caplog.set_level(logging.INFO, "kdlab.teaching")
+    with torch.no_grad():
+        yield
+
+
+def trained(network: nn.Module) -> nn.Module:
+    """With statistics and weights as a training leaves them: none at its initial value."""
+    for part in network.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            for value, low in ((part.weight, 0.5), (part.bias, -1), (part.running_mean, -1), (part.running_var, 0.5)):
+                if value is not None:
+                    value.uniform_(low, 1.5)
+    return network.eval().requires_grad_(False)
+
+
+def images(count: int = 3, size: int = 16) -> Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(5))
+
+
+def close(seen: Outputs, expected: Outputs, tolerance: float = 2e-5) -> bool:
+    pairs = list(zip(seen.tensors(), expected.tensors(), strict=True))
+    return all(float((a - b).abs().max()) <= tolerance * float(b.std()) for a, b in pairs if b.numel())
+
+
+def fast_network(observer: FastObserver) -> nn.Module:
+    assert observer._runner is not None
+    return observer._runner.network
+
+
+def norms(network: nn.Module) -> int:
+    return sum(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in network.modules())
+
+
+class Small(nn.Module):
+    """A convolution, its BatchNorm, and ``how`` else the convolution's output is used."""
+
+    def __init__(self, how: str = "plain") -> None:
+        super().__init__()
+        self.how, self.runs = how, 0
+        self.conv, self.bn = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.box = nn.Sequential(nn.Conv2d(4, 4, 1))
+        self.bn2, self.fc = nn.BatchNorm2d(4), nn.Linear(4, 5)
+        if how == "shared bn":
+            self.bn2 = self.bn
+        if how == "two names":
+            self.again = self.conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs += 1
+        made = self.conv(x)
+        if self.how == "relu_":
+            made.relu_()
+        y = self.bn(made).relu()
+        if self.how == "skip":
+            y = y + made
+        elif self.how == "hidden skip":  # through its memory: no hook and no dispatch sees it
+            y = y + torch.empty(0).set_(made.untyped_storage(), 0, made.shape, made.stride())
+        elif self.how == "two norms":
+            y = y + self.bn2(made)
+        elif self.how == "twice":
+            y = y + self.bn(self.conv(x * 2))
+        elif self.how == "branch" and float(x.mean()) > -10:
+            y = y * 2
+        elif self.how == "raises":
+            try:
+                y = self.box(y)
+            except Exception:
+                y = y * 0
+        z = self.bn2(self.box(y))
+        return self.fc(z.relu_().mean((2, 3)))
+
+
+@pytest.mark.parametrize("make", [resnet8x4, wrn_16_2])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_equals_the_network_in_float64(make: Any, layout: torch.memory_format, caplog: Any) -> None:
+    net = trained(make(7))
+    layers = {resnet8x4: ["layer1", "layer2", "layer2.0.bn1"], wrn_16_2: ["block1", "block2.layer.0.bn1"]}[make]
+    x = images().contiguous(memory_format=layout)
+    reference = Observer(copy.deepcopy(net).double(), layers)(x.double())
+    observer, plain = FastObserver(net, layers), Observer(net, layers)(x)
+    first = observer(x)
+    assert close(first, reference)
+    assert norms(fast_network(observer)) == (0 if make is resnet8x4 else 6)
+    assert fast_network(observer).conv1.weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[union-attr, operator]
+    assert [each.stride() for each in first.tensors()] == [each.stride() for each in plain.tensors()]
+    assert [each.dtype for each in first.tensors()] == [each.dtype for each in plain.tensors()]
+    assert all(map(torch.equal, first.tensors(), observer(x).tensors()))
+    assert "BatchNorms folded, channels_last; what it gives differs most in" in caplog.text
+    assert len(caplog.records) == 1
+
+
+def test_taps_on_a_convolution_a_norm_and_a_block_that_adds_in_place(caplog: Any) -> None:
+    net, x = trained(resnet18(num_classes=5)), images(2, 32)
+    layers = ["layer1.0.conv1", "layer1.0.bn2", "layer1.1.bn1", "layer1", "layer2.0.downsample"]
+    reference = Observer(copy.deepcopy(net).double(), layers)(x.double())
+    for only_layers in (False, True):
+        observer = FastObserver(net, layers, only_layers=only_layers)
+        for _ in range(3):
+            seen = observer(x)
+            assert all(map(torch.Tensor.is_contiguous, seen.layers))
+            if only_layers:
+                assert seen.logits.shape == (2, 0)
+                assert seen.embedding is None
+            expected = Outputs(seen.logits, reference.layers) if only_layers else reference
+            assert close(Outputs(seen.logits, seen.layers, seen.embedding), expected)
+    assert norms(fast_network(observer)) == 1
+    assert "19 BatchNorms folded, 1 not, since the layer before is tapped" in caplog.text
+
+
+FOLDED = {"plain": 2, "branch": 2, "two norms": 0, "skip": 1, "relu_": 1, "twice": 1, "shared bn": 0, "two names": 1}
+
+
+@pytest.mark.parametrize(("how", "folded"), FOLDED.items())
+def test_folds_what_nothing_else_reads(how: str, folded: int) -> None:
+    net, x = trained(Small(how)), images()
+    observer = FastObserver(net)
+    assert close(observer(x), Observer(copy.deepcopy(net).double())(x.double()))
+    left = fast_network(observer)
+    assert sum(isinstance(part, nn.Identity) for part in left.modules()) == folded
+
+
+def test_a_use_that_cannot_be_seen_is_caught_on_the_first_batch(caplog: Any) -> None:
+    net, x = trained(Small("hidden skip")), images()
+    observer = FastObserver(net)
+    for _ in range(2):
+        assert torch.equal(observer(x).logits, net(x))
+    assert fast_network(observer) is net
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "plain network is used" in record.message
+    assert "of its std on the first batch (0.0001 is allowed)" in record.message
+
+
+def test_without_watching_dispatch_a_skip_would_be_caught_too(monkeypatch: Any, caplog: Any) -> None:
+    monkeypatch.setattr(module._Flow, "__torch_dispatch__", lambda self, f, t, args=(), kw=None: f(*args, **(kw or {})))
+    net, x = trained(Small("skip")), images()
+    observer = FastObserver(net)
+    assert torch.equal(observer(x).logits, Observer(net)(x).logits)
+    assert fast_network(observer) is net
+    assert "plain network is used" in caplog.text
+
+
+def test_hooks_of_a_user_and_taps_under_another_name_prevent_a_fold() -> None:
+    net, x = trained(Small()), images()
+    calls: list[int] = []
+    net.bn.register_forward_hook(lambda *_: calls.append(1))
+    observer = FastObserver(net, ["box"])  # box is a container: its output is the convolution's
+    reference = Observer(copy.deepcopy(net).double(), ["box"])(x.double())
+    assert close(observer(x), reference)
+    assert norms(fast_network(observer)) == 2
+    before = len(calls)
+    observer(x)
+    assert len(calls) == before + 1
+
+
+def test_linear_layers_and_norms_without_affine_part() -> None:
+    parts = [nn.Linear(4, 6, bias=False), nn.BatchNorm1d(6, affine=False), nn.ReLU(), nn.Linear(6, 3)]
+    net, x = trained(nn.Sequential(*parts)), torch.randn(9, 4)
+    observer = FastObserver(net, ["1"])
+    assert close(observer(x), Observer(copy.deepcopy(net).double(), ["1"])(x.double()))
+    assert norms(fast_network(observer)) == 0
+    tokens = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Flatten(), nn.Linear(36, 2))  # channels are dim 1
+    observer = FastObserver(trained(tokens))
+    observer(torch.randn(5, 6, 6))
+    assert fast_network(observer) is tokens
+
+
+def test_no_copy_where_nothing_would_change(monkeypatch: Any, caplog: Any) -> None:
+    monkeypatch.setattr(module, "_altered", None)
+    net, x = mlp(4, [6, 6], 3).eval(), torch.randn(5, 4)
+    calls: list[int] = []
+    net.register_forward_hook(lambda *_: calls.append(1))
+    assert torch.equal(FastObserver(net)(x).logits, Observer(net)(x).logits)
+    assert len(calls) == 2
+    conv = trained(Small())
+    FastObserver(conv, (), Fast(False, False))(images())
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("make", [Small, resnet18])
+def test_the_network_stays_as_it_is(make: Any) -> None:
+    net = trained(make())
+    before, names = (
+        {k: v.clone() for k, v in net.state_dict().items()},
+        {n: set(vars(m)) for n, m in net.named_modules()},
+    )
+    tensors = [*net.parameters(), *net.buffers()]
+    pointers = [each.data_ptr() for each in tensors]
+    observer = FastObserver(net, ["bn" if make is Small else "layer1"], Fast(precision="bf16", tolerance=9.0), True)
+    for _ in range(3):
+        observer(images(2, 32))
+    assert fast_network(observer) is not net
+    assert not {each.data_ptr() for each in fast_network(observer).parameters()} & set(pointers)
+    assert all(a is b for a, b in zip([*net.parameters(), *net.buffers()], tensors, strict=True))
+    assert [each.data_ptr() for each in tensors] == pointers
+    assert list(before) == list(net.state_dict())
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+    assert {name: set(vars(part)) for name, part in net.named_modules()} == names
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in net.modules())
+    assert not nn.modules.module._global_forward_hooks
+    assert not nn.modules.module._global_forward_pre_hooks
+    made = fast_network(observer)
+    assert not any(part.training for part in made.modules())
+    assert not any(each.requires_grad for each in made.parameters())
+    again, copied = pickle.loads(pickle.dumps((net, observer)))[1], copy.deepcopy((net, observer))[1]
+    for each in (again, copied):
+        assert each._runner is None
+        assert torch.equal(each(images(2, 32)).layers[0], observer(images(2, 32)).layers[0])
+
+
+def test_the_copy_follows_the_network() -> None:
+    net, x = trained(Small()), images()
+    observer = FastObserver(net)
+    observer(x)
+    first = fast_network(observer)
+    observer(x)
+    assert fast_network(observer) is first
+    net.load_state_dict(trained(Small()).state_dict())
+    assert close(observer(x), Observer(net)(x))
+    second = fast_network(observer)
+    assert second is not first
+    observer.find_layers()
+    assert observer._runner is None
+    assert close(observer(x), Observer(net)(x))
+    net.double()
+    assert close(observer(x.double()), Observer(net)(x.double()), 1e-12)
+    before = fast_network(observer)
+    net.to("meta")
+    assert observer(x.double().to("meta")).logits.is_meta
+    assert fast_network(observer) is not before
+
+
+def test_batch_statistics_are_left_to_the_network() -> None:
+    net, x = trained(Small()), images()
+    observer = FastObserver(net)
+    observer(x)
+    for norm in (net.bn, net.bn2):
+        norm.training, norm.track_running_stats = True, False
+    assert torch.equal(observer(x).logits, net(x))
+    for norm in (net.bn, net.bn2):
+        norm.training, norm.track_running_stats = False, True
+    assert close(observer(x), Observer(net)(x))
+
+
+@pytest.mark.parametrize("fast", [ONLY_STOP, Fast()])
+def test_stops_after_the_last_tapped_layer(fast: Fast, caplog: Any) -> None:
+    net, x = trained(Small("raises")), images()
+    observer = FastObserver(net, ["conv", "box.0"], fast, only_layers=True)
+    reference = Observer(net, ["conv", "box.0"])(x)
+    observer(x)
+    ran: list[str] = []
+    for name, part in fast_network(observer).named_modules():
+        part.register_forward_hook(lambda *_, name=name: ran.append(name))
+    seen = observer(x)
+    assert close(Outputs(x, seen.layers), Outputs(x, reference.layers))
+    assert seen.logits.shape == (3, 0)
+    # The box runs twice; "raises" would go on after an exception of the usual kind.
+    assert ran == ["conv", "bn", "box.0", "box", "box.0"]
+    assert "stops after 'box.0'" in caplog.text
+    ran.clear()
+    observer.only_layers = False
+    assert close(observer(x), reference)
+    assert ran[-1] == ""
+    assert all(name in ran for name in ("fc", "bn2"))
+    assert len(fast_network(observer).box[0]._forward_hooks) == 1  # type: ignore[index]
+
+
+def test_a_whole_forward_where_it_must_be() -> None:
+    net, x = trained(Small()), images()
+    for layers in ((), ("0",)):
+        wrapped = nn.Sequential(net) if not layers else _Parts(net)
+        for _ in range(2):
+            assert FastObserver(wrapped.eval(), layers, only_layers=True)(x).logits.shape == (3, 5)
+
+
+class _Parts(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Sequence[Tensor]:
+        return [self.net(x), x]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precision(precision: Any, caplog: Any) -> None:
+    net, x = trained(Small()), images()
+    observer = FastObserver(net, ["bn", "box"], Fast(precision=precision))
+    with torch.autocast("cpu", torch.bfloat16):
+        seen = observer(x)
+    reference = Observer(copy.deepcopy(net).double(), ["bn", "box"])(x.double())
+    assert all(each.dtype == torch.float32 for each in seen.tensors())
+    assert close(seen, reference, 0.05)
+    assert not close(seen, reference, 1e-5)
+    half = torch.bfloat16 if precision == "bf16" else torch.float16
+    made = fast_network(observer)
+    assert {made.conv.weight.dtype, made.fc.weight.dtype} == {half}  # type: ignore[union-attr]
+    if not supports_bf16(torch.device("cpu")):
+        assert f"no instructions for {precision}, so it is slower" in caplog.text
+
+
+@pytest.mark.parametrize("able", [False, True])
+def test_auto_is_bf16_where_the_device_computes_in_it(able: bool, monkeypatch: Any) -> None:
+    monkeypatch.setattr(module, "supports_bf16", lambda device: able)
+    observer = FastObserver(trained(Small()), (), Fast(precision="auto"))
+    observer(images())
+    assert fast_network(observer).conv.weight.dtype == (torch.bfloat16 if able else torch.float32)  # type: ignore[union-attr]
+
+
+def test_mappings_pass_through() -> None:
+    class Text(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.conv, self.fc = nn.Embedding(9, 4), nn.Conv2d(4, 4, 1), nn.Linear(4, 2)
+
+        def forward(self, ids: Tensor, picture: Tensor, scale: Tensor) -> Tensor:
+            self.strides = picture.stride()
+            return self.fc(self.embed(ids).mean(1) + self.conv(picture).mean((2, 3)) * scale)
+
+    net = Text().eval().requires_grad_(False)
+    inputs = {"ids": torch.arange(6).view(2, 3), "picture": torch.randn(2, 4, 5, 5), "scale": torch.ones(2, 1)}
+    observer = FastObserver(net, ["conv"], only_layers=True)
+    observer({**inputs, "unused": inputs["ids"]})
+    assert observer({**inputs, "unused": inputs["ids"]}).logits.shape == (2, 0)
+    observer.only_layers = False
+    seen = observer(inputs)
+    assert fast_network(observer).strides == (100, 1, 20, 4)  # channels innermost
+    assert close(seen, Observer(net, ["conv"])(inputs))
+    assert seen.layers[0].is_contiguous()
+
+
+def test_autocast_stays_and_a_failing_copy_is_left(caplog: Any) -> None:
+    net, x = trained(Small()), images()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert FastObserver(net)(x).logits.dtype == torch.bfloat16
+
+    class Views(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4 * 14 * 14, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.conv(x).view(len(x), -1))
+
+    views = Views().eval().requires_grad_(False)
+    assert torch.equal(FastObserver(views)(x).logits, views(x))
+    assert "a fast copy fails: view size is not compatible" in caplog.text
+
+
+def test_tolerance(caplog: Any) -> None:
+    net, x = trained(Small()), images()
+    observer = FastObserver(net, (), Fast(precision="bf16", tolerance=1e-6))
+    assert torch.equal(observer(x).logits, net(x))
+    assert "(1e-06 is allowed)" in caplog.text
+
+
+def test_compiled_copy() -> None:
+    torch._dynamo.reset()
+    net, x = trained(Small()), images()
+    observer = FastObserver(net, ["bn"], Fast(compile=True), only_layers=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(2):
+            assert close(observer(x), Observer(net, ["bn"])(x))
+    assert fast_network(observer)._compiled_call_impl is not None
+    assert net._compiled_call_impl is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"precision": "int8"}, "'same', 'auto', 'bf16' or 'fp16', not 'int8'"),
+        ({"tolerance": 0.0}, "positive number, not 0.0"),
+        ({"tolerance": float("nan")}, "positive number, not nan"),
+    ],
+)
+def test_bad_arguments(arguments: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Fast(**arguments)
+
+
+def test_an_unknown_layer_leaves_no_hooks() -> None:
+    with pytest.raises(InputError, match="no layer 'cnov'"):
+        FastObserver(trained(Small()), ["cnov"])(images())
+    assert not nn.modules.module._global_forward_hooks
