@@ -57,7 +57,8 @@ def use_cache(module: Distiller) -> None:
     few, rows = first.few, {"": first.samples}
     for name in dict.fromkeys(view for each in module.knowledge.values() for view in each.views):
         rows[name] = first.samples * (len((few.views or {})[name]) // len(few.target))
-    seen = teaching.observe(few.inputs)
+    with teaching.rehearsing():
+        seen = teaching.observe(few.inputs)
     width = None if seen.embedding is None else seen.embedding.shape[-1]
     epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 1
     classes = (seen.members[0][0] if seen.members else seen).logits.shape[-1]

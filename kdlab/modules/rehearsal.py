@@ -72,7 +72,8 @@ def rehearse(module: DistillationModule) -> Rehearsal:
         with _explained(f"The task loss ({type(module.task).__name__}) fails on labels {_shape(batch.target)}"):
             values["task"] = torch.stack([module.task(seen.logits, batch.target) for seen in outputs.values()]).sum()
         if module.knowledge:
-            with _explained(f"The teacher fails on inputs {_shape(batch.inputs)}"):
+            assert teaching is not None
+            with _explained(f"The teacher fails on inputs {_shape(batch.inputs)}"), teaching.rehearsing():
                 lessons = module.lessons(outputs, batch)
             result.taps += _shapes("teacher", lessons[0].teacher)
             _set_up(module, data, outputs)

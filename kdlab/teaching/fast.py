@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.nn.utils.fusion import fuse_conv_bn_weights
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from kdlab.errors import InputError
 from kdlab.outputs import Observer, Outputs
 from kdlab.returned import class_of, is_compiled
+from kdlab.teaching.folding import IMAGES, LAST, NORMS, Flow, altered, changed
 
 _log = logging.getLogger("kdlab.teaching")
-
-_SOURCES: dict[type[nn.Module], int] = {nn.Linear: 2, nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}  # with what dimensions
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_IMAGES = (nn.Conv2d, nn.ConvTranspose2d)
-_LAST = torch.channels_last
 
 
 @dataclass(frozen=True)
@@ -48,8 +36,8 @@ class Fast:
             it, autocast off, outputs float32; ``"auto"``: bf16 where the hardware computes in it, else as ``"same"``.
         compile: ``torch.compile`` the copy.
         tolerance: the largest difference in logits, embedding and tapped layers, in standard deviations of the tensor.
-            If not given, 1e-4 where all is float32 or float64; else (precision, autocast, half-precision weights, or
-            the TF32 that PyTorch allows for convolutions on CUDA) 0.05.
+            If not given, 1e-3 where all is float32 or float64; else (precision, autocast, half-precision weights, or
+            the TF32 that PyTorch allows for convolutions on CUDA) 0.25.
 
     Raises:
         InputError: an unknown precision, or a tolerance that is not positive.
@@ -127,6 +115,10 @@ class FastObserver(Observer):
             self._tell(logging.INFO, f"its forward stops after {last!r}, the last layer that is read")
         return outputs
 
+    def plainly(self, inputs: Any) -> Outputs:
+        """One forward of the network itself, for a dry batch, perhaps on another device than the training's."""
+        return self._plain(inputs)
+
     def _tell(self, level: int, what: str, numbers: str = "") -> None:
         if what not in self._said:  # a fit makes the copy more than once
             self._said.add(what)
@@ -137,19 +129,19 @@ class FastObserver(Observer):
         fast = self.fast
         device = self._weights[0].device if self._weights else torch.device("cpu")
         dtype = self._lower(device)
-        channels_last = fast.channels_last and any(isinstance(part, _IMAGES) for part in self._parts)
-        fold = fast.fold and any(type(part) in _NORMS for part in self._parts)
+        channels_last = fast.channels_last and any(isinstance(part, IMAGES) for part in self._parts)
+        fold = fast.fold and any(type(part) in NORMS for part in self._parts)
         if not (channels_last or fold or dtype or fast.compile) or any(map(is_compiled, self._parts)):
             return self._plain
-        flow = _Flow(self.network)
+        flow = Flow(self.network)
         with flow, register_module_forward_pre_hook(flow.before), register_module_forward_hook(flow.after):
             plain = self._plain(inputs)
         pairs, tapped = flow.pairs(self.network, plain, self._plain._modules.values()) if fold else ({}, 0)
         if not (channels_last or pairs or dtype or fast.compile):
             return self._plain
         try:
-            allowed = fast.tolerance or (1e-4 if _exact(self._weights, dtype, device) else 0.05)
-            made = _altered(self.network, pairs, dtype, channels_last)
+            allowed = fast.tolerance or (1e-3 if _exact(self._weights, dtype, device) else 0.25)
+            made = altered(self.network, pairs, dtype, channels_last)
             if fast.compile:
                 made.compile()
             runner = _Runner(made, self.layers, dtype, channels_last)
@@ -212,8 +204,8 @@ class _Runner(Observer):
         tensors = {name: each for name, each in given.items() if isinstance(each, Tensor)}
         images = [each for each in tensors.values() if each.dim() == 4 and each.is_floating_point()]
         # Images of one channel are in both layouts.
-        as_is = bool(images) and all(x.is_contiguous(memory_format=_LAST) and not x.is_contiguous() for x in images)
-        given |= {name: _changed(each, self.dtype, self.channels_last) for name, each in tensors.items()}
+        as_is = bool(images) and all(x.is_contiguous(memory_format=LAST) and not x.is_contiguous() for x in images)
+        given |= {name: changed(each, self.dtype, self.channels_last) for name, each in tensors.items()}
         first = next(iter(tensors.values()), torch.empty(0))
         self._runs.clear()
         self._stopping = only_layers and self.last is not None
@@ -235,80 +227,6 @@ class _Runner(Observer):
         if self.dtype:
             outputs = outputs.map(lambda x: x.float() if x.is_floating_point() else x)
         return outputs if as_is or not self.channels_last else outputs.map(Tensor.contiguous)
-
-
-def _changed(value: Tensor, dtype: torch.dtype | None, channels_last: bool) -> Tensor:
-    if not value.is_floating_point():
-        return value
-    value = value if dtype is None else value.to(dtype)
-    return value.contiguous(memory_format=_LAST) if channels_last and value.dim() == 4 else value
-
-
-def _altered(network: nn.Module, pairs: Mapping[str, str], dtype: torch.dtype | None, channels_last: bool) -> nn.Module:
-    with torch.inference_mode(False), torch.no_grad():
-        made = copy.deepcopy(network)
-        for source, norm in pairs.items():
-            before: Any = made.get_submodule(source)
-            bn: Any = made.get_submodule(norm)
-            before.weight, before.bias = fuse_conv_bn_weights(
-                before.weight, before.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias
-            )  # right for linear layers too, where fuse_linear_bn_weights wants an affine part
-            made.set_submodule(norm, nn.Identity())
-        for part in made.modules():
-            lower = None if isinstance(part, _BatchNorm) else dtype  # its statistics need the digits
-            images = channels_last and isinstance(part, _IMAGES)
-            part._apply(partial(_changed, dtype=lower, channels_last=images), recurse=False)  # type: ignore[no-untyped-call]
-    return made.eval().requires_grad_(False)
-
-
-class _Flow(TorchDispatchMode):
-    """Sees in one forward which layers feed one BatchNorm and nothing else; names stay those of the network."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        names = defaultdict(list)
-        for name, part in network.named_modules(remove_duplicate=False):
-            names[part].append(name)
-        # Under one name, and without hooks of a user, who would see another value or none.
-        own = {m: n[0] for m, n in names.items() if len(n) == 1 and not (m._forward_hooks or m._forward_pre_hooks)}
-        self.sources = {part: name for part, name in own.items() if type(part) in _SOURCES}
-        self.norms = {part: name for part, name in own.items() if type(part) in _NORMS and part.running_var is not None}
-        self.made: Any = WeakTensorKeyDictionary()  # weakly: not all activations at once
-        self.runs: Counter[nn.Module] = Counter()
-        self.fed: defaultdict[nn.Module, set[nn.Module]] = defaultdict(set)
-        self.read: set[nn.Module] = set()
-        self.inside = False  # a BatchNorm that was fed
-
-    def source(self, value: Any) -> Any:
-        """The layer that gave this very tensor, or none."""
-        return self.made.get(value) if isinstance(value, Tensor) else None
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not self.inside:
-            self.read |= {source for each in tree_leaves((args, kwargs)) if (source := self.source(each))}
-        return func(*args, **(kwargs or {}))
-
-    def before(self, part: nn.Module, args: Any) -> None:
-        """Note that a module runs."""
-        self.runs[part] += 1
-        if part in self.norms and args and (source := self.source(args[0])):
-            self.fed[source].add(part)
-            self.inside = True
-
-    def after(self, part: nn.Module, args: Any, output: Any) -> None:
-        """Note that a module has run."""
-        self.inside = self.inside and part not in self.norms
-        if part in self.sources and output.dim() == _SOURCES[type(part)]:
-            self.made[output] = part
-
-    def pairs(self, network: nn.Module, seen: Outputs, tapped: Iterable[nn.Module]) -> tuple[dict[str, str], int]:
-        """What can be folded: BatchNorms' names by those of the layers before; and how many a tap prevents."""
-        passes = self.runs[network]  # two, if the observer found something overwritten
-        free = {a: b for a, (b, *more) in self.fed.items() if not more and self.runs[a] == self.runs[b] == passes}
-        # Also where a tap has another name: a container's output, the embedding.
-        needed = {*tapped, *map(self.source, seen.tensors())}
-        names = {self.sources[a]: self.norms[b] for a, b in free.items() if a not in self.read | needed}
-        return names, len(needed & free.keys() - self.read)
 
 
 def _exact(weights: Iterable[Tensor], dtype: torch.dtype | None, device: torch.device) -> bool:

@@ -129,8 +129,12 @@ class FrozenTeacher(Teaching):
         for observer in self._observers:
             if isinstance(observer, FastObserver):
                 observer.only_layers = only_layers
+        plain = self.is_rehearsing
         with self._batch_statistics() if self.batchnorm == "batch" else nullcontext():
-            return [observer(inputs) for observer in self._observers]
+            return [
+                observer.plainly(inputs) if plain and isinstance(observer, FastObserver) else observer(inputs)
+                for observer in self._observers
+            ]
 
     def _together(self, seen: Sequence[Outputs]) -> Outputs:
         """The teachers as one."""
@@ -155,7 +159,7 @@ class FrozenTeacher(Teaching):
     def lessons(self, outputs: Mapping[str, Outputs], batch: Batch) -> list[Lesson]:
         """Every learner learns from the teacher on the unchanged batch."""
         views = list(next(iter(outputs.values())).views)
-        cached = self.cache is not None and self.cache.is_open
+        cached = self.cache is not None and self.cache.is_open and not self.is_rehearsing
         teacher = see(partial(self._recalled, batch, views) if cached else self._lesson, batch, views)
         return [Lesson(name, self._weighed(teacher, student, batch.target)) for name, student in outputs.items()]
 
@@ -167,7 +171,7 @@ class FrozenTeacher(Teaching):
         """As :meth:`observe` on the batch and its views, from the cache as far as it has them."""
         assert self.cache is not None
         assert batch.index is not None
-        index = batch.index if self._index is None else self._index
+        index = batch.index if self._index is None or len(self._index) != len(batch.index) else self._index
         parts = [("", index, self.cache.rows)]
         for view in views:
             each = len((batch.views or {})[view]) // len(index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -30,6 +31,17 @@ class Teaching(nn.Module):
     def observers(self) -> Sequence[Observer]:
         """What runs this teaching's own networks, if it has any."""
         return ()
+
+    is_rehearsing = False
+
+    @contextmanager
+    def rehearsing(self) -> Iterator[None]:
+        """Run networks as they are, for a dry batch that may be on another device than the training."""
+        self.is_rehearsing = True
+        try:
+            yield
+        finally:
+            self.is_rehearsing = False
 
     def listen(self, layers: Sequence[str], only_layers: bool = False) -> None:
         """Be told, before the first step, which layers the knowledge taps on the teacher's side, and whether it reads

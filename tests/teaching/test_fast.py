@@ -159,7 +159,7 @@ def test_a_use_that_cannot_be_seen_is_caught_on_the_first_batch(caplog: Any) -> 
 
 
 def test_without_watching_dispatch_a_skip_would_be_caught_too(monkeypatch: Any, caplog: Any) -> None:
-    monkeypatch.setattr(module._Flow, "__torch_dispatch__", lambda self, f, t, args=(), kw=None: f(*args, **(kw or {})))
+    monkeypatch.setattr(module.Flow, "__torch_dispatch__", lambda self, f, t, args=(), kw=None: f(*args, **(kw or {})))
     net, x = trained(Small("skip")), images()
     observer = FastObserver(net)
     assert torch.equal(observer(x).logits, Observer(net)(x).logits)
@@ -193,7 +193,7 @@ def test_linear_layers_and_norms_without_affine_part() -> None:
 
 
 def test_no_copy_where_nothing_would_change(monkeypatch: Any, caplog: Any) -> None:
-    monkeypatch.setattr(module, "_altered", None)
+    monkeypatch.setattr(module, "altered", None)
     net, x = mlp(4, [6, 6], 3).eval(), torch.randn(5, 4)
     calls: list[int] = []
     net.register_forward_hook(lambda *_: calls.append(1))

@@ -1,0 +1,91 @@
+"""Fixed cost: what a step of kdlab takes over a hand-written loop on networks of almost no cost."""
+
+from __future__ import annotations
+
+import tempfile
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import torch
+from framework import fit
+from hand import inferred, soft, trained
+from inputs import CLASSES, WARM, Asked, Clock, Setting
+from torch import Tensor, nn
+
+from kdlab import Distiller, Knowledge
+from kdlab.losses import SoftTargets
+
+HAND, FULL, BARE = "hand loop", "kdlab: bar, CSV, metrics, checkpoint", "kdlab: without bar and logger"
+IMAGE = (3, 4, 4)
+
+
+def trivial() -> nn.Module:
+    """A linear layer on images of 3 x 4 x 4."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, CLASSES))
+
+
+class Batches(list[tuple[Tensor, Tensor]]):
+    """Batches in memory, as a loader of a user's own."""
+
+
+def batches(setting: Setting, count: int) -> Batches:
+    """``count`` times one of four random batches."""
+    generator = torch.Generator().manual_seed(0)
+    four = [
+        (torch.randn(setting.batch, *IMAGE, generator=generator), torch.arange(setting.batch) % CLASSES)
+        for _ in range(4)
+    ]
+    return Batches(batch for batch, _ in zip(cycle(four), range(count), strict=False))
+
+
+class HandLoop:
+    """KD by hand."""
+
+    name = HAND
+
+    def __init__(self, setting: Setting, steps: int) -> None:
+        self.clock = Clock(setting)
+        self.clock.steps = steps
+        student, teacher = (trivial().to(setting.device) for _ in range(2))
+        teacher.eval().requires_grad_(False)
+        self.batches = [(x.to(setting.device), y.to(setting.device)) for x, y in batches(setting, WARM + steps)]
+        self.step = trained(student, lambda x, y: soft(student(x), inferred(teacher, x), y))
+
+    def turn(self) -> float:
+        """Seconds a step, over the whole turn."""
+        for images, labels in Asked(self.batches, self.clock):
+            self.step(images, labels)
+        return self.clock.mean()
+
+
+class Framework:
+    """KD by kdlab with its default options, in a Trainer."""
+
+    def __init__(self, name: str, setting: Setting, steps: int) -> None:
+        self.name, self.setting = name, setting
+        self.clock = Clock(setting)
+        self.clock.steps = steps
+        knowledge = {"kd": Knowledge(SoftTargets(4.0), weight=0.9)}
+        self.module = Distiller(trivial(), trivial(), knowledge, task_weight=0.1)
+        count = WARM + steps + 1
+        loader: Any = Asked(batches(setting, count), self.clock)
+        self.data = {"train_dataloaders": loader, "val_dataloaders": batches(setting, 1)}
+
+    def turn(self) -> float:
+        """Seconds a step, over the whole turn."""
+        with tempfile.TemporaryDirectory() as runs:
+            fit(
+                self.module, self.data, len(self.data["train_dataloaders"]), Path(runs), self.setting, self.name == BARE
+            )
+        return self.clock.mean()
+
+
+def measure(setting: Setting, steps: int, others: list[Any]) -> dict[str, list[float]]:
+    """Milliseconds a step of every turn, by contestant; the contestants alternate."""
+    all_of_them = [HandLoop(setting, steps), Framework(FULL, setting, steps), Framework(BARE, setting, steps), *others]
+    found: dict[str, list[float]] = {each.name: [] for each in all_of_them}
+    for number in range(setting.rounds):
+        for each in all_of_them[:: -1 if number % 2 else 1]:
+            found[each.name].append(1e3 * each.turn())
+    return found
