@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from kdlab.cli import main
 from tests.data.real import DATA, needs_data
@@ -52,6 +53,25 @@ def test_imagenet(name: str, cifar: list[str], tmp_path: Path, capsys: pytest.Ca
     small = ["--data.size=128", "--data.in_memory=false", "--data.num_workers=0"]
     main(["check", "distil.yaml", "-c", f"{name}.yaml", *cifar, *small])
     assert "Loss terms" in capsys.readouterr().out
+
+
+@needs_data
+@pytest.mark.parametrize("part", ["trainer/gpu", "teacher/cache"])
+def test_parts_that_make_it_faster(part: str, cifar: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = ["check", str(ROOT / "configs/cifar100/distil.yaml")]
+    recipe += ["-c", str(ROOT / "configs/knowledge/kd.yaml"), "-c", str(ROOT / f"configs/{part}.yaml")]
+    here = ["--trainer.accelerator=cpu", "--trainer.precision=32-true", "--model.compile=false"]
+    main([*recipe, *cifar, *here])
+    assert "Loss terms" in capsys.readouterr().out
+
+
+@needs_data
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_one_sentence(cifar: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = [str(ROOT / f"configs/{name}.yaml") for name in ("cifar100/distil", "knowledge/kd", "trainer/gpu")]
+    with pytest.raises(SystemExit):
+        main(["fit", *(each for path in recipe for each in ("-c", path)), *cifar])
+    assert capsys.readouterr().err.strip().splitlines()[-1] == "kdlab fit: No supported gpu backend found!"
 
 
 @needs_data

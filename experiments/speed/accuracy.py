@@ -72,8 +72,8 @@ def main() -> None:
         save_file({name: value.contiguous() for name, value in module.student.state_dict().items()}, given.weights)
     accuracy = 100 * float(trainer.callback_metrics["val/student_accuracy"])
     print(
-        f"{given.what} seed {given.seed} epochs {given.epochs} images {data.sizes['train']} precision {trainer.precision}: {accuracy:.2f} % "
-        f"in {time.perf_counter() - begin:.0f} s"
+        f"{given.what} seed {given.seed} epochs {given.epochs} images {data.sizes['train']} "
+        f"precision {trainer.precision}: {accuracy:.2f} % in {time.perf_counter() - begin:.0f} s"
     )
 
 

@@ -17,6 +17,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from jsonargparse import ArgumentError
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger
@@ -149,6 +150,8 @@ def build(arguments: Sequence[str], *, run: bool = True, save_config: bool = Tru
         )
     except ArgumentError as error:
         raise InputError(sentence(error)) from error
+    except MisconfigurationException as error:  # the Trainer's own refusals: no GPU here, options that exclude another
+        raise InputError(str(error).strip().splitlines()[0]) from error
     except (ValueError, TypeError) as error:  # jsonargparse wraps what a constructor raises
         if refused := refusal_in(error):
             raise refused from error

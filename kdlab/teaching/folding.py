@@ -1,4 +1,4 @@
-"""Which BatchNorms can be folded into the layers before them, as one forward shows, and a copy of a network so folded."""
+"""Which BatchNorms fold into the layers before them, seen in one forward, and a copy of a network with that done."""
 
 from __future__ import annotations
 
