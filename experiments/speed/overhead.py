@@ -7,9 +7,10 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from framework import fit
-from hand import inferred, soft, trained
+from hand import inferred, sgd, soft, trained
 from inputs import CLASSES, WARM, Asked, Clock, Setting
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from kdlab import Distiller, Knowledge
 from kdlab.losses import SoftTargets
 
 HAND, FULL, BARE = "hand loop", "kdlab: bar, CSV, metrics, checkpoint", "kdlab: without bar and logger"
+LEAN = "Lightning alone: no bar, no logger, nothing logged"
 IMAGE = (3, 4, 4)
 
 
@@ -59,6 +61,26 @@ class HandLoop:
         return self.clock.mean()
 
 
+class Lean(pl.LightningModule):
+    """KD with as little around it as Lightning allows: what no code on Lightning can go below."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.student, self.teacher = trivial(), trivial().eval().requires_grad_(False)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The loss of the hand loop."""
+        images, labels = batch
+        return soft(self.student(images), inferred(self.teacher, images), labels)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Nothing."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The one of all contestants."""
+        return sgd(self.student)
+
+
 class Framework:
     """KD by kdlab with its default options, in a Trainer."""
 
@@ -67,7 +89,9 @@ class Framework:
         self.clock = Clock(setting)
         self.clock.steps = steps
         knowledge = {"kd": Knowledge(SoftTargets(4.0), weight=0.9)}
-        self.module = Distiller(trivial(), trivial(), knowledge, task_weight=0.1)
+        self.module: pl.LightningModule = Distiller(trivial(), trivial(), knowledge, task_weight=0.1)
+        if name == LEAN:
+            self.module = Lean()
         count = WARM + steps + 1
         loader: Any = Asked(batches(setting, count), self.clock)
         self.data = {"train_dataloaders": loader, "val_dataloaders": batches(setting, 1)}
@@ -76,14 +100,15 @@ class Framework:
         """Seconds a step, over the whole turn."""
         with tempfile.TemporaryDirectory() as runs:
             fit(
-                self.module, self.data, len(self.data["train_dataloaders"]), Path(runs), self.setting, self.name == BARE
+                self.module, self.data, len(self.data["train_dataloaders"]), Path(runs), self.setting, self.name != FULL
             )
         return self.clock.mean()
 
 
 def measure(setting: Setting, steps: int, others: list[Any]) -> dict[str, list[float]]:
     """Milliseconds a step of every turn, by contestant; the contestants alternate."""
-    all_of_them = [HandLoop(setting, steps), Framework(FULL, setting, steps), Framework(BARE, setting, steps), *others]
+    own = [Framework(name, setting, steps) for name in (FULL, BARE, LEAN)]
+    all_of_them: list[Any] = [HandLoop(setting, steps), *own, *others]
     found: dict[str, list[float]] = {each.name: [] for each in all_of_them}
     for number in range(setting.rounds):
         for each in all_of_them[:: -1 if number % 2 else 1]:

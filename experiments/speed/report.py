@@ -104,6 +104,7 @@ def overhead(turns: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
             "name": name,
             "ms": statistics.median(times),
             "over_hand": statistics.median(a - b for a, b in zip(times, hand, strict=True)),
+            "of_hand": statistics.median(a / b for a, b in zip(times, hand, strict=True)),
             "turns_ms": times,
         }
         for name, times in turns.items()
@@ -156,8 +157,12 @@ def show(results: Results) -> tuple[bool, bool]:
     elif "memory" in results:
         table(console, "Peak memory", ["MiB"], {name: [f"{x:.0f}"] for name, x in results["memory"].items()})
     if "overhead" in results:
-        rows = {x["name"]: [f"{x['ms']:.3f}", f"{x['over_hand']:+.3f}"] for x in results["overhead"].values()}
-        table(console, "Fixed cost: a linear layer on 3 x 4 x 4", ["ms a step", "ms over hand loop"], rows)
+        rows = {
+            x["name"]: [f"{x['ms']:.3f}", f"{x['over_hand']:+.3f}", f"{x['of_hand']:.2f}"]
+            for x in results["overhead"].values()
+        }
+        columns = ["ms a step", "ms over hand loop", "t/hand loop"]
+        table(console, "Fixed cost: a linear layer on 3 x 4 x 4", columns, rows)
     if "data" in results:
         rows = {name: [f"{x:,.0f}"] for name, x in results["data"]["images_per_second"].items()}
         rows["ratio"] = [f"{results['data']['ratio']:.1f}"]

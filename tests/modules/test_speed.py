@@ -8,9 +8,10 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdlab import Distiller, Knowledge
-from kdlab.losses import DKD, AttentionTransfer, Hint, RKDDistance, SoftTargets
+from kdlab.losses import DIST, DKD, PKT, AttentionTransfer, Hint, RKDDistance, SimilarityPreserving, SoftTargets
 from kdlab.modules.terms import MOST, Terms
 from kdlab.outputs import Outputs
 from kdlab.teaching import Fast
@@ -182,3 +183,65 @@ def test_the_network_itself_is_what_is_checked_and_kept() -> None:
     before = weights(teacher)
     images(teacher=teacher)
     assert same(before, weights(teacher))
+
+
+class Waits(TorchDispatchMode):
+    """Notes the operations for which a GPU would have to be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "nonzero", "masked_select", "unique_consecutive", "_unique2", "equal"):
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+class Watch(pl.Callback):
+    """Watches the inside of each training step."""
+
+    def __init__(self) -> None:
+        self.waits = Waits()
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self.waits.__enter__()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.waits.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        SoftTargets(4.0),
+        DKD(),
+        DIST(),
+        RKDDistance(),
+        Hint(),
+        PKT(),
+        SimilarityPreserving(),
+    ],
+    ids=lambda loss: type(loss).__name__,
+)
+def test_a_step_never_waits_for_the_device(loss: nn.Module) -> None:
+    layers = {"student_layers": ["hidden.0"]} if "layers" in loss.needs else {}  # type: ignore[operator]
+    watch = Watch()
+    module = distiller(knowledge={"it": Knowledge(loss, 0.5, **layers)}, optimizer=_sgd)  # type: ignore[arg-type]
+    trainer(1, callbacks=[watch], log_every_n_steps=50).fit(module, digits())
+    assert watch.waits.seen == []
+
+
+def test_the_watch_sees_a_wait() -> None:
+    class Waiting(nn.Module):
+        def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+            return student.logits.sum() * float(teacher.logits.mean())
+
+    watch = Watch()
+    trainer(1, callbacks=[watch]).fit(distiller(knowledge={"it": Knowledge(Waiting(), 0.5)}), digits())
+    assert "_local_scalar_dense" in watch.waits.seen
+
+
+def _sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, 0.01, momentum=0.9)
