@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
 
+PERIOD = 0.1
+"""Seconds between two drawings of the bar in an epoch: Lightning collects and draws its numbers at every step."""
+
 
 class StudentBar(RichProgressBar):
     """Rich's bar; after the loss it shows the last validation's student and teacher accuracy in per cent."""
+
+    _drawn = 0.0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Draw the bar if it is time to, and at the end of an epoch."""
+        now = time.monotonic()
+        if now - self._drawn >= PERIOD or batch_idx + 1 >= self.total_train_batches:
+            self._drawn = now
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """The bar's numbers, accuracies in per cent and without the run's version."""

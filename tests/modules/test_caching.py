@@ -82,6 +82,15 @@ def test_all_methods_and_seeds_of_a_study_share_a_store(tmp_path: Path) -> None:
     assert trained(float32(tmp_path), shifted(seed=5, **whole), 1)[1] == 0
 
 
+def test_in_another_order_the_samples_get_the_same_logits(tmp_path: Path) -> None:
+    whole = {"train_size": None, "batch_size": 32, "augmentation_seed": 0}
+    trained(float32(tmp_path), shifted(seed=4, **whole), 1)
+    live, _ = trained(None, shifted(seed=5, **whole), 1)
+    read, runs = trained(float32(tmp_path), shifted(seed=5, **whole), 1)
+    assert runs == 0
+    assert all(float((live[name] - read[name]).abs().max()) < 1e-5 for name in live)
+
+
 def embedding() -> dict[str, Any]:
     return {"knowledge": {"r": Knowledge(RKDDistance(), 1.0)}}
 
