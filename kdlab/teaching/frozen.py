@@ -171,7 +171,7 @@ class FrozenTeacher(Teaching):
         """As :meth:`observe` on the batch and its views, from the cache as far as it has them."""
         assert self.cache is not None
         assert batch.index is not None
-        index = batch.index if self._index is None or len(self._index) != len(batch.index) else self._index
+        index = batch.index if self._index is None else self._index
         parts = [("", index, self.cache.rows)]
         for view in views:
             each = len((batch.views or {})[view]) // len(index)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdlab import Distiller, InputError, Knowledge
 from kdlab.data import Digits, Rotations, View
-from kdlab.losses import DIST, MLKD, Hint, RKDDistance, SoftTargets
+from kdlab.losses import DIST, Hint, RKDDistance, SoftTargets
 from kdlab.teaching import EBKD, TeacherCache
 from tests.modules.tiny import count_calls, digits, distiller, network, pairs, same, trainer, weights
 
@@ -91,12 +91,41 @@ def test_in_another_order_the_samples_get_the_same_logits(tmp_path: Path) -> Non
     assert all(float((live[name] - read[name]).abs().max()) < 1e-5 for name in live)
 
 
+def test_a_module_can_be_fitted_again_with_its_cache(tmp_path: Path) -> None:
+    ends = []
+    for cache in (None, float32(tmp_path)):
+        module = distiller(teacher=network(1), teacher_cache=cache, teacher_fast=None)
+        for data in (shifted(), shifted(padding=2)):
+            trainer(2).fit(module, data)
+        ends.append(weights(module.student))
+    assert same(*ends)
+    assert module.teacher is not None
+    assert module.teacher._index is not None  # read where it was before its transfer
+
+
+def test_another_precision_has_a_store_of_its_own(tmp_path: Path) -> None:
+    for precision in ("32-true", "bf16-mixed"):
+        module = distiller(teacher=network(1), teacher_cache=float32(tmp_path))
+        trainer(1, precision=precision).fit(module, shifted())
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def embedding() -> dict[str, Any]:
     return {"knowledge": {"r": Knowledge(RKDDistance(), 1.0)}}
 
 
+class Turned(nn.Module):
+    """Compares both networks on a view with several inputs a sample."""
+
+    views = ("strong",)
+
+    def forward(self, student: Any, teacher: Any, target: Tensor) -> Tensor:
+        ours, theirs = student.views["strong"].logits, teacher.views["strong"].logits
+        return (ours - theirs).square().mean() + (student.logits - teacher.logits).square().mean()
+
+
 def views() -> dict[str, Any]:
-    return {"knowledge": {"m": Knowledge(MLKD(), 1.0)}}
+    return {"knowledge": {"m": Knowledge(Turned(), 1.0)}}
 
 
 @pytest.mark.parametrize("options", [embedding, views])
@@ -104,7 +133,7 @@ def test_embeddings_and_further_views_come_from_the_cache_too(
     tmp_path: Path, options: Callable[[], dict[str, Any]]
 ) -> None:
     def data() -> Digits:
-        return shifted(views={"strong": Rotations([90])})
+        return shifted(views={"strong": Rotations([90, 180])})
 
     live, _ = trained(None, data(), 2, **options())
     trained(float32(tmp_path), data(), 2, **options())
@@ -161,8 +190,9 @@ def other_weight() -> dict[str, Any]:
         lambda: {"data": Brighter(train_size=160, batch_size=32, padding=1)},
         lambda: {"data": shifted(train_size=192)},
         lambda: {"data": normalised()},
+        lambda: {"data": shifted(seed=1, augmentation_seed=0)},
     ],
-    ids=["teacher", "padding", "flip", "seed", "pixel", "size", "mean"],
+    ids=["teacher", "padding", "flip", "seed", "pixel", "size", "mean", "other images of the same set"],
 )
 def test_old_entries_are_not_used_after_a_change(tmp_path: Path, changed: Callable[[], dict[str, Any]]) -> None:
     trained(float32(tmp_path))
