@@ -55,6 +55,12 @@ class Fast:
         if self.tolerance is not None and not 0 < self.tolerance < math.inf:
             raise InputError(f"A fast teacher's tolerance must be a positive number, not {self.tolerance}.")
 
+    def applies(self, network: nn.Module) -> bool:
+        """Whether a copy of the network could differ from it."""
+        parts = list(network.modules())
+        fold = self.fold and any(type(part) in NORMS for part in parts)
+        return self.compile or self.precision != "same" or fold or (self.channels_last and any_image_layer(parts))
+
 
 def supports_bf16(device: torch.device) -> bool:
     """Whether ``device`` computes in bfloat16: CUDA from Ampere on, a CPU with AVX512-BF16 or AMX."""
@@ -62,6 +68,11 @@ def supports_bf16(device: torch.device) -> bool:
         with torch.cuda.device(device):
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def any_image_layer(parts: Iterable[nn.Module]) -> bool:
+    """Whether one of the layers takes images."""
+    return any(isinstance(part, IMAGES) for part in parts)
 
 
 class FastObserver(Observer):
@@ -129,7 +140,7 @@ class FastObserver(Observer):
         fast = self.fast
         device = self._weights[0].device if self._weights else torch.device("cpu")
         dtype = self._lower(device)
-        channels_last = fast.channels_last and any(isinstance(part, IMAGES) for part in self._parts)
+        channels_last = fast.channels_last and any_image_layer(self._parts)
         fold = fast.fold and any(type(part) in NORMS for part in self._parts)
         if not (channels_last or fold or dtype or fast.compile) or any(map(is_compiled, self._parts)):
             return self._plain

@@ -100,8 +100,13 @@ class FrozenTeacher(Teaching):
         if len(self.networks) == 1:
             own = [list(self.layers)]
         self._only_layers = only_layers and len(self.networks) == 1
-        made = Observer if self.batchnorm == "batch" or self.fast is None else partial(FastObserver, fast=self.fast)
-        self._observers = [made(network, names) for network, names in zip(self.networks, own, strict=True)]
+        self._observers = [self._observer(network, names) for network, names in zip(self.networks, own, strict=True)]
+
+    def _observer(self, network: nn.Module, layers: Sequence[str]) -> Observer:
+        fast = self.fast
+        if self.batchnorm == "batch" or fast is None or not (self._only_layers or fast.applies(network)):
+            return Observer(network, layers)
+        return FastObserver(network, layers, fast)
 
     @property
     def observers(self) -> Sequence[Observer]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import pickle
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -12,10 +11,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet18
 
 from kdlab.errors import InputError
-from kdlab.models import mlp, resnet8x4, wrn_16_2
 from kdlab.outputs import Observer, Outputs
 from kdlab.teaching import fast as module
 from kdlab.teaching.fast import Fast, FastObserver, supports_bf16
@@ -97,166 +94,6 @@ class Small(nn.Module):
         return self.fc(z.relu_().mean((2, 3)))
 
 
-@pytest.mark.parametrize("make", [resnet8x4, wrn_16_2])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_equals_the_network_in_float64(make: Any, layout: torch.memory_format, caplog: Any) -> None:
-    net = trained(make(7))
-    layers = {resnet8x4: ["layer1", "layer2", "layer2.0.bn1"], wrn_16_2: ["block1", "block2.layer.0.bn1"]}[make]
-    x = images().contiguous(memory_format=layout)
-    reference = Observer(copy.deepcopy(net).double(), layers)(x.double())
-    observer, plain = FastObserver(net, layers), Observer(net, layers)(x)
-    first = observer(x)
-    assert close(first, reference)
-    assert norms(fast_network(observer)) == (0 if make is resnet8x4 else 6)
-    assert fast_network(observer).conv1.weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[union-attr, operator]
-    assert [each.stride() for each in first.tensors()] == [each.stride() for each in plain.tensors()]
-    assert [each.dtype for each in first.tensors()] == [each.dtype for each in plain.tensors()]
-    assert all(map(torch.equal, first.tensors(), observer(x).tensors()))
-    assert "BatchNorms folded, channels_last; what it gives differs most in" in caplog.text
-    assert len(caplog.records) == 1
-
-
-def test_taps_on_a_convolution_a_norm_and_a_block_that_adds_in_place(caplog: Any) -> None:
-    net, x = trained(resnet18(num_classes=5)), images(2, 32)
-    layers = ["layer1.0.conv1", "layer1.0.bn2", "layer1.1.bn1", "layer1", "layer2.0.downsample"]
-    reference = Observer(copy.deepcopy(net).double(), layers)(x.double())
-    for only_layers in (False, True):
-        observer = FastObserver(net, layers, only_layers=only_layers)
-        for _ in range(3):
-            seen = observer(x)
-            assert all(map(torch.Tensor.is_contiguous, seen.layers))
-            if only_layers:
-                assert seen.logits.shape == (2, 0)
-                assert seen.embedding is None
-            expected = Outputs(seen.logits, reference.layers) if only_layers else reference
-            assert close(Outputs(seen.logits, seen.layers, seen.embedding), expected)
-    assert norms(fast_network(observer)) == 1
-    assert "19 BatchNorms folded, 1 not, since the layer before is tapped" in caplog.text
-
-
-FOLDED = {"plain": 2, "branch": 2, "two norms": 0, "skip": 1, "relu_": 1, "twice": 1, "shared bn": 0, "two names": 1}
-
-
-@pytest.mark.parametrize(("how", "folded"), FOLDED.items())
-def test_folds_what_nothing_else_reads(how: str, folded: int) -> None:
-    net, x = trained(Small(how)), images()
-    observer = FastObserver(net)
-    assert close(observer(x), Observer(copy.deepcopy(net).double())(x.double()))
-    left = fast_network(observer)
-    assert sum(isinstance(part, nn.Identity) for part in left.modules()) == folded
-
-
-def test_a_use_that_cannot_be_seen_is_caught_on_the_first_batch(caplog: Any) -> None:
-    net, x = trained(Small("hidden skip")), images()
-    observer = FastObserver(net)
-    for _ in range(2):
-        assert torch.equal(observer(x).logits, net(x))
-    assert fast_network(observer) is net
-    (record,) = caplog.records
-    assert record.levelno == logging.WARNING
-    assert "plain network is used" in record.message
-    assert "of its std on the first batch (0.0001 is allowed)" in record.message
-
-
-def test_without_watching_dispatch_a_skip_would_be_caught_too(monkeypatch: Any, caplog: Any) -> None:
-    monkeypatch.setattr(module.Flow, "__torch_dispatch__", lambda self, f, t, args=(), kw=None: f(*args, **(kw or {})))
-    net, x = trained(Small("skip")), images()
-    observer = FastObserver(net)
-    assert torch.equal(observer(x).logits, Observer(net)(x).logits)
-    assert fast_network(observer) is net
-    assert "plain network is used" in caplog.text
-
-
-def test_hooks_of_a_user_and_taps_under_another_name_prevent_a_fold() -> None:
-    net, x = trained(Small()), images()
-    calls: list[int] = []
-    net.bn.register_forward_hook(lambda *_: calls.append(1))
-    observer = FastObserver(net, ["box"])  # box is a container: its output is the convolution's
-    reference = Observer(copy.deepcopy(net).double(), ["box"])(x.double())
-    assert close(observer(x), reference)
-    assert norms(fast_network(observer)) == 2
-    before = len(calls)
-    observer(x)
-    assert len(calls) == before + 1
-
-
-def test_linear_layers_and_norms_without_affine_part() -> None:
-    parts = [nn.Linear(4, 6, bias=False), nn.BatchNorm1d(6, affine=False), nn.ReLU(), nn.Linear(6, 3)]
-    net, x = trained(nn.Sequential(*parts)), torch.randn(9, 4)
-    observer = FastObserver(net, ["1"])
-    assert close(observer(x), Observer(copy.deepcopy(net).double(), ["1"])(x.double()))
-    assert norms(fast_network(observer)) == 0
-    tokens = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Flatten(), nn.Linear(36, 2))  # channels are dim 1
-    observer = FastObserver(trained(tokens))
-    observer(torch.randn(5, 6, 6))
-    assert fast_network(observer) is tokens
-
-
-def test_no_copy_where_nothing_would_change(monkeypatch: Any, caplog: Any) -> None:
-    monkeypatch.setattr(module, "altered", None)
-    net, x = mlp(4, [6, 6], 3).eval(), torch.randn(5, 4)
-    calls: list[int] = []
-    net.register_forward_hook(lambda *_: calls.append(1))
-    assert torch.equal(FastObserver(net)(x).logits, Observer(net)(x).logits)
-    assert len(calls) == 2
-    conv = trained(Small())
-    FastObserver(conv, (), Fast(False, False))(images())
-    assert not caplog.records
-
-
-@pytest.mark.parametrize("make", [Small, resnet18])
-def test_the_network_stays_as_it_is(make: Any) -> None:
-    net = trained(make())
-    before, names = (
-        {k: v.clone() for k, v in net.state_dict().items()},
-        {n: set(vars(m)) for n, m in net.named_modules()},
-    )
-    tensors = [*net.parameters(), *net.buffers()]
-    pointers = [each.data_ptr() for each in tensors]
-    observer = FastObserver(net, ["bn" if make is Small else "layer1"], Fast(precision="bf16", tolerance=9.0), True)
-    for _ in range(3):
-        observer(images(2, 32))
-    assert fast_network(observer) is not net
-    assert not {each.data_ptr() for each in fast_network(observer).parameters()} & set(pointers)
-    assert all(a is b for a, b in zip([*net.parameters(), *net.buffers()], tensors, strict=True))
-    assert [each.data_ptr() for each in tensors] == pointers
-    assert list(before) == list(net.state_dict())
-    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
-    assert {name: set(vars(part)) for name, part in net.named_modules()} == names
-    assert not any(part._forward_hooks or part._forward_pre_hooks for part in net.modules())
-    assert not nn.modules.module._global_forward_hooks
-    assert not nn.modules.module._global_forward_pre_hooks
-    made = fast_network(observer)
-    assert not any(part.training for part in made.modules())
-    assert not any(each.requires_grad for each in made.parameters())
-    again, copied = pickle.loads(pickle.dumps((net, observer)))[1], copy.deepcopy((net, observer))[1]
-    for each in (again, copied):
-        assert each._runner is None
-        assert torch.equal(each(images(2, 32)).layers[0], observer(images(2, 32)).layers[0])
-
-
-def test_the_copy_follows_the_network() -> None:
-    net, x = trained(Small()), images()
-    observer = FastObserver(net)
-    observer(x)
-    first = fast_network(observer)
-    observer(x)
-    assert fast_network(observer) is first
-    net.load_state_dict(trained(Small()).state_dict())
-    assert close(observer(x), Observer(net)(x))
-    second = fast_network(observer)
-    assert second is not first
-    observer.find_layers()
-    assert observer._runner is None
-    assert close(observer(x), Observer(net)(x))
-    net.double()
-    assert close(observer(x.double()), Observer(net)(x.double()), 1e-12)
-    before = fast_network(observer)
-    net.to("meta")
-    assert observer(x.double().to("meta")).logits.is_meta
-    assert fast_network(observer) is not before
-
-
 def test_batch_statistics_are_left_to_the_network() -> None:
     net, x = trained(Small()), images()
     observer = FastObserver(net)
@@ -290,6 +127,34 @@ def test_stops_after_the_last_tapped_layer(fast: Fast, caplog: Any) -> None:
     assert ran[-1] == ""
     assert all(name in ran for name in ("fc", "bn2"))
     assert len(fast_network(observer).box[0]._forward_hooks) == 1  # type: ignore[index]
+
+
+class Late(nn.Module):
+    """Overwrites in place what its first layer gave, but not at the first call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.fc = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Linear(4, 5)
+        self.runs, self.whole = 0, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs += 1
+        y = self.first(x)
+        z = self.second(y if self.runs == 1 else y.mul_(0))
+        self.whole += 1
+        return self.fc(z.mean((2, 3)))
+
+
+def test_what_is_overwritten_before_the_stop_is_found_by_one_more_run_up_to_the_stop() -> None:
+    net, x = Late().eval(), images()
+    observer = FastObserver(net, ["first", "second"], ONLY_STOP, only_layers=True)
+    observer(x)
+    for runs in (3, 4):  # once more where it is found, then a copy at every call
+        seen = observer(x)
+        assert seen.logits.shape == (3, 0)
+        assert torch.equal(seen.layers[0], net.first(x))
+        assert torch.equal(seen.layers[1], net.second(net.first(x) * 0))
+        assert (net.runs, net.whole) == (runs, 1)
 
 
 def test_a_whole_forward_where_it_must_be() -> None:
@@ -410,3 +275,15 @@ def test_an_unknown_layer_leaves_no_hooks() -> None:
     with pytest.raises(InputError, match="no layer 'cnov'"):
         FastObserver(trained(Small()), ["cnov"])(images())
     assert not nn.modules.module._global_forward_hooks
+
+
+def test_plainly_the_network_itself_runs_as_a_whole() -> None:
+    net, x = trained(Small()), images()
+    observer = FastObserver(net, ["box"], Fast(precision="bf16", tolerance=9.0), only_layers=True)
+    for has_copy in (False, True):
+        before = observer._runner
+        seen, expected = observer.plainly(x), Observer(net, ["box"])(x)
+        assert all(torch.equal(a, b) for a, b in zip(seen.tensors(), expected.tensors(), strict=True))
+        assert observer._runner is before
+        assert (before is not None) is has_copy
+        observer(x)

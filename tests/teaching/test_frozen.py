@@ -125,3 +125,17 @@ def test_every_learner_gets_a_lesson_on_the_unchanged_batch() -> None:
 def test_bad_arguments(make: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()
+
+
+@pytest.mark.parametrize("how", [{}, {"fast": None}, {"batchnorm": "batch"}])
+def test_a_rehearsal_runs_the_networks_as_they_are(how: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    nets = [network(), network(1)]
+    teacher = FrozenTeacher(nets, **how)
+    plainly: list[nn.Module] = []
+    ran = "kdlab.teaching.fast.FastObserver.plainly"
+    monkeypatch.setattr(ran, lambda self, x: plainly.append(self.network) or self._plain(x))
+    with teacher.rehearsing():
+        seen = teacher.observe(X).logits
+    assert plainly == ([] if how else nets)
+    assert torch.allclose(teacher.observe(X).logits, seen, atol=1e-5)
+    assert plainly == ([] if how else nets)
