@@ -16,7 +16,7 @@ from kdlab.errors import InputError
 
 # Whatever a training batch passes through on its way to the networks.
 METHODS = (
-    *("augment", "prepare", "train_dataloader"),
+    *("augment", "prepare", "shown", "train_dataloader"),
     *("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"),
 )
 

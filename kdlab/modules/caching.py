@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor
 
 from kdlab.data.fingerprint import METHODS, refuse_unknown
 from kdlab.errors import InputError
@@ -15,6 +17,10 @@ from kdlab.teaching.cache import TeacherCache, describe
 
 if TYPE_CHECKING:
     from kdlab.modules.distiller import Distiller
+
+
+OWN = ("observe", "lessons", "training_step", "on_train_batch_start")
+"""Methods of the module itself that a batch passes through."""
 
 
 def use_cache(module: Distiller) -> None:
@@ -43,11 +49,13 @@ def use_cache(module: Distiller) -> None:
             "The teacher cache needs data whose augmentation is a function of (seed, epoch, index), as that of "
             f"kdlab.data; {given}: use a data module of kdlab, define fingerprint(), or drop teacher_cache."
         )
-    refuse_unknown(module, pl.LightningModule, (*METHODS[2:], "observe", "lessons"))
+    refuse_unknown(module, pl.LightningModule, (*METHODS[3:], *OWN))
     _agree(cache, data)
     first = training_data(module)
     if first.samples is None or first.batch.index is None:
         raise InputError("The teacher cache needs batches with the sample index, of a data set of known size.")
+    if not isinstance(first.batch.inputs, Tensor):
+        raise InputError("The teacher cache needs batches whose inputs are one tensor: drop teacher_cache.")
     fast = None if teaching.fast is None else dataclasses.asdict(teaching.fast)
     trainer = module.trainer
     how = {"fast": fast, "precision": str(trainer.precision), "device": trainer.strategy.root_device.type}
@@ -85,4 +93,8 @@ def _agree(cache: TeacherCache, data: Any) -> None:
 def _readable(said: Any) -> dict[str, Any]:
     if not isinstance(said, dict):
         raise InputError(f"fingerprint() must give a dict, not a {type(said).__name__}.")
+    try:
+        json.dumps(said, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"fingerprint() must give plain numbers, strings, lists and dicts ({error}).") from error
     return said

@@ -11,6 +11,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from kdlab.data import ImageData
 from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge
 from kdlab.modules.base import DistillationModule, sgd
@@ -122,7 +123,10 @@ class Distiller(DistillationModule):
     def lessons(self, outputs: Mapping[str, Outputs], batch: Batch) -> list[Lesson]:
         """Who learns from whom on this batch."""
         if self.teacher is not None and self.teacher.cache is not None:
-            self.teacher.note(getattr(self.trainer.datamodule, "host_index", None))  # type: ignore[attr-defined]
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            # A user's own hook may change which samples a batch has after its transfer.
+            kept = getattr(type(data), "on_after_batch_transfer", None) is ImageData.on_after_batch_transfer
+            self.teacher.note(data.host_index if kept else None)
         return super().lessons(outputs, batch)
 
     # Evaluation: the student against its teacher

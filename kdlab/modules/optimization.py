@@ -78,7 +78,8 @@ def fuse(module: DistillationModule, optimizer: torch.optim.Optimizer) -> None:
     Not with a gradient scaler (fp16-mixed), where a fused step would exclude gradient clipping.
     """
     own = type(optimizer) in (SGD, Adam, AdamW, Adagrad)
-    if not own or getattr(module.trainer.precision_plugin, "scaler", None) is not None:
+    sparse = any(getattr(part, "sparse", False) is True for part in module.modules())  # embeddings' gradients
+    if not own or sparse or getattr(module.trainer.precision_plugin, "scaler", None) is not None:
         return
     for group in optimizer.param_groups:
         silent = group.get("fused") is None and group.get("foreach") is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -293,6 +294,5 @@ def describe(network: nn.Module) -> dict[str, str]:
 
 def _settings(module: nn.Module) -> list[tuple[str, str]]:
     own = {name: value for name, value in vars(module).items() if name not in _OF_ANY}
-    plain = (int, float, str, tuple)
-    said = {name: repr(v) if isinstance(v, plain) else str(getattr(v, "__qualname__", "")) for name, v in own.items()}
-    return sorted((name, text) for name, text in said.items() if " at 0x" not in text)
+    said = {name: re.sub(r" at 0x[0-9a-f]+", "", repr(value)) for name, value in own.items()}
+    return sorted(said.items())

@@ -15,6 +15,7 @@ from kdlab import Distiller, InputError, Knowledge
 from kdlab.data import Digits, Rotations, View
 from kdlab.losses import DIST, Hint, RKDDistance, SoftTargets
 from kdlab.teaching import EBKD, TeacherCache
+from kdlab.teaching.cache import describe
 from tests.modules.tiny import count_calls, digits, distiller, network, pairs, same, trainer, weights
 
 
@@ -262,6 +263,64 @@ def test_a_module_with_its_own_transforms_is_refused(tmp_path: Path) -> None:
     module = MixedIn(network(), network(1), {"a": Knowledge(SoftTargets())}, teacher_cache=float32(tmp_path))
     with pytest.raises(InputError, match=r"MixedIn has its own on_after_batch_transfer\(\)"):
         trainer().fit(module, shifted())
+
+
+class Late(Distiller):
+    """Mixup inside the step."""
+
+    def training_step(self, raw: Any, batch_idx: int) -> Tensor:
+        return super().training_step(raw, batch_idx)
+
+
+class Slower(Digits):
+    """Shows each augmentation twice."""
+
+    def shown(self, epoch: int) -> int:
+        return epoch // 2
+
+
+class Unplain(Digits):
+    """Says what cannot be written down."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"what": {1, 2}}
+
+
+def test_other_ways_to_change_a_batch_are_refused(tmp_path: Path) -> None:
+    module = Late(network(), network(1), {"a": Knowledge(SoftTargets())}, teacher_cache=float32(tmp_path))
+    with pytest.raises(InputError, match=r"Late has its own training_step\(\)"):
+        trainer().fit(module, shifted())
+    with pytest.raises(InputError, match=r"Slower has its own shown\(\)"):
+        trained(float32(tmp_path), Slower(train_size=160, batch_size=32))
+    with pytest.raises(InputError, match=r"fingerprint\(\) must give plain numbers"):
+        trained(float32(tmp_path), Unplain(train_size=160, batch_size=32))
+
+
+class Sorted(Digits):
+    """Sorts each batch by its labels after the transfer, and says so."""
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        batch = super().on_after_batch_transfer(batch, dataloader_idx)
+        order = batch.target.argsort(stable=True)
+        return batch._replace(inputs=batch.inputs[order], target=batch.target[order], index=batch.index[order])
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"sorted": True}
+
+
+def test_a_teachers_lists_are_part_of_the_key() -> None:
+    first, second = network(1), network(1)
+    assert describe(first) == describe(second)
+    first.scales, second.scales = [1.0], [5.0]  # type: ignore[assignment]
+    assert describe(first) != describe(second)
+
+
+def test_a_batch_that_is_reordered_after_its_transfer_keeps_its_rows(tmp_path: Path) -> None:
+    trained(float32(tmp_path), Sorted(train_size=160, batch_size=40), 1)
+    live, _ = trained(None, Sorted(train_size=160, batch_size=32), 1)
+    read, runs = trained(float32(tmp_path), Sorted(train_size=160, batch_size=32), 1)
+    assert runs == 0
+    assert all(float((live[name] - read[name]).abs().max()) < 1e-5 for name in live)
 
 
 def test_a_transform_that_says_what_it_depends_on_is_keyed(tmp_path: Path) -> None:

@@ -133,6 +133,20 @@ def test_torchs_own_optimisers_are_fused_where_nothing_else_was_said(optimizer: 
         assert torch.allclose(value, weights(module.student)[name], atol=1e-6), name
 
 
+def test_sparse_gradients_are_left_to_the_usual_step() -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.fc = nn.Embedding(4, 8, sparse=True), nn.Linear(8, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.table((x.flatten(1) > 0).long()).mean(1))
+
+    module = distiller(student=Words(), optimizer=lambda p: torch.optim.SGD(p, 0.1))
+    trainer(1).fit(module, digits())
+    assert module.trainer.optimizers[0].param_groups[0]["fused"] is None
+
+
 def _silent(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     for group in optimizer.param_groups:
         if group.get("fused") is None:
