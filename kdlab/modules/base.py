@@ -87,7 +87,7 @@ class DistillationModule(pl.LightningModule):
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning notes the hook that runs here some 40 times a step; nn.Module would look each time whether it is a
-        # parameter, for a tenth of Lightning's cost in all.
+        # parameter.
         if name == "_current_fx_name":
             self.__dict__[name] = value
         else:

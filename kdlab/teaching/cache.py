@@ -262,12 +262,12 @@ def _amount(size: int) -> str:
 def describe(network: nn.Module) -> dict[str, str]:
     """What a network's outputs depend on, whatever device and memory format it is in: weights, classes and settings.
 
-    Not seen is code: a ``forward`` that was changed while classes, weights and attributes stayed.
+    Not seen is code: a ``forward`` or a lambda that was changed while classes, weights and attributes stayed.
 
     Returns:
         ``weights``: SHA-256 of names, dtypes, shapes and bytes of parameters and buffers; ``network``: class and repr;
-        ``settings``: SHA-256 of each layer's class and its numbers, strings and functions, which a repr may not show
-        (the activation of a ``TransformerEncoderLayer``).
+        ``settings``: SHA-256 of each layer's class and the repr of its attributes, without memory addresses: what its
+        own repr may not show (the activation of a ``TransformerEncoderLayer``).
 
     Raises:
         InputError: the repr shows a memory address, which says nothing in another process.
