@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kdlab.errors import InputError as InputError
     from kdlab.knowledge import Knowledge as Knowledge
+    from kdlab.modules import CoTrainer as CoTrainer
     from kdlab.modules import Distiller as Distiller
     from kdlab.outputs import Batch as Batch
     from kdlab.outputs import Outputs as Outputs
@@ -19,6 +20,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "InputError": "kdlab.errors",
     "Knowledge": "kdlab.knowledge",
+    "CoTrainer": "kdlab.modules",
     "Distiller": "kdlab.modules",
     "Batch": "kdlab.outputs",
     "Outputs": "kdlab.outputs",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, final
@@ -56,6 +57,7 @@ class Knowledge(Callback):
     ) -> None:
         self.weight = weight_at_least_zero(weight, "A knowledge's weight")
         self.loss = loss
+        self.copies: dict[tuple[str, str], nn.Module] = {}
         self.schedule = schedule
         said = getattr(loss, "needs", ())
         if isinstance(said, str) or not set(said) <= set(NEEDS):
@@ -64,6 +66,17 @@ class Knowledge(Callback):
         both = not {"student_layers", "teacher_layers"} & set(self.needs)  # else the loss reads one side alone
         self.student_layers = tuple(student_layers or (teacher_layers if both else ()))
         self.teacher_layers = tuple(teacher_layers or (student_layers if both else ()))
+
+    def spread(self, pairs: Sequence[tuple[str, str]]) -> nn.Module:
+        """Have the loss once for each (learner, source), so that what it learns or keeps is of these two alone.
+
+        Returns:
+            What is to be registered: the loss itself for one pair, else all of them by ``LEARNER_from_SOURCE``.
+        """
+        self.copies = {pair: copy.deepcopy(self.loss) if number else self.loss for number, pair in enumerate(pairs)}
+        if len(pairs) < 2:
+            return self.loss
+        return nn.ModuleDict({f"{learner}_from_{source}": each for (learner, source), each in self.copies.items()})
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find what is to be called at every step."""
@@ -80,23 +93,27 @@ class Knowledge(Callback):
         for after_backward in self._after_backwards:
             after_backward()
 
-    def parts(self, method: str) -> Iterator[Callable[..., None]]:
-        """The method of that name of the loss and of every loss inside it that has one."""
-        return (getattr(each, method) for each in self.loss.modules() if callable(getattr(each, method, None)))
+    def parts(self, method: str, pair: tuple[str, str] | None = None) -> Iterator[Callable[..., None]]:
+        """The method of that name of the loss and every loss inside it that has one; of all its copies, or of one."""
+        for loss in [self.copies.get(pair, self.loss)] if pair else self.copies.values() or [self.loss]:
+            yield from (getattr(each, method) for each in loss.modules() if callable(getattr(each, method, None)))
 
     def weight_at(self, progress: Progress) -> float:
         """The factor of the loss at ``progress``."""
         return self.weight if self.schedule is None else self.weight * self.schedule(progress)
 
-    def compare(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+    def compare(
+        self, student: Outputs, teacher: Outputs, target: Tensor, pair: tuple[str, str] | None = None
+    ) -> Tensor:
         """The loss, unweighted: a scalar. Teachers that count differently for each sample are compared one by one."""
+        loss = self.copies.get(pair, self.loss) if pair else self.loss
         ours, theirs = student.only(self.student_layers), teacher.only(self.teacher_layers)
         if teacher.members and self.reads_logits:
-            return _member_by_member(self.loss, ours, theirs, target)
-        if widens(self.loss):
-            value: Tensor = self.loss(ours, theirs, target)
+            return _member_by_member(loss, ours, theirs, target)
+        if widens(loss):
+            value: Tensor = loss(ours, theirs, target)
             return value
-        return _in_full_precision(self.loss, ours, theirs, target)
+        return _in_full_precision(loss, ours, theirs, target)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -142,6 +159,16 @@ class Knowledge(Callback):
             "index": student.index is None and "the sample index: let the loader yield (inputs, labels, index)",
         }
         return next((reason for need in self.needs if (reason := reasons.get(need))), None) or None
+
+    def missing_of(self, teacher: Outputs) -> str | None:
+        """What the loss needs and this teacher does not give, as the end of a sentence; ``None`` if all is there."""
+        if set(self.teacher_layers) - set(teacher.names):
+            return f"layers of the teacher ({', '.join(self.teacher_layers)})"
+        if {"embedding", "teacher_embedding"} & set(self.needs) and teacher.embedding is None and not teacher.layers:
+            return "the teacher's embedding"
+        if set(self.views) - set(teacher.views):
+            return f"the teacher on further views ({', '.join(self.views)})"
+        return None
 
 
 @full_precision

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -133,3 +136,68 @@ class StudentVersusTeacher(nn.Module):
         for metric in self._metrics.values():
             assert isinstance(metric, Metric)
             metric.reset()
+
+
+class Cohort(nn.Module):
+    """Everything a run reports about networks that learn together, on one data set.
+
+    ``update(learners, others, deployed, target)`` takes the learners' (B, K) logits by name, those of what is made of
+    them ("ensemble", averages), the name of the one that is deployed, and (B,) labels; ``compute()`` gives scalars:
+
+    - ``NAME_accuracy`` for each of them, and ``deployed_accuracy``: share of right answers, in [0, 1];
+    - ``deployed_ece``: expected calibration error, 15 bins, L1;
+    - with several learners ``ensemble_accuracy``, of the mean of their probabilities unless an ensemble is given;
+      ``ensemble_gain``: this minus the mean of the learners' accuracies; ``agreement``: share of samples on which two
+      learners name the same class, in the mean over all pairs.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._metrics = nn.ModuleDict()
+        self._learners: tuple[str, ...] = ()
+        self._deployed = ""
+
+    def update(
+        self, learners: Mapping[str, Tensor], others: Mapping[str, Tensor], deployed: str, target: Tensor
+    ) -> None:
+        """Add one batch."""
+        self._learners, self._deployed = tuple(learners), deployed
+        everyone = {**learners, **others}
+        if len(learners) > 1 and "ensemble" not in everyone:
+            everyone["ensemble"] = torch.stack([each.float().softmax(-1) for each in learners.values()]).mean(0).log()
+        classes = everyone[deployed].shape[-1]
+        for name, logits in everyone.items():
+            accuracy = self._metric(name, lambda: MulticlassAccuracy(classes, average="micro", validate_args=False))
+            accuracy.to(logits.device).update(logits.float(), target)
+        for pair in itertools.combinations(learners, 2):
+            agreement = self._metric(" ".join(pair), Agreement).to(target.device)
+            agreement.update(*(learners[name] for name in pair))
+        ece = self._metric(
+            "deployed ece", lambda: MulticlassCalibrationError(classes, n_bins=15, norm="l1", validate_args=False)
+        )
+        ece.to(target.device).update(everyone[deployed].float().softmax(-1), target)
+
+    def _metric(self, name: str, make: Callable[[], Metric]) -> Metric:
+        if name not in self._metrics:
+            self._metrics[name] = make()
+        metric = self._metrics[name]
+        assert isinstance(metric, Metric)
+        return metric
+
+    def compute(self) -> dict[str, Tensor]:
+        """The scalars by name."""
+        found = {name: each.compute() for name, each in self._metrics.items() if isinstance(each, Metric)}
+        values = {f"{name}_accuracy": value for name, value in found.items() if " " not in name}
+        if len(self._learners) > 1:
+            values["ensemble_gain"] = found["ensemble"] - torch.stack([found[name] for name in self._learners]).mean()
+            pairs = [" ".join(pair) for pair in itertools.combinations(self._learners, 2)]
+            values["agreement"] = torch.stack([found[pair] for pair in pairs]).mean()
+        values["deployed_accuracy"] = found[self._deployed]
+        values["deployed_ece"] = found["deployed ece"]
+        return values
+
+    def reset(self) -> None:
+        """Forget everything seen."""
+        for each in self._metrics.values():
+            assert isinstance(each, Metric)
+            each.reset()

@@ -12,45 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from kdlab.batch import Batch as Batch
+from kdlab.batch import Mix as Mix
 from kdlab.errors import InputError, nearest
 from kdlab.returned import class_of, form_of, is_compiled, tensor_of
 from kdlab.returned import logits_of as logits_of
-
-
-class Batch(NamedTuple):
-    """One batch as kdlab passes it around.
-
-    Attributes:
-        inputs: what the network is called with: a tensor (B, ...), or a mapping of keyword arguments.
-        target: labels, (B,) int64 class indices unless the task loss wants something else.
-        index: (B,) int64, the position of every sample in its data set; ``None`` where the loader gives none.
-        views: further inputs by name, (V * B, ...) with the V of one sample together; see :mod:`kdlab.views`.
-    """
-
-    inputs: Any
-    target: Tensor
-    index: Tensor | None = None  # type: ignore[assignment]  # tuple has a method of this name
-    views: dict[str, Tensor] | None = None
-
-    @staticmethod
-    def of(raw: Any) -> Batch:
-        """Read a batch of any common form: ``(inputs, target)``, then perhaps index and views, or a mapping with
-        ``labels``.
-
-        Raises:
-            InputError: the batch has none of these forms.
-        """
-        if isinstance(raw, Batch):
-            return raw
-        if isinstance(raw, Mapping) and "labels" in raw:
-            inputs = {name: value for name, value in raw.items() if name not in ("labels", "index")}
-            return Batch(inputs, raw["labels"], raw.get("index"))
-        if isinstance(raw, Sequence) and len(raw) in (2, 3, 4):
-            return Batch(*raw)
-        raise InputError(
-            "A batch must be (inputs, labels), (inputs, labels, sample index) or a mapping with 'labels', "
-            f"not {form_of(raw)}."
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +32,9 @@ class Outputs:
         names: the tapped layers' names, for messages.
         views: outputs on further views of the same samples, by name, from the same forward.
         members: of teachers that count differently for each sample: their outputs, and weights (B,).
+        heads: the further outputs of a network that has several, by name, each as if of a network of its own.
+        target: of a view, its labels where it shows other samples than the batch.
+        mix: of a view, how its images were joined.
     """
 
     logits: Tensor
@@ -76,9 +45,12 @@ class Outputs:
     names: tuple[str, ...] = ()
     views: Mapping[str, Outputs] = dataclasses.field(default_factory=dict)
     members: tuple[tuple[Outputs, Tensor], ...] = ()
+    heads: Mapping[str, Outputs] = dataclasses.field(default_factory=dict)
+    target: Tensor | None = None
+    mix: Mix | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Outputs:
-        """The same outputs with ``change`` applied to logits, layers and embedding, of views and members too."""
+        """The same outputs with ``change`` applied to logits, layers and embedding, of views, members and heads too."""
         return dataclasses.replace(
             self,
             logits=change(self.logits),
@@ -86,16 +58,17 @@ class Outputs:
             embedding=None if self.embedding is None else change(self.embedding),
             views={name: each.map(change) for name, each in self.views.items()},
             members=tuple((each.map(change), change(weight)) for each, weight in self.members),
+            heads={name: each.map(change) for name, each in self.heads.items()},
         )
 
     def tensors(self) -> Iterator[Tensor]:
-        """Logits, layers and embedding, then those of the views and of the members with their weights."""
+        """Logits, layers and embedding, then those of views, of heads, and of members with their weights."""
         yield self.logits
         yield from self.layers
         if self.embedding is not None:
             yield self.embedding
-        for view in self.views.values():
-            yield from view.tensors()
+        for each in (*self.views.values(), *self.heads.values()):
+            yield from each.tensors()
         for member, weight in self.members:
             yield from member.tensors()
             yield weight
@@ -111,6 +84,30 @@ class Outputs:
         layers = tuple(self.layers[self.names.index(name)] for name in names)
         views = {view: each.only(names) for view, each in self.views.items()}
         return dataclasses.replace(self, layers=layers, names=tuple(names), views=views)
+
+
+class Head(NamedTuple):
+    """One of several outputs of a network, seen as if it were a network of its own.
+
+    Attributes:
+        classifier: what reads this head's embedding; ``None`` if it has none.
+        layer: from a layer's name, as this head's users write it, to the network's own name for it.
+    """
+
+    classifier: nn.Module | None
+    layer: Callable[[str], str]
+
+
+def heads_of(network: nn.Module) -> dict[str, Head]:
+    """The outputs of a network by name, the main one first and named ``""``.
+
+    A network with several has an attribute ``heads`` of this form, and returns a mapping with the main ``logits`` and
+    with the logits of every other head by its name.
+    """
+    given = getattr(network, "heads", None)
+    if isinstance(given, Mapping) and "" in given:
+        return dict(given)
+    return {"": Head(classifier_of(network), str)}
 
 
 def layer_names(network: nn.Module) -> dict[str, nn.Module]:
@@ -133,11 +130,8 @@ def classifier_of(network: nn.Module) -> nn.Module | None:
     return linear[-1] if linear else None
 
 
-_EMBEDDING = "<embedding>"
-
-
 class Observer:
-    """Runs one network and keeps its logits, its embedding and the layers asked for.
+    """Runs one network and keeps its logits, its embedding and the layers asked for, of all its heads.
 
     The hooks live for one forward only, so the network stays as it was: it can be copied, pickled, exported and
     compiled. A layer that runs several times in one forward gives its last output. A layer whose output is overwritten
@@ -146,8 +140,8 @@ class Observer:
 
     Args:
         network: any module that returns a tensor, a tuple or list (logits first), a mapping or a data class with
-            ``logits`` (or ``out``).
-        layers: names of the layers to keep, as in ``network.named_modules()``.
+            ``logits`` (or ``out``); with several outputs, see :func:`heads_of`.
+        layers: names of the layers to keep, as in ``network.named_modules()``, or as the network's heads name them.
 
     Raises:
         InputError: a name is neither a layer nor part of the output (nearest names are listed), or a layer did not run.
@@ -162,13 +156,16 @@ class Observer:
         self._copied: set[str] = set()
         # The same function objects at every forward: a compiled network keeps calling those it was traced with.
         self._hooks = {name: partial(self._keep, name) for name in self._modules}
+        self._entries = {name: partial(self._keep_input, name) for name in self._classifiers}
 
     def find_layers(self) -> None:
         """Look the layers up again, after modules of the network were replaced."""
-        modules = layer_names(self.network)
-        self._modules = {name: modules[name] for name in self.layers if name in modules}
+        modules, heads = layer_names(self.network), heads_of(self.network)
+        self._names = {head: tuple(map(each.layer, self.layers)) for head, each in heads.items()}
+        wanted = dict.fromkeys(name for names in self._names.values() for name in names)
+        self._modules = {name: modules[name] for name in wanted if name in modules}
         self._traced = False
-        self._classifier = classifier_of(self.network)
+        self._classifiers = {f"<{head}>": each.classifier for head, each in heads.items() if each.classifier}
 
     def _keep(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         value = tensor_of(output)
@@ -180,16 +177,16 @@ class Observer:
             self._versions[name] = value._version
         self._kept[name] = value
 
-    def _keep_embedding(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def _keep_input(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         if args:
-            self._kept[_EMBEDDING] = args[0]
+            self._kept[name] = args[0]
 
     @contextmanager
     def _hooked(self) -> Iterator[None]:
         handles = []
         try:
-            if self._classifier is not None:
-                handles.append(self._classifier.register_forward_pre_hook(self._keep_embedding))
+            for name, classifier in self._classifiers.items():
+                handles.append(classifier.register_forward_pre_hook(self._entries[name]))
             handles += [module.register_forward_hook(self._hooks[name]) for name, module in self._modules.items()]
             yield
         finally:
@@ -208,27 +205,31 @@ class Observer:
         if overwritten:  # found on the first forward, copied on every later one
             self._copied |= overwritten
             return self(inputs)
-        layers = tuple(self._kept[name] if name in self._modules else self._part(raw, name) for name in self._ran())
-        outputs = Outputs(logits_of(raw), layers, self._kept.get(_EMBEDDING), names=self.layers)
+        self._check_ran()
+        heads = {head: self._outputs(raw[head], head) for head in self._names if head}
+        outputs = self._outputs(raw, "")
         self._kept.clear()
-        return outputs
+        return dataclasses.replace(outputs, heads=heads) if heads else outputs
+
+    def _outputs(self, raw: Any, head: str) -> Outputs:
+        layers = (self._kept[name] if name in self._modules else self._part(raw, name) for name in self._names[head])
+        return Outputs(logits_of(raw), tuple(layers), self._kept.get(f"<{head}>"), names=self.layers)
 
     def _untraced(self) -> bool:
         """Whether to run again because the network was compiled before, without these hooks: it then ignores them."""
-        wanted = {*self._modules, *([_EMBEDDING] if self._classifier is not None else [])}
+        wanted = {*self._modules, *self._classifiers}
         again = not self._traced and not wanted <= self._kept.keys() and any(map(is_compiled, self.network.modules()))
         if again:
             torch._dynamo.reset()
         self._traced = True
         return again
 
-    def _ran(self) -> tuple[str, ...]:
+    def _check_ran(self) -> None:
         for name in self._modules:
             if name not in self._kept:
                 raise InputError(
                     f"Layer {name!r} did not run in this forward of {class_of(self.network)}, so it cannot be tapped."
                 )
-        return self.layers
 
     def _part(self, raw: Any, name: str) -> Tensor:
         value = raw
@@ -266,3 +267,18 @@ def observe(network: nn.Module, inputs: Any, layers: Sequence[str] = ()) -> Outp
     (torch.Size([2, 3]), torch.Size([2, 8]), torch.Size([2, 8]))
     """
     return Observer(network, layers)(inputs)
+
+
+def headed(name: str, seen: Outputs) -> dict[str, Outputs]:
+    """The outputs of a network's heads by the learners' names: the main one ``name``, others ``name_HEAD``."""
+    if not seen.heads:
+        return {name: seen}
+    further = {f"{name}_{head}": dataclasses.replace(each, index=seen.index) for head, each in seen.heads.items()}
+    for head in seen.heads:
+        views = {
+            view: dataclasses.replace(each.heads[head], index=each.index, target=each.target, mix=each.mix)
+            for view, each in seen.views.items()
+        }
+        further[f"{name}_{head}"] = dataclasses.replace(further[f"{name}_{head}"], views=views)
+    views = {view: dataclasses.replace(each, heads={}) for view, each in seen.views.items()}
+    return {name: dataclasses.replace(seen, heads={}, views=views), **further}

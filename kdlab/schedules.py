@@ -116,13 +116,15 @@ class _Ramp(Schedule):
         until: int | None = None,
         unit: Literal["epoch", "step"] = "epoch",
         offset: int = 0,
+        hold: int = 1,
     ) -> None:
         super().__init__(begin, until, unit, offset)
-        if length <= 0:
-            raise InputError(f"A schedule's length must be above 0, not {length}.")
-        self.length, self.start, self.end = length, start, end
+        if length <= 0 or hold < 1:
+            raise InputError(f"A schedule's length must be above 0 and hold at least 1, not {length} and {hold}.")
+        self.length, self.start, self.end, self.hold = length, start, end, hold
 
     def curve(self, elapsed: float) -> float:
+        elapsed = elapsed // self.hold * self.hold
         return self.start + (self.end - self.start) * self.rise(min(max(elapsed / self.length, 0.0), 1.0))
 
     def rise(self, x: float) -> float:
@@ -132,7 +134,8 @@ class _Ramp(Schedule):
 class Linear(_Ramp):
     r"""From ``start`` to ``end`` in a straight line: :math:`start + (end - start)\,x`.
 
-    DKD's warm-up :math:`\min(epoch / 20, 1)`, with epochs counted from 1:
+    ``hold`` keeps each value for that many epochs (or steps). DKD's warm-up :math:`\min(epoch / 20, 1)`, with epochs
+    counted from 1:
 
     >>> warm_up = Linear(length=20, offset=1)
     >>> [warm_up(Progress(epoch, 0)) for epoch in (0, 1, 9, 19, 29)]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdlab.batch import inputs_of
 from kdlab.errors import InputError
 from kdlab.outputs import Batch, Outputs
 
@@ -21,7 +22,8 @@ def see(observe: Callable[[Any], Outputs], batch: Batch, views: Sequence[str] = 
 
     Args:
         observe: runs the network.
-        batch: its ``views`` hold (V * B, ...) inputs by name, the V views of one sample side by side.
+        batch: its ``views`` hold (V * B, ...) inputs by name, the V views of one sample side by side; of a view that is
+            a batch itself, the outputs carry its labels, index and mix.
         views: the names of those wanted.
 
     Raises:
@@ -38,11 +40,18 @@ def see(observe: Callable[[Any], Outputs], batch: Batch, views: Sequence[str] = 
             )
     if not isinstance(batch.inputs, Tensor):
         raise InputError("Views need batches whose inputs are one tensor.")
-    parts = [batch.inputs, *(given[name] for name in views)]
+    shown = [given[name] for name in views]
+    parts = [batch.inputs, *map(inputs_of, shown)]
     seen = observe(torch.cat(parts))
     ends = torch.tensor([len(part) for part in parts]).cumsum(0).tolist()
     first, *others = (
         seen.map(lambda x, a=start, b=end: x[a:b])  # type: ignore[misc]
         for start, end in zip([0, *ends], ends, strict=False)
     )
+    others = [
+        dataclasses.replace(each, index=view.index, target=view.target, mix=view.mix)
+        if isinstance(view, Batch)
+        else each
+        for each, view in zip(others, shown, strict=True)
+    ]
     return dataclasses.replace(first, index=batch.index, views=dict(zip(views, others, strict=True)))

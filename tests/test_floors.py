@@ -24,6 +24,7 @@ FLOORS = {
     "schedules": 1,
     "optimizers": 1,
     "outputs": 0,
+    "batch": 0,
     "views": 0,
     "returned": 0,
     "errors": 0,
@@ -33,10 +34,11 @@ FLOORS = {
 # On the ground floor ``errors`` lies under ``outputs``, and both lie under all the rest.
 BENEATH = {
     "returned": {"errors"},
-    "outputs": {"errors", "returned"},
-    "views": {"errors", "outputs"},
+    "batch": {"errors", "returned"},
+    "outputs": {"batch", "errors", "returned"},
+    "views": {"batch", "errors", "outputs"},
     "models": {"errors", "outputs"},
-    "data": {"errors", "outputs"},
+    "data": {"batch", "errors", "outputs"},
     "__main__": {"cli"},
 }
 LIGHTNING = {"pytorch_lightning", "lightning_fabric", "lightning"}

@@ -1,4 +1,4 @@
-"""``kdlab export``: the student alone out of a run."""
+"""``kdlab export``: the student, or the deployed one of several learners, alone out of a run."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import Tensor
 
 from kdlab.errors import InputError
 from kdlab.models.reading import read_tensors
 from kdlab.models.weights import save_tensors
+from kdlab.modules.cotrainer import DEPLOYED
 
 
 def run(arguments: Sequence[str]) -> None:
     """Parse the arguments, write the student and say where."""
     parser = argparse.ArgumentParser(
         prog="kdlab export",
-        description="Write the student of a run as safetensors with its original key names, and its config as YAML.",
+        description="Write the student of a run, or the network that a co-training deploys, as safetensors with its "
+        "original key names, and its config as YAML.",
     )
     parser.add_argument("run", help="folder of a run, or one of its checkpoints")
     parser.add_argument("--out", help="folder to write to (default: the run's folder)")
@@ -32,6 +35,8 @@ def run(arguments: Sequence[str]) -> None:
 def export(run: Path, out: Path | None = None) -> tuple[Path, Path | None]:
     """Write ``student.safetensors`` and, where the run has a ``config.yaml``, ``student.yaml``.
 
+    Of a co-training the student is the network that the run deploys, without what exists in training only.
+
     Args:
         run: a run's folder, or a checkpoint in it; a folder means its last checkpoint.
         out: the folder to write to; ``None`` is the run's folder.
@@ -44,12 +49,9 @@ def export(run: Path, out: Path | None = None) -> tuple[Path, Path | None]:
     """
     checkpoint = run if run.is_file() else last_checkpoint(run)
     folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-    prefix = "student."
-    tensors = {
-        name.removeprefix(prefix): value for name, value in read_tensors(checkpoint).items() if name.startswith(prefix)
-    }
-    if not tensors:
-        raise InputError(f"{str(checkpoint)!r} holds no student: it is not a checkpoint of kdlab.Distiller.")
+    recipe = folder / "config.yaml"
+    read = yaml.safe_load(recipe.read_text()) if recipe.exists() else {}
+    tensors, network = student_of(checkpoint), student_in(read)
     out = out or folder
     weights = out / "student.safetensors"
     config = out / "student.yaml"
@@ -57,8 +59,6 @@ def export(run: Path, out: Path | None = None) -> tuple[Path, Path | None]:
         if path.exists():
             raise InputError(f"{str(path)!r} exists already: move it, or name another folder with --out.")
     save_tensors(tensors, weights)
-    recipe = folder / "config.yaml"
-    network = student_in(yaml.safe_load(recipe.read_text())) if recipe.exists() else None
     if network is None:
         return weights, None
     if "weights" in network.get("init_args", {}):
@@ -81,7 +81,34 @@ def last_checkpoint(run: Path) -> Path:
     return found[-1]
 
 
+def student_of(checkpoint: Path) -> dict[str, Tensor]:
+    """The tensors of the student in a checkpoint of a Distiller, or of what a checkpoint of a CoTrainer deploys.
+
+    Raises:
+        InputError: it holds neither.
+    """
+    tensors = read_tensors(checkpoint)
+    for prefix in ("student.", DEPLOYED):
+        found = {n.removeprefix(prefix): value for n, value in tensors.items() if n.startswith(prefix)}
+        if found:
+            return found
+    if any(name.startswith("networks.") for name in tensors):
+        raise InputError(
+            f"{str(checkpoint)!r} deploys an ensemble, which is not one network: to export a learner, train with "
+            "model.deploy set to its name."
+        )
+    raise InputError(f"{str(checkpoint)!r} holds no student: it is not a checkpoint of kdlab.Distiller or CoTrainer.")
+
+
 def student_in(config: dict[str, Any]) -> dict[str, Any] | None:
-    """The student's class path and arguments in a run's config."""
-    student = config.get("model", {}).get("init_args", {}).get("student")
+    """The class path and arguments of the student in a run's config, or of the network that it deploys."""
+    model = (config.get("model") or {}).get("init_args") or {}
+    student = model.get("student")
+    if student is None and isinstance(networks := model.get("networks"), dict) and networks:
+        deployed = (model.get("deploy") or next(iter(networks))).removeprefix("average_")
+        # A branch or exit "NAME_HEAD" is the network inside Branched or WithExits.
+        name = next((each for each in networks if deployed == each or deployed.startswith(f"{each}_")), None)
+        student = networks.get(name) if name else None
+        if isinstance(student, dict) and isinstance(inner := (student.get("init_args") or {}).get("network"), dict):
+            student = inner
     return student if isinstance(student, dict) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -81,9 +82,17 @@ class Streamed(Dataset[Batch]):
         return len(self.labels)
 
     def __getitem__(self, draw: Draw) -> Batch:
+        return self.several(draw, [draw.number])[0]
+
+    def several(self, draw: Draw, numbers: Sequence[int]) -> list[Batch]:
+        """The batch under each of these augmentations, decoded once."""
         decoded = [self.tree.image(row) for row in self.rows[draw.positions].tolist()]
-        images = self.cropped(decoded, draw) if self.train else [self.centred(image) for image in decoded]
-        return Batch(torch.stack(images), self.labels[draw.positions], draw.positions)
+        batches = []
+        for number in numbers:
+            own = draw._replace(number=number)
+            images = self.cropped(decoded, own) if self.train else [self.centred(image) for image in decoded]
+            batches.append(Batch(torch.stack(images), self.labels[draw.positions], draw.positions))
+        return batches
 
     def centred(self, image: Tensor) -> Tensor:
         """One image, (3, H, W), resized and cropped to its centre."""
@@ -94,7 +103,7 @@ class Streamed(Dataset[Batch]):
     def cropped(self, images: list[Tensor], draw: Draw) -> list[Tensor]:
         """Every image cropped at random, resized, and mirrored or not."""
         sizes = torch.tensor([image.shape[1:] for image in images])
-        epoch = draw.epoch % self.distinct_epochs if self.distinct_epochs else draw.epoch
+        epoch = draws.shown(draw.epoch, self.distinct_epochs, draw.number)
         windows = random_windows(sizes, draw.positions, self.seed, epoch).tolist()
         mirror = draws.integers(2, self.seed, epoch, draw.positions, draws.FLIP).tolist()
         cut = [

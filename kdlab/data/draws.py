@@ -5,7 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 # One stream for each thing that is drawn, so that no two of them are related.
+# From 16 on, decoding.py has AREA to LEFT once more for each further try.
 ORDER, SUBSET, DOWN, RIGHT, FLIP, AREA, RATIO, TOP, LEFT, STRONG = range(10)
+COMPANION, OWN, OTHER, BOX_DOWN, BOX_RIGHT = range(10, 15)
+
+FURTHER = 1 << 20  # no training has as many epochs
 
 _WORD = (1 << 64) - 1
 _STEP = 0x9E3779B97F4A7C15
@@ -51,8 +55,19 @@ def bits(seed: int, epoch: int, index: Tensor, stream: int) -> Tensor:
     return words ^ _shifted(words, 31)
 
 
-def integers(high: int, seed: int, epoch: int, index: Tensor, stream: int) -> Tensor:
-    """Uniform integers from 0 to ``high`` - 1, int64, for ``high`` up to 2**31; see :func:`bits`.
+def shown(epoch: int, distinct_epochs: int | None, number: int = 0) -> int:
+    """The epoch number by which to draw an augmentation.
+
+    Args:
+        epoch: the epoch number of the training.
+        distinct_epochs: after how many epochs the augmentation repeats; ``None`` for never.
+        number: 0 for the batch's own augmentation; others give further ones, which no epoch has as its own.
+    """
+    return (epoch % distinct_epochs if distinct_epochs else epoch) + number * FURTHER
+
+
+def integers(high: int | Tensor, seed: int, epoch: int, index: Tensor, stream: int) -> Tensor:
+    """Uniform integers from 0 to ``high`` - 1, int64, for ``high`` up to 2**31, one or one each; see :func:`bits`.
 
     >>> import torch
     >>> integers(9, 0, 3, torch.tensor([5, 6, 7]), DOWN).tolist() == [

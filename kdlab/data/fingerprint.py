@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,6 +58,26 @@ def of_object(each: object) -> dict[str, str]:
     if " at 0x" in attributes:
         raise InputError(f"{name} has attributes that say nothing of themselves ({attributes[:80]}): give them a repr.")
     return {"class": name, "code": code, "attributes": attributes}
+
+
+def of_views(views: Mapping[str, Any], mixing: object) -> dict[str, dict[str, str]]:
+    """What the views of a training batch depend on, each as of :func:`of_object`.
+
+    Raises:
+        InputError: the batch is mixed, or a view shows other samples than that of its row.
+    """
+    if mixing is not None:
+        raise InputError(
+            "What a teacher says of a mixed image is not a function of the sample, so it cannot be kept: drop "
+            "teacher_cache, or data.mixing."
+        )
+    for name, view in views.items():
+        if not view.of_the_sample:
+            raise InputError(
+                f"The view {name!r} ({type(view).__name__}) of a sample shows other samples too, so what a teacher "
+                "says of it cannot be kept for the sample: drop teacher_cache, or the view."
+            )
+    return {name: of_object(view) for name, view in views.items()}
 
 
 def refuse_unknown(data: object, base: type, methods: Sequence[str] = METHODS) -> None:

@@ -10,9 +10,10 @@ from torch.utils.data import Dataset
 
 from kdlab.data import decoding, draws
 from kdlab.data.decoding import SizesDifferError, Streamed, decode
-from kdlab.data.fingerprint import library, of_code, of_object, of_tree, refuse_unknown
-from kdlab.data.images import ImageData, Images
+from kdlab.data.fingerprint import library, of_code, of_tree, of_views, refuse_unknown
+from kdlab.data.images import ImageData
 from kdlab.data.loader import Loader
+from kdlab.data.memory import Images
 from kdlab.data.tree import Tree, splits
 from kdlab.errors import InputError
 from kdlab.outputs import Batch
@@ -142,6 +143,11 @@ class ImageFolder(ImageData):
     def _path(self, name: str) -> str:
         return str(self._trees[name].path)
 
+    @property
+    def streams(self) -> bool:
+        """Whether the training set augments its images as it reads them."""
+        return not self._stays
+
     def train_dataloader(self) -> Loader:
         """Batches of the training split, shuffled anew each epoch."""
         train = self._split("train")
@@ -160,7 +166,7 @@ class ImageFolder(ImageData):
             "normalised": [self.mean, self.std],
             "augmented": [self.size, self.flip, self.augmentation_seed],
             "code": of_code(decoding, draws),
-            "views": {name: of_object(view) for name, view in self.views.items()},
+            "views": of_views(self.all_views, self.mixing),
             "libraries": [library("torchvision"), library("PIL")],
         }
 

@@ -1,46 +1,29 @@
-"""Image sets held in memory as uint8 tensors, served in whole batches and augmented on the device."""
+"""The base of kdlab's image data: whole batches in an order of their own, augmented on the device."""
 
 from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Mapping
 from typing import Any, cast
 
 import pytorch_lightning as pl
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from kdlab.batch import inputs_of
 from kdlab.data import draws
 from kdlab.data.augment import augment, normalise
-from kdlab.data.fingerprint import library, of_code, of_images, of_object, refuse_unknown
+from kdlab.data.companions import LastBatch, SecondView, with_companions
+from kdlab.data.fingerprint import library, of_code, of_images, of_views, refuse_unknown
 from kdlab.data.loader import Loader, loader
-from kdlab.data.order import Draw, InOrder, Shuffled
-from kdlab.data.selection import training_rows
+from kdlab.data.memory import Images
+from kdlab.data.mixing import Mixing, mixed_labels
+from kdlab.data.order import InOrder, Shuffled
+from kdlab.data.selection import check_labels, training_rows
 from kdlab.data.views import View
 from kdlab.errors import InputError
 from kdlab.outputs import Batch
-
-
-class Images(Dataset[Batch]):
-    """Images and labels in memory; ``images[draw]`` is a whole batch.
-
-    Args:
-        images: (N, C, H, W) uint8.
-        labels: (N,) int64.
-        rows: (n,) int64, the positions that take part; ``None`` for all. The batch's index counts within these.
-    """
-
-    def __init__(self, images: Tensor, labels: Tensor, rows: Tensor | None = None) -> None:
-        self.images = images
-        self.labels = labels if rows is None else labels[rows]
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, draw: Draw) -> Batch:
-        rows = draw.positions if self.rows is None else self.rows[draw.positions]
-        return Batch(self.images[rows], self.labels[draw.positions], draw.positions)
 
 
 class ImageData(pl.LightningDataModule):
@@ -68,6 +51,8 @@ class ImageData(pl.LightningDataModule):
             ``seed`` if not given.
         distinct_epochs: after how many epochs the augmentation repeats; ``None`` for a new one each epoch. A small
             number is another method ("fixed views"), to be reported as such.
+        mixing: joins the training images two by two: ``MixUp()``, ``CutMix()``. Labels are then probabilities (B,
+            num_classes). Not together with views, which show the images before they are joined.
 
     Attributes:
         num_classes: number of classes.
@@ -76,8 +61,8 @@ class ImageData(pl.LightningDataModule):
         host_index: the index of the batch last sent to a device, still where it was: it can be read without waiting.
 
     Raises:
-        InputError: in ``setup``: labels are outside the classes, or a subset cannot be drawn; in the dataloaders:
-            the batch size is not divisible by the number of processes.
+        InputError: views with mixing; in ``setup``: labels are outside the classes, or a subset cannot be drawn; in the
+            dataloaders: the batch size is not divisible by the number of processes.
     """
 
     num_classes: int
@@ -99,6 +84,7 @@ class ImageData(pl.LightningDataModule):
         views: dict[str, View] | None = None,
         augmentation_seed: int | None = None,
         distinct_epochs: int | None = None,
+        mixing: Mixing | None = None,
     ) -> None:
         super().__init__()
         self.mean = list(mean)
@@ -116,9 +102,35 @@ class ImageData(pl.LightningDataModule):
         if distinct_epochs is not None and distinct_epochs < 1:
             raise InputError(f"distinct_epochs is at least 1, or not given, not {distinct_epochs}.")
         self.distinct_epochs = distinct_epochs
+        self.mixing = mixing
+        self._asked: dict[str, View] = {}
+        self.provide({})
         self.sizes: dict[str, int] = {}
         self.host_index: Tensor | None = None
         self._sets: dict[str, Dataset[Batch]] = {}
+
+    def provide(self, views: Mapping[str, View]) -> None:
+        """Make these views too, until the next call; a view of the same name in ``views`` is made instead.
+
+        Raises:
+            InputError: images are mixed.
+        """
+        self._asked = dict(views)
+        if self.mixing is not None and self.all_views:
+            raise InputError(
+                f"The views {', '.join(map(repr, self.all_views))} show images before they are mixed, which the labels "
+                "of a mixed batch are not for: drop data.mixing, or what reads the views."
+            )
+
+    @property
+    def all_views(self) -> dict[str, View]:
+        """The views that training batches get, by name: those asked for, and the user's own."""
+        return {**self._asked, **self.views}
+
+    @property
+    def streams(self) -> bool:
+        """Whether the training set augments its images as it reads them."""
+        return False
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         """The images, (N, C, H, W) uint8, and labels, (N,) int64, of the training set or of the test set."""
@@ -156,14 +168,21 @@ class ImageData(pl.LightningDataModule):
         if self.trainer is not None:
             rank, world_size, epoch = self.trainer.global_rank, self.trainer.world_size, self.trainer.current_epoch
             overfit = getattr(self.trainer, "overfit_batches", 0) > 0  # then the same batches each epoch
-        dataset = self._split("train")
+        views = self.all_views
+        dataset = with_companions(
+            self._split("train"), views, self.streams, self.augmentation_seed, self.distinct_epochs
+        )
         kind = InOrder if overfit else Shuffled
         order = kind(self.sizes["train"], self.batch_size, self.seed, rank, world_size)
         order.set_epoch(epoch)
+        order.remembers = any(isinstance(view, LastBatch) for view in views.values())
         batches = loader(dataset, order, self.num_workers)
         if self.trainer is not None:
-            batches.true_epoch = self._true_epoch
+            order.ran, batches.true_epoch = self._ran, self._true_epoch
         return batches
+
+    def _ran(self) -> float:
+        return cast(Any, self.trainer).num_training_batches  # type: ignore[no-any-return]
 
     def _true_epoch(self, epoch: int) -> int:
         # Resuming a run limited by max_steps at the end of an epoch, Lightning passes through an empty epoch, and from
@@ -204,13 +223,21 @@ class ImageData(pl.LightningDataModule):
         Returns:
             The batch with float32 images, and in training its views, on the same device.
         """
-        images, views = batch.inputs, None
-        if epoch is not None and batch.index is not None:
-            epoch = self.shown(epoch)
-            images = self.augment(images, batch.index, epoch)
-            made = {name: view(images, batch.index, self.augmentation_seed, epoch) for name, view in self.views.items()}
-            views = {name: normalise(view, self.mean, self.std) for name, view in made.items()} or None
-        return batch._replace(inputs=normalise(images, self.mean, self.std), views=views)
+        images, brought = batch.inputs, batch.views or {}
+        batch = batch._replace(views=None)
+        if epoch is None or batch.index is None:
+            return batch._replace(inputs=normalise(images, self.mean, self.std))
+        epoch, seed = self.shown(epoch), self.augmentation_seed
+        plain = batch._replace(inputs=self.augment(images, batch.index, epoch))
+        views: dict[str, Tensor | Batch] = {}
+        for name, view in self.all_views.items():
+            raw = brought.get(name, batch if isinstance(view, SecondView) and not self.streams else None)
+            made = view.show(plain, cast("Batch | None", raw), self.augment, seed, epoch)
+            views[name] = with_inputs(made, normalise(inputs_of(made), self.mean, self.std))
+        if self.mixing is not None:
+            mixed, mix = self.mixing(plain.inputs, batch.index, seed, epoch)
+            plain = Batch(mixed, mixed_labels(batch.target, mix, self.num_classes), batch.index, mix=mix)
+        return plain._replace(inputs=normalise(plain.inputs, self.mean, self.std), views=views or None)
 
     def augment(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
         """The training images (B, C, H, W) as epoch ``epoch`` shows them, dtype unchanged."""
@@ -218,7 +245,7 @@ class ImageData(pl.LightningDataModule):
 
     def shown(self, epoch: int) -> int:
         """The number of the augmentation that epoch ``epoch`` shows."""
-        return epoch % self.distinct_epochs if self.distinct_epochs else epoch
+        return draws.shown(epoch, self.distinct_epochs)
 
     def fingerprint(self) -> dict[str, Any]:
         """All that the inputs of a training batch depend on besides :meth:`shown` of the epoch and the index.
@@ -226,7 +253,7 @@ class ImageData(pl.LightningDataModule):
         A class with transforms of its own says here what they depend on.
 
         Raises:
-            InputError: such a class does not.
+            InputError: such a class does not, or a sample's inputs depend on other samples.
         """
         refuse_unknown(self, ImageData)
         train = self._split("train")
@@ -237,8 +264,8 @@ class ImageData(pl.LightningDataModule):
             "normalised": [self.mean, self.std],
             "augmented": [self.padding, self.flip, self.augmentation_seed],
             "code": of_code(sys.modules[augment.__module__], draws),
-            "views": {name: of_object(view) for name, view in self.views.items()},
-            "libraries": library("torchvision") if self.views else "",
+            "views": of_views(self.all_views, self.mixing),
+            "libraries": library("torchvision") if self.all_views else "",
         }
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -254,13 +281,10 @@ class ImageData(pl.LightningDataModule):
         prepared = self.prepare(Batch.of(batch), trainer.current_epoch if trainer.training else None)
         # Lightning has converted the dtype before the transfer, when these were still integers.
         convert = trainer.precision_plugin.convert_input
-        return prepared._replace(inputs=convert(prepared.inputs), views=convert(prepared.views))
+        views = {name: with_inputs(view, convert(inputs_of(view))) for name, view in (prepared.views or {}).items()}
+        return prepared._replace(inputs=convert(prepared.inputs), views=views or None)
 
 
-def check_labels(labels: Tensor, num_classes: int, split: str) -> None:
-    """Raise InputError where a split is empty or has labels outside 0 to ``num_classes`` - 1."""
-    if not len(labels):
-        raise InputError(f"The {split} set has no images.")
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= num_classes:
-        raise InputError(f"The {split} set has labels from {low} to {high}, outside its {num_classes} classes.")
+def with_inputs(view: Tensor | Batch, inputs: Tensor) -> Tensor | Batch:
+    """A view with other inputs."""
+    return view._replace(inputs=inputs) if isinstance(view, Batch) else inputs

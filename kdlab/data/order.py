@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -19,10 +19,14 @@ class Draw(NamedTuple):
     Attributes:
         positions: (b,) int64, which samples of the data set.
         epoch: the epoch number, for augmentation in workers.
+        number: which augmentation of that epoch, see :func:`kdlab.data.draws.shown`.
+        previous: (p,) int64, this process's part of the batch before, where it is asked for.
     """
 
     positions: Tensor
     epoch: int
+    number: int = 0
+    previous: Tensor | None = None
 
 
 class Shuffled(DistributedSampler[Draw]):
@@ -51,21 +55,38 @@ class Shuffled(DistributedSampler[Draw]):
         self.size = size
         self.batch_size = batch_size
         self.start = 0  # the next pass over the sampler leaves out this many batches
+        self.remembers = False  # whether every draw names the batch before
+        self.ran: Callable[[], float] | None = None  # batches of an epoch that are run, if not all
 
     def bounds(self) -> list[tuple[int, int]]:
         """First position and end of every batch over all processes."""
         usable = self.size - self.size % self.batch_size % self.num_replicas
         return [(first, min(first + self.batch_size, usable)) for first in range(0, usable, self.batch_size)]
 
-    def order(self) -> Tensor:
-        """All positions in the order of the current epoch, (size,) int64."""
-        return torch.argsort(draws.bits(self.seed, self.epoch, torch.arange(self.size), draws.ORDER), stable=True)
+    def order(self, epoch: int) -> Tensor:
+        """All positions in the order of an epoch, (size,) int64."""
+        return torch.argsort(draws.bits(self.seed, epoch, torch.arange(self.size), draws.ORDER), stable=True)
 
     def __iter__(self) -> Iterator[Draw]:
         start, self.start = self.start, 0
-        order = self.order()
-        for first, end in self.bounds()[start:]:
-            yield Draw(order[first:end].tensor_split(self.num_replicas)[self.rank].clone(), self.epoch)
+        order = self.order(self.epoch)
+        before = self._before(order, start) if self.remembers else None
+        for bounds in self.bounds()[start:]:
+            positions = self._part(order, bounds)
+            yield Draw(positions, self.epoch, previous=before)
+            before = positions if self.remembers else None
+
+    def _part(self, order: Tensor, bounds: tuple[int, int]) -> Tensor:
+        return order[slice(*bounds)].tensor_split(self.num_replicas)[self.rank].clone()
+
+    def _before(self, order: Tensor, start: int) -> Tensor:
+        bounds = self.bounds()
+        if start:
+            return self._part(order, bounds[start - 1])
+        if not self.epoch:
+            return order[:0].clone()
+        count = len(bounds) if self.ran is None else int(min(len(bounds), self.ran()))
+        return self._part(self.order(self.epoch - 1), bounds[max(count, 1) - 1])
 
     def __len__(self) -> int:
         return len(self.bounds())
@@ -85,6 +106,6 @@ class InOrder(Shuffled, SequentialSampler):  # type: ignore[misc]
             firsts.pop()
         return list(zip(firsts, [*firsts[1:], self.size], strict=True))
 
-    def order(self) -> Tensor:
+    def order(self, epoch: int) -> Tensor:
         """All positions, (size,) int64."""
         return torch.arange(self.size)

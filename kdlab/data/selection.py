@@ -75,3 +75,12 @@ def training_rows(
             )
         rows = rows[stratified(labels[rows], train_size, seed)]
     return rows, held_out
+
+
+def check_labels(labels: Tensor, num_classes: int, split: str) -> None:
+    """Raise InputError where a split is empty or has labels outside 0 to ``num_classes`` - 1."""
+    if not len(labels):
+        raise InputError(f"The {split} set has no images.")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        raise InputError(f"The {split} set has labels from {low} to {high}, outside its {num_classes} classes.")

@@ -1,18 +1,39 @@
-"""Further views of training images, given to the networks beside the usual one: rotations, strong augmentation."""
+"""Further views of training images, given to the networks beside the usual one: rotated, strongly augmented, mixed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from kdlab.batch import Batch
 from kdlab.data import draws
+from kdlab.data.mixing import Mixing, MixUp
 from kdlab.errors import InputError
 
 
 class View:
     """Makes inputs out of training images as the networks see them; a function of (seed, epoch, index) like these."""
+
+    of_the_sample: ClassVar[bool] = True
+    """Whether a sample's view shows that sample alone, so that what a teacher says of it can be kept."""
+
+    def show(
+        self, batch: Batch, raw: Batch | None, augment: Callable[[Tensor, Tensor, int], Tensor], seed: int, epoch: int
+    ) -> Tensor | Batch:
+        """The view of a batch, as inputs or as a batch with labels of its own.
+
+        Args:
+            batch: images (B, C, H, W), augmented, not yet normalised, with labels and index.
+            raw: the images that the data set gave for this view, if it shows others than those of ``batch``.
+            augment: of (images, index, epoch), as for the batch itself.
+            seed: of the augmentation.
+            epoch: the epoch number.
+        """
+        assert batch.index is not None
+        return self(batch.inputs, batch.index, seed, epoch)
 
     def __call__(self, images: Tensor, index: Tensor, seed: int, epoch: int) -> Tensor:
         """The view: (V * B, C, H, W) of the same dtype, the V of one sample side by side.
@@ -80,3 +101,24 @@ class RandAugment(View):
                 torch.manual_seed(own)  # torchvision draws from the global generator
                 changed.append(self.transform(image))
         return torch.stack(changed)
+
+
+class Mixed(View):
+    """The images of the batch joined two by two, with their own labels and the mix: MixSKD's third view.
+
+    Args:
+        mixing: how; ``None`` for ``MixUp(0.4)``.
+    """
+
+    of_the_sample = False
+
+    def __init__(self, mixing: Mixing | None = None) -> None:
+        self.mixing = mixing or MixUp(0.4)
+
+    def show(
+        self, batch: Batch, raw: Batch | None, augment: Callable[[Tensor, Tensor, int], Tensor], seed: int, epoch: int
+    ) -> Batch:
+        """One mixed image for each of the batch."""
+        assert batch.index is not None
+        images, mix = self.mixing(batch.inputs, batch.index, seed, epoch)
+        return Batch(images, batch.target, batch.index, mix=mix)

@@ -83,7 +83,9 @@ class _Held(nn.Module):
         return self.plain(self.loss, student, teacher, target)
 
 
-def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0, mask: Tensor | None = None) -> Tensor:
+def kl_divergence(
+    student: Tensor, teacher: Tensor, temperature: float = 1.0, mask: Tensor | None = None, floor: float = 0.0
+) -> Tensor:
     """Kullback-Leibler divergence of softened class distributions, teacher first.
 
     ``T^2 * mean over positions of sum_k p_k (log p_k - log q_k)`` with ``p = softmax(teacher / T)``,
@@ -93,6 +95,7 @@ def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0, ma
         student, teacher: logits (..., K), of one shape.
         temperature: T, positive.
         mask: (...), positions where it is 1 (or true) count; ``None`` counts all.
+        floor: added to each p_k.
 
     Raises:
         InputError: no position counts.
@@ -104,6 +107,8 @@ def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0, ma
         raise InputError("The batch has no position to compare: the mask is 0 everywhere, or the batch is empty.")
     log_q = F.log_softmax(student / temperature, dim=-1)
     log_p = F.log_softmax(teacher / temperature, dim=-1)
+    if floor:
+        log_p = (log_p.exp() + floor).log()
     return F.kl_div(log_q, log_p, reduction="sum", log_target=True) * (temperature**2 / positions)
 
 

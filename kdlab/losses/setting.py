@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.errors import InputError, nearest
-from kdlab.outputs import classifier_of, layer_names
+from kdlab.outputs import heads_of, layer_names
 
 _Loss = TypeVar("_Loss", bound=nn.Module)
 _CPU = torch.device("cpu")
@@ -36,6 +36,9 @@ class Setting:
         classes: number of classes, the width of the student's logits.
         losses: all losses of the run, by the name of their knowledge.
         device: where the training will run; the networks may be elsewhere until then.
+        fixed: whether the teachers stay as they are during the training.
+        student_head, teacher_head: which output of a network with several is meant, see
+            :func:`kdlab.outputs.heads_of`.
     """
 
     student: nn.Module
@@ -48,14 +51,22 @@ class Setting:
     classes: int = 0
     losses: Mapping[str, nn.Module] = field(default_factory=dict)
     device: torch.device = _CPU
+    fixed: bool = True
+    student_head: str = ""
+    teacher_head: str = ""
 
     @property
     def teacher(self) -> nn.Module:
         """The only teacher.
 
         Raises:
-            InputError: there are several.
+            InputError: there are several, or none that is fixed.
         """
+        if not self.fixed:
+            raise InputError(
+                "This loss looks at the teacher before the first step, which says nothing of a teacher that still "
+                "learns: use it with a frozen teacher."
+            )
         if len(self.teachers) != 1:
             raise InputError(f"This loss needs one teacher, not an ensemble of {len(self.teachers)}.")
         return self.teachers[0]
@@ -67,7 +78,8 @@ class Setting:
             InputError: there is none.
         """
         network = self.student if of == "student" else self.teacher if number is None else self.teachers[number]
-        found = classifier_of(network)
+        head = self.student_head if of == "student" else self.teacher_head
+        found = heads_of(network)[head].classifier
         if not isinstance(found, nn.Linear):
             raise InputError(
                 f"This loss needs the {of}'s classifier, but {type(network).__name__} has no linear layer to read its "
@@ -81,8 +93,8 @@ class Setting:
         Raises:
             InputError: the network has no such layer.
         """
-        network = self.student if of == "student" else self.teacher
-        layers = layer_names(network)
+        network, head = (self.student, self.student_head) if of == "student" else (self.teacher, self.teacher_head)
+        layers, name = layer_names(network), heads_of(network)[head].layer(name)
         if name not in layers:
             near = nearest(name, layers)
             raise InputError(f"{type(network).__name__} has no layer {name!r}; the nearest names are {near}.")

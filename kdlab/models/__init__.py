@@ -2,9 +2,12 @@
 
 Every builder works by class path from YAML or the command line, as do torchvision's and ``timm_model``. A network of
 your own needs nothing from kdlab; :func:`with_weights` gives it a weights file. :func:`projected`, :func:`normed`,
-:func:`embedded` and :func:`without_bias` change a network as a method asks for.
+:func:`embedded` and :func:`without_bias` change a network as a method asks for; :class:`Branched` and
+:class:`WithExits` give it further outputs.
 """
 
+from kdlab.models.branched import Branched
+from kdlab.models.exits import WithExits
 from kdlab.models.mlp import MLP, mlp
 from kdlab.models.normed import Normed, normed
 from kdlab.models.projected import Projected, projected
@@ -26,11 +29,13 @@ from kdlab.models.weights import load_weights, save_weights, with_weights
 from kdlab.models.wrn import WideResNet, wrn_16_1, wrn_16_2, wrn_40_1, wrn_40_2
 
 __all__ = [
+    "Branched",
     "MLP",
     "Normed",
     "Projected",
     "ResNet",
     "WideResNet",
+    "WithExits",
     "embedded",
     "load_weights",
     "mlp",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -11,8 +9,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
-from pytorch_lightning.strategies import DDPStrategy
-from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from kdlab.errors import InputError
@@ -22,11 +18,13 @@ from kdlab.modules.chance import reseed
 from kdlab.modules.optimization import check_length, configure
 from kdlab.modules.rehearsal import Rehearsal, rehearse
 from kdlab.modules.splitting import note_task, splitting
+from kdlab.modules.step import compared, indexed, sum_of, times
 from kdlab.modules.terms import Terms
 from kdlab.modules.training_data import every_batch
-from kdlab.outputs import Batch, Observer, Outputs
+from kdlab.modules.wiring import ask, be_heard, check_names, tell_ddp
+from kdlab.outputs import Batch, Observer, Outputs, headed
 from kdlab.schedules import Progress, Schedule
-from kdlab.teaching import Lesson, Teaching
+from kdlab.teaching import Answer, Lesson, Teaching
 from kdlab.views import see
 
 
@@ -45,6 +43,9 @@ class DistillationModule(pl.LightningModule):
     Subclasses give ``learners`` (by name, registered as modules of their own) and ``teaching``; everything else is
     here.
     """
+
+    teaching: Teaching | None
+    """Who teaches whom; ``None`` is plain training on the labels."""
 
     def __init__(
         self,
@@ -74,16 +75,12 @@ class DistillationModule(pl.LightningModule):
         self._metrics = StudentVersusTeacher()
         self.channels_last = self.compile_learners = False
         self._observers: dict[str, Observer] = {}
+        self._turn: tuple[str, ...] | None = None
 
     @property
     def learners(self) -> dict[str, nn.Module]:
         """The networks that are trained, by name."""
         raise NotImplementedError(f"{type(self).__name__} must define learners.")
-
-    @property
-    def teaching(self) -> Teaching | None:
-        """Who teaches whom; ``None`` is plain training on the labels."""
-        raise NotImplementedError(f"{type(self).__name__} must define teaching.")
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning notes the hook that runs here some 40 times a step; nn.Module would look each time whether it is a
@@ -105,19 +102,12 @@ class DistillationModule(pl.LightningModule):
             if self.channels_last:
                 network.to(memory_format=torch.channels_last)
         if stage == "fit":
-            _be_heard(self.trainer.global_rank)
+            be_heard(self.trainer.global_rank)
+            ask(self)
             self.rehearsal = rehearse(self)
-            self._tell_ddp()
+            tell_ddp(self)
         for network in self.learners.values() if self.compile_learners else ():
             network.compile()
-
-    def _tell_ddp(self) -> None:
-        """Let DDP expect parameters without gradient where there are some: else it stops at the second step."""
-        strategy, found = self.trainer.strategy, self.rehearsal
-        if isinstance(strategy, DDPStrategy) and found and (names := found.idle + found.resting):
-            strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
-            parts = ", ".join(dict.fromkeys(name.rpartition(".")[0] for name in names))
-            rank_zero_info(f"DDP looks for unused parameters at each step: at times there is no gradient for {parts}.")
 
     def on_fit_start(self) -> None:
         """Agree on the seed of all processes, find the tapped layers again (SyncBatchNorm replaces modules), and show
@@ -178,17 +168,34 @@ class DistillationModule(pl.LightningModule):
     # The step
 
     def observe(self, batch: Batch) -> dict[str, Outputs]:
-        """One forward of every learner on its view of the batch, and on those that the knowledge asks for."""
+        """One forward of every network on its view of the batch, and on those that knowledge and teaching ask for."""
         teaching, names = self.teaching, list(self.learners)
         inputs = teaching.views(batch, names) if teaching else dict.fromkeys(names, batch.inputs)
-        further = list(dict.fromkeys(view for each in self.knowledge.values() for view in each.views))
-        return {name: see(self._observers[name], batch._replace(inputs=inputs[name]), further) for name in names}
+        further = list(self._further)
+        outputs: dict[str, Outputs] = {}
+        for name in names:
+            with torch.set_grad_enabled(self._turn is None or name in self._turn):
+                outputs |= headed(name, see(self._observers[name], batch._replace(inputs=inputs[name]), further))
+        return teaching.gather(outputs, batch) if teaching else outputs
+
+    @property
+    def _further(self) -> dict[str, None]:
+        """The names of the views that every network runs beside the batch."""
+        own = self.teaching.sees if self.teaching else ()
+        return dict.fromkeys([*(view for each in self.knowledge.values() for view in each.views), *own])
 
     def lessons(self, outputs: Mapping[str, Outputs], batch: Batch) -> list[Lesson]:
         """Who learns from whom on this batch."""
         assert self.teaching is not None
         lessons = self.teaching.lessons(outputs, batch)
-        return [x if x.teacher.index is batch.index else _indexed(x, batch.index) for x in lessons]
+        return [
+            x if x.student is not None or x.teacher.index is batch.index else indexed(x, batch.index) for x in lessons
+        ]
+
+    def answers(self, outputs: Mapping[str, Outputs], batch: Batch) -> list[Answer]:
+        """What the labels count for on this batch."""
+        teaching = self.teaching
+        return teaching.answers(outputs, batch) if teaching else Teaching().answers(outputs, batch)
 
     def training_step(self, raw: Any, batch_idx: int) -> Tensor:
         """The weighted sum of the task and of all knowledge on one batch."""
@@ -201,27 +208,45 @@ class DistillationModule(pl.LightningModule):
         terms: dict[str, tuple[Tensor, float]] = {}
         task_weight = self.task_weight * (self.task_schedule(progress) if self.task_schedule else 1.0)
         if task_weight:
-            terms["task"] = sum_of(self.task(each.logits, batch.target) for each in outputs.values()), task_weight
+            answers = [x for x in self.answers(outputs, batch) if self._learns(x.learner)]
+            terms["task"] = sum_of(times(self.task(x.logits, x.target), x.weight) for x in answers), task_weight
         active = {name: w for name, each in self.knowledge.items() if (w := each.weight_at(progress))}
-        if active:
-            lessons = self.lessons(outputs, batch)
-            for name, weight in active.items():
-                compare = self.knowledge[name].compare
-                values = (times(compare(outputs[x.learner], x.teacher, batch.target), x.weight) for x in lessons)
-                terms[name] = sum_of(values), weight
+        lessons = [x for x in self.lessons(outputs, batch) if self._learns(x.learner)] if active else []
+        for name, weight in active.items() if lessons else ():
+            knowledge = self.knowledge[name]
+            terms[name] = sum_of(times(compared(knowledge, x, outputs, batch), x.weight) for x in lessons), weight
         if not terms:
-            raise InputError(f"Nothing is left to learn at epoch {progress.epoch}: the task and all knowledge weigh 0.")
+            raise InputError(
+                f"Nothing is left to learn at epoch {progress.epoch}: the task and all knowledge weigh 0, or there is "
+                "no lesson yet."
+            )
         weighted = {name: times(value, weight) for name, (value, weight) in terms.items()}
         total = sum_of(weighted.values())
         # One call every N steps: self.log costs 0.25 ms a call, whether or not a logger reads it.
         if every := self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
             self._terms.add(terms, total, outputs, batch.target)
-            if (progress.step + 1) % every == 0 and not self.trainer.fit_loop._should_accumulate():
+            whole = self._turn is None or self._turn == self.teaching.turns[-1]  # type: ignore[union-attr]
+            if (progress.step + 1) % every == 0 and whole and not self.trainer.fit_loop._should_accumulate():
                 self.log_dict(self._terms.flush(), on_step=True, on_epoch=False, sync_dist=True)
         if splitting(self):
             apart = [value for name, value in weighted.items() if name != "task"]
             self._parts = weighted.get("task"), sum_of(apart) if apart else None
+        if self.teaching is not None:
+            self.teaching.remember(outputs, batch)
         return total
+
+    def _learns(self, learner: str) -> bool:
+        """Whether a learner is among those whose turn it is."""
+        return self._turn is None or any(learner == each or learner.startswith(f"{each}_") for each in self._turn)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The usual step, one after another where the learners take turns; then the teaching follows."""
+        teaching = self.teaching
+        for self._turn in (teaching.turns if teaching else ()) or (None,):
+            super().optimizer_step(*args, **kwargs)
+        self._turn = None
+        if teaching is not None:
+            teaching.after_step(self.learners)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """The usual pass; an optimiser that treats the task's gradient apart is told it first."""
@@ -244,44 +269,3 @@ class DistillationModule(pl.LightningModule):
     def forward(self, inputs: Any) -> Any:
         """The deployed learner's own output."""
         raise NotImplementedError(f"{type(self).__name__} must define forward().")
-
-
-def _be_heard(rank: int) -> None:
-    """Let what the losses say of themselves be seen, once, unless the user has arranged for it."""
-    log = logging.getLogger("kdlab")
-    if not log.handlers and not logging.root.handlers:
-        log.addHandler(logging.StreamHandler())
-    if log.level == logging.NOTSET:
-        log.setLevel(logging.INFO if rank == 0 else logging.WARNING)
-
-
-def check_names(knowledge: Mapping[str, Knowledge]) -> None:
-    """Refuse names that cannot be log keys and checkpoint keys, and one knowledge under two names."""
-    owners: dict[int, str] = {}
-    for name, each in knowledge.items():
-        taken = name in ("task", "total") or name.endswith("_weighted") or hasattr(nn.ModuleDict, name)
-        if not name.isidentifier() or taken:
-            raise InputError(
-                f"A knowledge's name must be a plain word other than 'task', 'total', '..._weighted' and the methods "
-                f"of a dict, not {name!r}."
-            )
-        if (other := owners.setdefault(id(each), name)) != name:
-            raise InputError(f"Knowledge {other!r} and {name!r} are one object: make one for each name.")
-
-
-def _indexed(lesson: Lesson, index: Tensor | None) -> Lesson:
-    return lesson._replace(teacher=dataclasses.replace(lesson.teacher, index=index))
-
-
-def times(value: Tensor, weight: float) -> Tensor:
-    """The product; for a weight of 1 the value itself, which costs neither a step forward nor one backward."""
-    return value if weight == 1 else value * weight
-
-
-def sum_of(values: Any) -> Tensor:
-    """The sum of one or more scalars; of one, the scalar itself, so that a term of weight 0 changes no bit."""
-    first, *rest = values
-    for value in rest:
-        first = first + value
-    result: Tensor = first
-    return result

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
+from kdlab.batch import inputs_of
 from kdlab.data.fingerprint import METHODS, refuse_unknown
 from kdlab.errors import InputError
 from kdlab.modules.training_data import training_data
@@ -64,7 +65,7 @@ def use_cache(module: Distiller) -> None:
     cache.open(described, _readable(data.fingerprint()), first.samples, embedding)
     few, rows = first.few, {"": first.samples}
     for name in dict.fromkeys(view for each in module.knowledge.values() for view in each.views):
-        rows[name] = first.samples * (len((few.views or {})[name]) // len(few.target))
+        rows[name] = first.samples * (len(inputs_of((few.views or {})[name])) // len(few.target))
     with teaching.rehearsing():
         seen = teaching.observe(few.inputs)
     width = None if seen.embedding is None else seen.embedding.shape[-1]

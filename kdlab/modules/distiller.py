@@ -100,7 +100,7 @@ class Distiller(DistillationModule):
         return {"student": self.student}
 
     @property
-    def teaching(self) -> FrozenTeacher | None:
+    def teaching(self) -> FrozenTeacher | None:  # type: ignore[override]
         """The frozen teacher."""
         return self.teacher
 

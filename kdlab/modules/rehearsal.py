@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,8 @@ from kdlab.errors import InputError
 from kdlab.losses.setting import Setting
 from kdlab.modules.splitting import reaches
 from kdlab.modules.training_data import TrainingData, training_data
-from kdlab.outputs import Observer, Outputs
+from kdlab.outputs import Batch, Observer, Outputs, heads_of
+from kdlab.teaching import Lesson
 
 if TYPE_CHECKING:
     from kdlab.modules.base import DistillationModule
@@ -55,6 +56,7 @@ def rehearse(module: DistillationModule) -> Rehearsal:
     if module.knowledge and teaching is None:
         raise InputError(f"Knowledge {', '.join(map(repr, module.knowledge))} needs a teacher, but none is given.")
     student_layers = [name for each in module.knowledge.values() for name in each.student_layers]
+    student_layers += teaching.reads if teaching is not None else ()
     module._observers = {name: Observer(network, student_layers) for name, network in module.learners.items()}
     if teaching is not None:
         every = module.knowledge.values()
@@ -70,51 +72,85 @@ def rehearse(module: DistillationModule) -> Rehearsal:
             )
             result.taps += _shapes(name, seen)
         with _explained(f"The task loss ({type(module.task).__name__}) fails on labels {_shape(batch.target)}"):
-            values["task"] = torch.stack([module.task(seen.logits, batch.target) for seen in outputs.values()]).sum()
+            answers = [module.task(x.logits, x.target) * x.weight for x in module.answers(outputs, batch)]
+            values["task"] = torch.stack(answers).sum()
+        if teaching is not None:
+            teaching.prepare(outputs, data.samples)
+        lessons: list[Lesson] = []
         if module.knowledge:
             assert teaching is not None
             with _explained(f"The teacher fails on inputs {_shape(batch.inputs)}"), teaching.rehearsing():
                 lessons = module.lessons(outputs, batch)
             result.taps += _shapes("teacher", lessons[0].teacher)
-            _set_up(module, data, outputs)
+            _set_up(module, data, outputs, lessons)
         for name in module.knowledge:
-            terms = [_term(module, name, outputs[x.learner], x.teacher, batch.target) * x.weight for x in lessons]
-            values[name] = torch.stack(terms).sum()
+            values[name] = torch.stack([_term(module, name, x, outputs, batch) * x.weight for x in lessons]).sum()
         result.terms = {name: float(value.detach()) for name, value in values.items()}
         _find_gradients(module, values, result)
     return result
 
 
-def _set_up(module: DistillationModule, data: TrainingData, outputs: Mapping[str, Outputs]) -> None:
-    """Tell the losses what they ask of the run."""
-    assert module.teaching is not None
-    teachers = tuple(each.network for each in module.teaching.observers)
+def _set_up(
+    module: DistillationModule, data: TrainingData, outputs: Mapping[str, Outputs], lessons: Sequence[Lesson]
+) -> None:
+    """Tell the losses what they ask of the run: every copy of a loss of the two that it is for."""
+    teaching = module.teaching
+    assert teaching is not None
     losses = {name: each.loss for name, each in module.knowledge.items()}
-    name, student = next(iter(module.learners.items()))
     for key, each in module.knowledge.items():
         what = f"Knowledge {key!r} ({type(each.loss).__name__})"
-        setting = Setting(
-            student,
-            teachers,
-            each.student_layers,
-            each.teacher_layers,
-            data.samples,
-            data.labels,
-            len(data.batch.target),
-            _classes(outputs[name]),
-            losses,
-            module.trainer.strategy.root_device,
-        )
-        for set_up in each.parts("set_up"):
-            with _explained(f"{what} cannot be set up", f"{what}: "):
-                set_up(setting)
+        if not teaching.fixed and "teacher_classifier" in each.needs:
+            raise InputError(
+                f"{what} takes over the teacher's classifier before the first step, which makes no sense while the "
+                f"teacher still learns ({type(teaching).__name__}): use it with a frozen teacher."
+            )
+        for pair in dict.fromkeys((x.learner, x.source) for x in lessons):
+            student, student_head = _network(module, pair[0])
+            teachers: tuple[nn.Module, ...] = tuple(x.network for x in teaching.observers)
+            teacher_head = ""
+            if not teaching.fixed:
+                own, (peer, teacher_head) = teaching.network(pair[1]), _network(module, pair[1])
+                teachers = (own or peer,) if own or pair[1] in outputs else ()
+            setting = Setting(
+                student,
+                teachers,
+                each.student_layers,
+                each.teacher_layers,
+                data.samples,
+                data.labels,
+                len(data.batch.target),
+                _classes(outputs[pair[0]]),
+                losses,
+                module.trainer.strategy.root_device,
+                teaching.fixed,
+                student_head,
+                teacher_head,
+            )
+            for set_up in each.parts("set_up", pair):
+                with _explained(f"{what} cannot be set up", f"{what}: "):
+                    set_up(setting)
 
 
-def _term(module: DistillationModule, name: str, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-    knowledge = module.knowledge[name]
+def _network(module: DistillationModule, learner: str) -> tuple[nn.Module, str]:
+    """The network of a learner, and which of its heads it is."""
+    for name, network in module.learners.items():
+        for head in heads_of(network):
+            if learner == (f"{name}_{head}" if head else name):
+                return network, head
+    return next(iter(module.learners.values())), ""
+
+
+def _term(
+    module: DistillationModule, name: str, lesson: Lesson, outputs: Mapping[str, Outputs], batch: Batch
+) -> Tensor:
+    knowledge, teacher = module.knowledge[name], lesson.teacher
+    student = outputs[lesson.learner] if lesson.student is None else lesson.student
+    target = batch.target if lesson.target is None else lesson.target
     what = f"Knowledge {name!r} ({type(knowledge.loss).__name__})"
     if missing := knowledge.missing(student, target):
         raise InputError(f"{what} needs {missing}.")
+    if missing := knowledge.missing_of(teacher):
+        raise InputError(f"{what} needs {missing}, but {type(module.teaching).__name__} gives none.")
     if knowledge.reads_logits and student.logits.shape != teacher.logits.shape:
         raise InputError(
             f"{what} compares class scores, but the student gives {_classes(student)} classes and the teacher "
@@ -127,7 +163,7 @@ def _term(module: DistillationModule, name: str, student: Outputs, teacher: Outp
     with _explained(failure, f"{what}: ", fix), warnings.catch_warnings():
         # torch's own losses broadcast shapes that differ with no more than a warning
         warnings.filterwarnings("error", "Using a target size")
-        value = knowledge.compare(student, teacher, target)
+        value = knowledge.compare(student, teacher, target, (lesson.learner, lesson.source))
     if not isinstance(value, Tensor) or value.dim() != 0:
         got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise InputError(f"{what} must give one number as a tensor, but gives {got}: average it.")
@@ -190,8 +226,8 @@ def _explained(failure: str, source: str = "", help_: str = "") -> Iterator[None
 
 @contextmanager
 def _unchanged(module: nn.Module) -> Iterator[None]:
-    """Learners in train mode and losses in eval mode; afterwards every mode and buffer is as before."""
-    losses = module.get_submodule("losses")
+    """Learners in train mode, losses and teaching in eval mode; afterwards every mode and buffer is as before."""
+    still = [module.get_submodule("losses"), getattr(module, "teaching", None) or nn.Module()]
     modes = {each: each.training for each in module.modules()}
     buffers = [
         (buffer, buffer.clone())
@@ -200,7 +236,8 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
     ]
     try:
         module.train()
-        losses.eval()
+        for each in still:
+            each.eval()
         yield
     finally:
         for each in module.modules():

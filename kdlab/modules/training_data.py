@@ -16,8 +16,8 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from kdlab.batch import Batch, Mix, inputs_of
 from kdlab.errors import InputError
-from kdlab.outputs import Batch
 
 if TYPE_CHECKING:
     from kdlab.modules.base import DistillationModule
@@ -44,11 +44,12 @@ class TrainingData(NamedTuple):
     @property
     def few(self) -> Batch:
         """The first samples of the batch."""
-        inputs, count = self.batch.inputs, len(self.batch.target)
-        cut = {k: v[:SAMPLES] for k, v in inputs.items()} if isinstance(inputs, Mapping) else inputs[:SAMPLES]
-        views = {name: view[: len(view) // count * SAMPLES] for name, view in (self.batch.views or {}).items()}
-        index = None if self.batch.index is None else self.batch.index[:SAMPLES]
-        return Batch(cut, self.batch.target[:SAMPLES], index, views or None)
+        count, views = len(self.batch.target), {}
+        for name, view in (self.batch.views or {}).items():
+            apart, rest = divmod(len(inputs_of(view)), count)
+            kept = SAMPLES if rest else apart * SAMPLES  # the batch before may be of another size
+            views[name] = _first(view, kept) if isinstance(view, Batch) else view[:kept]
+        return _first(self.batch, SAMPLES)._replace(views=views or None)
 
 
 def training_data(module: DistillationModule) -> TrainingData:
@@ -97,7 +98,7 @@ def _batches(module: DistillationModule, loader: CombinedLoader) -> Iterator[Bat
         if raw is None:
             return
         batch = Batch.of(module._apply_batch_transfer_handler(raw, device=weight.device))
-        yield batch._replace(inputs=_cast(batch.inputs, weight.dtype), views=_cast(batch.views, weight.dtype))
+        yield _cast(batch, weight.dtype)
 
 
 @contextmanager
@@ -108,7 +109,21 @@ def _kept(generators: Sequence[torch.Generator]) -> Iterator[None]:
         each.set_state(state)
 
 
+def _first(batch: Batch, count: int) -> Batch:
+    """The first samples of a batch, without its views."""
+    inputs, index, mix = batch.inputs, batch.index, batch.mix
+    return Batch(
+        {name: value[:count] for name, value in inputs.items()} if isinstance(inputs, Mapping) else inputs[:count],
+        batch.target[:count],
+        None if index is None else index[:count],
+        # A partner that is cut off is replaced by one that is not.
+        mix=None if mix is None else Mix(mix.partner[:count] % len(mix.partner[:count]), mix.share[:count]),
+    )
+
+
 def _cast(inputs: Any, dtype: torch.dtype) -> Any:
+    if isinstance(inputs, Batch):  # labels that are probabilities keep their precision
+        return inputs._replace(inputs=_cast(inputs.inputs, dtype), views=_cast(inputs.views, dtype))
     if isinstance(inputs, Mapping):
         return {name: _cast(value, dtype) for name, value in inputs.items()}
     return inputs.to(dtype) if isinstance(inputs, Tensor) and inputs.is_floating_point() else inputs

@@ -30,8 +30,8 @@ class Ensemble:
     paper: ClassVar[str] = "Hinton et al. 2015"
 
     def together(self, logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-        """The logits of all teachers as one, float32: what evaluation reports as the teacher's."""
-        log_p = torch.stack([F.log_softmax(each.float(), -1) for each in logits])
+        """The teachers' logits as one, in float32 (float64 for float64): what evaluation reports as the teacher's."""
+        log_p = torch.stack([F.log_softmax(each.to(_wide(each)), -1) for each in logits])
         return torch.logsumexp(log_p + _spread(weights, log_p).log(), 0)
 
     def weights(
@@ -48,8 +48,8 @@ class MeanOfLogits(Ensemble):
     paper: ClassVar[str] = "Hinton et al. 2015"
 
     def together(self, logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-        """The mean of the logits, float32."""
-        stacked = torch.stack([each.float() for each in logits])
+        """The mean of the logits, in float32 (float64 for float64)."""
+        stacked = torch.stack([each.to(_wide(each)) for each in logits])
         return (stacked * _spread(weights, stacked)).sum(0)
 
 

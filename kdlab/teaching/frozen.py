@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from kdlab.batch import inputs_of
 from kdlab.errors import InputError
 from kdlab.outputs import Batch, Observer, Outputs
 from kdlab.teaching.cache import TeacherCache
 from kdlab.teaching.ensembles import Ensemble
 from kdlab.teaching.fast import Fast, FastObserver
+from kdlab.teaching.statistics import batch_statistics
 from kdlab.teaching.teaching import Lesson, Teaching
 from kdlab.views import see
 
@@ -45,6 +47,8 @@ class FrozenTeacher(Teaching):
         InputError: no network, or weights that are not positive or not one per teacher, or that the ensemble does not
             ask for.
     """
+
+    fixed: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -135,7 +139,7 @@ class FrozenTeacher(Teaching):
             if isinstance(observer, FastObserver):
                 observer.only_layers = only_layers
         plain = self.is_rehearsing
-        with self._batch_statistics() if self.batchnorm == "batch" else nullcontext():
+        with batch_statistics(self) if self.batchnorm == "batch" else nullcontext():
             return [
                 observer.plainly(inputs) if plain and isinstance(observer, FastObserver) else observer(inputs)
                 for observer in self._observers
@@ -179,7 +183,7 @@ class FrozenTeacher(Teaching):
         index = batch.index if self._index is None else self._index
         parts = [("", index, self.cache.rows)]
         for view in views:
-            each = len((batch.views or {})[view]) // len(index)
+            each = len(inputs_of((batch.views or {})[view])) // len(index)
             places = index[:, None] * each + torch.arange(each, device=index.device)
             parts.append((view, places.flatten(), self.cache.rows * each))
         return self._together(self.cache.look(parts, lambda: self._seen(inputs), inputs.device))
@@ -197,15 +201,3 @@ class FrozenTeacher(Teaching):
     def survey(self, batches: Iterable[Batch]) -> Iterator[tuple[Outputs, Tensor]]:
         """What the teacher gives on each of ``batches``, with its labels."""
         return ((self.observe(batch.inputs), batch.target) for batch in batches)
-
-    @contextmanager
-    def _batch_statistics(self) -> Iterator[None]:
-        """BatchNorm on the batch's own statistics, running statistics neither read nor written."""
-        norms = [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-        try:
-            for norm in norms:
-                norm.training, norm.track_running_stats = True, False
-            yield
-        finally:
-            for norm in norms:
-                norm.training, norm.track_running_stats = False, True

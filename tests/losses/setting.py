@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdlab.losses import Paraphraser, SelfSupervision
 from kdlab.losses.setting import Setting
-from kdlab.outputs import Outputs
+from kdlab.outputs import Mix, Outputs
 
 NUM_CLASSES = 5
 SAMPLES = 12
@@ -43,6 +43,9 @@ def draw(batch: int, seed: int, scale: float = 1.0, views: Sequence[str] = ()) -
         return Outputs(normal(rows, NUM_CLASSES), layers, normal(rows, WIDTH), names=("one", "two"))
 
     seen = {view: once(batch * VIEWS.get(view, 1)) for view in views}
+    if "mixed" in seen:
+        mix = Mix(torch.arange(batch).roll(1), torch.linspace(0.2, 0.9, batch, dtype=torch.float64))
+        seen["mixed"] = replace(seen["mixed"], mix=mix)
     return replace(once(batch), index=torch.arange(batch), views=seen)
 
 

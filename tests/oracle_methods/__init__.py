@@ -1,6 +1,6 @@
 """How kdlab builds each method of an oracle file: one entry a method name; add an entry to add a method."""
 
-from tests.oracle_methods import feature, projection, relation, response, teachers
+from tests.oracle_methods import feature, in_batch, online, projection, relation, response, self_taught, teachers
 from tests.oracle_methods.method import Method
 
 METHODS: dict[str, Method] = {
@@ -9,4 +9,7 @@ METHODS: dict[str, Method] = {
     **projection.METHODS,
     **relation.METHODS,
     **teachers.METHODS,
+    **self_taught.METHODS,
+    **in_batch.METHODS,
+    **online.METHODS,
 }

@@ -6,11 +6,13 @@ from kdlab.losses.feature.camkd import CAMKDFeatures
 from kdlab.losses.feature.cat_kd import CATKD
 from kdlab.losses.feature.cwd import CWD
 from kdlab.losses.feature.factor_transfer import FactorTransfer
+from kdlab.losses.feature.frskd import FRSKD
 from kdlab.losses.feature.fsp import FSP
 from kdlab.losses.feature.hint import Hint
 from kdlab.losses.feature.ickd import ICKD
 from kdlab.losses.feature.kd_svd import KDSVD
 from kdlab.losses.feature.mgd import MGD
+from kdlab.losses.feature.mix_skd import MixSKD
 from kdlab.losses.feature.norm import NORM
 from kdlab.losses.feature.norm_and_direction import NormAndDirection
 from kdlab.losses.feature.nst import NST
@@ -30,12 +32,14 @@ __all__ = [
     "CAMKDFeatures",
     "CATKD",
     "CWD",
+    "FRSKD",
     "FSP",
     "FactorTransfer",
     "Hint",
     "ICKD",
     "KDSVD",
     "MGD",
+    "MixSKD",
     "NORM",
     "NST",
     "NormAndDirection",

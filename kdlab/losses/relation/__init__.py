@@ -1,9 +1,12 @@
 """Losses on how samples relate to each other."""
 
+from kdlab.losses.relation.bake import BAKE
 from kdlab.losses.relation.correlation_congruence import CorrelationCongruence
 from kdlab.losses.relation.crd import CRD
 from kdlab.losses.relation.irg import IRG
 from kdlab.losses.relation.itrd import ITRD
+from kdlab.losses.relation.mcl import MCL
+from kdlab.losses.relation.mean_difference import MeanDifference
 from kdlab.losses.relation.pkt import PKT
 from kdlab.losses.relation.rkd import RKDAngle, RKDDistance
 from kdlab.losses.relation.self_supervision import SelfSupervision
@@ -11,10 +14,13 @@ from kdlab.losses.relation.similarity_preserving import SimilarityPreserving
 from kdlab.losses.relation.sskd import SSKD
 
 __all__ = [
+    "BAKE",
     "CRD",
     "CorrelationCongruence",
     "IRG",
     "ITRD",
+    "MCL",
+    "MeanDifference",
     "PKT",
     "RKDAngle",
     "RKDDistance",

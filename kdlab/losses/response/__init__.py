@@ -4,6 +4,7 @@ from kdlab.losses.response.curriculum_temperature import CurriculumTemperature
 from kdlab.losses.response.dist import DIST
 from kdlab.losses.response.dkd import DKD
 from kdlab.losses.response.hard_labels import HardLabels
+from kdlab.losses.response.label_smoothing import LabelSmoothing
 from kdlab.losses.response.labels import Labels
 from kdlab.losses.response.logit_standardization import LogitStandardization
 from kdlab.losses.response.mlkd import MLKD
@@ -12,10 +13,14 @@ from kdlab.losses.response.ofa import OFA
 from kdlab.losses.response.on_view import OnView
 from kdlab.losses.response.rld import RLD
 from kdlab.losses.response.scale_decoupled import ScaleDecoupled
+from kdlab.losses.response.soft_labels import SoftLabels
 from kdlab.losses.response.soft_targets import SoftTargets
 from kdlab.losses.response.ttm import TTM
+from kdlab.losses.response.uskd import USKD
+from kdlab.losses.response.virtual_teacher import VirtualTeacher
 from kdlab.losses.response.wsld import WSLD
 from kdlab.losses.response.wttm import WTTM
+from kdlab.losses.response.zipf import ZipfLabelSmoothing
 
 __all__ = [
     "CurriculumTemperature",
@@ -23,6 +28,7 @@ __all__ = [
     "DKD",
     "HardLabels",
     "Labels",
+    "LabelSmoothing",
     "LogitStandardization",
     "MLKD",
     "NKD",
@@ -30,8 +36,12 @@ __all__ = [
     "OnView",
     "RLD",
     "ScaleDecoupled",
+    "SoftLabels",
     "SoftTargets",
     "TTM",
+    "USKD",
+    "VirtualTeacher",
     "WSLD",
     "WTTM",
+    "ZipfLabelSmoothing",
 ]

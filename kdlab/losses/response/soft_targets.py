@@ -27,13 +27,17 @@ class SoftTargets(nn.Module):
 
     Args:
         temperature: T, positive; the factor T^2 keeps the gradient's size when T changes.
+        floor: added to each of the teacher's probabilities, which then sum to more than 1; 1e-7 in the released code of
+            ONE and OKDDip, 0 in the formula.
+        teacher_gradient: let the gradient through to the teacher's side, for targets that have trained parts in them
+            (:class:`~kdlab.teaching.Leader`).
 
     Shapes:
         logits: (B, K), or (B, L, V) with an optional mask (B, L); the same for both networks.
         target: not used.
 
     Raises:
-        InputError: the temperature is not positive; the networks differ in classes or positions; no position counts.
+        InputError: a number out of range; the networks differ in classes or positions; no position counts.
 
     Paper: G. Hinton, O. Vinyals, J. Dean, "Distilling the Knowledge in a Neural Network", NIPS 2014 Deep Learning
     Workshop, arXiv 1503.02531. Released code: RepDistiller, mdistiller and mmrazor give this value. torchdistill
@@ -49,21 +53,26 @@ class SoftTargets(nn.Module):
     needs: ClassVar[tuple[str, ...]] = ("logits",)
     recipe_weight: ClassVar[float] = 0.9
 
-    def __init__(self, temperature: float = 4.0) -> None:
+    def __init__(self, temperature: float = 4.0, floor: float = 0.0, teacher_gradient: bool = False) -> None:
         super().__init__()
         self.temperature = at_least("temperature", temperature, 0, strictly=True)
+        self.floor = at_least("floor", floor, 0)
+        self.teacher_gradient = teacher_gradient
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The divergence, a scalar; gradient to the student only."""
+        """The divergence, a scalar; gradient to the student, and to the teacher if that is asked for."""
         same_logits(student, teacher)
         # Logits of whole sequences (B, K) come with a mask of the tokens read, which says nothing about them.
         mask = student.mask if student.logits.dim() == 3 else None
         if mask is not None and mask.shape != student.logits.shape[:2]:
             raise InputError(f"The mask {tuple(mask.shape)} does not fit token logits {tuple(student.logits.shape)}.")
-        return kl_divergence(student.logits, teacher.logits.detach(), self.temperature, mask)
+        target_logits = teacher.logits if self.teacher_gradient else teacher.logits.detach()
+        return kl_divergence(student.logits, target_logits, self.temperature, mask, self.floor)
 
     @full_precision
     def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         """The divergence for every sample, (B,), of logits (B, K) only."""
+        if self.floor or self.teacher_gradient:
+            raise InputError("Teachers that count differently for each sample take no floor and no teacher_gradient.")
         return divergence(*rows(student, teacher), self.temperature) * self.temperature**2

@@ -1,0 +1,31 @@
+"""Image sets held in memory as uint8 tensors, of which a batch is one gather."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from kdlab.data.order import Draw
+from kdlab.outputs import Batch
+
+
+class Images(Dataset[Batch]):
+    """Images and labels in memory; ``images[draw]`` is a whole batch.
+
+    Args:
+        images: (N, C, H, W) uint8.
+        labels: (N,) int64.
+        rows: (n,) int64, the positions that take part; ``None`` for all. The batch's index counts within these.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, rows: Tensor | None = None) -> None:
+        self.images = images
+        self.labels = labels if rows is None else labels[rows]
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, draw: Draw) -> Batch:
+        rows = draw.positions if self.rows is None else self.rows[draw.positions]
+        return Batch(self.images[rows], self.labels[draw.positions], draw.positions)

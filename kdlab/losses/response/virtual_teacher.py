@@ -1,0 +1,107 @@
+"""Virtual teacher (Tf-KD): a teacher made by hand that is nearly sure of every label (Yuan et al. 2020)."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdlab.errors import InputError
+from kdlab.losses.checks import at_least, class_labels
+from kdlab.losses.functional import full_precision
+from kdlab.losses.response.rows import rows
+from kdlab.outputs import Outputs
+
+
+class VirtualTeacher(nn.Module):
+    r"""Divergence from a teacher that gives the label probability c and shares the rest evenly; no teacher is read.
+
+    .. math:: p_{b y} = c, \qquad p_{bk} = \frac{1 - c}{K - 1} \; (k \ne y)
+
+    ``form`` says how it is softened and compared, both without T^2:
+
+    - ``"paper"``: both sides are softened and classes are summed,
+
+      .. math:: L = \frac{1}{B} \sum_b \sum_k \tilde p_{bk} \log \frac{\tilde p_{bk}}{\tilde q_{bk}}, \qquad
+                \tilde p \propto p^{1/T}, \quad \tilde q = \mathrm{softmax}(z^s / T)
+
+    - ``"released"``: the softmax is taken of the probabilities themselves, the student is not softened, and the mean is
+      over all elements,
+
+      .. math:: L = \frac{1}{B K} \sum_b \sum_k \tilde p_{bk} \log \frac{\tilde p_{bk}}{q_{bk}}, \qquad
+                \tilde p = \mathrm{softmax}(p / T), \quad q = \mathrm{softmax}(z^s)
+
+      With 100 classes and T = 20 that leaves 0.0105 for the label and 0.009995 for every other class: it punishes
+      confidence and hardly says which class is right.
+
+    Computed in float32, or in float64 for float64 logits.
+
+    Recipe: CIFAR-100 (authors' code, ResNet-18) form ``"released"``, c = 0.99, T = 20, weight 10 with weight 0.9 on the
+    labels: that is alpha = 0.1 times a constant ``multiplier`` of 100 outside the loss, and 1 - alpha. A multiplier of
+    K undoes the element mean. MobileNetV2 there: T = 40, multiplier 1, alpha = 0.95, so weight 0.95 and 0.05.
+
+    Args:
+        correct: c, above 0 and below 1.
+        temperature: T, positive.
+        form: ``"paper"`` or ``"released"``.
+
+    Shapes:
+        logits: (B, K) with K of at least 2, the same for both networks.
+        target: (B,) integer class labels.
+
+    Raises:
+        InputError: a number out of range, another ``form``; logits of another form, labels that are not class indices,
+            one class only, an empty batch.
+
+    Paper: L. Yuan, F. E. H. Tay, G. Li, T. Wang, J. Feng, "Revisiting Knowledge Distillation via Label Smoothing
+    Regularization" (Tf-KD_reg), CVPR 2020, arXiv 1909.11723. Released code: the authors' and that of Zipf's label
+    smoothing have ``"released"``; Self-KD-Lib has a third form under this name, which is not here.
+
+    >>> student, labels = Outputs(torch.tensor([[2.0, 0.0]])), torch.tensor([0])
+    >>> VirtualTeacher(temperature=2.0)(student, student, labels)
+    tensor(0.0990)
+    >>> VirtualTeacher(form="released")(student, student, labels)
+    tensor(0.2048)
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("logits", "classes")
+    recipe_weight: ClassVar[float] = 10.0
+    minimum: ClassVar[float | None] = None
+
+    def __init__(
+        self, correct: float = 0.99, temperature: float = 20.0, form: Literal["paper", "released"] = "paper"
+    ) -> None:
+        super().__init__()
+        self.correct = at_least("correct", correct, 0, strictly=True)
+        if correct >= 1:
+            raise InputError(f"correct must be below 1, so that other classes have some, but is {correct!r}.")
+        self.temperature = at_least("temperature", temperature, 0, strictly=True)
+        if form not in ("paper", "released"):
+            raise InputError(f"form must be 'paper' or 'released', not {form!r}.")
+        self.form = form
+
+    @full_precision
+    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+        """The divergence, a scalar; gradient to the student only."""
+        return self.per_sample(student, teacher, target).mean()
+
+    @full_precision
+    def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+        """The divergence for every sample, (B,)."""
+        ours, _ = rows(student, teacher)
+        labels = class_labels(target, ours)
+        classes = ours.shape[1]
+        if classes < 2:
+            raise InputError("VirtualTeacher shares a rest among others: give it logits of at least 2 classes.")
+        paper = self.form == "paper"
+        own, other = self.correct, (1 - self.correct) / (classes - 1)
+        if paper:  # p^(1/T), normalised, is the softmax of log p / T
+            own, other = math.log(own), math.log(other)
+        taught = torch.full_like(ours, other).scatter(1, labels[:, None], own)
+        log_p = F.log_softmax(taught / self.temperature, 1)
+        log_q = F.log_softmax(ours / self.temperature if paper else ours, 1)
+        divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
+        return divergence if paper else divergence / classes

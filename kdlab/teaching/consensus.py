@@ -1,0 +1,260 @@
+"""One target made out of all learners' logits: their mean, the best of them, the least of them (KDCL, CL)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdlab.data import SecondView, View
+from kdlab.errors import InputError
+from kdlab.outputs import Batch, Outputs
+from kdlab.teaching.ensembles import Ensemble, MeanOfLogits
+from kdlab.teaching.peers import several
+from kdlab.teaching.teaching import Lesson, Teaching
+
+
+class Rule(nn.Module):
+    """Makes the logits of the target out of those of all members."""
+
+    def forward(self, logits: Sequence[Tensor], target: Tensor) -> Tensor:
+        """The target's logits (B, K) out of those of every member, given the labels (B,)."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward().")
+
+    def examine(self, logits: Sequence[Tensor], target: Tensor) -> None:
+        """Be shown a validation batch."""
+
+    def conclude(self) -> None:
+        """Be told that validation is over."""
+
+
+class Average(Rule):
+    r"""The mean of all: of their logits, :math:`z^t = \frac1M \sum_m z^m`, or of their class probabilities.
+
+    Args:
+        of: what :class:`~kdlab.teaching.Ensemble` joins them; :class:`~kdlab.teaching.MeanOfLogits` if not given.
+    """
+
+    def __init__(self, of: Ensemble | None = None) -> None:
+        super().__init__()
+        self.of = of or MeanOfLogits()
+
+    def forward(self, logits: Sequence[Tensor], target: Tensor) -> Tensor:
+        """The mean."""
+        return self.of.together(logits, [1 / len(logits)] * len(logits))
+
+
+class Naive(Rule):
+    """KDCL-Naive: for every sample the logits of the member whose cross-entropy with the label is smallest."""
+
+    def forward(self, logits: Sequence[Tensor], target: Tensor) -> Tensor:
+        """The best member's logits, sample by sample."""
+        stacked = torch.stack(list(logits))
+        losses = torch.stack([F.cross_entropy(each, target, reduction="none") for each in logits])
+        best = losses.argmin(0)
+        return stacked[best, torch.arange(len(best), device=best.device)]
+
+
+class MinLogit(Rule):
+    r"""KDCL-MinLogit: the elementwise least of the members' logits, each shifted so that its label's logit is 0.
+
+    .. math:: z^t_{bk} = \min_m \left( z^m_{bk} - z^m_{b y_b} \right)
+    """
+
+    def forward(self, logits: Sequence[Tensor], target: Tensor) -> Tensor:
+        """The least of the shifted logits."""
+        return torch.stack([each - each.gather(1, target[:, None]) for each in logits]).amin(0)
+
+
+class Linear(Rule):
+    r"""KDCL-Linear: for every sample the convex combination of logits with the smallest cross-entropy.
+
+    .. math:: z^t_b = \sum_m a_{bm} z^m_b, \qquad
+              a_b = \arg\min_{a \ge 0, \sum a = 1} H\big(y_b, \operatorname{softmax}(\sum_m a_m z^m_b)\big)
+
+    A convex problem in M numbers, solved by exponentiated gradient from equal shares; each step is halved for the
+    samples that it would make worse.
+
+    Args:
+        steps: how many steps.
+    """
+
+    def __init__(self, steps: int = 50) -> None:
+        super().__init__()
+        if steps < 1:
+            raise InputError(f"KDCL-Linear takes at least 1 step, not {steps}.")
+        self.steps = steps
+
+    def shares(self, logits: Sequence[Tensor], target: Tensor) -> Tensor:
+        """The members' shares (B, M)."""
+        z = torch.stack(list(logits), 1)
+        own = z.gather(2, target[:, None, None].expand(-1, z.shape[1], 1)).squeeze(2)
+        share = z.new_full(z.shape[:2], 1 / z.shape[1])
+        rate = z.new_ones(len(z), 1)
+
+        def losses(a: Tensor) -> Tensor:
+            return (torch.einsum("bm,bmk->bk", a, z).logsumexp(1) - (a * own).sum(1))[:, None]
+
+        now = losses(share)
+        for _ in range(self.steps):
+            q = torch.einsum("bm,bmk->bk", share, z).softmax(1)
+            slope = torch.einsum("bk,bmk->bm", q, z) - own
+            tried = share * torch.exp(-rate * (slope - slope.amin(1, keepdim=True)))
+            tried = tried / tried.sum(1, keepdim=True)
+            then = losses(tried)
+            better = then <= now
+            share, now = torch.where(better, tried, share), torch.where(better, then, now)
+            rate = torch.where(better, rate * 1.2, rate / 2)
+        return share
+
+    def forward(self, logits: Sequence[Tensor], target: Tensor) -> Tensor:
+        """The best combination."""
+        return torch.einsum("bm,bmk->bk", self.shares(logits, target), torch.stack(list(logits), 1))
+
+
+class General(Rule):
+    r"""KDCL-General: one share a member, from how the members' errors go together on held-out samples.
+
+    .. math:: z^t = \sum_m w_m z^m, \quad w = \frac{C^{-1} 1}{1^\top C^{-1} 1}, \quad
+              C_{ij} = \frac1N \sum_n (p^i_n - e_{y_n}) \cdot (p^j_n - e_{y_n})
+
+    with p the class probabilities and e the one-hot label. C is measured on the validation set and w renewed after each
+    validation; until the first one the shares are equal. Hold training images out for it (``data.validation``), else
+    the test set is learnt from.
+    """
+
+    shares: Tensor
+    products: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shares", torch.zeros(0))
+        self.register_buffer("products", torch.zeros(0, 0), persistent=False)
+
+    def forward(self, logits: Sequence[Tensor], target: Tensor) -> Tensor:
+        """The weighted mean of the logits."""
+        stacked = torch.stack(list(logits))
+        if not len(self.shares):
+            return stacked.mean(0)
+        return (stacked * self.shares.to(stacked)[:, None, None]).sum(0)
+
+    @torch.no_grad()
+    def examine(self, logits: Sequence[Tensor], target: Tensor) -> None:
+        """Add a batch's errors."""
+        errors = torch.stack(
+            [(each.double().softmax(1) - F.one_hot(target, each.shape[1])).flatten() for each in logits]
+        )
+        products = errors @ errors.T
+        self.products = products + self.products if len(self.products) else products
+
+    @torch.no_grad()
+    def conclude(self) -> None:
+        """Renew the shares."""
+        if len(self.products) and torch.isfinite(self.products).all():
+            products = self.products
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.all_reduce(products)
+            scale = products.diagonal().mean().clamp(min=1e-30)
+            near = products / scale + 1e-9 * torch.eye(len(products), dtype=products.dtype, device=products.device)
+            solved = torch.linalg.solve(near, near.new_ones(len(near)))
+            self.shares = (solved / solved.sum()).float()
+        self.products = torch.zeros(0, 0, device=self.products.device)
+
+    def _load_from_state_dict(self, state: Any, prefix: str, *args: Any) -> None:
+        if (key := f"{prefix}shares") in state:
+            self.shares = torch.zeros_like(state[key])
+        super()._load_from_state_dict(state, prefix, *args)
+
+
+class Consensus(Teaching):
+    r"""Every learner is taught by one target that a rule makes out of all learners' logits (KDCL, CL, DML_e).
+
+    .. math:: L = \sum_i \left( task_i + w \cdot loss\big(i, \mathrm{sg}[rule(z^1 .. z^M)]\big) \right)
+
+    With ``others`` each learner's target is made of the other members alone (Collaborative Learning's
+    :math:`\frac{1}{M-1} \sum_{j \ne i} z_j`; DML's variant with the mean of the others' probabilities). With
+    ``own_views`` each network sees its own random augmentation of the same images, the first the batch itself.
+
+    Recipe: KDCL ``own_views=True``, any rule, :class:`~kdlab.losses.SoftTargets`; the re-implementation takes the mean
+    of logits, T = 4 and weights 0.5 and 0.5. Collaborative Learning ``others=True`` on a
+    :class:`~kdlab.models.Branched` with ``average_gradient``.
+
+    Papers: Q. Guo et al., "Online Knowledge Distillation via Collaborative Learning", CVPR 2020. G. Song, W. Chai,
+    "Collaborative Learning for Deep Neural Networks", NeurIPS 2018, arXiv 1805.11761.
+
+    Args:
+        rule: how the target is made; the mean of the logits if not given.
+        others: leave the learner out of its own target.
+        own_views: let each network see another augmentation.
+
+    Raises:
+        InputError: fewer than two learners, networks that start from the same weights; own views of heads of one
+            network that does not take them apart.
+    """
+
+    def __init__(self, rule: Rule | None = None, others: bool = False, own_views: bool = False) -> None:
+        super().__init__()
+        self.rule = rule or Average()
+        self.others, self.own_views = others, own_views
+
+    def adopt(self, networks: Mapping[str, nn.Module], learners: Sequence[str]) -> None:
+        """Refuse a single learner."""
+        several(self, networks, learners)
+        if self.own_views and len(networks) < len(learners):
+            raise InputError("own_views is for networks that each make a forward, not for heads of one network.")
+
+    def pairs(self, learners: Sequence[str]) -> list[tuple[str, str]]:
+        """Each with the target."""
+        return [(name, "consensus") for name in learners]
+
+    def asks(self, learners: Sequence[str]) -> dict[str, View]:
+        """A further augmentation for each network but the first."""
+        return {f"view{n}": SecondView(n) for n in range(1, len(learners))} if self.own_views else {}
+
+    def views(self, batch: Batch, learners: Iterable[str]) -> dict[str, Any]:
+        """The batch for all, or the batch for the first and a view for each other network."""
+        if not self.own_views:
+            return super().views(batch, learners)
+        return {name: view_of(batch, f"view{n}") if n else batch.inputs for n, name in enumerate(learners)}
+
+    def lessons(self, outputs: Mapping[str, Outputs], batch: Batch) -> list[Lesson]:
+        """Each from the target."""
+        logits = {name: each.logits.detach() for name, each in outputs.items()}
+        if not self.others:
+            together = Outputs(self.rule([*logits.values()], batch.target))
+            return [Lesson(name, together, source="consensus") for name in outputs]
+        return [
+            Lesson(
+                name,
+                Outputs(self.rule([z for other, z in logits.items() if other != name], batch.target)),
+                source="consensus",
+            )
+            for name in outputs
+        ]
+
+    def examine(self, outputs: Mapping[str, Outputs], target: Tensor) -> None:
+        """Show the rule a validation batch."""
+        self.rule.examine([each.logits for each in outputs.values()], target)
+
+    def conclude(self) -> None:
+        """Tell the rule that validation is over."""
+        self.rule.conclude()
+
+
+def view_of(batch: Batch, name: str) -> Tensor:
+    """A view's inputs.
+
+    Raises:
+        InputError: the batch lacks it.
+    """
+    given = (batch.views or {}).get(name)
+    if given is None:
+        raise InputError(
+            f"The batch has no view {name!r}: use kdlab.data, or let the loader yield a fourth element "
+            f"{{{name!r}: inputs}}."
+        )
+    inputs: Tensor = given.inputs if isinstance(given, Batch) else given
+    return inputs

@@ -1,0 +1,21 @@
+"""BatchNorm of networks that are not trained: normalising with the batch's own statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+
+@contextmanager
+def batch_statistics(module: nn.Module) -> Iterator[None]:
+    """BatchNorm on the batch's own statistics, running statistics neither read nor written."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    try:
+        for norm in norms:
+            norm.training, norm.track_running_stats = True, False
+        yield
+    finally:
+        for norm in norms:
+            norm.training, norm.track_running_stats = False, True
