@@ -21,6 +21,7 @@ OWN_COMMANDS = {
     "layers": "list the layers of a network that can be tapped",
     "methods": "list the losses and what each needs",
     "export": "take the student out of a run: safetensors, original key names, config",
+    "generations": "train a student again and again, each time taught by the one before",
 }
 
 
@@ -58,7 +59,7 @@ COMMANDS = {**TRAINER_COMMANDS, **OWN_COMMANDS}
 
 def usage() -> str:
     """What ``kdlab --help`` prints."""
-    lines = [f"  {name:<10}{what}" for name, what in COMMANDS.items()]
+    lines = [f"  {name:<13}{what}" for name, what in COMMANDS.items()]
     return "\n".join(
         ["usage: kdlab COMMAND ...", "", *lines, "", "kdlab COMMAND --help tells the options of one command."]
     )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.errors import InputError, nearest
-from kdlab.models.cutting import Replay, around, has_parameters, hooked
+from kdlab.models.cutting import Replay, around, cloned, has_parameters, hooked
 from kdlab.models.weights import load_weights
 from kdlab.outputs import Head, classifier_of, logits_of
 
@@ -22,7 +22,7 @@ class Branched(nn.Module):
     ``network`` is the given network, with its own names; it is the main head, named ``""``. ``branch1``, ``branch2``,
     ... are the other heads: the same network without the layers before ``fork``, which they share with ``network``.
     Those layers run once a forward. A loss that names a layer of a branch gets the branch's own from the fork on, and
-    the shared one before it.
+    the shared one before it, which holds all parts of the batch where the heads have ``own_inputs``.
 
     Recipe: ONE, CL and OKDDip fork before the last stage, with three or four branches in all; CL-ILR is
     ``average_gradient=True``; PCL is three branches with ``own_inputs=True``.
@@ -176,7 +176,8 @@ class _Run:
 
         try:
             for name, stand in stands.items():
-                stand.kept = list(self.given[name])
+                given, last = self.given[name], number == self.owner.branches - 1
+                stand.kept = list(given if last else cloned(given))
             with hooked(branch, self.owner.fork, "forward_pre", enter):
                 raw = branch(inputs)
         finally:
@@ -188,7 +189,7 @@ class _Run:
 
     def _give(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         if self.shared is None:
-            self.given[name].append(output)
+            self.given[name].append(cloned(output))  # the network may overwrite its own in place
 
     def _come(self, name: str, module: nn.Module, args: Any) -> None:
         if self.shared is None and has_parameters(module):
@@ -205,8 +206,11 @@ class _Run:
         idle = [name for name in idle if has_parameters(self.owner.network.get_submodule(name))]
         if idle:
             raise self._refusal(f"{idle[0]!r} is registered before it, but is not called before it")
-        self.shared = _Average.apply(args[0], self.owner.branches) if self.owner.average_gradient else args[0]
-        return (self._part(0), *args[1:])
+        owner = self.owner
+        # A copy, as the network may overwrite its own later.
+        self.shared = (_Average.apply(args[0], owner.branches) if owner.average_gradient else args[0]).clone()
+        changed = owner.average_gradient or (owner.own_inputs and owner.training)
+        return (self._part(0), *args[1:]) if changed else None
 
     def _part(self, number: int) -> Tensor:
         """What a head reads; always a copy, as its first layer may overwrite it in place."""

@@ -72,9 +72,9 @@ class Replay(nn.Module):
         self.kept: list[Any] = []
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the layer gave, as a copy: the network may overwrite it in place."""
+        """What the layer gave."""
         if self.kept:
-            return _cloned(self.kept.pop(0))
+            return self.kept.pop(0)
         if self.own is None:
             raise InputError(f"Layer {self.name!r} runs before the fork and after it too: name another fork.")
         return self.own(*args, **kwargs)
@@ -82,8 +82,11 @@ class Replay(nn.Module):
 
 @contextmanager
 def hooked(network: nn.Module, name: str, kind: str, hook: Callable[..., Any]) -> Iterator[None]:
-    """A forward or forward_pre hook on one layer, for as long as the block runs."""
-    handle = getattr(network.get_submodule(name), f"register_{kind}_hook")(hook)
+    """A forward or forward_pre hook on one layer, for as long as the block runs.
+
+    What it changes before the layer runs, an :class:`~kdlab.outputs.Observer` of that layer sees changed.
+    """
+    handle = getattr(network.get_submodule(name), f"register_{kind}_hook")(hook, prepend=kind == "forward_pre")
     try:
         yield
     finally:
@@ -95,9 +98,10 @@ def has_parameters(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None
 
 
-def _cloned(value: Any) -> Any:
+def cloned(value: Any) -> Any:
+    """The same tensors in memory of their own, in whatever holds them."""
     if isinstance(value, Tensor):
         return value.clone()
     if isinstance(value, Mapping):
-        return {key: _cloned(each) for key, each in value.items()}
-    return tuple(map(_cloned, value)) if isinstance(value, (tuple, list)) else value
+        return {key: cloned(each) for key, each in value.items()}
+    return tuple(map(cloned, value)) if isinstance(value, (tuple, list)) else value

@@ -38,7 +38,7 @@ class WithExits(nn.Module):
     to a quarter of the channels, k x k with stride k, 1 x 1 to all, each with batch normalisation and ReLU. That code
     compares the pooled feature, here the map is to be tapped. D. Sun, A. Yao, A. Zhou, H. Zhao, "Deeply-supervised
     Knowledge Synergy", CVPR 2019, arXiv 1906.00675; its exits repeat the network's later stages, for which ``"stages"``
-    has one residual block a halving, as the BYOT of Self-KD-Lib.
+    has one residual block a halving, as the BYOT of Self-KD-Lib (whose blocks activate first, as its network's do).
 
     Args:
         network: any convolutional network.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import pytorch_lightning as pl
@@ -25,6 +26,7 @@ from kdlab.modules.wiring import ask, be_heard, check_names, tell_ddp
 from kdlab.outputs import Batch, Observer, Outputs, headed
 from kdlab.schedules import Progress, Schedule
 from kdlab.teaching import Answer, Lesson, Teaching
+from kdlab.teaching.teaching import all_alike
 from kdlab.views import see
 
 
@@ -174,7 +176,7 @@ class DistillationModule(pl.LightningModule):
         further = list(self._further)
         outputs: dict[str, Outputs] = {}
         for name in names:
-            with torch.set_grad_enabled(self._turn is None or name in self._turn):
+            with nullcontext() if self._turn is None else torch.set_grad_enabled(name in self._turn):
                 outputs |= headed(name, see(self._observers[name], batch._replace(inputs=inputs[name]), further))
         return teaching.gather(outputs, batch) if teaching else outputs
 
@@ -195,7 +197,7 @@ class DistillationModule(pl.LightningModule):
     def answers(self, outputs: Mapping[str, Outputs], batch: Batch) -> list[Answer]:
         """What the labels count for on this batch."""
         teaching = self.teaching
-        return teaching.answers(outputs, batch) if teaching else Teaching().answers(outputs, batch)
+        return teaching.answers(outputs, batch) if teaching else all_alike(outputs, batch)
 
     def training_step(self, raw: Any, batch_idx: int) -> Tensor:
         """The weighted sum of the task and of all knowledge on one batch."""

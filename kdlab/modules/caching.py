@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
@@ -24,8 +25,11 @@ OWN = ("observe", "lessons", "training_step", "on_train_batch_start")
 """Methods of the module itself that a batch passes through."""
 
 
-def use_cache(module: Distiller) -> None:
+def use_cache(module: Distiller) -> Callable[[], None]:
     """Find out what the teacher's outputs in the coming training depend on, and open its cache; nothing is written.
+
+    Returns:
+        What to call when the training is over: it takes back what cache and data agreed on.
 
     Raises:
         InputError: a loss reads the teacher's layers, the teacher depends on the batch, the data says nothing that the
@@ -51,7 +55,7 @@ def use_cache(module: Distiller) -> None:
             f"kdlab.data; {given}: use a data module of kdlab, define fingerprint(), or drop teacher_cache."
         )
     refuse_unknown(module, pl.LightningModule, (*METHODS[3:], *OWN))
-    _agree(cache, data)
+    undo = _agree(cache, data)
     first = training_data(module)
     if first.samples is None or first.batch.index is None:
         raise InputError("The teacher cache needs batches with the sample index, of a data set of known size.")
@@ -72,10 +76,18 @@ def use_cache(module: Distiller) -> None:
     epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 1
     classes = (seen.members[0][0] if seen.members else seen).logits.shape[-1]
     cache.plan(classes, width, epochs, rows)
+    return undo
 
 
-def _agree(cache: TeacherCache, data: Any) -> None:
-    """Let the data's augmentation repeat as often as the cache has views."""
+def _agree(cache: TeacherCache, data: Any) -> Callable[[], None]:
+    """Let the data's augmentation repeat as often as the cache has views, until what is returned is called."""
+    views, distinct = cache.views, getattr(data, "distinct_epochs", None)
+
+    def undo() -> None:
+        cache.views = views
+        if hasattr(data, "distinct_epochs"):
+            data.distinct_epochs = distinct
+
     if cache.views is None:
         cache.views = getattr(data, "distinct_epochs", None)
     elif getattr(data, "distinct_epochs", None) is None:
@@ -89,6 +101,7 @@ def _agree(cache: TeacherCache, data: Any) -> None:
             f"The data repeats its augmentation after {data.distinct_epochs} epochs, but teacher_cache.views is "
             f"{cache.views}: give one of them alone."
         )
+    return undo
 
 
 def _readable(said: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -93,6 +93,7 @@ class Distiller(DistillationModule):
         self._loss = MeanMetric(nan_strategy="disable")
         self._known: dict[bytes, Tensor] = {}
         self._asked: set[bytes] = set()
+        self._part_from_cache: Callable[[], None] = _nothing
 
     @property
     def learners(self) -> dict[str, nn.Module]:
@@ -118,7 +119,14 @@ class Distiller(DistillationModule):
             self.teacher.listen(self.teacher.layers)
         super().setup(stage)
         if self.teacher is not None and self.teacher.cache is not None and stage == "fit":
-            use_cache(self)
+            self._part_from_cache()
+            self._part_from_cache = use_cache(self)
+
+    def on_fit_end(self) -> None:
+        """As the base; data and cache are again as the user made them."""
+        super().on_fit_end()
+        self._part_from_cache()
+        self._part_from_cache = _nothing
 
     def lessons(self, outputs: Mapping[str, Outputs], batch: Batch) -> list[Lesson]:
         """Who learns from whom on this batch."""
@@ -225,3 +233,7 @@ class Distiller(DistillationModule):
                 f"unexpected {result.unexpected_keys[:5] or 'nothing'}."
             )
         return type(result)(missing, result.unexpected_keys)
+
+
+def _nothing() -> None:
+    pass

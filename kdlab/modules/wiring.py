@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 def ask(module: DistillationModule) -> None:
     """Have the data make the views that the teaching needs, and refuse what taking turns cannot be joined with."""
     teaching, data = module.teaching, getattr(module.trainer, "datamodule", None)
+    if isinstance(data, ImageData):
+        data.provide(teaching.asks(list(module.learners)) if teaching else {})
     if teaching is None:
         return
-    if isinstance(data, ImageData):
-        data.provide(teaching.asks(list(module.learners)))
     if teaching.turns and module.trainer.accumulate_grad_batches > 1:
         raise InputError(
             "Learners that are updated one after another cannot gather gradients over several batches: drop "

@@ -109,8 +109,7 @@ class MovingAverage(Copied):
     after the t-th optimiser step (t = 1, 2, ...), so that the average begins as a plain mean. The averages of a network
     "net" are reported, and can be deployed, as "average_net".
 
-    Recipe: mean teacher's consistency is the mean squared difference of probabilities or a
-    :class:`~kdlab.losses.SoftTargets` with T = 1, with an :class:`~kdlab.schedules.ExponentialRamp`, on two
+    Recipe: mean teacher :class:`~kdlab.losses.Consistency` with an :class:`~kdlab.schedules.ExponentialRamp`, on two
     augmentations (``second_view=True``).
 
     Paper: A. Tarvainen, H. Valpola, "Mean teachers are better role models: Weight-averaged consistency targets improve

@@ -42,6 +42,11 @@ class Answer(NamedTuple):
     weight: float = 1.0
 
 
+def all_alike(outputs: Mapping[str, Outputs], batch: Batch) -> list[Answer]:
+    """The labels of the batch count for every learner's logits, alike."""
+    return [Answer(name, each.logits, batch.target) for name, each in outputs.items()]
+
+
 class Teaching(nn.Module):
     """Who teaches whom.
 
@@ -137,7 +142,7 @@ class Teaching(nn.Module):
 
     def answers(self, outputs: Mapping[str, Outputs], batch: Batch) -> list[Answer]:
         """What the labels count for: by default every learner's logits, alike."""
-        return [Answer(name, each.logits, batch.target) for name, each in outputs.items()]
+        return all_alike(outputs, batch)
 
     def lessons(self, outputs: Mapping[str, Outputs], batch: Batch) -> list[Lesson]:
         """Who learns from whom on this batch, given every learner's outputs; the teacher's side carries no gradient."""

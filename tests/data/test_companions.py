@@ -11,18 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdlab.batch import Batch, Mix
+from kdlab.batch import Batch
 from kdlab.data import CutMix, ImageFolder, LastBatch, Mixed, MixUp, Rotations, SameClass, SecondView, View
 from kdlab.data.augment import augment, normalise
 from kdlab.data.decoding import Streamed
-from kdlab.data.order import Draw, InOrder, Shuffled
+from kdlab.data.order import Draw
 from kdlab.errors import InputError
-from kdlab.modules.training_data import SAMPLES, TrainingData, _cast
 from tests.data.test_folder import write
 from tests.data.test_images import attached
-from tests.data.tiny import KilledError, Notes, Tiny, trainer
+from tests.data.tiny import Tiny
 
 FAR = 2**20
+VIEWS: dict[str, View] = {"last": LastBatch(), "mates": SameClass(2), "second": SecondView()}
 
 
 def ready(views: dict[str, View], **options: Any) -> Tiny:
@@ -113,116 +113,6 @@ def test_classmates_come_from_the_samples_in_use() -> None:
         assert torch.equal(view.inputs, images[rows[view.index]])
         assert torch.equal(view.target, raw.target)
         assert torch.equal(view.target, labels[rows[view.index]])
-
-
-# The batch before
-
-
-@pytest.mark.parametrize("world_size", [1, 2])
-@pytest.mark.parametrize("kind", [Shuffled, InOrder])
-def test_every_draw_names_the_process_s_own_part_of_the_batch_before(kind: type[Shuffled], world_size: int) -> None:
-    for rank in range(world_size):
-        order = kind(21, 4, 3, rank, world_size)
-        order.remembers = True
-        before: list[int] = []
-        for epoch in range(3):
-            order.set_epoch(epoch)
-            whole = list(order)
-            for draw in whole:
-                assert draw.previous is not None
-                assert draw.previous.tolist() == before
-                before = draw.positions.tolist()
-            for start in range(1, len(whole)):
-                order.start = start
-                assert next(iter(order)).previous.tolist() == whole[start].previous.tolist()  # type: ignore[union-attr]
-
-
-def test_nothing_is_remembered_unless_asked_for() -> None:
-    assert next(iter(Shuffled(21, 4))).previous is None
-    assert ready({"mates": SameClass()}).train_dataloader().sampler.remembers is False  # type: ignore[attr-defined]
-
-
-def test_the_batch_before_has_labels_index_and_other_pixels() -> None:
-    data = ready({"last": LastBatch()})
-    _, labels = data.read(train=True)
-    before: list[int] = []
-    for epoch in range(2):
-        for batch in served(data, epoch):
-            view = batch.views["last"]
-            assert view.inputs.shape == (len(before), 2, 4, 5)
-            assert view.inputs.dtype == torch.float32
-            assert view.index.tolist() == before
-            assert view.target.tolist() == labels[before].tolist()
-            for image, sample in zip(view.inputs, before, strict=True):
-                assert torch.equal(image, look(data, sample, epoch + FAR))
-            before = batch.index.tolist()
-
-
-class Seen(Notes):
-    """Notes the samples of every view as well."""
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = super().training_step(batch, batch_idx)
-        views = {
-            name: (view.index.tolist(), view.target.tolist(), view.inputs.double().sum().item())
-            for name, view in (batch.views or {}).items()
-        }
-        self.seen[-1] = (*self.seen[-1], views)  # type: ignore[assignment]
-        return loss
-
-
-VIEWS: dict[str, View] = {"last": LastBatch(), "mates": SameClass(2), "second": SecondView()}
-RUNS: dict[str, dict[str, Any]] = {
-    "epochs": {"max_epochs": 3},
-    "steps": {"max_epochs": -1, "max_steps": 18},
-    "limited": {"max_epochs": 3, "limit_train_batches": 5},
-    "share": {"max_epochs": 3, "limit_train_batches": 0.7},
-    "overfit": {"max_epochs": 3, "overfit_batches": 4},
-}
-
-
-def fitted(folder: Path, kill_after: int = 10**9, every: int | None = None, ckpt: Any = None, **run: Any) -> list[Any]:
-    data, notes = Tiny(padding=1, flip=True), Seen(kill_after)
-    data.provide(VIEWS)
-    trainer(folder, every, **run).fit(notes, data, ckpt_path=ckpt)
-    return notes.seen
-
-
-@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
-@pytest.mark.parametrize("run", RUNS)
-def test_a_run_sees_the_batch_before_over_epochs_and_after_a_kill(tmp_path: Path, run: str) -> None:
-    straight = fitted(tmp_path, **RUNS[run])
-    before: list[int] = []
-    for _, index, _, views in straight:
-        assert views["last"][0] == before
-        before = index
-    for every, killed in ((4, 5), (5, 5), (6, 7), (8, 10)):
-        with pytest.raises(KilledError):
-            fitted(tmp_path / str(every), killed, every, **RUNS[run])
-        resumed = fitted(tmp_path / str(every), ckpt=tmp_path / f"{every}/step={every}.ckpt", every=every, **RUNS[run])
-        assert resumed == straight[every:]
-
-
-def test_two_processes_share_the_views_of_one() -> None:
-    alone = ready(VIEWS)
-    whole = [batch.views for batch in alone.train_dataloader()]
-    parts = []
-    for rank in range(2):
-        data = ready(VIEWS)
-        data.trainer = attached(rank, 2, 0)
-        data.trainer.num_training_batches = 5
-        parts.append([batch.views for batch in data.train_dataloader()])
-    for one, *two in zip(whole[:5], *parts, strict=True):
-        for name in ("last", "mates"):
-            for k in range(3):
-                assert torch.equal(torch.cat([each[name][k] for each in two]), one[name][k])
-
-
-def test_workers_bring_the_same_companions() -> None:
-    plain, workers = ready(VIEWS), ready(VIEWS, num_workers=2)
-    for epoch in range(2):
-        one, two = served(plain, epoch), served(workers, epoch)
-        assert all(same(one, two, name) for name in VIEWS)
 
 
 # The same samples again
@@ -372,46 +262,6 @@ def test_what_a_teacher_says_is_kept_for_second_views_alone(tmp_path: Path, stre
     data.mixing = MixUp()
     with pytest.raises(InputError, match="a mixed image is not a function of the sample"):
         data.fingerprint()
-
-
-# What a rehearsal takes of them
-
-
-def batch_of(count: int, mix: Mix | None = None) -> Batch:
-    return Batch(torch.rand(count, 3), torch.arange(count), torch.arange(count) + 100, mix=mix)
-
-
-def test_a_few_samples_take_their_views_along() -> None:
-    mix = Mix(torch.arange(12).roll(1), torch.rand(12))
-    views = {
-        "mates": batch_of(24),
-        "last": batch_of(13),
-        "short": batch_of(5),
-        "empty": batch_of(0),
-        "mixed": batch_of(12, mix),
-        "turned": torch.rand(36, 3),
-    }
-    few = TrainingData(batch_of(12, mix)._replace(views=views), None, None, None).few
-    sizes = {name: len(view.inputs if isinstance(view, Batch) else view) for name, view in few.views.items()}
-    assert sizes == {"mates": 2 * SAMPLES, "last": SAMPLES, "short": 5, "empty": 0, "mixed": SAMPLES, "turned": 24}
-    for cut, whole in ((few, batch_of(12)), (few.views["mates"], batch_of(24)), (few.views["mixed"], batch_of(12))):
-        assert torch.equal(cut.index, whole.index[: len(cut.index)])
-        assert torch.equal(cut.target, whole.target[: len(cut.target)])
-        assert cut.views is None or cut is few
-    for cut in (few, few.views["mixed"]):
-        assert cut.mix.partner.tolist() == [11 % SAMPLES, 0, 1, 2, 3, 4, 5, 6]
-        assert torch.equal(cut.mix.share, mix.share[:SAMPLES])
-    small = TrainingData(batch_of(3, Mix(torch.tensor([2, 0, 1]), torch.rand(3))), None, None, None).few
-    assert small.mix.partner.tolist() == [2, 0, 1]
-
-
-def test_a_view_that_is_a_batch_gets_the_network_s_dtype() -> None:
-    mix = Mix(torch.arange(4).roll(1), torch.rand(4))
-    batch = batch_of(4, mix)._replace(target=torch.rand(4, 3), views={"mixed": batch_of(4, mix)})
-    cast = _cast(batch, torch.float64)
-    assert cast.inputs.dtype == cast.views["mixed"].inputs.dtype == torch.float64
-    assert cast.target.dtype == cast.mix.share.dtype == cast.views["mixed"].mix.share.dtype == torch.float32
-    assert cast.views["mixed"].target.dtype == torch.int64
 
 
 def test_half_precision_reaches_the_inputs_of_views_alone() -> None:

@@ -222,6 +222,22 @@ def test_losses_see_each_head_as_a_network_of_its_own():
     assert heads_of(network)["branch2"].classifier is network.branch2.fc
 
 
+@pytest.mark.parametrize("fork", ["layer3", "fc"])
+def test_a_fork_at_the_classifier_gives_the_embedding_that_the_head_reads(fork):
+    outputs = Observer(small(fork=fork, own_inputs=True), ["fc"])(IMAGES)
+    assert [len(each.embedding) for each in (outputs, *outputs.heads.values())] == [2, 2, 2]
+    averaged = small(fork=fork, average_gradient=True)
+    outputs, single = Observer(averaged)(IMAGES), []
+    for head in (outputs, *outputs.heads.values()):
+        averaged.zero_grad()
+        head.embedding.square().sum().backward(retain_graph=True)
+        single.append(averaged.network.conv1.weight.grad.clone())
+    plain = Observer(averaged.network)(IMAGES)
+    averaged.zero_grad()
+    plain.embedding.square().sum().backward()
+    torch.testing.assert_close(single[0], averaged.network.conv1.weight.grad / 3, rtol=1e-4, atol=1e-4)
+
+
 def test_layers_before_a_nested_fork_are_shared_and_its_holder_is_not():
     layer = heads_of(Branched(mlp(8, [4, 4], 3), "hidden.1"))["branch1"].layer
     assert [layer(name) for name in ("hidden.0", "hidden.0.relu", "hidden.1", "fc")] == [

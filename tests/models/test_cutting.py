@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from kdlab.errors import InputError
-from kdlab.models import Branched, mlp, resnet8
+from kdlab.models import Branched, mlp, resnet8, resnet14
 from kdlab.models.cutting import around
 from tests.models.test_branched import BRANCHES
 
@@ -31,18 +31,20 @@ class Odd(nn.Module):
             self.stem = nn.Sequential(nn.Linear(4, 4), self.act, nn.Linear(4, 4), self.act)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kind == "moody" and not isinstance(self.stem, nn.Linear):  # as in a branch
+            return self.fc(x)
         if self.kind == "unordered":
             x = self.late(x)
         x = self.act(torch.nn.functional.linear(x, self.stem.weight) if self.kind == "uncalled" else self.stem(x))
-        if self.kind == "moody" and not isinstance(self.stem, nn.Linear):  # as in a branch
-            return self.fc(x)
         side = x.mul_(0.5) if self.kind == "in place" else x
         if self.kind == "idle":
             return self.fc(x)
         x = self.top(x=x) if self.kind == "named" else self.top(x)
         if self.kind == "twice":
             x = self.stem(x)
-        return self.fc(self.act(x) + (side if self.kind in ("side", "in place") else 0))
+        if self.kind == "late":
+            side.mul_(0.5)
+        return self.fc(self.act(x) + (side if self.kind in ("side", "in place", "late") else 0))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +68,7 @@ def test_networks_that_cannot_be_cut_are_refused(kind, words):
         assert not getattr(module, "kept", [])
 
 
-@pytest.mark.parametrize("kind", ["plain", "side", "shared"])
+@pytest.mark.parametrize("kind", ["plain", "side", "shared", "in place", "late"])
 def test_activations_that_serve_twice_and_shortcuts_over_the_fork(kind):
     network = Branched(Odd(kind), "top")
     x = torch.rand(3, 4)
@@ -93,3 +95,17 @@ def test_what_one_head_overwrites_is_not_what_the_next_reads():
     logits = network(torch.rand(3, 4))
     assert all(torch.equal(each, logits["logits"]) for each in logits.values())
     sum(each.sum() for each in logits.values()).backward()
+
+
+@pytest.mark.parametrize("fork", ["layer3.1", "layer3.1.conv1", "layer3.1.conv2", "layer3.0.relu2", "conv1"])
+def test_a_fork_inside_a_block_takes_the_shortcut_along(fork):
+    network = Branched(resnet14(5), fork)
+    images = torch.rand(3, 3, 16, 16)
+    references = {head: network.alone(head) for head in ["", *BRANCHES]}
+    for head, logits in network(images).items():
+        assert torch.equal(logits, references[head if head != "logits" else ""](images))
+
+
+def test_a_shortcut_with_layers_of_its_own_that_run_first_is_refused():
+    with pytest.raises(InputError, match=r"as 'layer3.0.downsample' runs before it, but is registered after it"):
+        Branched(resnet8(5), "layer3.0.conv1")(torch.rand(3, 3, 16, 16))

@@ -352,8 +352,19 @@ def test_views_and_distinct_epochs_must_agree(tmp_path: Path) -> None:
         trained(float32(tmp_path, views=2), shifted(distinct_epochs=3))
     data = shifted()
     trained(float32(tmp_path, views=2), data)
-    assert data.distinct_epochs == 2
     assert trained(float32(tmp_path), shifted(distinct_epochs=2))[1] == 0
+
+
+def test_what_cache_and_data_agree_on_ends_with_the_fit(tmp_path: Path) -> None:
+    data, cache = shifted(), float32(tmp_path, views=2)
+    trained(cache, data)
+    assert (data.distinct_epochs, cache.views) == (None, 2)
+    live, _ = trained(None, data)
+    assert same(live, trained(None, shifted())[0])
+    repeating, cache = shifted(distinct_epochs=2), float32(tmp_path)
+    trained(cache, repeating)
+    assert (repeating.distinct_epochs, cache.views) == (2, None)
+    assert trained(cache, shifted(distinct_epochs=3))[1] == 5  # the views of epochs 0 and 1 are there
 
 
 def test_a_full_disk_is_found_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,7 @@ def test_nothing_flows_between_peers() -> None:
     _, outputs, batch = one_batch(module)
     lessons = {x.learner: x for x in module.lessons(outputs, batch)}
     module.zero_grad()
+    assert not any(each.requires_grad for x in lessons.values() for each in x.teacher.tensors())
     value = module.knowledge["soft"].compare(outputs["a"], lessons["a"].teacher, batch.target)
     value.backward()
     assert all(float(p.grad.abs().max()) > 0 for p in module.networks["a"].parameters())
@@ -251,6 +252,16 @@ def test_stale_copies_are_exchanged_when_it_is_time() -> None:
     assert module.teaching.exchanges == 2
 
 
+def test_codistillation_is_taught_by_the_others_alone() -> None:
+    module = cotrainer(peers(3), teaching=Stale(1), knowledge=soft())
+    steps(module, 2)
+    _, outputs, batch = one_batch(module)
+    copies = {name: net(batch.inputs).softmax(1) for name, net in module.teaching.copies.networks.items()}
+    lessons = {x.learner: x.teacher.logits for x in module.lessons(outputs, batch)}
+    torch.testing.assert_close(lessons["a"].softmax(1), (copies["b"] + copies["c"]) / 2)
+    torch.testing.assert_close(lessons["c"].softmax(1), (copies["a"] + copies["b"]) / 2)
+
+
 def test_snapshots_wait_for_the_end_of_a_cycle() -> None:
     losses: list[set[str]] = []
 
@@ -347,6 +358,22 @@ def test_several_outputs_learn_and_are_reported(name: str, tmp_path: Path) -> No
         weights_only=True,
     )
     assert all(torch.equal(value, after[key]) for key, value in weights(again).items())
+    data = digits(train_size=100)
+    data.setup()
+    data.provide(teaching.asks(module.names))
+    module.train()
+    batch = data.prepare(next(iter(data.train_dataloader())), 0)
+    for lesson in module.lessons(module.observe(batch), batch):  # OKDDip's targets carry gradient, as released
+        assert any(each.requires_grad for each in lesson.teacher.tensors()) == (name == "okddip")
+
+
+def test_what_labels_count_for_exits() -> None:
+    net = WithExits(image_net(), ["layer1", "layer2"], "layer3", image=[1, 8, 8])
+    module = cotrainer({"net": net}, teaching=DeepestExit(0.25))
+    trainer(max_steps=1).fit(module, digits())
+    _, outputs, batch = one_batch(module)
+    weighed = {answer.learner: answer.weight for answer in module.answers(outputs, batch)}
+    assert weighed == {"net": 1.0, "net_exit1": 0.25, "net_exit2": 0.25}
 
 
 def test_the_gate_learns_from_the_labels_of_the_ensemble_alone() -> None:
@@ -357,6 +384,51 @@ def test_the_gate_learns_from_the_labels_of_the_ensemble_alone() -> None:
     lesson = module.lessons(outputs, batch)[0]
     value = module.knowledge["soft"].compare(outputs[lesson.learner], lesson.teacher, batch.target)
     assert torch.autograd.grad(value, gate.linear.weight, allow_unused=True) == (None,)
+
+
+def test_the_gates_ensemble_is_what_is_reported() -> None:
+    module = cotrainer({"net": branched()}, teaching=Gated("layer2"), deploy="ensemble")
+    data = digits()
+    run = trainer(2, limit_val_batches=1.0)
+    run.fit(module, data)
+    module.eval()
+    right = mean_right = count = 0
+    with torch.no_grad():
+        for raw in data.val_dataloader():
+            batch = data.prepare(raw)
+            net = module.networks["net"]
+            trunk = net.network.layer2(
+                net.network.layer1(net.network.relu(net.network.bn1(net.network.conv1(batch.inputs))))
+            )
+            gate = module.teaching.gate
+            shares = F.relu(gate.norm(gate.linear(trunk.mean((2, 3))))).softmax(1)
+            logits = torch.stack([*net(batch.inputs).values()], 2)
+            right += int(((logits * shares[:, None]).sum(2).argmax(1) == batch.target).sum())
+            mean_right += int((logits.softmax(1).mean(2).argmax(1) == batch.target).sum())
+            count += len(batch.target)
+            torch.testing.assert_close(module(batch.inputs), (logits * shares[:, None]).sum(2))
+    assert right != mean_right  # else the two could not be told apart
+    for name in ("ensemble", "deployed"):
+        assert float(run.callback_metrics[f"val/{name}_accuracy"]) == pytest.approx(right / count, abs=1e-6)
+
+
+def test_okddip_is_its_formula() -> None:
+    module = cotrainer({"net": branched(branches=4)}, teaching=Leader(), knowledge=soft(3.0, teacher_gradient=True))
+    trainer(max_steps=1).fit(module, digits())
+    _, outputs, batch = one_batch(module)
+    lessons = {x.learner: x.teacher.logits for x in module.lessons(outputs, batch)}
+    peers = ["net", "net_branch1", "net_branch2"]
+    assert set(lessons) == {*peers, "net_branch3"}
+    attention = module.teaching.attention
+    query, key = attention.query.weight, attention.key.weight
+    assert query.shape == (8, 64)
+    for b in range(3):
+        h = [outputs[name].embedding[b] for name in peers]
+        z = [outputs[name].logits[b] for name in peers]
+        for place, name in enumerate(peers):
+            share = torch.stack([(query @ h[place]) @ (key @ other) for other in h]).softmax(0)
+            torch.testing.assert_close(lessons[name][b], sum(a * each for a, each in zip(share, z, strict=True)))
+        torch.testing.assert_close(lessons["net_branch3"][b], sum(z) / 3)
 
 
 def test_the_leaders_attention_is_trained_where_the_loss_lets_it() -> None:

@@ -56,6 +56,9 @@ class BothRemember(pl.Callback):
     """The memories of all processes are the same bits, and full."""
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.world_size > 1:  # else DDP would send whole memories at each forward
+            ignored = trainer.model.parameters_to_ignore  # type: ignore[union-attr]
+            assert {n for n, _ in pl_module.named_buffers() if n.endswith((".known", ".remembered"))} == {*ignored}
         own = {name: value for name, value in pl_module.state_dict().items() if "teaching" in name}
         for name, value in own.items():
             gathered = pl_module.all_gather(value)

@@ -42,8 +42,8 @@ class MCL(Growing):
     once for each of its teachers. Only the samples of one process are contrasted, and nothing is kept between batches.
     Computed in float32, or in float64 if an input or weight is float64.
 
-    Recipe: CIFAR-100 weight 1 for every lesson beside weight 1 on the labels, temperature = 0.07 (the default of the
-    released code), the other defaults as here; batches of 128 with 2 samples of a class.
+    Recipe: CIFAR-100 weight 1 for every lesson beside weight 1 on the labels, the defaults as here (tau = 0.07 is
+    that of the released code); batches of 128 with 2 samples of a class.
 
     Args:
         temperature: tau, positive.
@@ -87,7 +87,7 @@ class MCL(Growing):
 
     def __init__(
         self,
-        temperature: float = 0.1,
+        temperature: float = 0.07,
         width: int = 128,
         vanilla: float = 0.1,
         interactive: float = 0.1,

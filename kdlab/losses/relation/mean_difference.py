@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from kdlab.errors import InputError
 from kdlab.losses.checks import embeddings
 from kdlab.losses.functional import full_precision
 from kdlab.outputs import Outputs
@@ -29,7 +30,7 @@ class MeanDifference(nn.Module):
         target: not used.
 
     Raises:
-        InputError: no embedding, or several layers.
+        InputError: no embedding, several layers, or an empty batch.
 
     Paper: T.-B. Xu, C.-L. Liu, "Data-Distortion Guided Self-Distillation for Deep Neural Networks", AAAI 2019, whose
     term is a maximum mean discrepancy of the features. This follows Self-KD-Lib, a re-implementation: a mean over
@@ -52,4 +53,6 @@ class MeanDifference(nn.Module):
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         """The squared difference, a scalar; gradient to the student, and to the teacher if that is asked for."""
         ours, theirs = embeddings(student, teacher)
+        if not ours.numel():
+            raise InputError("The batch has no sample to compare: drop empty batches.")
         return (ours.mean() - (theirs if self.teacher_gradient else theirs.detach()).mean()) ** 2

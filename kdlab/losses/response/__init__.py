@@ -1,5 +1,6 @@
 """Losses on what networks answer: their logits."""
 
+from kdlab.losses.response.consistency import Consistency
 from kdlab.losses.response.curriculum_temperature import CurriculumTemperature
 from kdlab.losses.response.dist import DIST
 from kdlab.losses.response.dkd import DKD
@@ -23,6 +24,7 @@ from kdlab.losses.response.wttm import WTTM
 from kdlab.losses.response.zipf import ZipfLabelSmoothing
 
 __all__ = [
+    "Consistency",
     "CurriculumTemperature",
     "DIST",
     "DKD",

@@ -61,9 +61,9 @@ class VirtualTeacher(nn.Module):
     smoothing have ``"released"``; Self-KD-Lib has a third form under this name, which is not here.
 
     >>> student, labels = Outputs(torch.tensor([[2.0, 0.0]])), torch.tensor([0])
-    >>> VirtualTeacher(temperature=2.0)(student, student, labels)
+    >>> VirtualTeacher(temperature=2.0, form="paper")(student, student, labels)
     tensor(0.0990)
-    >>> VirtualTeacher(form="released")(student, student, labels)
+    >>> VirtualTeacher()(student, student, labels)
     tensor(0.2048)
     """
 
@@ -72,7 +72,7 @@ class VirtualTeacher(nn.Module):
     minimum: ClassVar[float | None] = None
 
     def __init__(
-        self, correct: float = 0.99, temperature: float = 20.0, form: Literal["paper", "released"] = "paper"
+        self, correct: float = 0.99, temperature: float = 20.0, form: Literal["paper", "released"] = "released"
     ) -> None:
         super().__init__()
         self.correct = at_least("correct", correct, 0, strictly=True)

@@ -93,7 +93,7 @@ def test_value(options, temperatures):
 def test_the_defaults():
     loss = MCL()
     assert [getattr(loss, name) for name in WEIGHTS] == [0.1, 0.1, 1.0, 1.0]
-    assert (loss.temperature, loss.width, loss.soft_temperature) == (0.1, 128, 3.0)
+    assert (loss.temperature, loss.width, loss.soft_temperature) == (0.07, 128, 3.0)
 
 
 def slope(loss, heads, embeddings, net, held, step=1e-6):
