@@ -16,6 +16,9 @@ IMAGENET = sorted(path.stem for path in (ROOT / "configs/knowledge/imagenet").gl
 KNOWLEDGE = sorted(path.stem for path in (ROOT / "configs/knowledge").glob("*.yaml"))
 
 
+RECIPES = sorted(path.stem for path in (ROOT / "configs/recipes").glob("*.yaml") if path.stem != "born_again")
+
+
 @pytest.fixture(scope="session")
 def cifar(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Two training images and one test image of every class of CIFAR-100, and the options that read them."""
@@ -72,6 +75,18 @@ def test_a_missing_gpu_is_one_sentence(cifar: list[str], capsys: pytest.CaptureF
     with pytest.raises(SystemExit):
         main(["fit", *(each for path in recipe for each in ("-c", path)), *cifar])
     assert capsys.readouterr().err.strip().splitlines()[-1] == "kdlab fit: No supported gpu backend found!"
+
+
+@needs_data
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_take_two_steps(name: str, cifar: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    held_out = ["--data.validation=100"] if name == "kdcl_general" else []
+    quiet = ["accelerator=cpu", "logger=false", "enable_checkpointing=false", "enable_progress_bar=false"]
+    short = ["max_steps=2", "limit_val_batches=0", "enable_model_summary=false", "log_every_n_steps=1"]
+    options = [f"--trainer.{each}" for each in (*quiet, *short)]
+    batch = ["--data.batch_size=16"]
+    main(["fit", "-c", str(ROOT / f"configs/recipes/{name}.yaml"), *cifar, *held_out, *batch, *options])
+    assert "error" not in capsys.readouterr().err.lower()
 
 
 @needs_data

@@ -10,17 +10,17 @@ from importlib import import_module
 from kdlab.errors import InputError, nearest
 
 TRAINER_COMMANDS = {
-    "fit": "train a student",
+    "fit": "train a student, or networks that learn together",
     "validate": "evaluate on the validation set",
     "test": "evaluate on the test set",
-    "predict": "write the student's predictions",
+    "predict": "write the predictions of the student, or of what is deployed",
 }
 OWN_COMMANDS = {
     "demo": "distil a small student from a teacher on real digits, in under three minutes",
     "check": "run one dry batch of a config: parts, layers, loss terms, memory, warnings",
     "layers": "list the layers of a network that can be tapped",
     "methods": "list the losses and what each needs",
-    "export": "take the student out of a run: safetensors, original key names, config",
+    "export": "take the student, or what is deployed, out of a run: safetensors, original key names, config",
     "generations": "train a student again and again, each time taught by the one before",
 }
 

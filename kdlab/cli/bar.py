@@ -1,4 +1,4 @@
-"""The progress bar, with the accuracy of student and teacher."""
+"""The progress bar, with the accuracy of student and teacher, or of what a co-training deploys."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PERIOD = 0.1
 
 
 class StudentBar(RichProgressBar):
-    """Rich's bar; after the loss it shows the last validation's student and teacher accuracy in per cent."""
+    """Rich's bar; after the loss it shows the accuracies of the last validation in per cent."""
 
     _drawn = 0.0
 
@@ -30,7 +30,11 @@ class StudentBar(RichProgressBar):
         """The bar's numbers, accuracies in per cent and without the run's version."""
         shown = super().get_metrics(trainer, pl_module)
         shown.pop("v_num", None)
-        names = {"val/student_accuracy": "student", "val/teacher_accuracy": "teacher"}
+        names = {
+            "val/student_accuracy": "student",
+            "val/teacher_accuracy": "teacher",
+            "val/deployed_accuracy": "deployed",
+        }
         for name, short in names.items():
             if isinstance(value := shown.pop(name, None), float):
                 shown[short] = f"{value:.2%}"

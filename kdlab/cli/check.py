@@ -18,7 +18,9 @@ from kdlab.cli.layers import shape_text
 from kdlab.cli.trainer import build
 from kdlab.errors import InputError
 from kdlab.modules.base import DistillationModule
+from kdlab.modules.cotrainer import CoTrainer
 from kdlab.modules.training_data import training_data
+from kdlab.teaching import Alone, Teaching
 
 QUIET = ["--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.enable_progress_bar=false"]
 QUIET += ["--trainer.enable_model_summary=false", "--trainer.num_sanity_val_steps=2"]
@@ -47,6 +49,8 @@ def run(arguments: Sequence[str]) -> None:
     console.print(parts_table(module))
     console.print(taps_table(module))
     console.print(terms_table(module))
+    if isinstance(module, CoTrainer):
+        console.print(f"Learners: {', '.join(module.names)}. Deployed: {module.deploy}.", highlight=False)
     console.print(look.memory)
     said = dict.fromkeys(str(each.message) for each in heard if issubclass(each.category, UserWarning))
     for text in [*look.notes, *(text for text in said if "teacher" in text.lower())]:
@@ -79,15 +83,21 @@ def parts_table(module: DistillationModule) -> Table:
     parts: list[tuple[str, nn.Module]] = [*module.learners.items()]
     parts += [(f"losses.{name}", each.loss) for name, each in module.knowledge.items()]
     if module.teaching is not None:
-        parts.append(("teacher", module.teaching))
+        parts.append(("teacher" if module.teaching.fixed else "teaching", module.teaching))
     for name, part in parts:
         own = list(part.parameters())
-        shown = type(part).__name__
-        if part is module.teaching:
-            shown = ", ".join(type(each.network).__name__ for each in module.teaching.observers) + " (frozen)"
+        shown = teaching_text(part) if isinstance(part, Teaching) else type(part).__name__
         count = sum(each.numel() for each in own if id(each) in trained)
         table.add_row(name, shown, f"{sum(each.numel() for each in own):,}", f"{count:,}")
     return table
+
+
+def teaching_text(teaching: Teaching) -> str:
+    """A frozen teacher's networks; of another teaching its name, and the networks that it keeps."""
+    kept = ", ".join(type(each.network).__name__ for each in teaching.observers)
+    if teaching.fixed:
+        return f"{kept} (frozen)"
+    return type(teaching).__name__ + (f", keeps {kept}" if kept else "")
 
 
 def taps_table(module: DistillationModule) -> Table:
@@ -159,8 +169,10 @@ def notes(module: DistillationModule) -> list[str]:
     if module.rehearsal.idle:
         shown = ", ".join(module.rehearsal.idle[:3])
         found.append(f"{len(module.rehearsal.idle)} trainable parameters get no gradient from any term: {shown} ...")
-    if module.teaching is not None and not module.knowledge:
-        found.append("a teacher is given but no knowledge: the student learns from labels alone.")
+    teaching = module.teaching
+    if teaching is not None and not module.knowledge and not isinstance(teaching, Alone):
+        given, learner = ("a teacher", "the student") if teaching.fixed else (type(teaching).__name__, "every learner")
+        found.append(f"{given} is given but no knowledge: {learner} learns from labels alone.")
     if module.task_weight == 0 and not module.knowledge:
         found.append("the task weighs 0 and there is no knowledge: nothing is learned.")
     return found

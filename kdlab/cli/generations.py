@@ -8,6 +8,7 @@ import copy
 import hashlib
 import itertools
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -258,7 +259,9 @@ def _train(config: dict[str, Any], number: int, folder: Path, teacher: Path | No
     if not last.exists():
         (folder / "config.yaml").unlink(missing_ok=True)  # it was stopped before its first checkpoint
     resumed = [f"--ckpt_path={last}"] if last.exists() else []
-    cli = build(["fit", f"--config={yaml.safe_dump(recipe, sort_keys=False)}", *resumed])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # it goes on there
+        cli = build(["fit", f"--config={yaml.safe_dump(recipe, sort_keys=False)}", *resumed])
     for logger in cli.trainer.loggers:
         finish = getattr(getattr(logger, "experiment", None), "finish", None)
         if callable(finish):  # else W&B would log the next generation into the same run

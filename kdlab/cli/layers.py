@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdlab.cli.trainer import sentence
 from kdlab.errors import InputError, refusal_in
-from kdlab.outputs import layer_names
+from kdlab.outputs import heads_of, layer_names
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -41,7 +41,13 @@ def run(arguments: Sequence[str]) -> None:
         if not given.depth or name.count(".") < given.depth:
             count = sum(parameter.numel() for parameter in module.parameters())
             table.add_row(name, type(module).__name__, output, f"{count:,}" if count else "")
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    if further := [head for head in heads_of(network) if head]:
+        console.print(
+            f"The network has further outputs: {', '.join(further)}. Of every name each output gives its own layer, "
+            "where it has one, else the one that all share."
+        )
 
 
 def network_from(class_path: str, options: Sequence[str]) -> nn.Module:
@@ -70,7 +76,7 @@ def shapes(network: nn.Module, shape: Sequence[int]) -> list[tuple[str, nn.Modul
     """
     seen: dict[str, str] = {}
     handles = []
-    modules = layer_names(network)
+    modules = taps(network)
     for name, module in modules.items():
 
         def note(module: nn.Module, args: object, output: object, name: str = name) -> None:
@@ -90,6 +96,19 @@ def shapes(network: nn.Module, shape: Sequence[int]) -> list[tuple[str, nn.Modul
         for handle in handles:
             handle.remove()
     return [(name, module, seen[name]) for name, module in modules.items() if name in seen]
+
+
+def taps(network: nn.Module) -> dict[str, nn.Module]:
+    """Every layer by the name that a loss gives it; of a network with several outputs the main one's, and only those
+    that every output has.
+    """
+    modules, heads = layer_names(network), heads_of(network)
+    if len(heads) == 1:
+        return modules
+    inner = [name.partition(".")[2] for name in modules]  # such a network holds another under a name of its own
+    names = dict.fromkeys(["feature", *modules, *filter(None, inner)])
+    found = {name: [head.layer(name) for head in heads.values()] for name in names}
+    return {name: modules[own[0]] for name, own in found.items() if all(each in modules for each in own)}
 
 
 def shape_text(shape: Sequence[int]) -> str:

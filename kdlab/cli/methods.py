@@ -1,4 +1,4 @@
-"""``kdlab methods``: every loss, way to weigh several teachers and optimiser, as its own code describes it."""
+"""``kdlab methods``: every loss, way to weigh several teachers and optimiser, and the ways to learn together."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from rich.table import Table
 from kdlab.errors import InputError
 
 HEADER = ("class", "method", "paper", "family", "needs", "weight")
+WAYS_HEADER = ("teaching", "method", "paper", "configs/recipes/")
+TEACHING = "teaching"
 
 
 class Entry(NamedTuple):
@@ -26,6 +28,40 @@ class Entry(NamedTuple):
     family: str
     needs: str
     weight: str
+
+
+class Way(NamedTuple):
+    """One row of the table of ways in which networks learn together or from themselves."""
+
+    name: str
+    method: str
+    paper: str
+    configs: str
+
+
+ALONE = "label_smoothing, tf_kd_reg, tf_kd_reg_paper, zipf, uskd, frskd, mixskd, mixup, cutmix"
+WAYS = (
+    Way("Peers", "Deep mutual learning (DML)", "Zhang et al. 2018", "dml, dml_sequential"),
+    Way("Peers", "Mutual contrastive learning (MCL)", "Yang et al. 2022", "mcl"),
+    Way("Peers", "Deeply-supervised knowledge synergy (DKS)", "Sun et al. 2019", "dks"),
+    Way("Consensus", "KDCL", "Guo et al. 2020", "kdcl, kdcl_naive, kdcl_linear, kdcl_minlogit, kdcl_general"),
+    Way("Consensus", "Collaborative learning (CL, CL-ILR)", "Song and Chai 2018", "cl, cl_ilr"),
+    Way("Gated", "On-the-fly native ensemble (ONE)", "Lan et al. 2018", "one"),
+    Way("Leader", "Diverse peers and a leader (OKDDip)", "Chen et al. 2020", "okddip, okddip_networks"),
+    Way("PeerEnsemble", "Peer collaborative learning (PCL)", "Wu and Gong 2021", "pcl"),
+    Way("Stale", "Codistillation", "Anil et al. 2018", "codistillation"),
+    Way("Stale", "Snapshot distillation", "Yang et al. 2019", "snapshot"),
+    Way("MovingAverage", "Mean teacher", "Tarvainen and Valpola 2017", "mean_teacher"),
+    Way("DeepestExit", "Be your own teacher (BYOT)", "Zhang et al. 2019", "byot"),
+    Way("PreviousEpoch", "Progressive refinement of targets (PS-KD)", "Kim et al. 2021", "ps_kd"),
+    Way("PreviousEpoch", "Learning with retrospection (LWR)", "Deng and Zhang 2021", "lwr"),
+    Way("LastMiniBatch", "The last mini-batch (DLB)", "Shen et al. 2022", "dlb"),
+    Way("TwoViews", "Data-distortion guided (DDGSD)", "Xu and Liu 2019", "ddgsd"),
+    Way("Classmate", "Class-wise self-distillation (CS-KD)", "Yun et al. 2020", "cs_kd"),
+    Way("Classmates", "Batch knowledge ensembling (BAKE)", "Ge et al. 2021", "bake"),
+    Way("Alone", "a loss that reads no other, or none", "", ALONE),
+    Way("FrozenTeacher", "Born-again networks (`kdlab generations`)", "Furlanello et al. 2018", "born_again"),
+)
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -40,19 +76,24 @@ def run(arguments: Sequence[str]) -> None:
     given = parser.parse_args(list(arguments))
     rows = entries()
     if given.family:
-        families = sorted({row.family for row in rows})
+        families = sorted({TEACHING, *(row.family for row in rows)})
         if given.family not in families:
             raise InputError(f"There is no family {given.family!r}; the families are {', '.join(families)}.")
         rows = [row for row in rows if row.family == given.family]
+    tables: list[tuple[Sequence[str], Sequence[Sequence[str]]]] = [(HEADER, rows)] if rows else []
+    if given.family in (None, TEACHING):
+        tables.append((WAYS_HEADER, WAYS))
     if given.markdown:
-        sys.stdout.write(markdown(rows))
+        sys.stdout.write("\n".join(markdown(own, header) for header, own in tables))
         return
-    table = Table()
-    for column in HEADER:
-        table.add_column(column, no_wrap=column == "class")
-    for row in rows:
-        table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for header, own in tables:
+        table = Table()
+        for column in header:
+            table.add_column(column, no_wrap=column == header[0])
+        for row in own:
+            table.add_row(*row)
+        console.print(table)
 
 
 def entries() -> list[Entry]:
@@ -67,10 +108,10 @@ def entries() -> list[Entry]:
     return sorted(rows, key=lambda row: (order.index(row.family), row.name.lower()))
 
 
-def markdown(rows: Sequence[Entry]) -> str:
+def markdown(rows: Sequence[Sequence[str]], header: Sequence[str] = HEADER) -> str:
     """The rows as a Markdown table."""
-    lines = ["| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
-    lines += ["| " + " | ".join([f"`{row.name}`", *row[1:]]) + " |" for row in rows]
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    lines += ["| " + " | ".join([f"`{row[0]}`", *row[1:]]) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 
 

@@ -29,7 +29,8 @@ from kdlab.cli.whole import WholeCheckpoints
 from kdlab.errors import InputError, refusal_in
 
 CSV = {"class_path": "pytorch_lightning.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": ""}}
-LAST = {"save_last": True, "save_top_k": 0, "every_n_epochs": 1}
+# One file, written anew after each epoch. (With save_last and save_top_k=0 Lightning 2.6 writes it at the end alone.)
+LAST = {"filename": "last", "save_top_k": 1, "enable_version_counter": False, "every_n_epochs": 1}
 
 
 class Recipe(SaveConfigCallback):
@@ -164,6 +165,7 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)")
     warnings.filterwarnings("ignore", r"Precision .* is not supported by the model summary")
     warnings.filterwarnings("ignore", "Experiment logs directory .* exists")  # before_fit has seen to it
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # likewise
     warnings.filterwarnings("ignore", "The dirpath has changed from")  # a resumed run gets a folder of its own
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
         lambda record: "Tip:" not in record.getMessage()
@@ -189,12 +191,15 @@ def sentence(error: Exception) -> str:
 
 
 def _known_keys() -> list[str]:
-    from kdlab import Distiller, Knowledge, losses
+    from kdlab import CoTrainer, Distiller, Knowledge, losses, teaching
 
-    kinds = [Distiller, Knowledge, pl.Trainer, *(getattr(losses, name) for name in losses.__all__)]
+    kinds = [CoTrainer, Distiller, Knowledge, pl.Trainer]
+    kinds += [getattr(room, name) for room in (losses, teaching) for name in room.__all__]
     return list(dict.fromkeys(name for each in kinds for name in inspect.signature(each).parameters))
 
 
 def _did_you_mean(name: str, names: Iterable[str]) -> str:
     found = difflib.get_close_matches(name, list(names), n=3, cutoff=0.6)
+    close = [difflib.SequenceMatcher(None, name, each).ratio() for each in found]
+    found = [each for each, ratio in zip(found, close, strict=True) if ratio > close[0] - 0.05]
     return f" (did you mean {' or '.join(map(repr, found))}?)" if found else ""

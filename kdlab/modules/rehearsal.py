@@ -56,7 +56,11 @@ def rehearse(module: DistillationModule) -> Rehearsal:
     if module.knowledge and teaching is None:
         raise InputError(f"Knowledge {', '.join(map(repr, module.knowledge))} needs a teacher, but none is given.")
     student_layers = [name for each in module.knowledge.values() for name in each.student_layers]
-    student_layers += teaching.reads if teaching is not None else ()
+    if teaching is not None and not teaching.fixed:  # its teachers are learners, or copies of them
+        student_layers += [
+            *teaching.reads,
+            *(name for each in module.knowledge.values() for name in each.teacher_layers),
+        ]
     module._observers = {name: Observer(network, student_layers) for name, network in module.learners.items()}
     if teaching is not None:
         every = module.knowledge.values()
@@ -99,10 +103,12 @@ def _set_up(
     losses = {name: each.loss for name, each in module.knowledge.items()}
     for key, each in module.knowledge.items():
         what = f"Knowledge {key!r} ({type(each.loss).__name__})"
-        if not teaching.fixed and "teacher_classifier" in each.needs:
+        early = "takes over the teacher's classifier" if "teacher_classifier" in each.needs else ""
+        early = early or "looks with the teacher at the training set" * any(each.parts("survey"))
+        if early and not teaching.fixed:
             raise InputError(
-                f"{what} takes over the teacher's classifier before the first step, which makes no sense while the "
-                f"teacher still learns ({type(teaching).__name__}): use it with a frozen teacher."
+                f"{what} {early} before the first step, which makes no sense while the teacher still learns "
+                f"({type(teaching).__name__}): use it with a frozen teacher."
             )
         for pair in dict.fromkeys((x.learner, x.source) for x in lessons):
             student, student_head = _network(module, pair[0])

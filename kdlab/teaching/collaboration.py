@@ -111,7 +111,7 @@ class PeerEnsemble(MovingAverage):
         inputs = self.views(batch, self._heads)
         for network in self.copies.networks.values():
             network.training = True  # the copy takes its inputs apart as the learner does
-        seen = self.copies.observe(inputs)
+        seen = self.copies.observe(batch, inputs)
         self.copies.eval()
         lessons = [Lesson(name, together, source=self.ensemble) for name in peers]
         share = 1 / (len(peers) - 1)

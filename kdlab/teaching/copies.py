@@ -17,6 +17,7 @@ from kdlab.teaching.consensus import view_of
 from kdlab.teaching.ensembles import Ensemble
 from kdlab.teaching.statistics import batch_statistics
 from kdlab.teaching.teaching import Lesson, Teaching
+from kdlab.views import see
 
 
 class Copies(nn.Module):
@@ -45,12 +46,29 @@ class Copies(nn.Module):
         self.observers = {name: Observer(network, layers) for name, network in self.networks.items()}
 
     @torch.no_grad()
-    def observe(self, inputs: Mapping[str, Any], training: bool = True) -> dict[str, Outputs]:
-        """What each copy gives, by the learners' names."""
+    def observe(
+        self, batch: Batch, inputs: Mapping[str, Any] | None = None, views: Sequence[str] = ()
+    ) -> dict[str, Outputs]:
+        """What each copy gives on a training batch, by the learners' names.
+
+        Args:
+            batch: the batch.
+            inputs: what each copy sees instead of the batch's inputs.
+            views: names of further views to run with it.
+        """
         outputs: dict[str, Outputs] = {}
-        with batch_statistics(self) if training and self.batchnorm == "batch" else nullcontext():
+        with batch_statistics(self) if self.batchnorm == "batch" else nullcontext():
             for name, observer in self.observers.items():
-                outputs |= headed(name, observer(inputs[name]))
+                seen = batch if inputs is None else batch._replace(inputs=inputs[name])
+                outputs |= headed(name, see(observer, seen, views))
+        return outputs
+
+    @torch.no_grad()
+    def evaluate(self, inputs: Any) -> dict[str, Outputs]:
+        """What each copy gives in evaluation, by the learners' names."""
+        outputs: dict[str, Outputs] = {}
+        for name, observer in self.observers.items():
+            outputs |= headed(name, observer(inputs))
         return outputs
 
     @torch.no_grad()
@@ -75,6 +93,11 @@ class Copies(nn.Module):
             copied = [(a, b) for a, b in states if not a.is_floating_point() or not (decay and buffers)]
             for mine, theirs in copied if decay else [*pairs, *copied]:
                 mine.copy_(theirs)
+
+
+def seen_by(outputs: Mapping[str, Outputs]) -> list[str]:
+    """The names of the further views that learners ran."""
+    return list(next(iter(outputs.values())).views)
 
 
 class Copied(Teaching):
@@ -154,8 +177,8 @@ class MovingAverage(Copied):
 
     def lessons(self, outputs: Mapping[str, Outputs], batch: Batch) -> list[Lesson]:
         """Each from its own average."""
-        inputs = view_of(batch, "second") if self.second_view else batch.inputs
-        seen = self.copies.observe(dict.fromkeys(self.copies.networks, inputs))
+        inputs = dict.fromkeys(self.copies.networks, view_of(batch, "second")) if self.second_view else None
+        seen = self.copies.observe(batch, inputs, seen_by(outputs))
         return [Lesson(name, each, source=f"average_{name}") for name, each in seen.items()]
 
     def after_step(self, networks: Mapping[str, nn.Module]) -> None:
@@ -174,8 +197,7 @@ class MovingAverage(Copied):
 
     def observe_own(self, inputs: Any) -> dict[str, Outputs]:
         """What the averages give."""
-        seen = self.copies.observe(dict.fromkeys(self.copies.networks, inputs), training=False)
-        return {f"average_{name}": each for name, each in seen.items()}
+        return {f"average_{name}": each for name, each in self.copies.evaluate(inputs).items()}
 
     @property
     def deployable(self) -> dict[str, nn.Module]:
@@ -254,7 +276,7 @@ class Stale(Copied):
         """Each from its stale copy, or from those of the others."""
         if not self.exchanges and not self.is_rehearsing:
             return []
-        seen = self.copies.observe(dict.fromkeys(self.copies.networks, batch.inputs))
+        seen = self.copies.observe(batch, views=seen_by(outputs))
         if self.of == "self":
             return [Lesson(name, each, source="stale") for name, each in seen.items()]
         return [Lesson(name, self._others(name, seen), source="stale") for name in seen]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from kdlab.cli import main
-from tests.cli.test_trainer import work  # noqa: F401
+from tests.cli.test_trainer import MLP, RECIPE, work  # noqa: F401
 
 
 def test_check_shows_parts_taps_terms_and_memory(work: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
@@ -40,3 +42,62 @@ def test_memory_counts_adam_twice_as_sgd_with_momentum(work: Path, capsys: pytes
     adam = capsys.readouterr().out.split("optimiser ")[1].split(",")[0]
     assert float(adam) == pytest.approx(2 * float(sgd), rel=0.05)
     assert float(sgd) == pytest.approx((64 * 4096 + 4096 + 4096 * 10 + 10) * 4 / 2**20, abs=0.06)
+
+
+WEIGHTS = 64 * 16 + 16 + 16 * 10 + 10
+
+
+def cotraining(work: Path, **model: Any) -> None:  # noqa: F811
+    """A config of networks that learn together, in place of the fixture's own."""
+    given = {"networks": {"a": MLP, "b": MLP}, "knowledge": {"soft": {"loss": "kdlab.losses.SoftTargets"}}, **model}
+    recipe = {**RECIPE, "model": {"class_path": "kdlab.CoTrainer", "init_args": given}}
+    (work / "kd.yaml").write_text(yaml.safe_dump(recipe))
+
+
+@pytest.mark.parametrize(
+    ("model", "row"),
+    [
+        ({}, "teaching │ Peers │ 0 │ 0"),
+        (
+            {"teaching": {"class_path": "kdlab.teaching.MovingAverage"}, "deploy": "average_b"},
+            f"teaching │ MovingAverage, keeps MLP, MLP │ {2 * WEIGHTS:,} │ 0",
+        ),
+    ],
+)
+def test_check_shows_networks_that_learn_together(
+    model: dict[str, Any],
+    row: str,
+    work: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    cotraining(work, **model)
+    main(["check", "kd.yaml"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"a │ MLP │ {WEIGHTS:,} │ {WEIGHTS:,}" in said
+    assert row in said
+    assert "b │ embedding │ 16" in said
+    assert "soft │ SoftTargets" in said
+    assert f"Learners: a, b. Deployed: {model.get('deploy', 'a')}." in said
+    assert not (work / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "warned"),
+    [
+        ({}, "Peers is given but no knowledge: every learner learns from labels alone."),
+        ({"networks": {"net": MLP}}, ""),
+    ],
+)
+def test_check_warns_of_networks_that_teach_each_other_nothing(
+    model: dict[str, Any],
+    warned: str,
+    work: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cotraining(work, **{"knowledge": {}, **model})
+    main(["check", "kd.yaml"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert warned in said
+    assert ("no knowledge" in said) is bool(warned)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
 
 from kdlab.cli import main
+from kdlab.cli.layers import network_from, shape_text, shapes, taps
+from kdlab.outputs import Head, Observer
 
 
 def test_layers_of_a_cifar_network(capsys: pytest.CaptureFixture[str]) -> None:
@@ -20,6 +24,44 @@ def test_layers_of_torchvision_at_its_own_size_and_depth(capsys: pytest.CaptureF
     said = " ".join(capsys.readouterr().out.split())
     assert "layer4 │ Sequential │ 512 x 2 x 2" in said
     assert "layer1.0" not in said
+
+
+@pytest.mark.parametrize(
+    ("options", "further", "feature"),
+    [
+        (["kdlab.models.Branched", "--branches=2"], "branch1", False),
+        (["kdlab.models.WithExits", "--adapter=stages"], "exit1, exit2", True),
+    ],
+)
+def test_layers_of_a_network_with_further_outputs_are_those_that_a_loss_can_name(
+    options: list[str], further: str, feature: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ["--network=kdlab.models.resnet8", "--network.num_classes=10"]
+    main(["layers", *options, *own])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "layer2.0.conv1 │ Conv2d │ 32 x 16 x 16" in said
+    assert f"The network has further outputs: {further}." in said
+    assert ("feature │ Sequential │ 64 x 8 x 8" in said) is feature
+    network = network_from(options[0], [*options[1:], *own])
+    listed = taps(network)
+    seen = Observer(network.eval(), list(listed))(torch.zeros(2, 3, 32, 32))
+    shapes_listed = {name: shape for name, _, shape in shapes(network, (3, 32, 32))}
+    assert {name: shape_text(x.shape[1:]) for name, x in zip(seen.names, seen.layers, strict=True)} == shapes_listed
+    assert all(len(head.layers) == len(listed) for head in seen.heads.values())
+
+
+def test_a_layer_that_one_output_lacks_is_not_listed() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.own, self.other = nn.Linear(2, 2), nn.Linear(2, 2)
+
+        @property
+        def heads(self) -> dict[str, Head]:
+            return {"": Head(self.own, str), "other": Head(self.other, lambda name: "other" if name == "own" else "")}
+
+    network = Two()
+    assert taps(network) == {"own": network.own}
 
 
 @pytest.mark.parametrize(

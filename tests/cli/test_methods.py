@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
-import pytest
+import inspect
+import re
+from importlib import import_module
+from pathlib import Path
+from typing import Any
 
+import pytest
+import yaml
+
+from kdlab import teaching
 from kdlab.cli import main
-from kdlab.cli.methods import HEADER, entries
+from kdlab.cli.methods import HEADER, WAYS, WAYS_HEADER, entries
+
+ROOT = Path(__file__).parent.parent.parent
+PERSON = r"(?:[A-Z]\.[ -])+[A-Z]\w+(?: [A-Z]\w+)?"
+CITATION = re.compile(
+    rf'(?<!, )({PERSON}(?:, {PERSON})*)( et al\.)?, "[^"]+"(?: \([^)]*\))?, [^"]*?\b((?:19|20)\d\d)\b(?!\.?\d)'
+)
+"""Authors, title and year, as docstrings give them: A. Author, B.-C. Writer, "Title", VENUE 2020."""
+
+
+def cited(kind: Any) -> list[str]:
+    """The papers that a class' docstring cites, each as authors and year."""
+    text = " ".join((inspect.getdoc(kind) or "").split())
+    found = []
+    for names, more, year in CITATION.findall(text):
+        surnames = [each.split(". ")[-1] for each in names.split(", ")]
+        several = len(surnames) > 2 or more
+        found.append(f"{surnames[0]} et al. {year}" if several else f"{' and '.join(surnames)} {year}")
+    return found
 
 
 def test_the_plain_table_has_every_method(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -14,7 +40,8 @@ def test_the_plain_table_has_every_method(capsys: pytest.CaptureFixture[str], mo
     said = capsys.readouterr().out
     lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in said.splitlines() if "│" in line]
     assert all(name in said for name in HEADER)
-    assert {row.name for row in entries()} <= {line[0] for line in lines}
+    assert {row.name for row in (*entries(), *WAYS)} <= {line[0] for line in lines}
+    assert all(name in said for name in WAYS_HEADER)
     (soft,) = [line for line in lines if line[0] == "SoftTargets"]
     assert soft[-3:] == ["response", "logits", "0.9"]
 
@@ -33,6 +60,46 @@ def test_an_unknown_family_is_one_sentence(capsys: pytest.CaptureFixture[str]) -
         main(["methods", "--family", "relations"])
     assert stop.value.code == 2
     said = capsys.readouterr()
-    families = sorted({row.family for row in entries()})
+    families = sorted({"teaching", *(row.family for row in entries())})
     expected = f"There is no family 'relations'; the families are {', '.join(families)}."
     assert (said.out, said.err) == ("", f"kdlab methods: {expected}\n")
+
+
+def test_the_ways_of_learning_together_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["methods", "--markdown", "--family", "teaching"])
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
+    assert rows[0] == list(WAYS_HEADER)
+    assert [tuple(row) for row in rows[2:]] == [(f"`{way.name}`", *way[1:]) for way in WAYS]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.method)
+def test_a_way_is_what_its_configs_and_docstrings_say(way: tuple[str, str, str, str]) -> None:
+    name, _, paper, configs = way
+    for config in configs.split(", "):
+        read = yaml.safe_load((ROOT / f"configs/recipes/{config}.yaml").read_text())
+        given = read["model"]["init_args"]
+        if read["model"]["class_path"] == "kdlab.CoTrainer":
+            assert given["teaching"]["class_path"] == f"kdlab.teaching.{name}"
+        named = re.findall(r"(kdlab\.\w+)\.([A-Z]\w+)", str(read))
+        assert not paper or paper in [
+            each for room, kind in named for each in cited(getattr(import_module(room), kind))
+        ]
+
+
+def test_every_config_and_every_teaching_is_in_the_table() -> None:
+    listed = [config for way in WAYS for config in way.configs.split(", ")]
+    assert sorted(listed) == sorted(path.stem for path in (ROOT / "configs/recipes").glob("*.yaml"))
+    kinds = {name for name in teaching.__all__ if issubclass(getattr(teaching, name), teaching.Teaching)}
+    assert {way.name for way in WAYS} == kinds - {"Teaching"}
+
+
+def test_a_citation_is_authors_and_year() -> None:
+    class Several:
+        """Two.
+
+        Papers: A. One, "Title of it", CVPR 2020. B.-C. Two, D. Three, "Another: one" (X), 2019, arXiv 1901.00001;
+        E. Four, F. G. Van Five, H. Six, "Third", NeurIPS 2021, arXiv 2101.00001. A. Seven et al., "Fourth", 2018.
+        """
+
+    assert cited(Several) == ["One 2020", "Two and Three 2019", "Four et al. 2021", "Seven et al. 2018"]
+    assert cited(int) == []

@@ -7,6 +7,7 @@ from torch import nn
 from kdlab.errors import InputError
 from kdlab.models import Branched, mlp, resnet8, resnet14
 from kdlab.models.cutting import around
+from kdlab.outputs import heads_of
 from tests.models.test_branched import BRANCHES
 
 
@@ -18,6 +19,16 @@ def test_what_is_registered_around_a_layer():
 
 def test_lists_of_layers_are_taken_apart():
     assert around(mlp(8, [4, 4], 3), "fc").before == ("input_dropout", "hidden.0", "hidden.1", "dropout")
+
+
+def test_layers_before_a_nested_fork_are_shared_and_its_holder_is_not():
+    layer = heads_of(Branched(mlp(8, [4, 4], 3), "hidden.1"))["branch1"].layer
+    assert [layer(name) for name in ("hidden.0", "hidden.0.relu", "hidden.1", "fc")] == [
+        "network.hidden.0",
+        "network.hidden.0.relu",
+        "branch1.hidden.1",
+        "branch1.fc",
+    ]
 
 
 class Odd(nn.Module):
@@ -95,6 +106,16 @@ def test_what_one_head_overwrites_is_not_what_the_next_reads():
     logits = network(torch.rand(3, 4))
     assert all(torch.equal(each, logits["logits"]) for each in logits.values())
     sum(each.sum() for each in logits.values()).backward()
+
+
+def test_the_main_head_is_the_plain_network_where_the_fork_overwrites_what_a_shortcut_reads():
+    class Shortcut(Overwriting):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x)
+            return self.fc(self.top(x) + x)
+
+    plain, x = Shortcut(), torch.rand(3, 4)
+    assert torch.equal(Branched(plain, "top")(x)["logits"], plain(x))
 
 
 @pytest.mark.parametrize("fork", ["layer3.1", "layer3.1.conv1", "layer3.1.conv2", "layer3.0.relu2", "conv1"])

@@ -1,4 +1,4 @@
-"""Mean difference: the overall means of two embeddings come together, as DDGSD is re-implemented."""
+"""Mean difference: the overall means of two embeddings come together, DDGSD re-implemented (Xu and Liu 2019)."""
 
 from __future__ import annotations
 
