@@ -48,6 +48,20 @@ def test_distil_in_ten_lines(tmp_path: Path) -> None:
     assert results["distilled"]["kl_to_teacher"] < results["alone"]["kl_to_teacher"]
 
 
+@pytest.mark.filterwarnings("ignore")  # as above
+@pytest.mark.usefixtures("_own_kernel")
+def test_mutual_and_self(tmp_path: Path) -> None:
+    results = run("02_mutual_and_self.ipynb", tmp_path)
+    assert set(results) == {"apart", "mutual", "PS-KD", "smoothing", "exits"}
+    assert all(0.8 < each["deployed_accuracy"] <= 1 for each in results.values())
+    for name in ("apart", "mutual"):
+        assert results[name]["deployed_accuracy"] == results[name]["a_accuracy"]
+        assert results[name]["ensemble_gain"] > 0
+    assert results["mutual"]["agreement"] > results["apart"]["agreement"]
+    assert {"net_exit1_accuracy", "net_exit2_accuracy"} <= set(results["exits"])
+    assert results["apart"]["deployed_ece"] < min(results[name]["deployed_ece"] for name in ("PS-KD", "smoothing"))
+
+
 def test_every_notebook_is_tested() -> None:
     tested = Path(__file__).read_text()
     assert all(f'"{path.name}"' in tested for path in FOLDER.glob("*.ipynb"))

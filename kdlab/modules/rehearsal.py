@@ -103,8 +103,8 @@ def _set_up(
     losses = {name: each.loss for name, each in module.knowledge.items()}
     for key, each in module.knowledge.items():
         what = f"Knowledge {key!r} ({type(each.loss).__name__})"
-        early = "takes over the teacher's classifier" if "teacher_classifier" in each.needs else ""
-        early = early or "looks with the teacher at the training set" * any(each.parts("survey"))
+        surveys = "looks with the teacher at the training set" if any(each.parts("survey")) else ""
+        early = "takes over the teacher's classifier" if "teacher_classifier" in each.needs else surveys
         if early and not teaching.fixed:
             raise InputError(
                 f"{what} {early} before the first step, which makes no sense while the teacher still learns "
