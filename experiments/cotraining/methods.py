@@ -41,6 +41,8 @@ class Method:
         options: of the data.
         teacher: whether it learns from the plain network of the same seed, whose cost then counts too.
         reports: learners that are reported beside the deployed one.
+        cost: of its training in operations (forward and backward, counted on the digits), relative to plain; with that
+            of its teacher.
     """
 
     build: Callable[[Bench, int, dict[str, Any]], DistillationModule]
@@ -49,6 +51,7 @@ class Method:
     options: Callable[[], dict[str, Any]] = dict
     teacher: bool = False
     reports: tuple[str, ...] = ()
+    cost: float = 1.0
 
 
 def recipe(bench: Bench) -> dict[str, Any]:
@@ -97,22 +100,26 @@ def exits(bench: Bench) -> nn.Module:
 
 METHODS: dict[str, Method] = {
     "plain": Method(plain, "cross-entropy"),
-    "plain, twice as long": Method(plain, "cross-entropy, twice the epochs", epochs=2),
+    "plain, twice as long": Method(plain, "cross-entropy, twice the epochs", epochs=2, cost=2.0),
     "label smoothing": Method(
         lambda b, e, s: alone(Alone(), b, {"smooth": Knowledge(LabelSmoothing(0.1))}, task_weight=0.0), "eps 0.1"
     ),
     "mixup": Method(plain, "alpha 1, a share a sample", options=lambda: {"mixing": MixUp(1.0)}),
     "CutMix": Method(plain, "alpha 1, every batch", options=lambda: {"mixing": CutMix(1.0)}),
-    "DML": Method(lambda b, e, s: peers(b, Peers(), soft(1.0)), "2 peers, T 1, deploys the first", reports=("b",)),
+    "DML": Method(
+        lambda b, e, s: peers(b, Peers(), soft(1.0)), "2 peers, T 1, deploys the first", reports=("b",), cost=2.0
+    ),
     "KDCL (mean)": Method(
         lambda b, e, s: peers(b, Consensus(own_views=True), soft(4.0, 0.5), task_weight=0.5),
         "2 peers on own views, T 4, 0.5 and 0.5, deploys the first",
         reports=("b",),
+        cost=2.0,
     ),
     "KDCL (MinLogit)": Method(
         lambda b, e, s: peers(b, Consensus(MinLogit(), own_views=True), soft(4.0, 0.5), task_weight=0.5),
         "as above, MinLogit",
         reports=("b",),
+        cost=2.0,
     ),
     "ONE": Method(
         lambda b, e, s: CoTrainer(
@@ -120,11 +127,13 @@ METHODS: dict[str, Method] = {
         ),
         "3 branches from layer3, T 3, ramp-up, deploys the first branch",
         reports=("ensemble",),
+        cost=1.61,
     ),
     "mean teacher": Method(
         lambda b, e, s: alone(MovingAverage(0.99), b, soft(1.0, 1.0, ramp(e)), deploy="average_net"),
         "decay 0.99, KL at T 1, ramp-up, deploys the average",
         reports=("net",),
+        cost=1.34,
     ),
     "BYOT": Method(
         lambda b, e, s: CoTrainer(
@@ -138,8 +147,9 @@ METHODS: dict[str, Method] = {
         ),
         "exits after layer1 and layer2, labels 0.9, T 3 with 0.1, features 0.05",
         reports=("net_exit2",),
+        cost=1.07,
     ),
-    "CS-KD": Method(lambda b, e, s: alone(Classmate(), b, soft(4.0)), "T 4, weight 1"),
+    "CS-KD": Method(lambda b, e, s: alone(Classmate(), b, soft(4.0)), "T 4, weight 1", cost=2.0),
     "PS-KD": Method(
         lambda b, e, s: alone(
             PreviousEpoch(),
@@ -153,16 +163,16 @@ METHODS: dict[str, Method] = {
         lambda b, e, s: taught(b, s, {"past": Knowledge(SoftLabels())}),
         "one generation after plain, labels and past 1 and 1",
         teacher=True,
+        cost=2.34,
     ),
     "Tf-KD (self)": Method(
         lambda b, e, s: taught(b, s, soft(6.0, 0.95), task_weight=0.05),
         "plain as teacher, T 6, 0.95 and 0.05",
         teacher=True,
+        cost=2.34,
     ),
     "Tf-KD (virtual teacher)": Method(
-        lambda b, e, s: alone(
-            Alone(), b, {"virtual": Knowledge(VirtualTeacher(), 0.1 * b.classes)}, task_weight=0.9
-        ),
+        lambda b, e, s: alone(Alone(), b, {"virtual": Knowledge(VirtualTeacher(), 0.1 * b.classes)}, task_weight=0.9),
         "as released: 0.99, T 20, weight 0.1 K, labels 0.9",
     ),
 }

@@ -11,11 +11,12 @@ from typing import Any
 
 def table(file: Path, methods: Mapping[str, Any]) -> str:
     """Mean and standard deviation over the seeds, and the difference from plain training on the same seeds."""
-    rows = list(csv.DictReader(file.open()))
+    with file.open() as lines_of:
+        rows = list(csv.DictReader(lines_of))
     lines = [
         f"### {file.stem}",
         "",
-        "| method | setting | accuracy, % | minus plain | ensemble, % | others, % | ECE, % | time / plain | n |",
+        "| method | setting | accuracy, % | minus plain | ensemble, % | others, % | ECE, % | cost | n |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     of = {(row["method"], row["seed"]): row for row in rows}
@@ -25,8 +26,6 @@ def table(file: Path, methods: Mapping[str, Any]) -> str:
             continue
         both = [(row, of["plain", row["seed"]]) for row in own if ("plain", row["seed"]) in of]
         gains = [float(row["accuracy"]) - float(base["accuracy"]) for row, base in both]
-        # What learns from the plain network costs that one as well.
-        times = [float(row["seconds"]) / float(base["seconds"]) + method.teacher for row, base in both]
         ensembles = [float(row["ensemble"]) for row in own if row["ensemble"]]
         cells = [
             name,
@@ -36,7 +35,7 @@ def table(file: Path, methods: Mapping[str, Any]) -> str:
             spread(ensembles) if ensembles else "",
             others(own),
             f"{statistics.fmean(float(row['ece']) for row in own):.1f}",
-            f"{statistics.fmean(times):.1f}" if times else "",
+            f"{method.cost:.2f}",
             str(len(own)),
         ]
         lines.append(f"| {' | '.join(cells)} |")

@@ -20,6 +20,9 @@ from report import table
 from kdlab.modules import DistillationModule
 
 HERE = Path(__file__).parent
+COMMIT = subprocess.run(
+    ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE
+).stdout.strip()  # of the code that was loaded
 FIELDS = (
     *("data", "method", "seed", "accuracy", "ece", "ensemble", "others", "epochs", "images", "parameters", "seconds"),
     *("commit", "torch"),
@@ -27,8 +30,12 @@ FIELDS = (
 
 
 def train(bench: Bench, method: Method, seed: int, state: dict[str, Any]) -> tuple[DistillationModule, dict[str, Any]]:
-    """One training, and what it gave on the test set after the last epoch."""
-    pl.seed_everything(seed, verbose=False)
+    """One training, and what it gave on the test set after the last epoch.
+
+    All methods of a seed see the same images in the same order; one that learns from the plain network starts from
+    other weights than that one did.
+    """
+    pl.seed_everything(seed + 1000 * method.teacher, verbose=False)
     epochs = bench.epochs * method.epochs
     data = bench.data(seed=seed, **method.options())
     module = method.build(bench, epochs, state)
@@ -91,19 +98,21 @@ def run(bench: Bench, which: str, names: list[str], seed: int, out: Path, epochs
         bench = Bench(bench.data, bench.network, bench.classes, bench.image, epochs, bench.rate)
     out.mkdir(parents=True, exist_ok=True)
     file = out / f"{which}.csv"
-    done = {(r["method"], int(r["seed"])) for r in csv.DictReader(file.open())} if file.exists() else set()
+    done: set[tuple[str, int]] = set()
+    if file.exists():
+        with file.open() as rows:
+            done = {(row["method"], int(row["seed"])) for row in csv.DictReader(rows)}
     missing = [name for name in names if (name, seed) not in done]
     state: dict[str, Any] = {}
     if any(METHODS[name].teacher for name in missing) and ("plain", seed) in done:
         module, _ = train(bench, METHODS["plain"], seed, {})
         state = module.get_submodule("networks.net").state_dict()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE)
     for name in missing:
-        # A new network must not start as the one that teaches it did.
-        module, row = train(bench, METHODS[name], seed + (1000 if METHODS[name].teacher else 0), state)
+        module, row = train(bench, METHODS[name], seed, state)
         if name == "plain":
             state = {key: value.clone() for key, value in module.get_submodule("networks.net").state_dict().items()}
-        row |= {"data": which, "method": name, "seed": seed, "commit": commit.stdout.strip(), "torch": torch.__version__}
+        row |= {"data": which, "method": name, "seed": seed}
+        row |= {"commit": COMMIT, "torch": torch.__version__}
         new = not file.exists()
         with file.open("a", newline="") as rows:
             writer = csv.DictWriter(rows, FIELDS)

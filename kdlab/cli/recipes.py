@@ -1,4 +1,4 @@
-"""Recipes laid over each other: what they teach adds up."""
+"""Recipes laid over each other: what they teach adds up, and digits where no data is named."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import yaml
 from kdlab.errors import InputError
 
 KEYS = ("-c", "--config")
+DATA = "--data=kdlab.data.Digits"
 
 
 def laid_over(arguments: Sequence[str]) -> list[str]:
@@ -47,6 +48,24 @@ def laid_over(arguments: Sequence[str]) -> list[str]:
     return changed
 
 
+def with_data(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with kdlab's digits before all others where no data is named.
+
+    A default of the parser would not do: it is filled with the digits' own options (no padding, no flip), which then
+    stay when a recipe names another class, instead of that class's.
+    """
+    for each in arguments:
+        if each == "--data" or each.startswith("--data="):
+            return list(arguments)
+    for _, path in _recipes(arguments):
+        recipe = _read(path)
+        data = recipe.get("data") if isinstance(recipe, dict) else None
+        if isinstance(data, str) or (isinstance(data, dict) and "class_path" in data):
+            return list(arguments)
+    first = 1 if arguments and not arguments[0].startswith("-") else 0  # after the command
+    return [*arguments[:first], DATA, *arguments[first:]]
+
+
 def _recipes(arguments: Sequence[str]) -> list[tuple[int, str]]:
     """Where among the arguments each recipe is named, and its path."""
     found = []
@@ -59,8 +78,8 @@ def _recipes(arguments: Sequence[str]) -> list[tuple[int, str]]:
 
 
 def _read(path: str) -> Any:
-    """The recipe's content; nothing where LightningCLI will say what is wrong with it."""
+    """The content of a recipe, a file or the text itself; nothing where LightningCLI will say what is wrong with it."""
     try:
-        return yaml.safe_load(Path(path).read_text())
+        return yaml.safe_load(path if "\n" in path else Path(path).read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError, ValueError):
         return None

@@ -24,7 +24,7 @@ from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor
 
-from kdlab.cli.recipes import laid_over
+from kdlab.cli.recipes import laid_over, with_data
 from kdlab.cli.whole import WholeCheckpoints
 from kdlab.errors import InputError, refusal_in
 
@@ -63,10 +63,9 @@ class KdlabCLI(LightningCLI):
     """Any LightningModule with any LightningDataModule by class path; kdlab's digits if no data is named."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The checkpoint's options as ``--checkpoint.*``, and the data's default."""
+        """The checkpoint's options as ``--checkpoint.*``."""
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults({f"checkpoint.{name}": value for name, value in LAST.items()})
-        parser.set_defaults({"data": {"class_path": "kdlab.data.Digits"}})
 
     def before_fit(self) -> None:
         """Keep a new run out of an old one's folder, and an old run's numbers when it is resumed in its own.
@@ -132,7 +131,7 @@ def build(arguments: Sequence[str], *, run: bool = True, save_config: bool = Tru
         InputError: the config does not fit; the message names the key at fault and the nearest right ones.
     """
     called = list(arguments) == sys.argv[1:]  # DDP starts its other processes from sys.argv
-    laid = laid_over(arguments)
+    laid = with_data(laid_over(arguments))
     called = called and laid == list(arguments)
     _quieten()
     try:
