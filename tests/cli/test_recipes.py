@@ -10,7 +10,10 @@ import pytest
 import yaml
 
 from kdlab.cli import main
-from kdlab.cli.recipes import laid_over
+from kdlab.cli.check import QUIET
+from kdlab.cli.recipes import laid_over, with_data
+from kdlab.cli.trainer import build
+from kdlab.data import CIFAR100, Digits
 from tests.cli.test_trainer import RECIPE
 
 HINT = {"loss": "kdlab.losses.Hint", "student_layers": ["hidden.0"], "teacher_layers": ["hidden.0"]}
@@ -88,3 +91,39 @@ def test_a_typo_in_a_loss_names_the_right_word_once(work: Path, capsys: pytest.C
         main(["fit", "-c", "base.yaml", "-c", "kd.yaml", "--model.knowledge.soft.loss.init_args.temprature=2"])
     assert "'temprature' (did you mean 'temperature'" in (said := capsys.readouterr().err)
     assert said.count("'temperature'") == 1
+
+
+@pytest.mark.parametrize("by", ["recipe", "option", "two words"])
+def test_a_named_data_set_keeps_its_own_defaults(work: Path, by: str) -> None:
+    given = {"recipe": ["-c", "cifar.yaml"], "option": ["--data=kdlab.data.CIFAR100"]}
+    given["two words"] = ["--data", "kdlab.data.CIFAR100"]
+    (work / "cifar.yaml").write_text(yaml.safe_dump({"data": {"class_path": "kdlab.data.CIFAR100"}}))
+    recipe = yaml.safe_load((work / "base.yaml").read_text())
+    (work / "model.yaml").write_text(yaml.safe_dump({"model": recipe["model"]}))
+    data: Any = build(["-c", "model.yaml", *given[by], *QUIET], run=False, save_config=False).datamodule
+    assert isinstance(data, CIFAR100)
+    assert (data.padding, data.flip, data.mean) == (4, True, CIFAR100().mean)
+
+
+def test_digits_are_the_data_where_none_is_named(work: Path) -> None:
+    recipe = yaml.safe_load((work / "base.yaml").read_text())
+    (work / "model.yaml").write_text(yaml.safe_dump({"model": recipe["model"]}))
+    (work / "views.yaml").write_text(yaml.safe_dump({"data": {"init_args": {"seed": 5}}}))
+    given = ["-c", "model.yaml", "-c", "views.yaml", "--data.train_size=64", *QUIET]
+    data: Any = build(given, run=False, save_config=False).datamodule
+    assert isinstance(data, Digits)
+    assert (data.train_size, data.seed) == (64, 5)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (["fit", "-c", "kd.yaml"], ["fit", "--data=kdlab.data.Digits", "-c", "kd.yaml"]),
+        (["-c", "kd.yaml"], ["--data=kdlab.data.Digits", "-c", "kd.yaml"]),
+        ([], ["--data=kdlab.data.Digits"]),
+        (["fit", "-c", "base.yaml"], ["fit", "-c", "base.yaml"]),
+        (["fit", "--config=data: my.Data\n"], ["fit", "--config=data: my.Data\n"]),
+    ],
+)
+def test_digits_come_first_where_no_data_is_named(work: Path, given: list[str], wanted: list[str]) -> None:
+    assert with_data(given) == wanted
