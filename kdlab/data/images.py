@@ -134,7 +134,7 @@ class ImageData(pl.LightningDataModule):
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         """The images, (N, C, H, W) uint8, and labels, (N,) int64, of the training set or of the test set."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define read().")
 
     def setup(self, stage: str | None = None) -> None:
         """Read the data and draw the subsets, once."""
