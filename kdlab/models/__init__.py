@@ -6,9 +6,11 @@ your own needs nothing from kdlab; :func:`with_weights` gives it a weights file.
 :class:`WithExits` give it further outputs.
 """
 
+from kdlab.models.bottleneck import FourStageResNet, cifar_resnet18, cifar_resnet50
 from kdlab.models.branched import Branched
 from kdlab.models.exits import WithExits
 from kdlab.models.mlp import MLP, mlp
+from kdlab.models.mobilenet import MobileNetV1, MobileNetV2, mobilenet_v1, mobilenet_v2_half
 from kdlab.models.normed import Normed, normed
 from kdlab.models.projected import Projected, projected
 from kdlab.models.resnet import (
@@ -23,22 +25,34 @@ from kdlab.models.resnet import (
     resnet56,
     resnet110,
 )
+from kdlab.models.shufflenet import ShuffleNetV1, ShuffleNetV2, shuffle_v1, shuffle_v2, shuffle_v2_x1_5
 from kdlab.models.surgery import embedded, without_bias
 from kdlab.models.timm import timm_model
+from kdlab.models.vgg import VGG, vgg8, vgg11, vgg13, vgg16, vgg19
 from kdlab.models.weights import load_weights, save_weights, with_weights
 from kdlab.models.wrn import WideResNet, wrn_16_1, wrn_16_2, wrn_40_1, wrn_40_2
 
 __all__ = [
     "Branched",
+    "FourStageResNet",
     "MLP",
+    "MobileNetV1",
+    "MobileNetV2",
     "Normed",
     "Projected",
     "ResNet",
+    "ShuffleNetV1",
+    "ShuffleNetV2",
+    "VGG",
     "WideResNet",
     "WithExits",
+    "cifar_resnet18",
+    "cifar_resnet50",
     "embedded",
     "load_weights",
     "mlp",
+    "mobilenet_v1",
+    "mobilenet_v2_half",
     "normed",
     "projected",
     "resnet8",
@@ -51,7 +65,15 @@ __all__ = [
     "resnet56",
     "resnet110",
     "save_weights",
+    "shuffle_v1",
+    "shuffle_v2",
+    "shuffle_v2_x1_5",
     "timm_model",
+    "vgg8",
+    "vgg11",
+    "vgg13",
+    "vgg16",
+    "vgg19",
     "with_weights",
     "without_bias",
     "wrn_16_1",

@@ -13,6 +13,7 @@ from torch import nn
 import kdlab.models
 from kdlab.errors import InputError
 from kdlab.models import save_weights, timm_model
+from kdlab.outputs import classifier_of
 
 
 def build(*arguments):
@@ -21,18 +22,26 @@ def build(*arguments):
     return parser.instantiate(parser.parse_args([f"--net{each}" for each in arguments])).net
 
 
-BUILDERS = [each for each in kdlab.models.__all__ if each.startswith(("resnet", "wrn"))]
+FAMILIES = ("resnet", "wrn", "vgg", "cifar_resnet", "mobilenet", "shuffle")
+BUILDERS = [each for each in kdlab.models.__all__ if each.startswith(FAMILIES)]
 
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_every_builder_works_by_class_path(name):
-    network = build(f"=kdlab.models.{name}", ".num_classes=7", ".in_channels=1")
-    assert network.fc.out_features == 7
-    assert network.conv1.in_channels == 1
+    with torch.device("meta"):
+        network = build(f"=kdlab.models.{name}", ".num_classes=7", ".in_channels=1")
+    assert classifier_of(network).out_features == 7
+    assert next(each for each in network.modules() if isinstance(each, nn.Conv2d)).in_channels == 1
 
 
-def test_there_are_thirteen_of_them():
-    assert len(BUILDERS) == 13
+def test_there_are_twenty_five_of_them():
+    assert len(BUILDERS) == 25
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_every_builder_takes_a_weights_file(name, tmp_path):
+    with torch.device("meta"), pytest.raises(InputError, match="There is no weights file"):
+        getattr(kdlab.models, name)(weights=str(tmp_path / "none.pth"))
 
 
 def test_the_mlp_takes_its_widths_as_a_list():

@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kdlab.models import load_weights, mlp, resnet8, resnet8x4, save_weights, with_weights, wrn_16_1
+from tests.models.published import unfilled
+from tests.models.test_class_paths import BUILDERS
 
 
 def scrambled(network, seed=0):
@@ -22,7 +24,8 @@ def scrambled(network, seed=0):
 
 
 def prefixed(prefix, network):
-    return {f"{prefix}{name}": value for name, value in network.state_dict().items()}
+    state = network.state_dict() if isinstance(network, nn.Module) else network
+    return {f"{prefix}{name}": value for name, value in state.items()}
 
 
 def assert_same(network, expected):
@@ -38,27 +41,40 @@ RIVAL = scrambled(resnet8(10), seed=2)  # fits too, and must not be taken
 STATE = SOURCE.state_dict()
 SGD = torch.optim.SGD(SOURCE.parameters(), 0.1, momentum=0.9).state_dict()
 
-LAYOUTS = {
-    "plain state_dict": STATE,
+
+def published_layouts(state, rival):
+    """What the released codes write for a network of this state; ``rival`` is a teacher's of the same kind."""
+    return {
+        "plain state_dict": state,  # ReviewKD's too
+        "RepDistiller epoch": {"epoch": 240, "model": state, "accuracy": torch.tensor([70.1]), "optimizer": SGD},
+        "RepDistiller best": {"epoch": 200, "model": state, "best_acc": torch.tensor(70.1), "optimizer": SGD},
+        "RepDistiller last": {
+            "opt": argparse.Namespace(lr=0.05, lr_decay_epochs=[150, 180], model="resnet8", tb=argparse.Namespace(a=1)),
+            "model": state,
+            "optimizer": SGD,
+        },
+        "mdistiller student": {"model": state},
+        "mdistiller distiller": {
+            "epoch": 3,
+            "model": prefixed("module.student.", state)
+            | prefixed("module.teacher.", rival)
+            | {"module.conv_reg.weight": torch.ones(3), "module.embed_s.linear.bias": torch.ones(2)},
+            "optimizer": SGD,
+            "best_acc": torch.tensor([61.0]),
+        },
+        "SSKD": {"epoch": 1, "state_dict": state, "acc": 0.7},
+        "KD++": {"model_state_dict": state, "epoch": 3},
+        "SimKD": {
+            "epoch": 238,
+            "model": state,
+            "best_acc": torch.tensor(78.1),
+            "proj": {"transfer.0.weight": torch.ones(2, 3, 1, 1), "transfer.1.num_batches_tracked": torch.tensor(9)},
+        },
+    }
+
+
+LAYOUTS = published_layouts(STATE, RIVAL.state_dict()) | {
     "parameters instead of tensors": {name: nn.Parameter(v, requires_grad=False) for name, v in STATE.items()},
-    "RepDistiller epoch": {"epoch": 240, "model": STATE, "accuracy": torch.tensor([70.1]), "optimizer": SGD},
-    "RepDistiller best": {"epoch": 200, "model": STATE, "best_acc": torch.tensor(70.1), "optimizer": SGD},
-    "RepDistiller last": {
-        "opt": argparse.Namespace(lr=0.05, lr_decay_epochs=[150, 180], model="resnet8", tb=argparse.Namespace(a=1)),
-        "model": STATE,
-        "optimizer": SGD,
-    },
-    "mdistiller student": {"model": STATE},
-    "mdistiller distiller": {
-        "epoch": 3,
-        "model": prefixed("module.student.", SOURCE)
-        | prefixed("module.teacher.", RIVAL)
-        | {"module.conv_reg.weight": torch.ones(3), "module.embed_s.linear.bias": torch.ones(2)},
-        "optimizer": SGD,
-        "best_acc": torch.tensor([61.0]),
-    },
-    "SSKD": {"epoch": 1, "state_dict": STATE, "acc": 0.7},
-    "KD++": {"model_state_dict": STATE, "epoch": 3},
     "numpy accuracy beside the weights": {"model": STATE, "best_acc": np.float64(71.2), "acc": np.float32(2)},
     "DataParallel": prefixed("module.", SOURCE),
     "DataParallel in a checkpoint": {"state_dict": prefixed("module.", SOURCE)},
@@ -89,6 +105,29 @@ def test_every_layout_loads_the_right_tensors(layout, zipped, tmp_path):
     assert load_weights(network, tmp_path / "file") is network
     assert_same(network, SOURCE)
     assert all(p.requires_grad for p in network.parameters())
+
+
+def marked(network, sign):
+    """A state of the network's shapes where every tensor repeats a number of its own, all in memory that they share."""
+    state = network.state_dict()
+    numbers = sign * torch.arange(1, len(state) + 1)
+    shared = {torch.int64: numbers, torch.float32: numbers.float()}
+    return {name: shared[value.dtype][i].expand(value.shape) for i, (name, value) in enumerate(state.items())}
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_every_network_loads_from_what_the_released_codes_write(name, tmp_path):
+    network = unfilled(name)
+    state = marked(network, 1)
+    layouts = published_layouts(state, marked(network, -1))
+    network.to_empty(device="cpu")
+    for layout in ("RepDistiller epoch", "RepDistiller last", "mdistiller distiller", "SSKD", "SimKD"):
+        torch.save(layouts[layout], tmp_path / "file.pth")
+        for value in network.state_dict().values():
+            value.zero_()
+        loaded = load_weights(network, tmp_path / "file.pth").state_dict()
+        assert set(loaded) == set(state)
+        assert [each for each, value in state.items() if not torch.equal(loaded[each], value)] == [], layout
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "student.", "model.", "module.student."])
