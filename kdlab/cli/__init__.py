@@ -21,6 +21,8 @@ OWN_COMMANDS = {
     "layers": "list the layers of a network that can be tapped",
     "methods": "list the losses and what each needs",
     "export": "take the student, or what is deployed, out of a run: safetensors, original key names, config",
+    "reproduce": "train what is missing of a study (data, pairs, methods, seeds) and print its table",
+    "report": "print and write the table of a study, beside the published numbers",
     "generations": "train a student again and again, each time taught by the one before",
 }
 

@@ -125,7 +125,17 @@ def terms_table(module: DistillationModule) -> Table:
 
 
 def memory(module: DistillationModule) -> str:
-    """An estimate of the memory of training, in MB of 2^20 bytes: weights, gradients, optimiser, activations."""
+    """An estimate of the memory of training, as text, in MB of 2^20 bytes."""
+    amounts = memory_of(module)
+    parts = ", ".join(f"{name} {amount / 2**20:.1f}" for name, amount in amounts.items())
+    return f"Memory, estimated in MB: {parts}; together {sum(amounts.values()) / 2**20:.1f}."
+
+
+def memory_of(module: DistillationModule, size: int | None = None) -> dict[str, float]:
+    """An estimate of the memory of training, in bytes: weights, gradients, optimiser, activations of ``size`` samples.
+
+    Without ``size``, of as many as a process gets of each batch.
+    """
     trained = sum(parameter.numel() * parameter.element_size() for parameter in module.trainable().values())
     weights = sum(each.numel() * each.element_size() for each in [*module.parameters(), *module.buffers()])
     batch = training_data(module).few
@@ -138,18 +148,17 @@ def memory(module: DistillationModule) -> str:
     own = {each.untyped_storage().data_ptr() for each in module.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         alive = module.observe(batch)  # kept until counted: freed storage would be counted once for many tensors
-    size = int(getattr(getattr(module.trainer, "datamodule", None), "batch_size", len(batch.target)))
+    if size is None:
+        size = int(getattr(getattr(module.trainer, "datamodule", None), "batch_size", len(batch.target)))
     size = math.ceil(size / module.trainer.world_size)
     activations = sum(count for place, count in kept.items() if place not in own) * size / len(batch.target)
     del alive
-    amounts = {
+    return {
         "weights": weights,
         "gradients": trained,
         "optimiser": trained * state_per_parameter(module),
         f"activations of {size} samples": activations,
     }
-    parts = ", ".join(f"{name} {amount / 2**20:.1f}" for name, amount in amounts.items())
-    return f"Memory, estimated in MB: {parts}; together {sum(amounts.values()) / 2**20:.1f}."
 
 
 def state_per_parameter(module: DistillationModule) -> float:

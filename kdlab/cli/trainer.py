@@ -124,7 +124,9 @@ def run(command: str, arguments: Sequence[str]) -> None:
     build([command, *arguments])
 
 
-def build(arguments: Sequence[str], *, run: bool = True, save_config: bool = True) -> KdlabCLI:
+def build(
+    arguments: Sequence[str], *, run: bool = True, save_config: bool = True, kind: type[KdlabCLI] = KdlabCLI
+) -> KdlabCLI:
     """The CLI, with everything built from ``arguments``; with ``run`` the command is carried out.
 
     Raises:
@@ -135,7 +137,7 @@ def build(arguments: Sequence[str], *, run: bool = True, save_config: bool = Tru
     called = called and laid == list(arguments)
     _quieten()
     try:
-        return KdlabCLI(
+        return kind(
             model_class=pl.LightningModule,
             datamodule_class=pl.LightningDataModule,
             subclass_mode_model=True,

@@ -1,13 +1,16 @@
-"""CIFAR-10 and CIFAR-100, read from the files of the original python version."""
+"""CIFAR-10 and CIFAR-100, from the files of the original python version or from class folders of images."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kdlab.data.decoding import decode
 from kdlab.data.images import ImageData
+from kdlab.data.tree import Tree, splits
 from kdlab.errors import InputError
 
 
@@ -17,7 +20,10 @@ class CIFAR10(ImageData):
     A. Krizhevsky: Learning multiple layers of features from tiny images, 2009.
 
     Args:
-        root: folder that holds ``cifar-10-batches-py``.
+        root: folder that holds ``cifar-10-batches-py``; or, as other distributions have it, ``train`` and ``test``,
+            each a directory or a zip file (``train.zip``) of class folders of images, whose classes are in the
+            alphabet's order, as in the original. The pixels are the same and the order of the samples is not: the same
+            seed draws other batches.
         download: fetch the files into ``root`` where they are missing.
         padding: pixels of zeros around an image before the random crop.
         flip: mirror half of the training images.
@@ -46,6 +52,9 @@ class CIFAR10(ImageData):
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         """The images, (N, 3, 32, 32) uint8, and labels, (N,) int64, of the training set or of the test set."""
+        if (folders := self._class_folders()) is not None:
+            tree = folders["train" if train else "test"]
+            return decode(tree, (32, 32)), tree.labels
         try:
             raw = self._dataset()(self.root, train=train)
         except RuntimeError as error:  # torchvision's only word for both
@@ -53,6 +62,18 @@ class CIFAR10(ImageData):
             remedy = "pass download=true to fetch it, or root=... to look elsewhere"
             raise InputError(f"{name} is missing or damaged in {self.root!r}; {remedy}.") from error
         return torch.from_numpy(raw.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(raw.targets)
+
+    def _class_folders(self) -> dict[str, Tree] | None:
+        """Train and test as class folders, where ``root`` has them and not the original files."""
+        root = Path(self.root).expanduser()
+        if (root / self._dataset().base_folder).exists() or not any(root.glob("train*")):
+            return None
+        found = splits(root)
+        if "test" not in found:
+            raise InputError(
+                f"{self.root!r} has class folders for training and none for the test: add test or test.zip."
+            )
+        return found
 
     def _dataset(self) -> Any:
         from torchvision import datasets

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 
 from kdlab.data import draws
+from kdlab.data.fingerprint import of_tree
 from kdlab.data.order import Draw
 from kdlab.data.tree import Tree
 from kdlab.errors import InputError
@@ -83,6 +84,10 @@ class Streamed(Dataset[Batch]):
 
     def __getitem__(self, draw: Draw) -> Batch:
         return self.several(draw, [draw.number])[0]
+
+    def content(self) -> str:
+        """SHA-256 of the names, sizes and times of change of all images, taking part or not; hexadecimal."""
+        return of_tree(self.tree, torch.arange(len(self.tree)))
 
     def several(self, draw: Draw, numbers: Sequence[int]) -> list[Batch]:
         """The batch under each of these augmentations, decoded once."""

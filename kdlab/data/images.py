@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import warnings
 from collections.abc import Mapping
@@ -267,6 +268,11 @@ class ImageData(pl.LightningDataModule):
             "views": of_views(self.all_views, self.mixing),
             "libraries": library("torchvision") if self.all_views else "",
         }
+
+    def content(self) -> str:
+        """A hash of all images and labels of all splits, whatever of them is drawn, after ``setup``; hexadecimal."""
+        known = sorted({cast(Any, split).content() for split in self._sets.values()})
+        return hashlib.sha256(" ".join(known).encode()).hexdigest()[:12]
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Keep the index of the batch before it goes to its device; Lightning calls it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from kdlab.data.fingerprint import of_images
 from kdlab.data.order import Draw
 from kdlab.outputs import Batch
 
@@ -20,6 +21,7 @@ class Images(Dataset[Batch]):
 
     def __init__(self, images: Tensor, labels: Tensor, rows: Tensor | None = None) -> None:
         self.images = images
+        self.all_labels = labels
         self.labels = labels if rows is None else labels[rows]
         self.rows = rows
 
@@ -29,3 +31,8 @@ class Images(Dataset[Batch]):
     def __getitem__(self, draw: Draw) -> Batch:
         rows = draw.positions if self.rows is None else self.rows[draw.positions]
         return Batch(self.images[rows], self.labels[draw.positions], draw.positions)
+
+    def content(self) -> str:
+        """SHA-256 of all images and labels, taking part or not; hexadecimal."""
+        labels = self.all_labels
+        return f"{of_images(self.images, None)} {of_images(labels[:, None], None)}"

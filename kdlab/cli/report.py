@@ -1,0 +1,32 @@
+"""``kdlab report``: the table of a study as Markdown, CSV and a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdlab.cli.reproduce import Opened, Parser, arguments_of
+from kdlab.reproduce.render import markdown, write
+
+DESCRIPTION = """\
+Print a study's table and write report.md, report.csv and report.png; a README.md there that has the marks \
+<!-- kdlab report: begin --> and <!-- kdlab report: end --> gets the table between them. Cells that were not run are \
+empty, and runs of another recipe are left out."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Print and write the report."""
+    parser = Parser(prog="kdlab report", description=DESCRIPTION, allow_abbrev=False)
+    parser.usage = "kdlab report STUDY [--out FOLDER] [--wandb PROJECT] [--KEY=VALUE ...]"
+    parser.add_argument("--out", help="folder to write to (default: the study's)")
+    parser.add_argument("--wandb", metavar="PROJECT", help="log the table to Weights & Biases, in the study's group")
+    given, overrides = arguments_of(parser, arguments)
+    opened = Opened(given, overrides)
+    found = opened.table()
+    print(markdown(found))
+    for path in write(found, Path(given.out) if given.out else opened.study.folder):
+        print(path)
+    if given.wandb:
+        from kdlab.reproduce.wandb import log_table
+
+        log_table(found, given.wandb, opened.folder)

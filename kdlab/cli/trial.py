@@ -1,0 +1,232 @@
+"""What has to be known of a study's configs before anything is trained: whether they work, their time and memory."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import logging
+import math
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import yaml
+
+from kdlab.cli import trainer as trainer_commands
+from kdlab.cli.check import QUIET, memory_of
+from kdlab.cli.trainer import KdlabCLI, build
+from kdlab.errors import InputError, refusal_in
+from kdlab.modules.base import DistillationModule
+from kdlab.reproduce.expansion import seeded
+from kdlab.reproduce.files import read_json, write_json
+from kdlab.reproduce.identity import digest, named, of_config
+
+SAMPLES = 16
+"""In the batches of a trial; its time is scaled to the recipe's batch."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will take.
+
+    Attributes:
+        seconds: of one epoch of training.
+        memory: bytes, weights, gradients, optimiser and activations of one process.
+    """
+
+    seconds: float
+    memory: float
+
+
+class _Parsed(KdlabCLI):
+    def instantiate_classes(self) -> None:
+        """Nothing is built: the config alone is wanted."""
+
+
+def resolve(arguments: Sequence[str]) -> dict[str, Any]:
+    """The whole config that arguments of ``kdlab fit`` stand for, with every default; nothing is built.
+
+    Raises:
+        InputError: it does not fit.
+    """
+    with _quietly():
+        cli = build(arguments, run=False, save_config=False, kind=_Parsed)
+    config: dict[str, Any] = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
+    return config
+
+
+class Resolved:
+    """:func:`resolve` that remembers, in a file, what the same arguments, files and code gave."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.known = read_json(path) or {}
+        kdlab_files = Path(trainer_commands.__file__).parent.parent.rglob("*.py")
+        self.code = max(each.stat().st_mtime_ns for each in kdlab_files)
+
+    def __call__(self, arguments: Sequence[str]) -> dict[str, Any]:
+        """The config."""
+        files = [each.removeprefix("--config=") for each in arguments if each.startswith("--config=")]
+        key = digest(list(arguments), [Path(each).read_text() for each in files], self.code)
+        if key not in self.known:
+            self.known[key] = resolve(arguments)
+        return copy.deepcopy(self.known[key])
+
+    def keep(self) -> None:
+        """Write the file."""
+        write_json(self.path, self.known)
+
+
+class Trials:
+    """Data that is read once, and trials of configs on it.
+
+    Args:
+        path: a file that remembers the trials that went well, by config and data.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.known = read_json(path) or {}
+        self._data: dict[str, pl.LightningDataModule] = {}
+
+    def data(self, config: Mapping[str, Any]) -> pl.LightningDataModule:
+        """The data of a config, read; its seed is of no matter here.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        said = copy.deepcopy(dict(config["data"]))
+        (said.get("init_args") or {}).pop("seed", None)
+        key = digest(said)
+        if key not in self._data:
+            data = made(said)
+            assert isinstance(data, pl.LightningDataModule)
+            data.prepare_data()
+            data.setup("fit")
+            self._data[key] = data
+        return self._data[key]
+
+    def fingerprint(self, config: Mapping[str, Any]) -> str:
+        """The hash of all images and labels; "unknown" of data that does not say."""
+        content = getattr(self.data(config), "content", None)
+        return str(content()) if callable(content) else "unknown"
+
+    def classes(self, config: Mapping[str, Any], build: Mapping[str, Any]) -> int | None:
+        """How many logits a network gives of a sample of the data; ``None`` where data or network do not tell."""
+        shape = getattr(self.data(config), "shape", None)
+        if shape is None:
+            return None
+        options = {name: each for name, each in (build.get("init_args") or {}).items() if name != "weights"}
+        network = made({**build, "init_args": options})
+        network.eval()
+        with torch.no_grad():
+            given = network(torch.zeros(1, *shape))
+        return int(given.shape[-1]) if isinstance(given, torch.Tensor) else None
+
+    def estimate(self, config: Mapping[str, Any]) -> Estimate:
+        """Set a config up, take two steps on few samples and measure; nothing is written.
+
+        Raises:
+            InputError: it cannot work.
+        """
+        key = of_config(seeded(config, 0, fixed_data=False))
+        if key not in self.known:
+            self.known[key] = asdict(self._tried(config))
+            write_json(self.path, self.known)
+        return Estimate(**self.known[key])
+
+    def _tried(self, config: Mapping[str, Any]) -> Estimate:
+        data: Any = self.data(config)
+        whole = getattr(data, "batch_size", None)
+        text = f"--config={yaml.safe_dump(_untaught(dict(config)))}"
+        short = ["--trainer.max_epochs=1", "--trainer.max_steps=-1", "--trainer.limit_train_batches=2"]
+        short += ["--trainer.limit_val_batches=0", "--trainer.num_sanity_val_steps=0"]
+        with _quietly():
+            cli = build([text, *QUIET, *short], run=False, save_config=False)
+            module = cli.model
+            watch = _Watch(whole)
+            cli.trainer.callbacks.append(watch)  # type: ignore[attr-defined]
+            try:
+                if whole is not None:
+                    data.batch_size = min(whole, SAMPLES * cli.trainer.world_size)
+                cli.trainer.fit(module, datamodule=data)
+            except Exception as error:
+                raise refusal_in(error) or InputError(f"{type(error).__name__}: {error}".splitlines()[0]) from error
+            finally:
+                if whole is not None:
+                    data.batch_size = whole
+                data.trainer = None
+        size = getattr(data, "sizes", {}).get("train", 0)
+        batches = math.ceil(size / whole) if whole else 0
+        scale = whole / min(whole, SAMPLES * cli.trainer.world_size) if whole else 1.0
+        return Estimate(batches * scale * watch.step, watch.memory)
+
+
+class _Watch(pl.Callback):
+    """Times the second of two steps."""
+
+    def __init__(self, batch: int | None) -> None:
+        self.batch, self.step, self.memory, self._since = batch, 0.0, 0.0, 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if isinstance(pl_module, DistillationModule):
+            self.memory = sum(memory_of(pl_module, self.batch).values())
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.step = time.perf_counter() - self._since
+
+
+def made(said: Mapping[str, Any]) -> Any:
+    """The object that a class path and its arguments, class paths themselves or plain values, name."""
+    found = named(str(said["class_path"]))
+    return found(**{name: _made_inside(each) for name, each in (said.get("init_args") or {}).items()})
+
+
+def _made_inside(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if "class_path" in value:
+            return made(value)
+        return {name: _made_inside(each) for name, each in value.items()}
+    return [_made_inside(each) for each in value] if isinstance(value, list) else value
+
+
+def _untaught(config: dict[str, Any]) -> dict[str, Any]:
+    """A config whose teachers, which may not be trained yet, have the weights that they were born with; no cache."""
+    config = copy.deepcopy(config)
+    options = config["model"].get("init_args") or {}
+    if options.get("teacher_cache") is not None:
+        options["teacher_cache"] = None
+
+    def bare(value: Any) -> Any:
+        if isinstance(value, list):
+            return [bare(each) for each in value]
+        if not isinstance(value, dict):
+            return value
+        inside = value.get("init_args") or {}
+        if str(inside.get("weights", "")).startswith(("run:", "file:")):
+            return bare(inside["network"])
+        return {name: bare(each) for name, each in value.items()}
+
+    config["model"] = bare(config["model"])
+    return json.loads(json.dumps(config))  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without Lightning's notes, which would be there once for each config."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)

@@ -1,0 +1,62 @@
+"""What a number was measured with."""
+
+from __future__ import annotations
+
+import functools
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+import kdlab
+
+
+def versions(device: torch.device) -> dict[str, str]:
+    """Device, host's versions and commit, as text for a ledger."""
+    return {
+        "device": device_name(device),
+        "kdlab": kdlab.__version__,
+        "commit": commit(),
+        "torch": torch.__version__,
+        "lightning": version("pytorch-lightning"),
+        "python": platform.python_version(),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """The model of a GPU, or of this machine's processor with the number of its threads in use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
+    return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+@functools.cache
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+@functools.cache
+def commit() -> str:
+    """The commit of the kdlab that runs, with "-dirty" where files differ from it; empty outside a checkout."""
+    here = Path(kdlab.__file__).parent.parent
+    if not (here / ".git").exists():
+        return ""
+    try:
+        said = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=10"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return said.stdout.strip()

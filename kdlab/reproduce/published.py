@@ -1,0 +1,47 @@
+"""Published numbers, with their sources."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdlab.errors import InputError
+
+FIELDS = ("dataset", "teacher", "student", "method", "top1", "std", "teacher_top1", "student_top1", "source")
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published accuracy, in percent."""
+
+    top1: float
+    source: str
+
+
+def read(path: Path) -> dict[tuple[str, str, str], Published]:
+    """Published accuracies by (teacher, student, method), from a CSV file with the columns of :data:`FIELDS`.
+
+    Raises:
+        InputError: the file has other columns, a number that is none, two values for one cell, or a row without a
+            source or one marked as unverified.
+    """
+    found: dict[tuple[str, str, str], Published] = {}
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != FIELDS:
+            raise InputError(f"{path} has to have the columns {','.join(FIELDS)}.")
+        for row in reader:
+            where = f"{path}, line {reader.line_num}"
+            source = row["source"] or ""
+            if not source or "UNVERIFIED" in source.upper():
+                raise InputError(f"{where}: a published number has a source that was seen, not {source!r}.")
+            try:
+                top1 = float(row["top1"])
+            except ValueError as error:
+                raise InputError(f"{where}: {row['top1']!r} is no number.") from error
+            key = row["teacher"], row["student"], row["method"]
+            if key in found:
+                raise InputError(f"{where}: there is a value for {', '.join(key)} already: keep one source.")
+            found[key] = Published(top1, source)
+    return found
