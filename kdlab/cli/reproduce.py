@@ -107,6 +107,7 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the plan with its time and memory; train nothing")
     parser.add_argument("--launcher", choices=("local", "ray"), default="local", help="where runs happen")
     parser.add_argument("--address", help="of a Ray cluster; without it one is started on this machine")
+    parser.add_argument("--workers", type=int, help="processors of the Ray cluster that is started here (default all)")
     parser.add_argument("--cpus-per-run", type=float, default=1.0, help="processors of the cluster for each run")
     parser.add_argument("--gpus-per-run", type=float, default=0.0, help="GPUs of the cluster for each run")
     parser.add_argument("--wandb", metavar="PROJECT", help="log runs and table to Weights & Biases, as one group")
@@ -114,6 +115,7 @@ def run(arguments: Sequence[str]) -> None:
     opened = Opened(given, overrides)
     console = Console(highlight=False)
     data, estimates = examined(opened, console)
+    opened.trials.forget()
     work = Work(opened.runs, lambda run: data[run.key], opened.folder, opened.ledger)
     if given.dry_run:
         for each in plan(opened, work, estimates):
@@ -123,11 +125,14 @@ def run(arguments: Sequence[str]) -> None:
     with locked(opened.folder / ".lock", complaint):
         launcher: Launcher = OneAtATime()
         if given.launcher == "ray":
-            launcher = OnRay(given.address, given.cpus_per_run, given.gpus_per_run)
-        signal.signal(signal.SIGTERM, _terminated)
+            launcher = OnRay(given.address, given.cpus_per_run, given.gpus_per_run, workers=given.workers)
         loggers = _wandb(opened.study, given.wandb, work) if given.wandb else (lambda run: [])
-        with StudyBar(work, {key: each.seconds for key, each in estimates.items()}, console) as bar:
-            outcome = work.carry_out(launcher, loggers, bar)
+        before = signal.signal(signal.SIGTERM, _terminated)
+        try:
+            with StudyBar(work, {key: each.seconds for key, each in estimates.items()}, console) as bar:
+                outcome = work.carry_out(launcher, loggers, bar)
+        finally:
+            signal.signal(signal.SIGTERM, before)
     console.print(Markdown(markdown(opened.table())))
     if given.wandb:
         from kdlab.reproduce.wandb import log_table

@@ -141,6 +141,10 @@ class Trials:
             write_json(self.path, self.known)
         return Estimate(**self.known[key])
 
+    def forget(self) -> None:
+        """Give the memory of the data back: the runs have processes of their own."""
+        self._data.clear()
+
     def _tried(self, config: Mapping[str, Any]) -> Estimate:
         data: Any = self.data(config)
         whole = getattr(data, "batch_size", None)
