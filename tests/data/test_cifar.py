@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.datasets import cifar
 
 from kdlab.data import CIFAR10, CIFAR100, ImageFolder
@@ -72,3 +74,62 @@ def test_the_real_cifar_100_from_its_zip_files() -> None:
         values = images[::5, channel].float() / 255
         assert float(values.mean()) == pytest.approx(mean, abs=2e-3)
         assert float(values.std()) == pytest.approx(std, abs=2e-3)
+
+
+def folders(root: Path, *splits: str) -> None:
+    """Two images in each of 100 classes; the first pixel's red is the class."""
+    for split in splits:
+        for label in range(100):
+            place = root / split / f"class_{label:02d}"
+            place.mkdir(parents=True)
+            for number in range(2):
+                pixels = np.zeros((32, 32, 3), dtype=np.uint8)
+                pixels[0, 0] = (label, number, 7)
+                Image.fromarray(pixels).save(place / f"{number}.png")
+
+
+def test_class_folders_are_read_where_the_original_files_are_not(tmp_path: Path) -> None:
+    folders(tmp_path, "train", "test")
+    data = CIFAR100(str(tmp_path))
+    data.setup()
+    assert data.sizes == {"train": 200, "val": 200, "test": 200}
+    images, labels = data.read(train=False)
+    assert images.shape == (200, 3, 32, 32)
+    assert labels.tolist() == [label for label in range(100) for _ in range(2)]
+    assert images[:, 0, 0, 0].tolist() == labels.tolist()
+    assert images[:, 1, 0, 0].tolist() == [0, 1] * 100
+
+
+def test_class_folders_without_a_test_set_are_refused(tmp_path: Path) -> None:
+    folders(tmp_path, "train")
+    with pytest.raises(InputError, match="none for the test: add test or test"):
+        CIFAR100(str(tmp_path)).setup()
+
+
+def test_the_original_files_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cifar, "check_integrity", lambda *arguments: True)
+    folders(tmp_path, "train", "test")
+    write(tmp_path / "cifar-100-python", ["train", "test"], "fine_labels", "meta")
+    data = CIFAR100(str(tmp_path))
+    data.setup()
+    assert data.sizes["train"] == 2
+
+
+def test_the_content_is_of_all_images_and_labels_whatever_is_drawn(tmp_path: Path) -> None:
+    folders(tmp_path, "train", "test")
+
+    def content(**options: Any) -> str:
+        data = CIFAR100(str(tmp_path), **options)
+        data.setup()
+        return data.content()
+
+    whole = content()
+    assert content(seed=3, train_size=100, padding=0) == content(validation=100) == whole
+    for split in ("train", "test"):
+        (tmp_path / split / "class_05").rename(tmp_path / split / "class_05b")  # still the sixth class
+    assert content() == whole
+    (tmp_path / "test/class_99/1.png").rename(tmp_path / "test/class_98/2.png")  # another label
+    assert (moved := content()) != whole
+    pixels = np.full((32, 32, 3), 9, dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "train/class_00/0.png")  # another image
+    assert content() not in (whole, moved)
