@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import csv
-import difflib
-import inspect
 import logging
-import re
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,13 +21,21 @@ from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor
 
+from kdlab.cli.complaints import sentence
 from kdlab.cli.recipes import laid_over, with_data
 from kdlab.cli.whole import WholeCheckpoints
 from kdlab.errors import InputError, refusal_in
 
 CSV = {"class_path": "pytorch_lightning.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": ""}}
 # One file, written anew after each epoch. (With save_last and save_top_k=0 Lightning 2.6 writes it at the end alone.)
-LAST = {"filename": "last", "save_top_k": 1, "enable_version_counter": False, "every_n_epochs": 1}
+# After each epoch, also where not each is validated.
+LAST = {
+    "filename": "last",
+    "save_top_k": 1,
+    "enable_version_counter": False,
+    "every_n_epochs": 1,
+    "save_on_train_epoch_end": True,
+}
 
 
 class Recipe(SaveConfigCallback):
@@ -73,6 +78,7 @@ class KdlabCLI(LightningCLI):
         Raises:
             InputError: the folder belongs to another run.
         """
+        self._find_checkpoint()
         if not self.trainer.is_global_zero or not isinstance(self.trainer.logger, CSVLogger):
             return
         folder = Path(self.trainer.logger.log_dir)
@@ -87,6 +93,14 @@ class KdlabCLI(LightningCLI):
         elif numbers.exists():  # CSVLogger would delete them
             earlier = len(list(folder.glob("metrics.*.csv")))
             numbers.rename(folder / f"metrics.{earlier}.csv")
+
+    def _find_checkpoint(self) -> None:
+        """Refuse the path of a checkpoint that is not there; Lightning has words, such as "last", for others."""
+        path = self._get(self.config, "ckpt_path")
+        if isinstance(path, str) and path.endswith(".ckpt") and "://" not in path and not Path(path).is_file():
+            raise InputError(f"There is no checkpoint {path!r}: ckpt_path is the file to go on from or to evaluate.")
+
+    before_validate = before_test = before_predict = _find_checkpoint
 
     def predict(self, **options: Any) -> None:
         """Run the Trainer's predict and write ``predictions.csv``: sample, class, confidence."""
@@ -171,36 +185,3 @@ def _quieten() -> None:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
         lambda record: "Tip:" not in record.getMessage()
     )
-
-
-def sentence(error: Exception) -> str:
-    """The heart of a parser's message: what is wrong, where, and the nearest right names."""
-    text = str(error)
-    key = r"[Oo]ption '([^']+)' is not accepted|Key '([^']+)' is not expected|[Uu]nrecognized arguments?: (\S+)"
-    if unknown := re.search(key, text):
-        name = next(group for group in unknown.groups() if group).lstrip("-").split("=")[0]
-        return f"the config has the unknown key {name!r}{_did_you_mean(name.split('.')[-1], _known_keys())}."
-    if missing := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", text):
-        module, name = missing.groups()
-        return f"{module} has no {name!r}{_did_you_mean(name, vars(sys.modules.get(module, sys)))}."
-    if re.search(r"required: (\w+\.)?model", text):
-        return "there is no model to train: name a config with -c CONFIG (configs/ has some), or --model CLASS_PATH."
-    lines = [re.sub(r'^Parser key "config":', "", line.strip(" -")).strip() for line in text.splitlines()]
-    noise = r"Given value type|Given value: {|Subtypes|Errors:|Expected a <class 'NoneType'>|Does not validate"
-    said = " ".join(line for line in lines if line and not re.match(noise, line))
-    return re.sub(r'^Parser key "([\w.]+)":', r"\1:", said).replace("Given value: ", "but was given ")[:600]
-
-
-def _known_keys() -> list[str]:
-    from kdlab import CoTrainer, Distiller, Knowledge, losses, teaching
-
-    kinds = [CoTrainer, Distiller, Knowledge, pl.Trainer]
-    kinds += [getattr(room, name) for room in (losses, teaching) for name in room.__all__]
-    return list(dict.fromkeys(name for each in kinds for name in inspect.signature(each).parameters))
-
-
-def _did_you_mean(name: str, names: Iterable[str]) -> str:
-    found = difflib.get_close_matches(name, list(names), n=3, cutoff=0.6)
-    close = [difflib.SequenceMatcher(None, name, each).ratio() for each in found]
-    found = [each for each, ratio in zip(found, close, strict=True) if ratio > close[0] - 0.05]
-    return f" (did you mean {' or '.join(map(repr, found))}?)" if found else ""

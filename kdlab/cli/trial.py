@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import ctypes
+import gc
 import json
 import logging
 import math
@@ -166,6 +168,8 @@ class Trials:
                 if whole is not None:
                     data.batch_size = whole
                 data.trainer = None
+        del module
+        _give_back()
         size = getattr(data, "sizes", {}).get("train", 0)
         batches = math.ceil(size / whole) if whole else 0
         scale = whole / min(whole, SAMPLES * cli.trainer.world_size) if whole else 1.0
@@ -227,6 +231,13 @@ def _untaught(config: dict[str, Any]) -> dict[str, Any]:
 
     config["model"] = bare(config["model"])
     return json.loads(json.dumps(config))  # type: ignore[no-any-return]
+
+
+def _give_back() -> None:
+    """Return freed memory to the system: glibc keeps about 20 MB of each trial, and a study has hundreds."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @contextlib.contextmanager

@@ -136,4 +136,6 @@ def optimizer_steps(module: DistillationModule) -> int:
         raise InputError(
             "A one-cycle learning rate needs a run of known length: set trainer.max_epochs or trainer.max_steps."
         )
+    if steps < 1:
+        raise InputError("A one-cycle learning rate needs at least one step: trainer.max_epochs or max_steps is 0.")
     return int(steps)

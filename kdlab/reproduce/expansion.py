@@ -18,6 +18,9 @@ from kdlab.reproduce.study import QUOTED, Method, Network, Pair, Part, Study
 TEACHER_SEED = 1000
 """Of a teacher whose study says nothing else: no student should start from its teacher's weights."""
 
+CLEARED = "torch.nn.ReLU"
+"""Put where a network comes, before it: of the same class, it would keep arguments of the recipe's that it does not name."""
+
 Resolve = Callable[[Sequence[str]], dict[str, Any]]
 """Arguments of ``kdlab fit`` to the whole config, with every default, nothing built."""
 
@@ -89,7 +92,8 @@ class _Expansion:
         special = pair.methods.get(method.name) or Part(())
         placed = {key: self.network(pair, role) for key, role in method.networks.items()}
         parts = [self.study.recipe, pair.part, method.part, special]
-        options = [self.study.recipe.options, pair.part.options, placed, method.part.options, special.options]
+        networks = [dict.fromkeys(placed, CLEARED), placed]
+        options = [self.study.recipe.options, pair.part.options, *networks, method.part.options, special.options]
         return self.resolved(parts, options, pair, self.place(pair, method))
 
     def resolved(
@@ -127,7 +131,8 @@ class _Expansion:
             part = self.study.teachers
             assert part is not None
             alone = Pair(network.name, {"student": network}, Part(()), {})
-            options = [self.study.recipe.options, {"model.student": dict(network.build)}, part.options]
+            networks = [{"model.student": CLEARED}, {"model.student": dict(network.build)}]
+            options = [self.study.recipe.options, *networks, part.options]
             place = ("networks", network.name)
             config = self.resolved([self.study.recipe, part], options, alone, place)
             seed = part.options.get("seed_everything", TEACHER_SEED)

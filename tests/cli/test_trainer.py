@@ -137,6 +137,16 @@ def test_a_saved_config_runs_again_and_without_its_teacher_predicts(work: Path) 
     assert right == pytest.approx(logged(work, "val/student_accuracy")[-1], abs=1e-6)
 
 
+@pytest.mark.parametrize("every", [2, 5])
+def test_the_last_epoch_is_kept_though_it_was_not_validated(work: Path, every: int) -> None:
+    main(["fit", "-c", "kd.yaml", "--trainer.max_epochs=3", f"--trainer.check_val_every_n_epoch={every}"])
+    kept = torch.load(work / "runs/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert kept["global_step"] == 3 * kept["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["completed"]
+
+
+ONE_CYCLE = ["--model.lr_scheduler=torch.optim.lr_scheduler.OneCycleLR", "--model.lr_scheduler.max_lr=0.1"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -146,7 +156,14 @@ def test_a_saved_config_runs_again_and_without_its_teacher_predicts(work: Path) 
         (["fit", "-c", "kd.yaml", "--model.knowledge.soft.wieght=1"], "'wieght' (did you mean 'weight'?)"),
         (["fit", "-c", "kd.yaml", "--model.studnt=1"], "'studnt' (did you mean 'student'"),
         (["fit", "-c", "kd.yaml", "--trainer.max_epoch=1"], "(did you mean 'max_epochs'"),
-        (["fit", "-c", "kd.yaml", "--trainer.max_epochs=many"], "trainer.max_epochs: Expected a <class 'int'>"),
+        (["fit", "-c", "kd.yaml", "--trainer.max_epochs=many"], "trainer.max_epochs: expected a whole number, not many."),
+        (["fit", "-c", "kd.yaml", "--model.knowledge.soft.weight=much"], "soft.weight: expected a number, not much."),
+        (["fit", "-c", "kd.yaml", "--model.student.hidden=64"], "model.student.hidden: expected a list, not 64."),
+        (["fit", "-c", "kd.yaml", "--model.knowledge.mine.loss=my_los.A"], "mine.loss: there is no module 'my_los'."),
+        (["fit", "-c", "kd.yaml", "--model.knowledge.mine.loss=torch.optim.SGD"], "torch.optim.SGD is no Module."),
+        (["fit", "-c", "kd.yaml", "--trainer.max_epochs=0", *ONE_CYCLE], "needs at least one step"),
+        (["fit", "-c", "kd.yaml", "--ckpt_path=gone.ckpt"], "There is no checkpoint 'gone.ckpt'"),
+        (["test", "-c", "kd.yaml", "--ckpt_path=gone.ckpt"], "There is no checkpoint 'gone.ckpt'"),
         (["fit", "-c", "kd.yaml", "--model.knowledge.mine.loss=my_loss.CosineLogit"], "did you mean 'CosineLogits'"),
         (["fit", "-c", "kd.yaml", "--model.knowledge.soft.weight=-1"], "finite number of at least 0, not -1"),
         (["fit", "-c", "kd.yaml", "--model.knowledge.soft.loss.temperature=-1"], "-1"),
