@@ -81,12 +81,13 @@ def parts_table(module: DistillationModule) -> Table:
     table.add_column("trained", justify="right")
     trained = {id(parameter) for parameter in module.trainable().values()}
     parts: list[tuple[str, nn.Module]] = [*module.learners.items()]
-    parts += [(f"losses.{name}", each.loss) for name, each in module.knowledge.items()]
+    parts += [(f"losses.{name}", module.losses[name]) for name in module.knowledge]
     if module.teaching is not None:
         parts.append(("teacher" if module.teaching.fixed else "teaching", module.teaching))
     for name, part in parts:
         own = list(part.parameters())
-        shown = teaching_text(part) if isinstance(part, Teaching) else type(part).__name__
+        loss = module.knowledge.get(name.removeprefix("losses."))
+        shown = teaching_text(part) if isinstance(part, Teaching) else type(loss.loss if loss else part).__name__
         count = sum(each.numel() for each in own if id(each) in trained)
         table.add_row(name, shown, f"{sum(each.numel() for each in own):,}", f"{count:,}")
     return table

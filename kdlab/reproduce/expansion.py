@@ -19,14 +19,14 @@ TEACHER_SEED = 1000
 """Of a teacher whose study says nothing else: no student should start from its teacher's weights."""
 
 CLEARED = "torch.nn.ReLU"
-"""Put where a network comes, before it: of the same class, it would keep arguments of the recipe's that it does not name."""
+"""Put where a network comes, before it: else it would keep arguments of the recipe's network that it does not name."""
 
 Resolve = Callable[[Sequence[str]], dict[str, Any]]
 """Arguments of ``kdlab fit`` to the whole config, with every default, nothing built."""
 
 
 def runs_of(study: Study, resolve: Resolve, overrides: Sequence[str] = ()) -> list[Run]:
-    """All runs of a study in the order in which to do them: by seed, then pair, then method; teachers when needed.
+    """All runs of a study in the order in which to do them: teachers, then by seed, pair and method.
 
     Cells that need no teacher and are the same for several pairs, such as plain training of one student, are one run.
 
@@ -63,7 +63,8 @@ class _Expansion:
             for pair, method in cells:
                 if seed in method.seeds:
                     self.add(found, pair, method, seed, configs[pair.name, method.name])
-        return list(found.values())
+        taught = {run.teacher.key for run in found.values() if run.teacher is not None}
+        return sorted(found.values(), key=lambda run: run.key not in taught)
 
     def add(self, found: dict[str, Run], pair: Pair, method: Method, seed: int, config: dict[str, Any]) -> None:
         config = seeded(config, seed, self.fixes_data_seed(pair, method))
@@ -92,7 +93,7 @@ class _Expansion:
         special = pair.methods.get(method.name) or Part(())
         placed = {key: self.network(pair, role) for key, role in method.networks.items()}
         parts = [self.study.recipe, pair.part, method.part, special]
-        networks = [dict.fromkeys(placed, CLEARED), placed]
+        networks: list[Mapping[str, Any]] = [dict.fromkeys(placed, CLEARED), placed]
         options = [self.study.recipe.options, pair.part.options, *networks, method.part.options, special.options]
         return self.resolved(parts, options, pair, self.place(pair, method))
 
@@ -131,7 +132,7 @@ class _Expansion:
             part = self.study.teachers
             assert part is not None
             alone = Pair(network.name, {"student": network}, Part(()), {})
-            networks = [{"model.student": CLEARED}, {"model.student": dict(network.build)}]
+            networks: list[Mapping[str, Any]] = [{"model.student": CLEARED}, {"model.student": dict(network.build)}]
             options = [self.study.recipe.options, *networks, part.options]
             place = ("networks", network.name)
             config = self.resolved([self.study.recipe, part], options, alone, place)

@@ -56,6 +56,23 @@ def test_the_deployed_peer_is_exported(here: Path, deploy: str, width: int) -> N
     assert said["init_args"]["hidden"] == [width]
 
 
+def test_a_learner_of_an_ensemble_is_exported_by_its_name(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = config(here / "dml.yaml", networks={"big": net(24), "small": net(8)}, deploy="ensemble")
+    main(["fit", "-c", str(path)])
+    run = run_of(here)
+    with pytest.raises(SystemExit):
+        main(["export", str(run)])
+    assert "name one with --learner: 'big', 'small'." in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["export", str(run), "--learner", "smal"])
+    assert "has no learner 'smal'; it has 'big', 'small'." in capsys.readouterr().err
+    main(["export", str(run), "--learner", "small"])
+    exported = load_weights(mlp(64, [8], 10), str(run / "student.safetensors"))
+    kept = torch.load(next(run.rglob("last.ckpt")), weights_only=True)["state_dict"]
+    assert all(torch.equal(value, kept[f"networks.small.{name}"]) for name, value in exported.state_dict().items())
+    assert yaml.safe_load((run / "student.yaml").read_text())["init_args"]["hidden"] == [8]
+
+
 def test_a_branch_of_a_network_is_exported_as_the_network(here: Path) -> None:
     inner = {"class_path": "kdlab.models.resnet8", "init_args": {"num_classes": 10, "in_channels": 1}}
     whole = {"class_path": "kdlab.models.Branched", "init_args": {"network": inner, "fork": "layer3", "branches": 2}}

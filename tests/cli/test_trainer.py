@@ -156,7 +156,7 @@ ONE_CYCLE = ["--model.lr_scheduler=torch.optim.lr_scheduler.OneCycleLR", "--mode
         (["fit", "-c", "kd.yaml", "--model.knowledge.soft.wieght=1"], "'wieght' (did you mean 'weight'?)"),
         (["fit", "-c", "kd.yaml", "--model.studnt=1"], "'studnt' (did you mean 'student'"),
         (["fit", "-c", "kd.yaml", "--trainer.max_epoch=1"], "(did you mean 'max_epochs'"),
-        (["fit", "-c", "kd.yaml", "--trainer.max_epochs=many"], "trainer.max_epochs: expected a whole number, not many."),
+        (["fit", "-c", "kd.yaml", "--trainer.max_epochs=many"], "max_epochs: expected a whole number, not many."),
         (["fit", "-c", "kd.yaml", "--model.knowledge.soft.weight=much"], "soft.weight: expected a number, not much."),
         (["fit", "-c", "kd.yaml", "--model.student.hidden=64"], "model.student.hidden: expected a list, not 64."),
         (["fit", "-c", "kd.yaml", "--model.knowledge.mine.loss=my_los.A"], "mine.loss: there is no module 'my_los'."),
