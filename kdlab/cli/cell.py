@@ -19,7 +19,7 @@ from kdlab.cli.export import student_of
 from kdlab.cli.trainer import build
 from kdlab.errors import InputError, refusal_in
 from kdlab.models.weights import save_tensors
-from kdlab.reproduce.files import write_json
+from kdlab.reproduce.files import read_json, write_json
 from kdlab.reproduce.launch import WATCHED
 from kdlab.reproduce.locks import locked
 from kdlab.reproduce.machine import versions
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "LOCAL_RANK" not in os.environ:  # of several processes of a run the first holds the lock
             # A run is started again on another machine before the process of the lost one may have noticed.
             stack.enter_context(locked(folder / ".lock", f"another process is training {str(folder)!r}", wait=True))
-        if (folder / RESULT).exists():
+        if read_json(folder / RESULT) is not None:
             return 0
         try:
             _train(folder)

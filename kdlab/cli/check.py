@@ -144,7 +144,7 @@ def memory_of(module: DistillationModule, size: int | None = None) -> dict[str, 
 
     def note(tensor: Tensor) -> Tensor:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
+        return tensor.detach()  # itself, it would hold its own graph, and nothing of that were ever freed
 
     own = {each.untyped_storage().data_ptr() for each in module.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import ctypes
 import gc
 import json
 import logging
@@ -27,7 +26,7 @@ from kdlab.errors import InputError, refusal_in
 from kdlab.modules.base import DistillationModule
 from kdlab.reproduce.expansion import seeded
 from kdlab.reproduce.files import read_json, write_json
-from kdlab.reproduce.identity import digest, named, of_config
+from kdlab.reproduce.identity import code_of, digest, named, of_config
 
 SAMPLES = 32
 """In the batches of a trial; its time is scaled to the recipe's batch."""
@@ -76,13 +75,22 @@ class Resolved:
         """The config."""
         files = [each.removeprefix("--config=") for each in arguments if each.startswith("--config=")]
         key = digest(list(arguments), [Path(each).read_text() for each in files], self.code)
-        if key not in self.known:
-            self.known[key] = resolve(arguments)
-        return copy.deepcopy(self.known[key])
+        kept = self.known.get(key)
+        if kept is None or kept["code"] != _code(kept["config"]):  # defaults of a user's own class may have changed
+            config = resolve(arguments)
+            kept = self.known[key] = {"config": config, "code": _code(config)}
+        return copy.deepcopy(kept["config"])
 
     def keep(self) -> None:
         """Write the file."""
         write_json(self.path, self.known)
+
+
+def _code(config: dict[str, Any]) -> str | None:
+    try:
+        return digest(sorted({*code_of(config)}))
+    except InputError:  # something that it names is gone: the parser says so
+        return None
 
 
 class Trials:
@@ -140,6 +148,7 @@ class Trials:
         key = of_config(seeded(config, 0, fixed_data=False))
         if key not in self.known:
             self.known[key] = asdict(self._tried(config))
+            gc.collect()  # trainer and module hold each other, and a study has hundreds
             write_json(self.path, self.known)
         return Estimate(**self.known[key])
 
@@ -168,8 +177,6 @@ class Trials:
                 if whole is not None:
                     data.batch_size = whole
                 data.trainer = None
-        del module
-        _give_back()
         size = getattr(data, "sizes", {}).get("train", 0)
         batches = math.ceil(size / whole) if whole else 0
         scale = whole / min(whole, SAMPLES * cli.trainer.world_size) if whole else 1.0
@@ -231,13 +238,6 @@ def _untaught(config: dict[str, Any]) -> dict[str, Any]:
 
     config["model"] = bare(config["model"])
     return json.loads(json.dumps(config))  # type: ignore[no-any-return]
-
-
-def _give_back() -> None:
-    """Return freed memory to the system: glibc keeps about 20 MB of each trial, and a study has hundreds."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @contextlib.contextmanager

@@ -74,10 +74,11 @@ class Work:
                         waiting.remove(run)
                     elif (teacher is None or teacher in outcome) and launcher.room():
                         waiting.remove(run)
-                        folder = run.prepare(self.root, self.data(run), loggers(run))
+                        taught = self.folder(run.teacher) if run.teacher is not None else None
+                        folder = run.prepare(self.root, self.data(run), loggers(run), taught)
                         if self.teaches(run) and not (folder / STUDENT).exists():
                             (folder / RESULT).unlink(missing_ok=True)  # its weights were deleted and are needed
-                        if (folder / RESULT).exists():  # it ended when the study was killed before it could say so
+                        if read_json(folder / RESULT):  # it ended when the study was killed before it could say so
                             outcome[run.key] = self.enter(run, folder)
                             continue
                         write_json(folder / STATUS, {"state": "waiting"})
@@ -98,7 +99,8 @@ class Work:
         if result is None:
             said = read_json(folder / STATUS) or {}
             error = said.get("error") or f"its process was killed; see {folder / 'log.txt'}"
-            self.ledger.append({**self.described(run), "status": FAILED, "error": error})
+            if not self.ledger.finished(self.identity(run)):
+                self.ledger.append({**self.described(run), "status": FAILED, "error": error})
             return str(error)
         if not self.ledger.finished(self.identity(run)):  # a teacher may be trained again for its weights
             self.ledger.append({**self.described(run), **result, "status": FINISHED})

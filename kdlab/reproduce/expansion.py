@@ -44,6 +44,8 @@ def runs_of(study: Study, resolve: Resolve, overrides: Sequence[str] = ()) -> li
 class _Expansion:
     def __init__(self, study: Study, resolve: Resolve, overrides: Sequence[str]) -> None:
         self.study, self.resolve, self.overrides = study, resolve, list(overrides)
+        if any(each.startswith("--seed_everything") for each in self.overrides):
+            raise InputError("The seeds of a study stand in its file, as seeds: drop --seed_everything.")
         self.files: dict[str, Path] = {}
         self.teachers: dict[str, Run] = {}
 
@@ -67,13 +69,13 @@ class _Expansion:
         return sorted(found.values(), key=lambda run: run.key not in taught)
 
     def add(self, found: dict[str, Run], pair: Pair, method: Method, seed: int, config: dict[str, Any]) -> None:
-        config = seeded(config, seed, self.fixes_data_seed(pair, method))
+        config = seeded(config, seed, self.fixes_data_seed(*self.parts(pair, method)))
         key = of_config(config)
         cell = Cell(pair.name, method.name, seed)
         place = self.place(pair, method)
         if (same := found.get(key)) is not None:
             first = same.cells[0] if same.cells else None
-            if first is None or first.method != method.name or method.taught:
+            if method.taught or (first is not None and first.method != method.name):
                 other = f"{first.pair}, {first.method}" if first else same.name
                 raise self.study.source.error(
                     place, f"{pair.name}, {method.name} is the same training as {other}: a cell may be here once."
@@ -82,7 +84,7 @@ class _Expansion:
             return
         teacher = self.teacher(pair.roles["teacher"]) if method.taught and self.trained(pair) else None
         if teacher is not None:
-            found.setdefault(teacher.key, teacher)
+            teacher = found.setdefault(teacher.key, teacher)  # plain training with its seed is the same
         shown = pair.name if method.taught or len(pair.roles) == 1 else _shown(pair, method)
         student = pair.roles["student"].name
         name = f"{shown}, {method.name}, seed {seed}"
@@ -92,7 +94,7 @@ class _Expansion:
         """The resolved config of a cell, but for the seed."""
         special = pair.methods.get(method.name) or Part(())
         placed = {key: self.network(pair, role) for key, role in method.networks.items()}
-        parts = [self.study.recipe, pair.part, method.part, special]
+        parts = self.parts(pair, method)
         networks: list[Mapping[str, Any]] = [dict.fromkeys(placed, CLEARED), placed]
         options = [self.study.recipe.options, pair.part.options, *networks, method.part.options, special.options]
         return self.resolved(parts, options, pair, self.place(pair, method))
@@ -139,7 +141,7 @@ class _Expansion:
             seed = part.options.get("seed_everything", TEACHER_SEED)
             if (config["model"].get("init_args") or {}).get("teacher") is not None:
                 raise self.study.source.error(part.place, "the recipe of teachers has a teacher itself.")
-            config = seeded(config, int(seed), "data.seed" in part.options)
+            config = seeded(config, int(seed), self.fixes_data_seed(self.study.recipe, part))
             name = f"teacher {network.name}"
             self.teachers[network.name] = Run(name, config, of_config(config), None, place, network.name)
         return self.teachers[network.name]
@@ -174,9 +176,12 @@ class _Expansion:
         special = pair.methods.get(method.name)
         return special.place if special is not None else method.part.place
 
-    def fixes_data_seed(self, pair: Pair, method: Method) -> bool:
-        parts = (self.study.recipe, pair.part, method.part, pair.methods.get(method.name))
-        return any("data.seed" in part.options for part in parts if part is not None)
+    def parts(self, pair: Pair, method: Method) -> list[Part]:
+        return [self.study.recipe, pair.part, method.part, pair.methods.get(method.name) or Part(())]
+
+    def fixes_data_seed(self, *parts: Part) -> bool:
+        given = any(each.startswith("--data.seed=") for each in self.overrides)
+        return given or any("data.seed" in part.options for part in parts)
 
 
 def seeded(config: Mapping[str, Any], seed: int, fixed_data: bool) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def named(path: str) -> Any:
         try:
             found: Any = import_module(".".join(parts[:end]))
         except ModuleNotFoundError as error:
-            if error.name and not ".".join(parts[:end]).startswith(error.name):
+            if not f"{'.'.join(parts[:end])}.".startswith(f"{error.name}."):  # something that it imports
                 raise
             continue
         for part in parts[end:]:

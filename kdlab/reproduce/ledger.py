@@ -21,6 +21,7 @@ FIELDS = (
 """``run`` is the identity, ``config`` the hash of the recipe with its seed and code, ``data`` the fingerprint;
 accuracies are shares in [0, 1] with every digit; ``batch`` is the global batch, ``seconds`` of training with
 validation."""
+OTHER = "was written by another version of kdlab, with other columns: move it away."
 FINISHED, FAILED = "finished", "failed"
 
 
@@ -39,11 +40,13 @@ class Ledger:
         self.rows: list[dict[str, str]] = []
         if not path.exists():
             return
-        text = path.read_text()
-        text = text[: text.rfind("\n") + 1]  # a line that was being written when the power went
+        known = path.read_bytes()
+        text = known[: known.rfind(b"\n") + 1].decode()  # without a line that was being written when the power went
         reader = csv.DictReader(io.StringIO(text))
         if text and (missing := {"run", "config", "status", "accuracy"} - set(reader.fieldnames or ())):
             raise InputError(f"{str(path)!r} is no ledger of a study: it has no column {sorted(missing)[0]!r}.")
+        if text and list(reader.fieldnames or ()) != list(FIELDS):
+            raise InputError(f"{str(path)!r} {OTHER}")
         self.rows = list(reader)
 
     def last(self, run: str) -> dict[str, str] | None:
@@ -68,9 +71,7 @@ class Ledger:
             whole = known[: known.rfind(b"\n") + 1]
             header = next(csv.reader(io.StringIO(whole.decode())), None)
             if header is not None and header != list(FIELDS):
-                raise InputError(
-                    f"{str(self.path)!r} was written by another version of kdlab, with other columns: move it away."
-                )
+                raise InputError(f"{str(self.path)!r} {OTHER}")
             text = io.StringIO()
             writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
             if header is None:

@@ -33,6 +33,8 @@ def read(path: Path) -> dict[tuple[str, str, str], Published]:
             raise InputError(f"{path} has to have the columns {','.join(FIELDS)}.")
         for row in reader:
             where = f"{path}, line {reader.line_num}"
+            if None in row:
+                raise InputError(f"{where}: a value with a comma in it stands in quotes.")
             source = row["source"] or ""
             if not source or "UNVERIFIED" in source.upper():
                 raise InputError(f"{where}: a published number has a source that was seen, not {source!r}.")

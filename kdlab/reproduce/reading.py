@@ -75,13 +75,14 @@ class Source:
         if isinstance(node, yaml.SequenceNode):
             return [self._made(loader, each, (*place, number)) for number, each in enumerate(node.value)]
         if not isinstance(node, yaml.MappingNode):
-            return loader.construct_object(node, deep=True)
+            return self._value(loader, node)
         seen: dict[Any, int] = {}
         for key, _ in node.value:
             if key.tag == "tag:yaml.org,2002:merge":
                 continue
-            name = loader.construct_object(key, deep=True)
-            line = key.start_mark.line + 1
+            name, line = self._value(loader, key), key.start_mark.line + 1
+            if not isinstance(name, Hashable):
+                raise InputError(f"{self.path}, line {line}: {name!r} cannot be a name: put it in quotes.")
             if name in seen:
                 raise InputError(f"{self.path}, line {line}: {name!r} is here twice, first in line {seen[name]}.")
             seen[name] = line
@@ -93,3 +94,9 @@ class Source:
                 self._lines[(*place, name)] = key.start_mark.line + 1
             made[name] = self._made(loader, value, (*place, name))
         return made
+
+    def _value(self, loader: yaml.SafeLoader, node: yaml.Node) -> Any:
+        try:
+            return loader.construct_object(node, deep=True)
+        except ValueError as error:  # of a date such as 2024-13-45
+            raise InputError(f"{self.path}, line {node.start_mark.line + 1}: {error}: put it in quotes.") from error

@@ -110,10 +110,10 @@ def write(found: Table, out: Path) -> list[Path]:
     write_text(paths[1], table_csv(found))
     figure(found).savefig(paths[2], dpi=120, metadata={"Software": None})
     readme = out / "README.md"
-    said = readme.read_text() if readme.is_file() else ""
-    if BEGIN in said and END in said:
-        before, _, rest = said.partition(BEGIN)
-        _, _, after = rest.partition(END)
+    said = readme.read_bytes().decode() if readme.is_file() else ""  # line ends as they are
+    before, _, rest = said.partition(BEGIN)
+    if END in rest:
+        after = rest.partition(END)[2]
         write_text(readme, f"{before}{BEGIN}\n{text}{END}{after}")
         paths.append(readme)
     return paths

@@ -98,8 +98,9 @@ def table(study: Study, runs: Sequence[Run], ledger: Ledger, with_published: boo
                 own, plain = keys[pair.name, method.name], keys.get((pair.name, study.baseline), [])
                 entries.append(_entry(study, pair, method.name, own, plain, rows, known))
     notes = _notes(done, fitting, list(rows.values()), ledger, ours)
+    taught = {run.teacher.key for run in runs if run.teacher is not None}
     teachers = {
-        run.network: 100 * float(rows[run.key]["accuracy"]) for run in runs if not run.cells and run.key in rows
+        run.network: 100 * float(rows[run.key]["accuracy"]) for run in runs if run.key in taught and run.key in rows
     }
     return Table(study, tuple(entries), teachers, _improvements(study, entries), tuple(notes))
 

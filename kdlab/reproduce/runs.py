@@ -58,7 +58,7 @@ class Run:
     @property
     def epochs(self) -> int:
         """Epochs to train; 1 where the recipe counts steps alone."""
-        return int(self.config["trainer"].get("max_epochs") or 1)
+        return max(1, int(self.config["trainer"].get("max_epochs") or 1))
 
     def identity(self, data: str) -> str:
         """The hash of the key and of the data's fingerprint."""
@@ -69,13 +69,16 @@ class Run:
         slug = re.sub(r"[^\w.+-]+", "-", self.name.replace(" → ", "-to-").replace(", ", "_")).strip("-")
         return runs / f"{slug[:80]}-{self.identity(data)}"
 
-    def prepare(self, runs: Path, data: str, loggers: Sequence[Mapping[str, Any]] = ()) -> Path:
-        """Write the run's whole recipe into its folder and return the folder."""
+    def prepare(
+        self, runs: Path, data: str, loggers: Sequence[Mapping[str, Any]] = (), teacher: Path | None = None
+    ) -> Path:
+        """Write the run's whole recipe into its folder and return the folder; ``teacher`` is its teacher's."""
         folder = self.folder(runs, data)
         config: dict[str, Any] = copy.deepcopy(dict(self.config))
         weights = {text: str(path.resolve()) for text, path in self.files.items()}
         if self.teacher is not None:
-            weights[f"run:{self.teacher.key}"] = str((self.teacher.folder(runs, data) / STUDENT).resolve())
+            taught = teacher or self.teacher.folder(runs, data)
+            weights[f"run:{self.teacher.key}"] = str((taught / STUDENT).resolve())
         config = _replaced(config, weights)
         # With 0, Lightning 2.6 writes no last.ckpt before the end: it wants another checkpoint of the same step first.
         saved = {"save_last": True, "save_top_k": 1, "save_weights_only": False, "enable_version_counter": False}

@@ -135,9 +135,10 @@ class _Reader:
                 f"{self.source.path} has no network {unknown[0]!r}; it has {nearest(unknown[0], networks)}."
             )
         baseline = self.named("baseline", said.get("baseline", next(iter(methods))), methods)
+        path = self.source.path.resolve()
         return Study(
             source=self.source,
-            name=self.source.path.parent.name if self.source.path.name == "study.yaml" else self.source.path.stem,
+            name=path.parent.name if path.name == "study.yaml" else path.stem,
             title=str(said.get("title", "")),
             recipe=self.part(said.get("recipe"), ("recipe",)),
             teachers=teachers,
@@ -151,7 +152,7 @@ class _Reader:
         )
 
     def named(self, key: str, name: Any, methods: Mapping[str, Method]) -> str:
-        if name not in methods:
+        if not isinstance(name, str) or name not in methods:
             raise self.error(
                 (key,), f"{key} is the name of a method, not {name!r}; the nearest are {nearest(str(name), methods)}."
             )
@@ -171,6 +172,8 @@ class _Reader:
         if not isinstance(configs, list):
             raise self.error((*place, "configs"), "configs is a list of files.")
         files = tuple(self.file(each, (*place, "configs", number)) for number, each in enumerate(configs))
+        for path in files:
+            Source(path)  # refuses what is not YAML, and a key that is there twice, with the file's own line
         return Part(place, files, self.source.mapping(known.get("options"), (*place, "options")))
 
     def network(self, name: str, said: Any) -> Network:
@@ -186,6 +189,9 @@ class _Reader:
         part = self.part(said, place, ("networks", "seeds"))
         known = self.source.mapping(said, place)
         networks = self.source.mapping(known.get("networks", TEACHER), (*place, "networks"))
+        for key, role in networks.items():
+            if not isinstance(role, str):
+                raise self.error((*place, "networks", key), f"this is a role, such as student, not {role!r}.")
         if "student" not in networks.values():
             raise self.error((*place, "networks"), f"the method {name!r} puts the network 'student' nowhere.")
         own = self.seeds(known["seeds"], (*place, "seeds")) if "seeds" in known else seeds
@@ -222,7 +228,7 @@ class _Reader:
             known = self.source.mapping(each, place)
             roles = {key: known[key] for key in known if key not in ("name", "configs", "options", "methods")}
             for role, name in roles.items():
-                if name not in networks:
+                if not isinstance(name, str) or name not in networks:
                     raise self.error(
                         (*place, role),
                         f"there is no network {name!r}; the nearest are {nearest(str(name), networks)}.",

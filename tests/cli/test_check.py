@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
+import torch
 import yaml
 
 from kdlab.cli import main
+from kdlab.cli.check import QUIET, memory_of
+from kdlab.cli.trainer import build
+from kdlab.modules.base import DistillationModule
 from tests.cli.test_trainer import MLP, RECIPE, work  # noqa: F401
 
 
@@ -101,3 +108,24 @@ def test_check_warns_of_networks_that_teach_each_other_nothing(
     said = " ".join(capsys.readouterr().out.split())
     assert warned in said
     assert ("no knowledge" in said) is bool(warned)
+
+
+@pytest.mark.filterwarnings("ignore:The teacher is right on")
+def test_nothing_of_an_estimate_stays(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    monkeypatch.syspath_prepend(work)
+
+    def estimated() -> weakref.ref[torch.nn.Module]:
+        cli = build(["-c", "kd.yaml", *QUIET, "--trainer.max_epochs=1"], run=False, save_config=False)
+
+        class Look(pl.Callback):
+            def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+                assert isinstance(pl_module, DistillationModule)
+                assert memory_of(pl_module)["gradients"] > 0
+
+        cli.trainer.callbacks.append(Look())
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+        return weakref.ref(next(each for each in cli.model.student.parameters()))
+
+    first, _ = estimated(), estimated()  # something of the last trainer's is kept until the next
+    gc.collect()
+    assert first() is None

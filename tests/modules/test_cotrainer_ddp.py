@@ -13,7 +13,17 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from kdlab import CoTrainer, Knowledge
 from kdlab.losses import Hint, SoftLabels, SoftTargets
 from kdlab.schedules import Linear
-from kdlab.teaching import Classmate, LastMiniBatch, MovingAverage, Peers, PreviousEpoch, Teaching, TwoViews
+from kdlab.teaching import (
+    Classmate,
+    Consensus,
+    General,
+    LastMiniBatch,
+    MovingAverage,
+    Peers,
+    PreviousEpoch,
+    Teaching,
+    TwoViews,
+)
 from tests.modules.test_ddp import train
 from tests.modules.tiny import digits, network, sgd
 
@@ -34,6 +44,11 @@ def alone(teaching: Teaching) -> CoTrainer:
     return CoTrainer({"net": network()}, soft(), teaching, optimizer=sgd)
 
 
+def kdcl() -> CoTrainer:
+    nets = {"a": network(0), "b": network(1, (24,))}
+    return CoTrainer(nets, soft(), Consensus(General()), optimizer=sgd)
+
+
 def ps_kd() -> CoTrainer:
     ramp, task = Linear(2, end=0.8, offset=1), Linear(2, start=1.0, end=0.2, offset=1)
     past = {"past": Knowledge(SoftLabels(), 1.0, ramp)}
@@ -49,6 +64,7 @@ METHODS = {
     "dlb": lambda: alone(LastMiniBatch()),
     "cs-kd": lambda: alone(Classmate()),
     "ddgsd": lambda: alone(TwoViews()),
+    "kdcl, shares": kdcl,
 }
 
 
@@ -73,7 +89,7 @@ def test_two_processes_equal_one(name: str, tmp_path: Path) -> None:
         checkpoint = ModelCheckpoint(tmp_path / str(devices), save_last=True, save_top_k=0, every_n_epochs=1)
         run = train(
             METHODS[name](),
-            digits(train_size=150, padding=1),  # the last batch is smaller
+            digits(train_size=150, padding=1, validation=99),  # the last batch is smaller
             devices,
             callbacks=[checkpoint, BothRemember()],
             enable_checkpointing=True,

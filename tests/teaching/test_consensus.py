@@ -7,13 +7,14 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from kdlab import CoTrainer, InputError, Knowledge
 from kdlab.losses import SoftTargets
 from kdlab.outputs import Batch, Outputs
-from kdlab.teaching import Average, Consensus, General, Linear, MinLogit, MovingAverage, Naive, PeerEnsemble
+from kdlab.teaching import Average, Consensus, Ensemble, General, Linear, MinLogit, MovingAverage, Naive, PeerEnsemble
+from tests.modules.cotraining import cotrainer, one_batch, peers, steps
 from tests.modules.tiny import digits, network, sgd, trainer
 
 
@@ -107,50 +108,6 @@ def test_the_target_carries_no_gradient() -> None:
             assert not lesson.teacher.logits.requires_grad
 
 
-class Fixed(nn.Module):
-    """Gives this embedding through a linear classifier."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.body, self.head = nn.Linear(64, 8), nn.Linear(8, 10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.body(images.flatten(1)))
-        return logits
-
-
-def test_peer_collaboration_is_its_formula() -> None:
-    """Ensemble and the others' averages teach each peer; the ensemble classifies the features side by side."""
-    nets = {name: Fixed(seed) for seed, name in enumerate("abc")}
-    teaching = PeerEnsemble(0.9)
-    module = CoTrainer(dict(nets), {"soft": Knowledge(SoftTargets(3.0))}, teaching, optimizer=sgd, deploy="average_a")
-    data = digits(padding=1)
-    trainer(max_steps=3).fit(module, data)
-    batch = data.prepare(next(iter(data.train_dataloader())), 0)
-    assert batch.views is not None
-    seen = [batch.inputs, *(batch.views[f"view{n}"].inputs for n in (1, 2))]
-    outputs = module.observe(batch)
-    h = torch.cat([net.body(x.flatten(1)) for net, x in zip(nets.values(), seen, strict=True)], 1)
-    together = teaching.classifier.classifier(h)
-    torch.testing.assert_close(outputs["ensemble"].logits, together)
-    lessons = module.lessons(outputs, batch)
-    assert len(lessons) == 3 + 6
-    for lesson in lessons:
-        assert not lesson.teacher.logits.requires_grad
-        if lesson.source == "ensemble":
-            assert lesson.weight == 1
-            torch.testing.assert_close(lesson.teacher.logits, together.detach())
-        else:
-            name = lesson.source.removeprefix("average_")
-            assert name != lesson.learner
-            assert lesson.weight == 0.5
-            copy = teaching.deployable[lesson.source]
-            torch.testing.assert_close(lesson.teacher.logits, copy(seen["abc".index(name)]).detach())
-    assert {answer.learner for answer in module.answers(outputs, batch)} == {*"abc", "ensemble"}
-    assert torch.equal(module(batch.inputs), teaching.deployable["average_a"](batch.inputs))
-
-
 def test_averages_are_moved_by_optimiser_steps_alone() -> None:
     teaching = MovingAverage(0.9)
     module = CoTrainer({"net": network()}, {"soft": Knowledge(SoftTargets(2.0))}, teaching, optimizer=sgd)
@@ -165,3 +122,31 @@ def test_averages_are_moved_by_optimiser_steps_alone() -> None:
 def test_wrong_numbers_are_refused(make, says) -> None:
     with pytest.raises(InputError, match=says):
         make()
+
+
+def test_collaborative_learning_leaves_the_learner_out() -> None:
+    module = cotrainer(peers(3), teaching=Consensus(others=True))
+    steps(module, 1)
+    _, outputs, batch = one_batch(module)
+    lessons = {x.learner: x.teacher.logits for x in module.lessons(outputs, batch)}
+    torch.testing.assert_close(lessons["a"], (outputs["b"].logits + outputs["c"].logits).detach() / 2)
+
+
+def test_the_mean_of_the_others_probabilities() -> None:
+    module = cotrainer(peers(3), teaching=Consensus(Average(Ensemble()), others=True))
+    steps(module, 1)
+    _, outputs, batch = one_batch(module)
+    lessons = {x.learner: x.teacher.logits for x in module.lessons(outputs, batch)}
+    expected = (outputs["b"].logits.softmax(1) + outputs["c"].logits.softmax(1)).detach() / 2
+    torch.testing.assert_close(lessons["a"].softmax(1), expected)
+
+
+def test_every_network_sees_its_own_augmentation() -> None:
+    module = cotrainer(teaching=Consensus(own_views=True))
+    data = digits(padding=1)
+    trainer(max_steps=1).fit(module, data)
+    batch = data.prepare(next(iter(data.train_dataloader())), 0)
+    inputs = module.teaching.views(batch, ["a", "b"])
+    assert inputs["a"] is batch.inputs
+    assert inputs["b"].shape == inputs["a"].shape
+    assert not torch.equal(inputs["a"], inputs["b"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from kdlab.data import SecondView
 from kdlab.losses import BAKE, SoftTargets
 from kdlab.outputs import Batch, Outputs
 from kdlab.teaching import Classmate, Classmates, Peers, TwoViews
+from tests.losses.slow import draw, softmax
+from tests.modules.cotraining import Product
 from tests.modules.tiny import count_calls, digits, network, pairs, same, sgd, trainer, weights
 
 
@@ -84,6 +87,36 @@ def test_the_teacher_of_a_view_carries_no_gradient_unless_asked() -> None:
     for detach in (True, False):
         lessons = TwoViews(detach).lessons({"net": seen}, batch)
         assert [x.teacher.logits.requires_grad for x in lessons] == [not detach] * 2
+
+
+def test_a_classmate_is_a_constant() -> None:
+    """For a loss that leaves its teacher in the graph: the classmate's side gets no gradient."""
+    own, other = draw(4, 3).requires_grad_(), draw(4, 3, seed=1).requires_grad_()
+    seen = Outputs(own, views={"classmate": Outputs(other)})
+    batch = Batch(torch.empty(0), torch.zeros(4, dtype=torch.long))
+    (lesson,) = Classmate().lessons({"net": seen}, batch)
+    ours, theirs = torch.autograd.grad(Product()(seen, lesson.teacher, batch.target), [own, other], allow_unused=True)
+    assert theirs is None
+    for got, row in zip(ours.tolist(), other.tolist(), strict=True):
+        assert got == pytest.approx([value / 4 for value in row], rel=1e-12)
+
+
+def test_images_without_labels_of_their_own_are_of_their_samples_class() -> None:
+    """As a user's own loader gives them: the three of one sample side by side."""
+    own, further = draw(2, 3), draw(6, 3, seed=1)
+    seen = Outputs(own, views={"classmates": Outputs(further)})
+    batch = Batch(torch.empty(0), torch.tensor([2, 0]))
+    labels = [2, 0, 2, 2, 2, 0, 0, 0]
+    rows = [*own.tolist(), *further.tolist()]
+    expected = sum(-math.log(softmax(row)[label]) for row, label in zip(rows, labels, strict=True)) / 8
+    answers = Classmates(3).answers({"net": seen}, batch)
+    got = sum(float(F.cross_entropy(each.logits, each.target)) * each.weight for each in answers)
+    assert got == pytest.approx(expected, rel=1e-12)
+    (lesson,) = Classmates(3).lessons({"net": seen}, batch)
+    assert lesson.student is not None
+    assert lesson.student.logits.tolist() == rows
+    assert lesson.target is not None
+    assert lesson.target.tolist() == labels
 
 
 def test_users_loaders_are_told_what_is_missing() -> None:
