@@ -117,7 +117,7 @@ def of_module(module: ModuleType) -> str:
             first = body[0]
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and type(first.value.value) is str:
                 node.body = body[1:]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:LENGTH]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:LENGTH]
 
 
 def _own(module: ModuleType) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -74,7 +73,7 @@ class Run:
     ) -> Path:
         """Write the run's whole recipe into its folder and return the folder; ``teacher`` is its teacher's."""
         folder = self.folder(runs, data)
-        config: dict[str, Any] = copy.deepcopy(dict(self.config))
+        config: dict[str, Any] = dict(self.config)
         weights = {text: str(path.resolve()) for text, path in self.files.items()}
         if self.teacher is not None:
             taught = teacher or self.teacher.folder(runs, data)

@@ -174,7 +174,11 @@ class _Reader:
         files = tuple(self.file(each, (*place, "configs", number)) for number, each in enumerate(configs))
         for path in files:
             Source(path)  # refuses what is not YAML, and a key that is there twice, with the file's own line
-        return Part(place, files, self.source.mapping(known.get("options"), (*place, "options")))
+        options = self.source.mapping(known.get("options"), (*place, "options"))
+        if "seed_everything" in options and place != ("teachers",):
+            where = (*place, "options", "seed_everything")
+            raise self.error(where, "seeds of students stand in the study's or a method's seeds.")
+        return Part(place, files, options)
 
     def network(self, name: str, said: Any) -> Network:
         place = ("networks", name)

@@ -153,9 +153,14 @@ class General(Rule):
     @torch.no_grad()
     def conclude(self) -> None:
         """Renew the shares."""
-        if len(self.products) and torch.isfinite(self.products).all():
+        together = torch.distributed.is_available() and torch.distributed.is_initialized()
+        usable = torch.tensor(len(self.products) and bool(torch.isfinite(self.products).all()), dtype=torch.float32)
+        usable = usable.to(self.products.device)
+        if together:  # all processes decide alike: one that went on alone would wait for the others for ever
+            torch.distributed.all_reduce(usable, torch.distributed.ReduceOp.MIN)
+        if usable:
             products = self.products
-            if torch.distributed.is_available() and torch.distributed.is_initialized():
+            if together:
                 torch.distributed.all_reduce(products)
             scale = products.diagonal().mean().clamp(min=1e-30)
             near = products / scale + 1e-9 * torch.eye(len(products), dtype=products.dtype, device=products.device)
