@@ -131,6 +131,9 @@ def run(arguments: Sequence[str]) -> None:
         try:
             with StudyBar(work, {key: each.seconds for key, each in estimates.items()}, console) as bar:
                 outcome = work.carry_out(launcher, loggers, bar)
+        except KeyboardInterrupt:
+            console.print("Stopped; the same command goes on from here.")
+            raise SystemExit(130) from None
         finally:
             signal.signal(signal.SIGTERM, before)
     console.print(Markdown(markdown(opened.table())))

@@ -195,7 +195,7 @@ def seeded(config: Mapping[str, Any], seed: int, fixed_data: bool) -> dict[str, 
 
 
 def _shown(pair: Pair, method: Method) -> str:
-    return " + ".join(dict.fromkeys(pair.roles[role].name for role in method.networks.values()))
+    return " + ".join(pair.roles[role].name for role in method.networks.values())
 
 
 def _text(value: Any) -> str:

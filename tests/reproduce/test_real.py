@@ -127,6 +127,18 @@ def test_two_kills_at_random_moments_change_no_bit(whole: Path, tmp_path: Path) 
     assert measured(study) == measured(whole)
 
 
+def test_ctrl_c_stops_a_study_with_a_sentence(tmp_path: Path) -> None:
+    study = write(tmp_path / "stopped", epochs=2000)
+    process = start(study)
+    wait_for("a run", 120, lambda: under_way(study, 1))
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130
+    said = (study / "said.txt").read_text()
+    assert "Stopped; the same command goes on from here." in said
+    assert "Traceback" not in said
+    assert not cells(study)
+
+
 def test_what_a_finished_study_leaves(whole: Path) -> None:
     rows = measured(whole)
     assert {(row["kind"], row["method"], row["status"]) for row in rows} == {
