@@ -71,6 +71,10 @@ def _train(folder: Path) -> None:
     (tested,) = trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
     if not trainer.is_global_zero:
         return
+    for logger in trainer.loggers:
+        finish = getattr(getattr(logger, "experiment", None), "finish", None)
+        if callable(finish):  # W&B may still be writing, and a run is over when its result is there
+            finish()
     result = _result(trainer, tested)
     with contextlib.suppress(InputError):  # of an ensemble there is no one network to take out
         student = student_of(last)
