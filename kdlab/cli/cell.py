@@ -7,7 +7,6 @@ import os
 import sys
 import threading
 import traceback
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import pytorch_lightning as pl
 import yaml
 
 from kdlab.cli.export import student_of
-from kdlab.cli.trainer import build
+from kdlab.cli.trainer import finish_loggers, take_up
 from kdlab.errors import InputError, refusal_in
 from kdlab.models.weights import save_tensors
 from kdlab.reproduce.files import read_json, write_json
@@ -58,26 +57,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(folder: Path) -> None:
     recipe: dict[str, Any] = yaml.safe_load((folder / RECIPE).read_text())
-    last = folder / "checkpoints" / "last.ckpt"
-    if not last.exists():
-        (folder / "config.yaml").unlink(missing_ok=True)  # it was stopped before its first checkpoint
-    resumed = [f"--ckpt_path={last}"] if last.exists() else []
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # it goes on there
-        cli = build(["fit", f"--config={yaml.safe_dump(recipe, sort_keys=False)}", *resumed])
+    cli = take_up(recipe, folder)
     trainer = cli.trainer
     if trainer.interrupted:
         raise InputError("The run was interrupted; it goes on from its last epoch when the study is called again.")
     (tested,) = trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
     if not trainer.is_global_zero:
         return
-    for logger in trainer.loggers:
-        finish = getattr(getattr(logger, "experiment", None), "finish", None)
-        if callable(finish):  # W&B may still be writing, and a run is over when its result is there
-            finish()
+    finish_loggers(trainer)  # W&B may still be writing, and a run is over when its result is there
     result = _result(trainer, tested)
     with contextlib.suppress(InputError):  # of an ensemble there is no one network to take out
-        student = student_of(last)
+        student = student_of(folder / "checkpoints" / "last.ckpt")
         trained = {name: value for name, value in student.items() if name.rsplit(".", 1)[-1] not in BATCHNORM}
         result["parameters"] = sum(value.numel() for value in trained.values())
         save_tensors(student, folder / STUDENT)

@@ -8,7 +8,6 @@ import copy
 import hashlib
 import itertools
 import os
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,7 +19,7 @@ from safetensors import safe_open
 
 from kdlab.cli.check import QUIET
 from kdlab.cli.generations_report import Row, Together, table, write
-from kdlab.cli.trainer import KdlabCLI, build
+from kdlab.cli.trainer import KdlabCLI, build, finish_loggers, take_up
 from kdlab.errors import InputError
 from kdlab.models import load_weights, save_weights
 from kdlab.modules import Distiller
@@ -255,17 +254,9 @@ def _recipe(config: dict[str, Any], number: int, folder: Path, teacher: Path | N
 
 def _train(config: dict[str, Any], number: int, folder: Path, teacher: Path | None) -> None:
     """Train one generation to its end, from its last checkpoint if it has one."""
-    recipe, last = _recipe(config, number, folder, teacher), folder / "checkpoints" / "last.ckpt"
-    if not last.exists():
-        (folder / "config.yaml").unlink(missing_ok=True)  # it was stopped before its first checkpoint
-    resumed = [f"--ckpt_path={last}"] if last.exists() else []
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # it goes on there
-        cli = build(["fit", f"--config={yaml.safe_dump(recipe, sort_keys=False)}", *resumed])
-    for logger in cli.trainer.loggers:
-        finish = getattr(getattr(logger, "experiment", None), "finish", None)
-        if callable(finish):  # else W&B would log the next generation into the same run
-            finish()
+    recipe = _recipe(config, number, folder, teacher)
+    cli = take_up(recipe, folder)
+    finish_loggers(cli.trainer)  # else W&B would log the next generation into the same run
     said = {"seed": str(recipe["seed_everything"]), "teacher": _digest(teacher) if teacher else ""}
     assert isinstance(cli.model, Distiller)
     save_weights(cli.model.student, folder / STUDENT, said)

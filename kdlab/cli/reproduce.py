@@ -212,8 +212,8 @@ def plan(opened: Opened, work: Work, estimates: Mapping[str, Estimate]) -> tuple
     count = sum(work.state(run) != FINISHED for run in opened.runs)
     said = (
         f"{len(opened.runs)} runs, {count} to do, about {_time(total)} one after the other on this machine, "
-        f"{largest / 2**20:.0f} MB at most.\nEstimated from a step on few samples, too long for small "
-        f"networks; data in memory is not counted. Ledger: {opened.ledger.path}"
+        f"{largest / 2**20:.0f} MB at most.\nEstimated from a step on few samples, without "
+        f"the start of a run and data in memory. Ledger: {opened.ledger.path}"
     )
     return shown, said
 

@@ -185,3 +185,22 @@ def _quieten() -> None:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
         lambda record: "Tip:" not in record.getMessage()
     )
+
+
+def take_up(recipe: dict[str, Any], folder: Path) -> KdlabCLI:
+    """Train a whole recipe whose checkpoints are in ``folder``, from the last of them if there is one."""
+    last = folder / "checkpoints" / "last.ckpt"
+    if not last.exists():
+        (folder / "config.yaml").unlink(missing_ok=True)  # it was stopped before its first checkpoint
+    resumed = [f"--ckpt_path={last}"] if last.exists() else []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # it goes on there
+        return build(["fit", f"--config={yaml.safe_dump(recipe, sort_keys=False)}", *resumed])
+
+
+def finish_loggers(trainer: pl.Trainer) -> None:
+    """Close the runs of loggers that have to be closed, such as those of Weights & Biases."""
+    for logger in trainer.loggers:
+        finish = getattr(getattr(logger, "experiment", None), "finish", None)
+        if callable(finish):
+            finish()
