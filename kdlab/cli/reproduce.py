@@ -226,7 +226,8 @@ def _wandb(study: Study, project: str, work: Work) -> Any:
     def loggers(run: Run) -> list[dict[str, Any]]:
         kind = "student" if run.cells else "teacher"
         options = {"project": project, "group": study.name, "job_type": kind, "name": run.name}
-        options |= {"id": work.identity(run), "resume": "allow", "save_dir": str(work.folder(run))}
+        # A client that is running already, of a notebook say, would put a relative path into its own directory.
+        options |= {"id": work.identity(run), "resume": "allow", "save_dir": str(work.folder(run).resolve())}
         return [{"class_path": "pytorch_lightning.loggers.WandbLogger", "init_args": options}]
 
     return loggers

@@ -22,7 +22,7 @@ def log_table(found: Table, project: str, folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{found.study.name} report"
-    run = wandb.init(project=project, group=found.study.name, job_type="report", name=name, dir=str(folder))
+    run = wandb.init(project=project, group=found.study.name, job_type="report", name=name, dir=str(folder.resolve()))
     rows = wandb.Table(columns=list(COLUMNS))
     for each in found.entries:
         last, best, gain = each.last, each.best, each.gain

@@ -273,11 +273,14 @@ def of_run(folder: Path) -> Any:
 def test_weights_and_biases_has_a_group_with_a_run_for_each_cell_and_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    wandb = pytest.importorskip("wandb")
     settings = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     settings |= {f"WANDB_{name}_DIR": str(tmp_path / "own") for name in ("CACHE", "CONFIG", "DATA", "ARTIFACT")}
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     study = write(tmp_path / "logged")
+    monkeypatch.chdir(tmp_path)
+    wandb.init(project="before", dir=str(tmp_path / "before")).finish()  # its client stays, and stays in this directory
     monkeypatch.chdir(study)
     main(["reproduce", "study.yaml", "--runs", "runs", "--wandb", "kdlab-test"])
     runs = [of_run(folder) for folder in study.rglob("offline-run-*")]
