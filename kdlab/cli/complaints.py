@@ -6,10 +6,11 @@ import difflib
 import inspect
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pytorch_lightning as pl
 
+ROOTS = ("model", "data", "trainer", "checkpoint", "seed_everything", "ckpt_path", "class_path", "init_args")
 KINDS = {"float": "a number", "int": "a whole number", "str": "text", "bool": "true or false", "Sequence": "a list"}
 
 
@@ -19,7 +20,8 @@ def sentence(error: Exception) -> str:
     key = r"[Oo]ption '([^']+)' is not accepted|Key '([^']+)' is not expected|[Uu]nrecognized arguments?: (\S+)"
     if unknown := re.search(key, text):
         name = next(group for group in unknown.groups() if group).lstrip("-").split("=")[0]
-        return f"the config has the unknown key {name!r}{_did_you_mean(name.split('.')[-1], _known_keys())}."
+        known = _known_keys()
+        return f"the config has the unknown key {name!r}{_did_you_mean(_wrong_part(name, known), known)}."
     if missing := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", text):
         module, name = missing.groups()
         return f"{module} has no {name!r}{_did_you_mean(name, vars(sys.modules.get(module, sys)))}."
@@ -58,12 +60,21 @@ def _place(text: str) -> str:
     return ".".join(keys) + ": " if keys else ""
 
 
+def _wrong_part(name: str, known: Sequence[str]) -> str:
+    """The part of a dotted key to find a right name for: the first that is none, but for a name of the user's."""
+    parts = name.split(".")
+    free = {place + 1 for place, each in enumerate(parts) if each == "knowledge"}
+    wrong = [each for place, each in enumerate(parts) if each not in known and place not in free]
+    return wrong[0] if wrong else parts[-1]
+
+
 def _known_keys() -> list[str]:
-    from kdlab import CoTrainer, Distiller, Knowledge, losses, teaching
+    from kdlab import CoTrainer, Distiller, Knowledge, data, losses, teaching
 
     kinds = [CoTrainer, Distiller, Knowledge, pl.Trainer]
-    kinds += [getattr(room, name) for room in (losses, teaching) for name in room.__all__]
-    return list(dict.fromkeys(name for each in kinds for name in inspect.signature(each).parameters))
+    kinds += [getattr(room, name) for room in (losses, teaching, data) for name in room.__all__]
+    names = [name for each in kinds for name in inspect.signature(each).parameters]
+    return list(dict.fromkeys([*ROOTS, *names]))
 
 
 def _did_you_mean(name: str, names: Iterable[str]) -> str:

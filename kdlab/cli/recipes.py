@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from kdlab.errors import InputError
 
 KEYS = ("-c", "--config")
 DATA = "--data=kdlab.data.Digits"
+KNOWLEDGE = "--model.knowledge"
 
 
 def laid_over(arguments: Sequence[str]) -> list[str]:
@@ -45,7 +47,24 @@ def laid_over(arguments: Sequence[str]) -> list[str]:
             f"{parts[0]!r} is a part of a recipe and names no model: put a whole one before it, as in "
             f"-c configs/cifar100/distil.yaml -c {parts[0]}."
         )
-    return changed
+    return _with_room(changed)
+
+
+def _with_room(arguments: list[str]) -> list[str]:
+    """The arguments, with no knowledge at all before the first option that adds to it, such as knowledge.mine.loss.
+
+    Else the parser would read "mine" as an argument of a knowledge: it adds to a mapping that is there.
+    """
+    added = re.compile(re.escape(KNOWLEDGE) + r"\.\w|--model\.init_args\.knowledge\.\w")
+    place = next((place for place, each in enumerate(arguments) if added.match(each)), None)
+    if place is None or any(each.split("=")[0] == KNOWLEDGE for each in arguments[:place]):
+        return arguments
+    for _, path in _recipes(arguments[:place]):
+        recipe = _read(path)
+        model = recipe.get("model") if isinstance(recipe, dict) else None
+        if isinstance(model, dict) and (model.get("init_args") or {}).get("knowledge"):
+            return arguments
+    return [*arguments[:place], f"{KNOWLEDGE}={{}}", *arguments[place:]]
 
 
 def with_data(arguments: Sequence[str]) -> list[str]:

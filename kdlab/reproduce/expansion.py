@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kdlab.errors import InputError
 from kdlab.reproduce.identity import named, of_config
-from kdlab.reproduce.reading import Place
+from kdlab.reproduce.reading import Place, Source
 from kdlab.reproduce.runs import Cell, Run
 from kdlab.reproduce.study import QUOTED, Method, Network, Pair, Part, Study
 
@@ -109,7 +110,21 @@ class _Expansion:
         try:
             return self.resolve([*arguments, *self.overrides])
         except InputError as error:
-            raise self.study.source.error(place, str(error)) from error
+            raise self.blamed(str(error), parts, place) from error
+
+    def blamed(self, said: str, parts: Sequence[Part], place: Place) -> InputError:
+        """An error that names the line of the key that a parser complains of, or else that of the cell."""
+        complained = re.search(r"unknown key '([^']+)'|^([\w.]+): ", said)
+        key = next(filter(None, complained.groups()), "") if complained else ""
+        if key and any(each.split("=")[0].lstrip("-").endswith(key) for each in self.overrides):
+            return InputError(f"On the command line, {said}")
+        for part in reversed(parts) if key else ():
+            if (found := self.study.source.place(key, (*part.place, "options"))) is not None:
+                return self.study.source.error(found, said)
+            for source in map(Source, reversed(part.configs)):
+                if (found := source.place(key)) is not None:
+                    return source.error(found, said)
+        return self.study.source.error(place, said)
 
     def network(self, pair: Pair, role: str) -> dict[str, Any]:
         """The class path and arguments of a role's network; a teacher's with its weights."""

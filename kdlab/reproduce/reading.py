@@ -48,6 +48,14 @@ class Source:
             place = place[:-1]
         return self._lines.get(place, 1)
 
+    def place(self, key: str, below: Place = ()) -> Place | None:
+        """Where a dotted key, or a longer one that ends with it, stands first below a part."""
+        for place in self._lines:
+            inside = place[len(below) :]
+            if inside and place[: len(below)] == below and f".{'.'.join(map(str, inside))}".endswith(f".{key}"):
+                return place
+        return None
+
     def error(self, place: Place, text: str) -> InputError:
         """An error that names the line of a part."""
         return InputError(f"{self.path}, line {self.line(place)}: {text}")
@@ -67,7 +75,7 @@ class Source:
             if not isinstance(key, str):
                 raise self.error((*place, key), f"names in {what} are text: write {str(key)!r} in quotes.")
             if allowed is not None and key not in (names := list(allowed)):
-                raise self.error((*place, key), f"{what} has no {key!r}; it has {nearest(key, names, 8)}.")
+                raise self.error((*place, key), f"{what} has no {key!r}; the nearest are {nearest(key, names, 8)}.")
         return dict(value)
 
     def _made(self, loader: yaml.SafeLoader, node: yaml.Node, place: Place) -> Any:

@@ -132,7 +132,7 @@ class _Reader:
         teachers, own = self.teachers(said.get("teachers"), networks)
         if unknown := [name for name in weights if name not in networks]:
             raise InputError(
-                f"{self.source.path} has no network {unknown[0]!r}; it has {nearest(unknown[0], networks)}."
+                f"{self.source.path} has no network {unknown[0]!r}; the nearest are {nearest(unknown[0], networks)}."
             )
         baseline = self.named("baseline", said.get("baseline", next(iter(methods))), methods)
         path = self.source.path.resolve()

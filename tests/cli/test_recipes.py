@@ -68,6 +68,38 @@ def test_knowledge_on_the_command_line_goes_with_a_recipe_without_any(work: Path
 
 
 @pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (["-c", "bare.yaml", "--model.knowledge.mine.loss=L", "--model.knowledge.mine.weight=2"], 2),
+        (["-c", "bare.yaml", "--model.knowledge.mine.loss", "L"], 2),
+        (["-c", "bare.yaml", "--model.init_args.knowledge.mine.loss=L"], 2),
+        (["--model.knowledge.mine.loss=L", "-c", "kd.yaml", "-c", "bare.yaml"], 0),
+        (["-c", "kd.yaml", "-c", "bare.yaml", "--model.knowledge.mine.loss=L"], None),
+        (["-c", "bare.yaml", "--model.knowledge={}", "--model.knowledge.mine.loss=L"], None),
+        (["-c", "bare.yaml", "--model.knowledge", "{}", "--model.knowledge.mine.loss=L"], None),
+        (["-c", "bare.yaml", "--model.task_weight=1"], None),
+    ],
+)
+def test_an_option_adds_to_what_a_recipe_teaches_or_to_nothing(
+    work: Path, given: list[str], wanted: int | None
+) -> None:
+    bare = {"model": {"class_path": "kdlab.Distiller", "init_args": {"task_weight": 1.0}}}
+    (work / "bare.yaml").write_text(yaml.safe_dump(bare))
+    room = [] if wanted is None else ["--model.knowledge={}"]
+    named, place = ["--model=kdlab.Distiller"], wanted or 0
+    assert laid_over([*named, *given]) == [*named, *given[:place], *room, *given[place:]]
+
+
+def test_an_own_loss_by_options_needs_no_knowledge_in_the_recipe(work: Path) -> None:
+    recipe = yaml.safe_load((work / "base.yaml").read_text())
+    del recipe["model"]["init_args"]["knowledge"]
+    (work / "bare.yaml").write_text(yaml.safe_dump(recipe))
+    own = ["--model.knowledge.mine.loss=kdlab.losses.SoftTargets", "--model.knowledge.mine.weight=0.25"]
+    main(["fit", "-c", "bare.yaml", *own])
+    assert columns(work)["weight/mine"] == 0.25
+
+
+@pytest.mark.parametrize(
     "arguments", [["check", "-c", "base.yaml", "-c", "kd.yaml"], ["check", "base.yaml", "-c", "kd.yaml"]]
 )
 def test_check_takes_recipes_as_fit_does(arguments: list[str], work: Path, capsys: pytest.CaptureFixture[str]) -> None:

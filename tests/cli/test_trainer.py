@@ -154,6 +154,7 @@ ONE_CYCLE = ["--model.lr_scheduler=torch.optim.lr_scheduler.OneCycleLR", "--mode
         (["fit"], "there is no model to train"),
         (["fit", "-c", "nope.yaml"], "nope.yaml"),
         (["fit", "-c", "kd.yaml", "--model.knowledge.soft.wieght=1"], "'wieght' (did you mean 'weight'?)"),
+        (["fit", "-c", "kd.yaml", "--model.knowlege.soft.weight=1"], "(did you mean 'knowledge'?)"),
         (["fit", "-c", "kd.yaml", "--model.studnt=1"], "'studnt' (did you mean 'student'"),
         (["fit", "-c", "kd.yaml", "--trainer.max_epoch=1"], "(did you mean 'max_epochs'"),
         (["fit", "-c", "kd.yaml", "--trainer.max_epochs=many"], "max_epochs: expected a whole number, not many."),

@@ -144,7 +144,7 @@ def test_a_mapping_is_asked_for(tmp_path: Path) -> None:
 
 def test_an_unknown_name_is_refused_with_the_nearest(tmp_path: Path) -> None:
     found = source(tmp_path, "a:\n  b:\n    options: 1\n    sedes: 2\n")
-    with pytest.raises(InputError, match=r"line 4: a\.b has no 'sedes'; it has 'seeds'") as refused:
+    with pytest.raises(InputError, match=r"line 4: a\.b has no 'sedes'; the nearest are 'seeds'") as refused:
         found.mapping(found.content["a"]["b"], ("a", "b"), ("configs", "options", "seeds"))
     assert "\n" not in str(refused.value)
     found.mapping(found.content["a"]["b"], ("a", "b"), ("options", "sedes"))

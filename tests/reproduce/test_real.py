@@ -273,7 +273,8 @@ def of_run(folder: Path) -> Any:
 def test_weights_and_biases_has_a_group_with_a_run_for_each_cell_and_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wandb = pytest.importorskip("wandb")
+    import wandb
+
     settings = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     settings |= {f"WANDB_{name}_DIR": str(tmp_path / "own") for name in ("CACHE", "CONFIG", "DATA", "ARTIFACT")}
     for name, value in settings.items():
@@ -295,9 +296,9 @@ def test_weights_and_biases_has_a_group_with_a_run_for_each_cell_and_the_table(
 # Input that cannot work: one sentence with the line, and nothing is run
 
 
-def refused(study: Path, capsys: pytest.CaptureFixture[str]) -> str:
+def refused(study: Path, capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
     with pytest.raises(SystemExit) as stopped:
-        main(["reproduce", str(study), "--runs", str(study / "runs")])
+        main(["reproduce", str(study), "--runs", str(study / "runs"), *overrides])
     assert stopped.value.code == 2
     assert not (study / "ledger.csv").exists()
     assert not list((study / "runs").glob("*/*/recipe.yaml"))
@@ -330,6 +331,56 @@ def test_an_unknown_loss_is_named_with_its_methods_line(tmp_path: Path, capsys: 
     said = refused(study, capsys)
     assert f"study.yaml, line {line}: " in said
     assert "SoftTargets" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "recipe", "overrides", "blamed"),
+    [
+        (
+            {"recipe": {"configs": ["recipe.yaml"], "options": {"model.task_wieght": 1}}},
+            "",
+            (),
+            "study.yaml: task_wieght",
+        ),
+        ({"teachers": {"options": {"trainer.max_epoch": 1}}}, "", (), "study.yaml: max_epoch:"),
+        ({}, "task_wieght", (), "recipe.yaml: task_wieght"),
+        ({}, "", ("--model.task_wieght=1",), "On the command line, "),
+    ],
+    ids=["recipe", "teachers", "file", "command line"],
+)
+def test_a_wrong_key_is_named_with_its_own_line(
+    changes: dict[str, Any],
+    recipe: str,
+    overrides: tuple[str, ...],
+    blamed: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    study = write(tmp_path / "bad", **changes)
+    if recipe:
+        text = yaml.safe_load((study / "recipe.yaml").read_text())
+        text["model"]["init_args"][recipe] = 1
+        (study / "recipe.yaml").write_text(yaml.safe_dump(text))
+    said = refused(study, capsys, *overrides)
+    assert "unknown key" in said
+    assert said.count("\n") == 1
+    file, _, key = blamed.partition(": ")
+    if key:
+        lines = (study / file).read_text().splitlines()
+        line = next(number for number, each in enumerate(lines, 1) if key in each)
+        assert f"{file}, line {line}: the config has the unknown key " in said
+    else:
+        assert blamed in said
+        assert ", line" not in said
+
+
+def test_an_own_loss_is_an_option_where_the_recipe_teaches_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = {"options": {"model.knowledge.mine.loss": "kdlab.losses.SoftTargets", "model.knowledge.mine.weight": 0.5}}
+    study = write(tmp_path / "own", methods={**STUDY["methods"], "mine": mine})
+    main(["reproduce", str(study), "--runs", str(study / "runs"), "--dry-run"])
+    assert "wide → small, mine, seed 0" in capsys.readouterr().out
 
 
 def test_a_pair_with_different_classes_is_named_with_its_line(

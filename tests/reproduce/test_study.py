@@ -114,7 +114,7 @@ def test_weights_of_teachers_from_the_study_and_from_outside(tmp_path: Path) -> 
     text = STUDY.replace("teachers:\n", "teachers:\n  weights: {big: a.pt}\n")
     assert study(tmp_path, text).weights == {"big": tmp_path / "a.pt"}
     assert study(tmp_path, text, {"big": tmp_path / "b.pt"}).weights == {"big": tmp_path / "b.pt"}
-    with pytest.raises(InputError, match="has no network 'bog'; it has 'big'"):
+    with pytest.raises(InputError, match="has no network 'bog'; the nearest are 'big'"):
         study(tmp_path, text, {"bog": tmp_path / "b.pt"})
 
 
@@ -123,15 +123,15 @@ MISTAKES = [
     ("recipe.yaml]", "recipe.yaml,\n    more.yaml]", 4, "there is no file 'more.yaml'"),
     ("[kd.yaml]", "[7]", 13, "this is the path of a file, not 7"),
     ("[kd.yaml]", "kd.yaml", 13, "configs is a list of files"),
-    ("  configs: [recipe.yaml]", "  config: [recipe.yaml]", 3, "recipe has no 'config'; it has 'configs'"),
+    ("  configs: [recipe.yaml]", "  config: [recipe.yaml]", 3, "recipe has no 'config'; the nearest are 'configs'"),
     (
         "recipe:\n  configs: [recipe.yaml]\n",
         "recipe: recipe.yaml\n\n",
         2,
         "recipe is a mapping of names, not 'recipe.yaml'",
     ),
-    ("title:", "tittle:", 1, "the study has no 'tittle'; it has 'title'"),
-    ("KD: {configs", "KD: {option", 13, "methods.KD has no 'option'; it has 'options'"),
+    ("title:", "tittle:", 1, "the study has no 'tittle'; the nearest are 'title'"),
+    ("KD: {configs", "KD: {option", 13, "methods.KD has no 'option'; the nearest are 'options'"),
     ("  big: {class_path: kdlab.models.mlp, ", "  big: {", 5, "the network 'big' has a class_path, such as "),
     (
         "  big: {class_path: kdlab.models.mlp, ",
@@ -141,7 +141,7 @@ MISTAKES = [
     ),
     ("teachers:\n", "teachers:\n  weights: {bug: a.pt}\n", 8, "there is no network 'bug'; the nearest are 'big'"),
     ("teachers:\n", "teachers:\n  weights: {big: a.pt}\n", 8, "there is no file 'a.pt'"),
-    ("teachers:\n", "teachers:\n  weight: {}\n", 8, "teachers has no 'weight'; it has 'weights'"),
+    ("teachers:\n", "teachers:\n  weight: {}\n", 8, "teachers has no 'weight'; the nearest are 'weights'"),
     ("teacher: big", "teacher: bgi", 10, "there is no network 'bgi'; the nearest are 'big'"),
     ("teacher: big", "teacher: {class_path: kdlab.models.mlp}", 10, "there is no network {'class_path': "),
     ("teacher: big", "teacher: [big]", 10, "there is no network ['big']"),
