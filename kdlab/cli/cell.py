@@ -20,6 +20,7 @@ from kdlab.errors import InputError, refusal_in
 from kdlab.models.weights import save_tensors
 from kdlab.reproduce.files import read_json, write_json
 from kdlab.reproduce.launch import WATCHED
+from kdlab.reproduce.ledger import FINISHED
 from kdlab.reproduce.locks import locked
 from kdlab.reproduce.machine import versions
 from kdlab.reproduce.record import STATUS, Record
@@ -41,10 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "LOCAL_RANK" not in os.environ:  # of several processes of a run the first holds the lock
             # A run is started again on another machine before the process of the lost one may have noticed.
             stack.enter_context(locked(folder / ".lock", f"another process is training {str(folder)!r}", wait=True))
-        if read_json(folder / RESULT) is not None:
-            return 0
         try:
-            _train(folder)
+            if read_json(folder / RESULT) is None:
+                _train(folder)
         except BaseException as error:
             refused = refusal_in(error)
             said = str(refused or f"{type(error).__name__}: {error}").strip()
@@ -52,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if refused is None:
                 traceback.print_exc()
             return 1
+        if "LOCAL_RANK" not in os.environ:
+            write_json(folder / STATUS, {**(read_json(folder / STATUS) or {}), "state": FINISHED})
     return 0
 
 

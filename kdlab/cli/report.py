@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
+from rich.markdown import Markdown
+
 from kdlab.cli.reproduce import Opened, Parser, arguments_of
 from kdlab.reproduce.render import markdown, write
 
@@ -23,7 +26,11 @@ def run(arguments: Sequence[str]) -> None:
     given, overrides = arguments_of(parser, arguments)
     opened = Opened(given, overrides)
     found = opened.table()
-    print(markdown(found))
+    console = Console(highlight=False)
+    if console.is_terminal:
+        console.print(Markdown(markdown(found)))
+    else:  # a pipe or a file gets the Markdown itself
+        print(markdown(found))
     for path in write(found, Path(given.out) if given.out else opened.study.folder):
         print(path)
     if given.wandb:

@@ -25,7 +25,7 @@ class StudyBar:
     Args:
         work: the study's.
         seconds: of an epoch, by the key of a run that is to do.
-        console: where to draw; where it is no terminal, a line is printed for each run that ends.
+        console: where to draw; where it is no terminal, a line is printed for each run that starts or ends.
     """
 
     def __init__(self, work: Work, seconds: Mapping[str, float], console: Console) -> None:
@@ -34,6 +34,7 @@ class StudyBar:
         self.total = sum(self.weights[run.key] for run in work.runs if not work.done(run))
         self.before: float | None = None
         self.since = time.monotonic()
+        self.started: set[str] = set()
         self.said: set[str] = {run.key for run in work.runs if work.done(run)}
         columns = (TextColumn("{task.fields[runs]}"), BarColumn(), TextColumn("{task.fields[left]}"))
         self.progress = Progress(
@@ -62,6 +63,10 @@ class StudyBar:
                 done += self.weights[run.key]
         for run in running:
             status: dict[str, Any] = read_json(self.work.folder(run) / STATUS) or {}
+            if status.get("state") == "running" and run.key not in self.started:
+                self.started.add(run.key)
+                if not self.console.is_terminal:
+                    self.console.print(f"started: {run.name}", highlight=False)
             epoch, epochs = status.get("epoch") or 0, status.get("epochs") or 0
             if epochs and epochs > 0:
                 done += self.weights[run.key] * min(1.0, epoch / epochs)

@@ -31,7 +31,8 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
         return device.type
-    return f"{_processor()}, {torch.get_num_threads()} threads"
+    count = torch.get_num_threads()
+    return f"{_processor()}, {count} thread{'s' if count > 1 else ''}"
 
 
 @functools.cache

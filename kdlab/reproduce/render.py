@@ -129,7 +129,11 @@ def _part(baseline: str, entries: list[Entry]) -> list[str]:
         cells = [each.method, _spread(each.last), _seeds(each), _mean(each.best), _difference(each.gain)]
         if published:
             cells += [f"{each.published.top1:.2f}" if each.published else "", _signed(each.beyond)]
-        cells += [_mean(each.agreement), _mean(each.ece), _mean(each.minutes, 1)]
+        cells += [
+            _mean(each.agreement),
+            _mean(each.ece),
+            _mean(each.minutes, 1 if each.minutes and each.minutes.mean >= 1 else 2),
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 

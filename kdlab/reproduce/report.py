@@ -6,12 +6,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import kdlab
 from kdlab.reproduce import published
 from kdlab.reproduce.ledger import FINISHED, Ledger
 from kdlab.reproduce.published import Published
 from kdlab.reproduce.runs import Run
 from kdlab.reproduce.statistics import Difference, Spread, difference, relative_improvement, spread
 from kdlab.reproduce.study import Pair, Study
+
+SHOWN = 8
+"""Cells that a note names before it says how many more."""
 
 
 @dataclass(frozen=True)
@@ -160,16 +164,29 @@ def _notes(
     ours: set[str],
 ) -> list[str]:
     notes = []
-    if others := len(done) - len(fitting):
-        notes.append(f"{others} finished runs of the ledger have another recipe, code or version and were left out.")
-    if data := len({row["run"] for row in fitting}) - len(used):
-        notes.append(f"{data} runs on other data were left out.")
+    others = [row for row in done if row["config"] not in ours]
+    for version in sorted({row["kdlab"] for row in others}):
+        why = "of another recipe or code" if version == kdlab.__version__ else f"of kdlab {version}"
+        notes.append(_left_out(why, [row for row in others if row["kdlab"] == version]))
+    counted = {row["run"] for row in used}
+    if strange := {row["run"]: row for row in fitting if row["run"] not in counted}:
+        notes.append(_left_out("on other data", list(strange.values())))
     failed = [row for row in ledger.rows if row["status"] != FINISHED and row["config"] in ours]
     latest = {row["config"]: row for row in failed if row["config"] not in {each["config"] for each in used}}
     for row in latest.values():
-        name = ", ".join(part for part in (row["pair"] or row["network"], row["method"], f"seed {row['seed']}") if part)
-        notes.append(f"{name} failed: {row['error']}")
+        notes.append(f"{_cell(row)} failed: {row['error']}")
     for column, what in (("device", "On"), ("torch", "torch"), ("commit", "kdlab at commit")):
         if values := sorted({row[column] for row in used if row.get(column)}):
             notes.append(f"{what} {', '.join(values)}.")
     return notes
+
+
+def _left_out(why: str, rows: Sequence[Mapping[str, str]]) -> str:
+    names = [_cell(row) for row in rows]
+    more = f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"Left out, {why}: {'; '.join(names[:SHOWN])}{more}."
+
+
+def _cell(row: Mapping[str, str]) -> str:
+    """A ledger row by the name of its cell, or of its network where it is a teacher."""
+    return ", ".join(part for part in (row["pair"] or row["network"], row["method"], f"seed {row['seed']}") if part)

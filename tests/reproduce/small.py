@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+import kdlab
 from kdlab.reproduce.expansion import runs_of
 from kdlab.reproduce.ledger import FINISHED, Ledger
 from kdlab.reproduce.runs import Run
@@ -114,6 +115,7 @@ def enter(ledger: Ledger, run: Run, accuracy: float, data: str = "data", **more:
         "seed": run.seed,
         "network": run.network,
         "status": FINISHED,
+        "kdlab": kdlab.__version__,
         "accuracy": accuracy,
     }
     ledger.append({**values, **more})

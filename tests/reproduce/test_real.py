@@ -101,6 +101,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study that nobody disturbed."""
     study = write(tmp_path_factory.mktemp("studies") / "whole", epochs=30)
     assert start(study).wait() == 0, (study / "said.txt").read_text()
+    said = (study / "said.txt").read_text()
+    assert said.index("started: teacher wide") < said.index("done: teacher wide") < said.index("started: small, plain")
+    assert {each["state"] for each in statuses(study).values()} == {"finished"}
     return study
 
 

@@ -100,7 +100,15 @@ def test_rows_of_another_recipe_are_left_out_and_said(tmp_path: Path, ledger: Le
     fill(ledger, other, [*PLAIN, *KD], [0.9, 0.9, 0.9, 0.9])
     shown = reported(tmp_path, ledger)
     assert (entry(shown, "plain").values, entry(shown, "KD").values) == ((50.0, 62.5), ())
-    assert [note for note in shown.notes if note.startswith("4 finished runs of the ledger have another recipe")]
+    names = "; ".join(f"{PAIR}, {method}, seed {seed}" for method in ("plain", "KD") for seed in (0, 1))
+    (said,) = [note for note in shown.notes if note.startswith("Left out")]
+    assert said == f"Left out, of another recipe or code: {names}."
+    for _ in range(6):
+        enter(ledger, other[KD[0]], 0.9)
+    enter(ledger, other[KD[1]], 0.9, kdlab="0.0.1")
+    recipe, version = [note for note in reported(tmp_path, ledger).notes if note.startswith("Left out")][::-1]
+    assert recipe.endswith("; and 2 more.")
+    assert version == f"Left out, of kdlab 0.0.1: {PAIR}, KD, seed 1."
 
 
 def test_rows_on_other_data_than_most_are_left_out_and_said(
@@ -112,7 +120,9 @@ def test_rows_on_other_data_than_most_are_left_out_and_said(
     enter(ledger, found[PLAIN[0]], 0.99, data="other data")
     shown = reported(tmp_path, ledger)
     assert entry(shown, "plain").values == (50.0, 62.5)
-    assert [note for note in shown.notes if "other data" in note] == ["1 runs on other data were left out."]
+    assert [note for note in shown.notes if "other data" in note] == [
+        f"Left out, on other data: {PAIR}, plain, seed 0."
+    ]
 
 
 def test_a_later_row_of_a_run_counts_and_a_failure_is_said_until_it_is_repaired(
