@@ -30,6 +30,8 @@ from kdlab.reproduce.identity import code_of, digest, named, of_config
 
 SAMPLES = 32
 """In the batches of a trial; its time is scaled to the recipe's batch."""
+QUICK = 0.1
+"""Seconds: a step of few samples that takes less is measured again with the whole batch, as most of it may be fixed."""
 
 
 @dataclass(frozen=True)
@@ -160,16 +162,18 @@ class Trials:
         data: Any = self.data(config)
         whole = getattr(data, "batch_size", None)
         text = f"--config={yaml.safe_dump(_untaught(dict(config)))}"
-        short = ["--trainer.max_epochs=1", "--trainer.max_steps=-1", "--trainer.limit_train_batches=4"]
+        short = ["--trainer.max_epochs=2", "--trainer.max_steps=-1", "--trainer.limit_train_batches=4"]
         short += ["--trainer.limit_val_batches=0", "--trainer.num_sanity_val_steps=0"]
+        short += ["--trainer.reload_dataloaders_every_n_epochs=1"]
         with _quietly():
             cli = build([text, *QUIET, *short], run=False, save_config=False)
             module = cli.model
-            watch = _Watch(whole)
+            few = min(whole, SAMPLES * cli.trainer.world_size) if whole is not None else None
+            watch = _Watch(data, few, whole)
             cli.trainer.callbacks.append(watch)  # type: ignore[attr-defined]
             try:
-                if whole is not None:
-                    data.batch_size = min(whole, SAMPLES * cli.trainer.world_size)
+                if few is not None:
+                    data.batch_size = few
                 cli.trainer.fit(module, datamodule=data)
             except Exception as error:
                 raise refusal_in(error) or InputError(f"{type(error).__name__}: {error}".splitlines()[0]) from error
@@ -179,20 +183,25 @@ class Trials:
                 data.trainer = None
         size = getattr(data, "sizes", {}).get("train", 0)
         batches = math.ceil(size / whole) if whole else 0
-        scale = whole / min(whole, SAMPLES * cli.trainer.world_size) if whole else 1.0
-        return Estimate(batches * scale * watch.step(), watch.memory)
+        return Estimate(batches * watch.step(), watch.memory)
 
 
 class _Watch(pl.Callback):
-    """Times the quickest step but the first, which makes room for what the others reuse."""
+    """Times the quickest step but the first, which makes room for what the others reuse.
 
-    def __init__(self, batch: int | None) -> None:
-        self.batch, self.memory, self._since = batch, 0.0, 0.0
+    Args:
+        data: which has few samples in a batch now.
+        few: how many, of all processes.
+        whole: how many there will be.
+    """
+
+    def __init__(self, data: Any, few: int | None, whole: int | None) -> None:
+        self.data, self.few, self.whole, self.memory, self._since = data, few, whole, 0.0, 0.0
         self.steps: list[float] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if isinstance(pl_module, DistillationModule):
-            self.memory = sum(memory_of(pl_module, self.batch).values())
+            self.memory = sum(memory_of(pl_module, self.whole).values())
 
     def on_train_batch_start(self, *_: Any) -> None:
         self._since = time.perf_counter()
@@ -200,8 +209,18 @@ class _Watch(pl.Callback):
     def on_train_batch_end(self, *_: Any) -> None:
         self.steps.append(time.perf_counter() - self._since)
 
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.few == self.whole or self._quickest() > QUICK:
+            trainer.should_stop = True
+        else:  # the loader is made anew for the next epoch
+            self.data.batch_size = self.few = self.whole
+            self.steps.clear()
+
     def step(self) -> float:
-        """In seconds."""
+        """Of a whole batch, in seconds."""
+        return self._quickest() * (self.whole / self.few if self.whole and self.few else 1.0)
+
+    def _quickest(self) -> float:
         return min(self.steps[1:] or self.steps, default=0.0)
 
 
