@@ -7,7 +7,6 @@ import contextlib
 import copy
 import hashlib
 import itertools
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +22,7 @@ from kdlab.cli.trainer import KdlabCLI, build, finish_loggers, take_up
 from kdlab.errors import InputError
 from kdlab.models import load_weights, save_weights
 from kdlab.modules import Distiller
+from kdlab.reproduce.files import write_text
 
 RECIPE, STUDENT = "recipe.yaml", "student.safetensors"
 SHOWN_ONLY = ("logger", "enable_progress_bar", "enable_model_summary")
@@ -96,7 +96,7 @@ def generations(arguments: Sequence[str], count: int, out: Path) -> list[Row]:
     done = [_done(folder, earlier) for earlier, folder in zip([None, *folders], folders, strict=False)]
     if not all(done[1:]):
         _rehearse(config)
-    _write_whole(out / RECIPE, yaml.safe_dump(config, sort_keys=False))
+    write_text(out / RECIPE, yaml.safe_dump(config, sort_keys=False))
     for number, folder in enumerate(folders):
         print(f"Generation {number} of 0 to {count - 1}, {folder}" + (": done before" if done[number] else ""))
         if not done[number]:
@@ -269,10 +269,3 @@ def _evaluate(config: dict[str, Any], weights: Sequence[Path]) -> list[Row]:
     together = Together([load_weights(copy.deepcopy(cli.model.student), path) for path in weights])
     cli.trainer.test(together, datamodule=cli.datamodule, verbose=False)
     return together.rows()
-
-
-def _write_whole(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    beside.write_text(text)
-    os.replace(beside, path)

@@ -53,7 +53,10 @@ class Work:
         """ "finished", "failed", "interrupted" or "new"."""
         if self.done(run):
             return FINISHED
-        if (self.folder(run) / "checkpoints" / "last.ckpt").exists():
+        folder = self.folder(run)
+        if (read_json(folder / STATUS) or {}).get("state") == FAILED:  # by itself, after its last checkpoint
+            return FAILED
+        if (folder / "checkpoints" / "last.ckpt").exists():
             return "interrupted"
         row = self.ledger.last(self.identity(run))
         return FAILED if row is not None and row["status"] == FAILED else "new"

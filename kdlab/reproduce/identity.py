@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import copy
 import functools
 import hashlib
 import inspect
 import json
+import re
 import sys
 import sysconfig
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -61,9 +64,9 @@ def of_config(config: dict[str, Any]) -> str:
 
 def code_of(config: Any) -> Iterator[tuple[str, str]]:
     """Name and hash of each of the user's own modules that a config names."""
-    for name in class_paths(config):
+    for name in dict.fromkeys([*class_paths(config), *_functions(config)]):
         for module in modules_of(named(name)):
-            if _own(module):
+            if _own(module.__name__, getattr(module, "__file__", None)):
                 yield module.__name__, of_module(module)
 
 
@@ -77,6 +80,19 @@ def class_paths(config: Any) -> Iterator[str]:
     elif isinstance(config, list):
         for each in config:
             yield from class_paths(each)
+
+
+def _functions(config: Any) -> Iterator[str]:
+    """Every text in a config that names something in a module of the user's own, as that of a function does."""
+    if isinstance(config, dict | list):
+        for each in config.values() if isinstance(config, dict) else config:
+            yield from _functions(each)
+    elif isinstance(config, str) and re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", config):
+        with contextlib.suppress(InputError, ValueError):
+            spec = find_spec(config.partition(".")[0])  # not imported yet: any text could be the name of a module
+            if spec and any(_own(spec.name, each) for each in (spec.origin, *(spec.submodule_search_locations or ()))):
+                named(config)
+                yield config
 
 
 def named(path: str) -> Any:
@@ -120,7 +136,6 @@ def of_module(module: ModuleType) -> str:
     return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:LENGTH]
 
 
-def _own(module: ModuleType) -> bool:
-    file = getattr(module, "__file__", None)
+def _own(name: str, file: str | None) -> bool:
     installed = file is None or any(place in Path(file).resolve().parents for place in INSTALLED)
-    return not installed and module.__name__.split(".")[0] != "kdlab"
+    return not installed and name.split(".")[0] != "kdlab"

@@ -170,7 +170,11 @@ def test_a_run_that_fails_stops_no_other(tmp_path: Path) -> None:
     log = study.folder(PLAIN[0]) / "log.txt"
     assert outcome[PLAIN[0]] == f"its process was killed; see {log}"
     # The next call does not take an old reason for a new one.
+    (study.folder(PLAIN[0]) / "checkpoints").mkdir()
+    (study.folder(PLAIN[0]) / "checkpoints/last.ckpt").touch()
+    assert Study(tmp_path).states()[ORDER.index(PLAIN[0])] == "interrupted"
     write_json(study.folder(PLAIN[0]) / STATUS, {"state": "failed", "error": "old"})
+    assert Study(tmp_path).states()[ORDER.index(PLAIN[0])] == FAILED
     assert Study(tmp_path).carry_out(Fake(fails))[PLAIN[0]] == f"its process was killed; see {log}"
 
 

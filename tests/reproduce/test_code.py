@@ -95,6 +95,19 @@ def test_the_file_of_a_users_own_function_counts_through_its_wrapper(own: Callab
     assert own(text.format(1), "net", wrapper) != own(text.format(2), "net", wrapper)
 
 
+def test_a_users_own_function_counts_where_it_is_named_as_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = f"own_functions_{next(NUMBER)}"
+    (tmp_path / name).mkdir()  # a package without __init__.py is one too
+    (tmp_path / name / "shapes.py").write_text("def ramp(step):\n    return step\n")
+    config = {"schedule": {"init_args": {"shape": [f"{name}.shapes.ramp"]}}}
+    ((module, _),) = code_of(config)
+    assert module == f"{name}.shapes"
+    (tmp_path / "never_imported.py").write_text("raise RuntimeError\n")
+    texts = ["hidden.0", "layer1.block.conv", f"{name}.other", "torch.nn.ReLU", "kdlab.models.resnet20", "__main__.x"]
+    assert list(code_of({"layers": [*texts, "never_imported", "never_imported: text", f"{name}.shapes.ramp2"]})) == []
+
+
 def test_code_is_the_users_own_and_no_library_nor_kdlabs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     # kdlab's own code is known by its version: a tidied file costs nobody weeks of training
