@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from kdlab.errors import InputError
 from kdlab.losses.setting import Setting
 from kdlab.modules.splitting import reaches
+from kdlab.modules.step import taught
 from kdlab.modules.training_data import TrainingData, training_data
 from kdlab.outputs import Batch, Observer, Outputs, heads_of
 from kdlab.teaching import Lesson
@@ -150,8 +151,7 @@ def _term(
     module: DistillationModule, name: str, lesson: Lesson, outputs: Mapping[str, Outputs], batch: Batch
 ) -> Tensor:
     knowledge, teacher = module.knowledge[name], lesson.teacher
-    student = outputs[lesson.learner] if lesson.student is None else lesson.student
-    target = batch.target if lesson.target is None else lesson.target
+    student, target = taught(lesson, outputs, batch)
     what = f"Knowledge {name!r} ({type(knowledge.loss).__name__})"
     if missing := knowledge.missing(student, target):
         raise InputError(f"{what} needs {missing}.")

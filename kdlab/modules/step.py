@@ -14,9 +14,14 @@ from kdlab.teaching import Lesson
 
 def compared(knowledge: Knowledge, lesson: Lesson, outputs: Mapping[str, Outputs], batch: Batch) -> Tensor:
     """The loss of one lesson, unweighted."""
-    student = outputs[lesson.learner] if lesson.student is None else lesson.student
-    target = batch.target if lesson.target is None else lesson.target
+    student, target = taught(lesson, outputs, batch)
     return knowledge.compare(student, lesson.teacher, target, (lesson.learner, lesson.source))
+
+
+def taught(lesson: Lesson, outputs: Mapping[str, Outputs], batch: Batch) -> tuple[Outputs, Tensor]:
+    """Who is taught and with which labels: the learner on the batch's, where the lesson does not say otherwise."""
+    student = outputs[lesson.learner] if lesson.student is None else lesson.student
+    return student, batch.target if lesson.target is None else lesson.target
 
 
 def indexed(lesson: Lesson, index: Tensor | None) -> Lesson:
