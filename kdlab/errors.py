@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -26,3 +28,16 @@ def refusal_in(error: BaseException) -> InputError | None:
     while seen is not None and not isinstance(seen, InputError):
         seen = seen.__cause__ or seen.__context__
     return seen
+
+
+def failed_import(error: BaseException) -> InputError | None:
+    """What stops a module from being imported, with file and line, if ``error`` is or was raised from that."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, SyntaxError) and seen.filename and Path(seen.filename).is_file():
+            return InputError(f"{seen.filename}, line {seen.lineno}: {seen.msg}.")
+        lines = [each for each in traceback.extract_tb(seen.__traceback__) if each.name == "<module>"]
+        if lines and not isinstance(seen, InputError):
+            return InputError(f"{lines[-1].filename}, line {lines[-1].lineno}: {type(seen).__name__}: {seen}.")
+        seen = seen.__cause__ or seen.__context__
+    return None

@@ -17,6 +17,7 @@ KINDS = {"float": "a number", "int": "a whole number", "str": "text", "bool": "t
 def sentence(error: Exception) -> str:
     """The heart of a parser's message: what is wrong, where, and the nearest right names."""
     text = str(error)
+    text = re.sub(r"Group '([\w.]+)' does not accept option '(?:\1\.)?([\w.]+)'", r"Key '\1.\2' is not expected", text)
     key = r"[Oo]ption '([^']+)' is not accepted|Key '([^']+)' is not expected|[Uu]nrecognized arguments?: (\S+)"
     if unknown := re.search(key, text):
         name = next(group for group in unknown.groups() if group).lstrip("-").split("=")[0]
@@ -24,7 +25,7 @@ def sentence(error: Exception) -> str:
         return f"the config has the unknown key {name!r}{_did_you_mean(_wrong_part(name, known), known)}."
     if missing := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", text):
         module, name = missing.groups()
-        return f"{module} has no {name!r}{_did_you_mean(name, vars(sys.modules.get(module, sys)))}."
+        return f"{module} has no {name!r}{_did_you_mean(name, _names_in(module))}."
     if re.search(r"required: (\w+\.)?model", text):
         return "there is no model to train: name a config with -c CONFIG (configs/ has some), or --model CLASS_PATH."
     if heart := _heart(text):
@@ -46,7 +47,7 @@ def _heart(text: str) -> str | None:
     for name, value in re.findall(r"Expected a <class '(?:[\w.]+\.)?(\w+)'>(?:\. Got value: (.*))?", text):
         if name != "NoneType":
             given = value or next(iter(re.findall(r"val=(.*)\)$|Given value: ([^{N].*)$", text, re.MULTILINE)), ("",))
-            shown = value or next((each for each in given if each), "")
+            shown = (value or next((each for each in given if each), "")).split(". Got value:")[0]
             return f"expected {KINDS.get(name, name)}" + (f", not {shown}" if shown else "")
     return None
 
@@ -68,11 +69,16 @@ def _wrong_part(name: str, known: Sequence[str]) -> str:
     return wrong[0] if wrong else parts[-1]
 
 
+def _names_in(module: str) -> list[str]:
+    found = sys.modules.get(module, sys)
+    return list(dict.fromkeys([*getattr(found, "__all__", ()), *vars(found)]))
+
+
 def _known_keys() -> list[str]:
-    from kdlab import CoTrainer, Distiller, Knowledge, data, losses, teaching
+    from kdlab import CoTrainer, Distiller, Knowledge, data, losses, models, teaching
 
     kinds = [CoTrainer, Distiller, Knowledge, pl.Trainer]
-    kinds += [getattr(room, name) for room in (losses, teaching, data) for name in room.__all__]
+    kinds += [getattr(room, name) for room in (losses, teaching, data, models) for name in room.__all__]
     names = [name for each in kinds for name in inspect.signature(each).parameters]
     return list(dict.fromkeys([*ROOTS, *names]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import signal
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -16,8 +17,9 @@ from rich.markdown import Markdown
 from rich.table import Table
 
 from kdlab.cli.study_bar import StudyBar
-from kdlab.cli.trial import Estimate, Resolved, Trials
+from kdlab.cli.trial import Estimate, Resolved, Trials, made
 from kdlab.errors import InputError
+from kdlab.models import load_weights
 from kdlab.reproduce.carry_out import Work
 from kdlab.reproduce.expansion import runs_of
 from kdlab.reproduce.launch import Launcher, OneAtATime, OnRay
@@ -66,7 +68,10 @@ def arguments_of(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> t
     given, rest = parser.parse_known_args(list(arguments))
     for each in rest:
         if not each.startswith("--") or "=" not in each or each.startswith("--config"):
-            raise InputError(f"{each!r} is no option of {parser.prog}, nor one of kdlab fit as --KEY=VALUE.")
+            own = [f"--{name.replace('_', '-')}" for name in vars(given)]
+            close = difflib.get_close_matches(each.split("=")[0], own, n=1)
+            meant = f" (did you mean {close[0]}?)" if close else ""
+            raise InputError(f"{each!r} is no option of {parser.prog}{meant}, nor one of kdlab fit as --KEY=VALUE.")
     return given, rest
 
 
@@ -78,13 +83,13 @@ class Opened:
     """
 
     def __init__(self, given: argparse.Namespace, overrides: Sequence[str]) -> None:
-        weights = {}
+        self.weights: dict[str, Path] = {}
         for each in given.teacher:
             name, _, path = each.partition("=")
             if not Path(path).is_file():
                 raise InputError(f"There is no file {path!r} for the teacher {name!r}: write --teacher NAME=FILE.")
-            weights[name] = Path(path)
-        self.study: Study = read(Path(given.study), weights)
+            self.weights[name] = Path(path)
+        self.study: Study = read(Path(given.study), self.weights)
         self.folder = Path(given.runs) / self.study.name
         resolve = Resolved(self.folder / ".configs.json")
         try:
@@ -164,6 +169,7 @@ def examined(opened: Opened, console: Console) -> tuple[dict[str, str], dict[str
             except InputError as error:
                 raise study.source.error(study.recipe.place, str(error)) from error
     _same_classes(opened)
+    _weights_fit(opened)
     estimates: dict[str, Estimate] = {}
     with console.status("trying the configs") as status:
         for number, run in enumerate(opened.runs, 1):
@@ -195,6 +201,18 @@ def _same_classes(opened: Opened) -> None:
             raise study.source.error(pair.part.place, f"the networks of {pair.name} have different classes: {said}.")
 
 
+def _weights_fit(opened: Opened) -> None:
+    """Load every file of a teacher that is not trained here, before the runs would, one after the other."""
+    teachers = [pair.roles["teacher"] for pair in opened.study.pairs if "teacher" in pair.roles]
+    for network in {each.name: each for each in teachers if each.name in opened.study.weights}.values():
+        try:
+            load_weights(made(network.build), opened.study.weights[network.name])
+        except InputError as error:
+            if network.name in opened.weights:
+                raise InputError(f"--teacher {network.name}: {error}") from error
+            raise opened.study.source.error(("teachers", "weights", network.name), str(error)) from error
+
+
 def plan(opened: Opened, work: Work, estimates: Mapping[str, Estimate]) -> tuple[Table, str]:
     """Every run with its state, and how long and how large those to come will be on this machine."""
     shown = Table(box=SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
@@ -207,19 +225,23 @@ def plan(opened: Opened, work: Work, estimates: Mapping[str, Estimate]) -> tuple
         if estimate is not None and state != FINISHED:
             seconds = estimate.seconds * run.epochs
             total, largest = total + seconds, max(largest, estimate.memory)
-            cells = [_time(seconds), f"{estimate.memory / 2**20:.0f}"]
+            cells = [_time(seconds), _megabytes(estimate.memory)]
         shown.add_row(run.name, state, str(run.epochs), *cells)
     count = sum(work.state(run) != FINISHED for run in opened.runs)
     said = (
         f"{len(opened.runs)} runs, {count} to do, about {_time(total)} one after the other on this machine, "
-        f"{largest / 2**20:.0f} MB at most.\nEstimated from a step on few samples, without "
+        f"{_megabytes(largest)} MB at most.\nEstimated from a step on few samples, without "
         f"the start of a run and data in memory. Ledger: {opened.ledger.path}"
     )
     return shown, said
 
 
 def _time(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
+    return str(timedelta(seconds=round(seconds))) if seconds >= 1 else f"{seconds:.1f} s"
+
+
+def _megabytes(memory: float) -> str:
+    return f"{memory / 2**20:.{0 if memory >= 10 * 2**20 else 1}f}"
 
 
 def _wandb(study: Study, project: str, work: Work) -> Any:

@@ -24,7 +24,7 @@ from torch import Tensor
 from kdlab.cli.complaints import sentence
 from kdlab.cli.recipes import laid_over, with_data
 from kdlab.cli.whole import WholeCheckpoints
-from kdlab.errors import InputError, refusal_in
+from kdlab.errors import InputError, failed_import, refusal_in
 
 CSV = {"class_path": "pytorch_lightning.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": ""}}
 # One file, written anew after each epoch. (With save_last and save_top_k=0 Lightning 2.6 writes it at the end alone.)
@@ -165,12 +165,16 @@ def build(
             run=run,
         )
     except ArgumentError as error:
-        raise InputError(sentence(error)) from error
+        raise failed_import(error) or InputError(sentence(error)) from error
     except MisconfigurationException as error:  # the Trainer's own refusals: no GPU here, options that exclude another
         raise InputError(str(error).strip().splitlines()[0]) from error
     except (ValueError, TypeError) as error:  # jsonargparse wraps what a constructor raises
         if refused := refusal_in(error):
             raise refused from error
+        raise
+    except (ImportError, SyntaxError) as error:  # in a file that the config names
+        if broken := failed_import(error):
+            raise broken from error
         raise
 
 

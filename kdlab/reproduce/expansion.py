@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kdlab.errors import InputError
+from kdlab.reproduce.blame import blamed
 from kdlab.reproduce.identity import named, of_config
-from kdlab.reproduce.reading import Place, Source
+from kdlab.reproduce.reading import Place
 from kdlab.reproduce.runs import Cell, Run
 from kdlab.reproduce.study import QUOTED, Method, Network, Pair, Part, Study
 
@@ -98,33 +98,25 @@ class _Expansion:
         parts = self.parts(pair, method)
         networks: list[Mapping[str, Any]] = [dict.fromkeys(placed, CLEARED), placed]
         options = [self.study.recipe.options, pair.part.options, *networks, method.part.options, special.options]
-        return self.resolved(parts, options, pair, self.place(pair, method))
+        return self.resolved(parts, options, pair, method.networks, self.place(pair, method))
 
     def resolved(
-        self, parts: Sequence[Part], options: Sequence[Mapping[str, Any]], pair: Pair | None, place: Place
+        self,
+        parts: Sequence[Part],
+        options: Sequence[Mapping[str, Any]],
+        pair: Pair,
+        roles: Mapping[str, str],
+        place: Place,
     ) -> dict[str, Any]:
         arguments = [f"--config={path}" for part in parts for path in part.configs]
         for each in options:
             for key, value in each.items():
                 arguments.append(f"--{key}={_text(self.unquoted(value, pair, place))}")
+        networks = {key: pair.roles[role] for key, role in roles.items()}
         try:
             return self.resolve([*arguments, *self.overrides])
         except InputError as error:
-            raise self.blamed(str(error), parts, place) from error
-
-    def blamed(self, said: str, parts: Sequence[Part], place: Place) -> InputError:
-        """An error that names the line of the key that a parser complains of, or else that of the cell."""
-        complained = re.search(r"unknown key '([^']+)'|^([\w.]+): ", said)
-        key = next(filter(None, complained.groups()), "") if complained else ""
-        if key and any(each.split("=")[0].lstrip("-").endswith(key) for each in self.overrides):
-            return InputError(f"On the command line, {said}")
-        for part in reversed(parts) if key else ():
-            if (found := self.study.source.place(key, (*part.place, "options"))) is not None:
-                return self.study.source.error(found, said)
-            for source in map(Source, reversed(part.configs)):
-                if (found := source.place(key)) is not None:
-                    return source.error(found, said)
-        return self.study.source.error(place, said)
+            raise blamed(str(error), self.study.source, parts, networks, self.overrides, place) from error
 
     def network(self, pair: Pair, role: str) -> dict[str, Any]:
         """The class path and arguments of a role's network; a teacher's with its weights."""
@@ -152,7 +144,7 @@ class _Expansion:
             networks: list[Mapping[str, Any]] = [{"model.student": CLEARED}, {"model.student": dict(network.build)}]
             options = [self.study.recipe.options, *networks, part.options]
             place = ("networks", network.name)
-            config = self.resolved([self.study.recipe, part], options, alone, place)
+            config = self.resolved([self.study.recipe, part], options, alone, {"model.student": "student"}, place)
             seed = part.options.get("seed_everything", TEACHER_SEED)
             if (config["model"].get("init_args") or {}).get("teacher") is not None:
                 raise self.study.source.error(part.place, "the recipe of teachers has a teacher itself.")

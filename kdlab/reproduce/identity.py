@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 import kdlab
-from kdlab.errors import InputError
+from kdlab.errors import InputError, failed_import, nearest
 
 SHOWN = ("logger", "enable_progress_bar", "enable_model_summary", "log_every_n_steps", "profiler", "default_root_dir")
 PLACED = ("accelerator", "strategy", "devices", "num_nodes", "plugins")
@@ -64,7 +64,7 @@ def of_config(config: dict[str, Any]) -> str:
 
 def code_of(config: Any) -> Iterator[tuple[str, str]]:
     """Name and hash of each of the user's own modules that a config names."""
-    for name in dict.fromkeys([*class_paths(config), *_functions(config)]):
+    for name in {*class_paths(config), *_functions(config)}:
         for module in modules_of(named(name)):
             if _own(module.__name__, getattr(module, "__file__", None)):
                 yield module.__name__, of_module(module)
@@ -88,7 +88,7 @@ def _functions(config: Any) -> Iterator[str]:
         for each in config.values() if isinstance(config, dict) else config:
             yield from _functions(each)
     elif isinstance(config, str) and re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", config):
-        with contextlib.suppress(InputError, ValueError):
+        with contextlib.suppress(ValueError):
             spec = find_spec(config.partition(".")[0])  # not imported yet: any text could be the name of a module
             if spec and any(_own(spec.name, each) for each in (spec.origin, *(spec.submodule_search_locations or ()))):
                 named(config)
@@ -105,13 +105,17 @@ def named(path: str) -> Any:
     for end in range(len(parts) - 1, 0, -1):
         try:
             found: Any = import_module(".".join(parts[:end]))
-        except ModuleNotFoundError as error:
-            if not f"{'.'.join(parts[:end])}.".startswith(f"{error.name}."):  # something that it imports
-                raise
-            continue
+        except Exception as error:
+            missing = error.name if isinstance(error, ModuleNotFoundError) else None
+            if missing and f"{'.'.join(parts[:end])}.".startswith(f"{missing}."):  # not something that it imports
+                continue
+            if broken := failed_import(error):
+                raise broken from error
+            raise
         for part in parts[end:]:
             if not hasattr(found, part):
-                raise InputError(f"{'.'.join(parts[:end])} has no {part!r}.")
+                names = dict.fromkeys([*getattr(found, "__all__", ()), *dir(found)])
+                raise InputError(f"{'.'.join(parts[:end])} has no {part!r}; the nearest are {nearest(part, names, 3)}.")
             found = getattr(found, part)
         return found
     raise InputError(f"There is no module {parts[0]!r} for the class path {path!r}.")

@@ -13,6 +13,12 @@ from kdlab.errors import InputError, nearest
 Place = tuple[Hashable, ...]
 
 
+def ends_with(longer: str, key: str) -> bool:
+    """Whether a dotted key is another, or its last parts; ``init_args`` may be left out of both."""
+    long, short = ([part for part in each.split(".") if part != "init_args"] for each in (longer, key))
+    return long[len(long) - len(short) :] == short
+
+
 class Source:
     """The content of a YAML file, and the line of each of its parts.
 
@@ -49,12 +55,25 @@ class Source:
         return self._lines.get(place, 1)
 
     def place(self, key: str, below: Place = ()) -> Place | None:
-        """Where a dotted key, or a longer one that ends with it, stands first below a part."""
-        for place in self._lines:
+        """Where a dotted key, or a longer one that ends with it, stands first below a part; ``None`` without a key."""
+        for place in self._lines if key else ():
             inside = place[len(below) :]
-            if inside and place[: len(below)] == below and f".{'.'.join(map(str, inside))}".endswith(f".{key}"):
+            if inside and place[: len(below)] == below and ends_with(".".join(map(str, inside)), key):
                 return place
         return None
+
+    def holding(self, text: str, below: Place = ()) -> Place | None:
+        """Where a text, or one that goes on with a dot, is first the value of something below a part."""
+        for place in self._lines if text else ():
+            if place[: len(below)] == below and f"{self._value_at(place)}.".startswith(f"{text}."):
+                return place
+        return None
+
+    def _value_at(self, place: Place) -> Any:
+        value = self.content
+        for each in place:
+            value = value[each]
+        return value
 
     def error(self, place: Place, text: str) -> InputError:
         """An error that names the line of a part."""

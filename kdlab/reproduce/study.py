@@ -197,7 +197,10 @@ class _Reader:
             if not isinstance(role, str):
                 raise self.error((*place, "networks", key), f"this is a role, such as student, not {role!r}.")
         if "student" not in networks.values():
-            raise self.error((*place, "networks"), f"the method {name!r} puts the network 'student' nowhere.")
+            roles = ", ".join(map(repr, networks.values())) or "nothing"
+            raise self.error(
+                (*place, "networks"), f"the method {name!r} places {roles}, and the network 'student' nowhere."
+            )
         own = self.seeds(known["seeds"], (*place, "seeds")) if "seeds" in known else seeds
         return Method(name, part, networks, own)
 

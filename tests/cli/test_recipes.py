@@ -77,6 +77,8 @@ def test_knowledge_on_the_command_line_goes_with_a_recipe_without_any(work: Path
         (["-c", "kd.yaml", "-c", "bare.yaml", "--model.knowledge.mine.loss=L"], None),
         (["-c", "bare.yaml", "--model.knowledge={}", "--model.knowledge.mine.loss=L"], None),
         (["-c", "bare.yaml", "--model.knowledge", "{}", "--model.knowledge.mine.loss=L"], None),
+        (["-c", "bare.yaml", "--model.knowledge.mine.loss=L", "--model.knowledge={}"], 2),
+        (["-c", "empty.yaml", "--model.knowledge.mine.loss=L"], 2),
         (["-c", "bare.yaml", "--model.task_weight=1"], None),
     ],
 )
@@ -85,6 +87,7 @@ def test_an_option_adds_to_what_a_recipe_teaches_or_to_nothing(
 ) -> None:
     bare = {"model": {"class_path": "kdlab.Distiller", "init_args": {"task_weight": 1.0}}}
     (work / "bare.yaml").write_text(yaml.safe_dump(bare))
+    (work / "empty.yaml").write_text("model:\n  class_path: kdlab.Distiller\n  init_args:\n")
     room = [] if wanted is None else ["--model.knowledge={}"]
     named, place = ["--model=kdlab.Distiller"], wanted or 0
     assert laid_over([*named, *given]) == [*named, *given[:place], *room, *given[place:]]

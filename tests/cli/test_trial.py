@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -14,22 +15,43 @@ from tests.reproduce.test_real import RECIPE
 
 
 @pytest.mark.parametrize(
-    ("tick", "batch", "wanted"),
+    ("fixed", "sample", "batch", "wanted", "sizes"),
     [
-        (0.01, 100, 4 * 0.01),  # what costs the same for any batch is not multiplied
-        (0.25, 100, 4 * 0.25 * 100 / SAMPLES),
-        (0.25, 25, 16 * 0.25),
-        (0.01, 25, 16 * 0.01),
+        (0.01, 0.0, 100, 4 * 0.01, [SAMPLES] * 4 + [100] * 4),  # what costs the same for any batch is not multiplied
+        (0.0, 0.002, 100, 4 * 0.2, [SAMPLES] * 4 + [100] * 4),
+        (0.25, 0.0, 100, 4 * 0.25 * 100 / SAMPLES, [SAMPLES] * 4),
+        (0.25, 0.0, 25, 16 * 0.25, [25] * 4),
+        (0.01, 0.0, 25, 16 * 0.01, [25] * 4),
     ],
-    ids=["quick", "slow", "slow and small", "quick and small"],
+    ids=["quick", "quick samples", "slow", "slow and small", "quick and small"],
 )
 def test_an_epoch_is_as_long_as_its_steps(
-    tick: float, batch: int, wanted: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fixed: float,
+    sample: float,
+    batch: int,
+    wanted: float,
+    sizes: list[int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    clock = iter(range(1000))
-    monkeypatch.setattr(trial, "time", SimpleNamespace(perf_counter=lambda: tick * next(clock)))
+    seen: list[int] = []
+    now = 0.0
+    started = trial._Watch.on_train_batch_start
+
+    def start(self: Any, trainer: Any, module: Any, given: Any, *rest: Any) -> None:
+        seen.append(len(given.target))
+        started(self, trainer, module, given, *rest)
+
+    def clock() -> float:
+        nonlocal now
+        now += fixed + sample * seen[-1]
+        return now
+
+    monkeypatch.setattr(trial._Watch, "on_train_batch_start", start)
+    monkeypatch.setattr(trial, "time", SimpleNamespace(perf_counter=clock))
     config = resolve([f"--config={yaml.safe_dump(RECIPE)}", f"--data.batch_size={batch}"])
     trials = Trials(tmp_path / "trials.json")
     assert trials.estimate(config).seconds == pytest.approx(wanted)
+    assert seen == sizes
     assert trials.data(config).batch_size == batch  # type: ignore[attr-defined]
     assert Trials(tmp_path / "trials.json").estimate(config) == trials.estimate(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,8 @@ def test_the_students_of_a_failed_teacher_are_not_started_and_the_others_are(tmp
     assert kept == [(FAILED, "no memory"), (FINISHED, ""), (FINISHED, "")]
     again = Study(tmp_path)
     assert again.states() == [FAILED, FINISHED, "new", FINISHED, "new"]
+    shutil.rmtree(again.folder("teacher big"), ignore_errors=True)
+    assert again.states()[0] == FAILED, "the ledger says so too"
     repaired = Fake(trained)
     assert set(again.carry_out(repaired).values()) == {FINISHED}
     assert again.started(repaired) == ["teacher big", *KD]
@@ -212,6 +215,7 @@ def test_a_teacher_whose_weights_were_deleted_is_trained_again_where_a_student_n
         "tiny, plain, seed 2",
         f"{PAIR}, KD, seed 2",
     ]
+    assert study.states()[0] == "new", "finished, and needed again"
 
     def looks(folder: Path) -> None:
         assert not (folder / RESULT).exists(), "a process that finds a result does nothing"

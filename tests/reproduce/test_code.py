@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -104,8 +105,19 @@ def test_a_users_own_function_counts_where_it_is_named_as_text(tmp_path: Path, m
     ((module, _),) = code_of(config)
     assert module == f"{name}.shapes"
     (tmp_path / "never_imported.py").write_text("raise RuntimeError\n")
-    texts = ["hidden.0", "layer1.block.conv", f"{name}.other", "torch.nn.ReLU", "kdlab.models.resnet20", "__main__.x"]
+    monkeypatch.setitem(sys.modules, "without_a_spec", ModuleType("without_a_spec"))
+    texts = [
+        "without_a_spec.x",
+        "this.s",
+        "hidden.0",
+        "layer1.block.conv",
+        f"{name}.other",
+        "torch.nn.ReLU",
+        "kdlab.models.resnet20",
+        "__main__.x",
+    ]
     assert list(code_of({"layers": [*texts, "never_imported", "never_imported: text", f"{name}.shapes.ramp2"]})) == []
+    assert "this" not in sys.modules, "a text alone imports nothing of a library"
 
 
 def test_code_is_the_users_own_and_no_library_nor_kdlabs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

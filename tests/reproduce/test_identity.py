@@ -168,9 +168,19 @@ def test_what_a_class_path_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert identity.named("kdlab.Distiller.forward") is kdlab.Distiller.forward
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "timm_like_nets.py").write_text("import timm_like\n")
-    with pytest.raises(ModuleNotFoundError, match="No module named 'timm_like'"):
-        identity.named("timm_like_nets.net")
-    for path, said in (("kdlab.Distil", "kdlab has no 'Distil'"), ("no_such.Thing", "There is no module 'no_such'")):
+    (tmp_path / "odd_nets.py").write_text("import os\n\nraise ValueError('odd')\n")
+    (tmp_path / "cut_nets.py").write_text("def net(\n    return 1\n")
+    for name, said in (
+        ("timm_like", r"timm_like_nets\.py, line 1: ModuleNotFoundError: No module named 'timm_like'\.$"),
+        ("odd", r"odd_nets\.py, line 3: ValueError: odd\.$"),
+        ("cut", r"cut_nets\.py, line 1: '\(' was never closed\.$"),
+    ):
+        with pytest.raises(InputError, match=said):
+            identity.named(f"{name}_nets.net")
+    for path, said in (
+        ("kdlab.Distil", "kdlab has no 'Distil'; the nearest are 'Distiller'"),
+        ("no_such.Thing", "There is no module 'no_such'"),
+    ):
         with pytest.raises(InputError, match=said):
             identity.named(path)
 

@@ -377,6 +377,49 @@ def test_a_wrong_key_is_named_with_its_own_line(
         assert ", line" not in said
 
 
+@pytest.mark.parametrize("by", ["study", "command line"])
+def test_a_teachers_file_that_does_not_fit_is_found_before_anything_runs(
+    by: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teachers = {**STUDY["teachers"], "weights": {"wide": "wide.pt"}} if by == "study" else STUDY["teachers"]
+    study = write(tmp_path / "bad", teachers=teachers)
+    (study / "wide.pt").write_text("not weights")
+    said = refused(study, capsys, *([f"--teacher=wide={study / 'wide.pt'}"] if by == "command line" else []))
+    lines = (study / "study.yaml").read_text().splitlines()
+    line = next((number for number, each in enumerate(lines, 1) if "wide: wide.pt" in each), 0)
+    assert (f"study.yaml, line {line}: " if line else "--teacher wide: ") in said
+    assert "is not a weights file" in said
+
+
+def test_an_option_of_the_command_that_is_misspelt_has_a_near_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(write(tmp_path / "bad"), capsys, "--dryrun")
+    assert "'--dryrun' is no option of kdlab reproduce (did you mean --dry-run?)" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import torhc\n", "my_{name}.py, line 1: ModuleNotFoundError: No module named 'torhc'."),
+        ("def mine(:\n", "my_{name}.py, line 1: invalid syntax."),
+        ("import torch\nraise ValueError('odd')\n", "my_{name}.py, line 2: ValueError: odd."),
+    ],
+    ids=["imports", "syntax", "raises"],
+)
+def test_an_own_file_that_cannot_be_imported_is_named(
+    text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"broken_{len(text)}"
+    mine = {"options": {"model.knowledge.mine.loss": f"my_{name}.Mine"}}
+    study = write(tmp_path / "bad", methods={**STUDY["methods"], "mine": mine})
+    (study / f"my_{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(study))
+    heard = refused(study, capsys)
+    assert said.format(name=name) in heard
+    assert heard.count("\n") == 1
+
+
 def test_an_own_loss_is_an_option_where_the_recipe_teaches_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

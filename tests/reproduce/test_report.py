@@ -103,8 +103,12 @@ def test_rows_of_another_recipe_are_left_out_and_said(tmp_path: Path, ledger: Le
     names = "; ".join(f"{PAIR}, {method}, seed {seed}" for method in ("plain", "KD") for seed in (0, 1))
     (said,) = [note for note in shown.notes if note.startswith("Left out")]
     assert said == f"Left out, of another recipe or code: {names}."
-    for _ in range(6):
-        enter(ledger, other[KD[0]], 0.9)
+    for more, ending in ((4, "seed 0."), (2, "; and 2 more.")):
+        for _ in range(more):
+            enter(ledger, other[KD[0]], 0.9)
+        (said,) = [note for note in reported(tmp_path, ledger).notes if note.startswith("Left out")]
+        assert said.endswith(ending)
+        assert said.count(" → ") == 8
     enter(ledger, other[KD[1]], 0.9, kdlab="0.0.1")
     recipe, version = [note for note in reported(tmp_path, ledger).notes if note.startswith("Left out")][::-1]
     assert recipe.endswith("; and 2 more.")

@@ -155,7 +155,7 @@ MISTAKES = [
         "{model.student: student}",
         "{model.student: teacher}",
         12,
-        "the method 'plain' puts the network 'student' nowhere",
+        "the method 'plain' places 'teacher', and the network 'student' nowhere",
     ),
     ("{model.student: student}", "student", 12, "methods.plain.networks is a mapping of names"),
     ("{model.student: student}", "{model.student: student, model.teacher: [teacher]}", 12, ""),
