@@ -34,7 +34,7 @@ def blamed(
     key, text = _named_in(said)
     for each in overrides:
         name, _, value = each.lstrip("-").partition("=")
-        if (key and ends_with(name, key)) or (text and value == text):
+        if ends_with(name, key) or (text and value == text):
             return InputError(f"On the command line, {said}")
     for part in reversed(parts):
         places = [(source, (*part.place, "options")), *((Source(path), ()) for path in reversed(part.configs))]

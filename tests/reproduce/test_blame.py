@@ -13,19 +13,21 @@ from kdlab.reproduce.study import Network, Part
 
 STUDY = """\
 recipe:
-  options: {model.size: 1, data.batch_size: 2}
+  options: {model.size: 1, data.batch_size: 2, model.depth: 3}
 networks:
   big: {class_path: a.Net, init_args: {hiden: 3, kind: big.Kind}}
-  small: {class_path: a.Net, init_args: {width: ten}}
+  small: {class_path: a.Net, init_args: {width: ten, deep: 16}}
 methods:
+  early: {options: {model.loss: my_loss.Soft, model.size: 1}}
   KD:
     options:
       model.knowledge:
         soft: {loss: my_loss.Soft, weight: lots}
       model.temprature: 2
+      model.size: 4
   other: {options: {model.widht: 1}}
 """
-FIRST = "model:\n  init_args:\n    optimizer: {class_path: torch.optim.SDG, init_args: {lr: abc}}\n    size: 5\n"
+FIRST = "model:\n  init_args:\n    optimizer: {class_path: torch.optim.SDG, init_args: {lr: abc}}\n    depth: 5\n"
 SECOND = "data:\n  class_path: kdlab.data.Digit\n\nmodel: {init_args: {optimizer: {init_args: {lr: abc}}}}\n"
 
 
@@ -51,23 +53,25 @@ def blame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
 @pytest.mark.parametrize(
     ("said", "place"),
     [
-        ("the config has the unknown key 'temprature' (did you mean 'temperature'?).", "study.yaml, line 11: "),
-        ("the config has the unknown key 'model.temprature'.", "study.yaml, line 11: "),
-        ("the config has the unknown key 'size'.", "study.yaml, line 2: "),  # not batch_size; options go over files
-        ("the config has the unknown key 'widht'.", "study.yaml, line 7: "),  # another method's is no concern of this
+        ("the config has the unknown key 'temprature' (did you mean 'temperature'?).", "study.yaml, line 12: "),
+        ("the config has the unknown key 'model.temprature'.", "study.yaml, line 12: "),
+        ("the config has the unknown key 'size'.", "study.yaml, line 13: "),  # not batch_size
+        ("the config has the unknown key 'depth'.", "study.yaml, line 2: "),  # options go over files
+        ("the config has the unknown key 'widht'.", "study.yaml, line 8: "),  # another method's is no concern of this
         ("model.optimizer.lr: expected a number, not abc.", "second.yaml, line 4: "),  # the later file counts
         ("torch.optim has no 'SDG' (did you mean 'SGD'?).", "first.yaml, line 3: "),
         ("kdlab.data has no 'Digit' (did you mean 'Digits'?).", "second.yaml, line 2: "),
-        ("model.knowledge.weight: expected a number, not lots.", "study.yaml, line 10: "),
-        ("my_loss has no 'Soft'.", "study.yaml, line 10: "),
-        ("model: there is no module 'my_loss'.", "study.yaml, line 10: "),
+        ("model.knowledge.weight: expected a number, not lots.", "study.yaml, line 11: "),
+        ("my_loss has no 'Soft'.", "study.yaml, line 11: "),
+        ("model: there is no module 'my_loss'.", "study.yaml, line 11: "),
         ("the config has the unknown key 'hiden'.", "study.yaml, line 4: "),
         ("model.student.width: expected a whole number, not ten.", "study.yaml, line 5: "),
         ("model.student: expected a whole number, not ten.", "study.yaml, line 5: "),
+        ("model.student.deep: expected a list, not 16.", "study.yaml, line 5: "),
         ("big has no 'Kind'.", "study.yaml, line 4: "),
-        ("something is wrong.", "study.yaml, line 7: "),
-        ("it fails at model.size: no more is known.", "study.yaml, line 7: "),
-        ("expected a whole number, not 5.", "study.yaml, line 7: "),  # there are fives everywhere
+        ("something is wrong.", "study.yaml, line 8: "),
+        ("it fails at model.size: no more is known.", "study.yaml, line 8: "),
+        ("expected a whole number, not 5.", "study.yaml, line 8: "),  # there are fives everywhere
     ],
 )
 def test_the_line_of_what_is_wrong(said: str, place: str, blame: object) -> None:
@@ -79,7 +83,8 @@ def test_the_line_of_what_is_wrong(said: str, place: str, blame: object) -> None
 def test_the_command_line_is_no_file(blame: object) -> None:
     assert callable(blame)
     said = "the config has the unknown key 'size'."
-    assert blame(said, "--data.batch_size=3") == "study.yaml, line 2: "
+    assert blame(said, "--data.batch_size=3", "--empty=") == "study.yaml, line 13: "
+    assert blame("something is wrong.", "--empty=") == "study.yaml, line 8: "
     assert blame(said, "--data.batch_size=3", "--data.size=3") == "On the command line, "
     assert blame("torch.optim has no 'SDG'.", "--model.optimizer=torch.optim.SDG") == "On the command line, "
     assert blame("model.optimizer.lr: expected a number, not x.", "--model.optimizer.lr=x") == "On the command line, "

@@ -326,11 +326,11 @@ def test_an_unknown_method_is_named_with_its_line(tmp_path: Path, capsys: pytest
     assert f"study.yaml, line {line}: there is no method 'KDD'; the nearest are 'KD'" in refused(study, capsys)
 
 
-def test_an_unknown_loss_is_named_with_its_methods_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_loss_is_named_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kd = {"options": {"model.knowledge": {"soft": {"loss": "kdlab.losses.SoftTargetss"}}}}
     study = write(tmp_path / "bad", methods={**STUDY["methods"], "typo": kd})
     lines = (study / "study.yaml").read_text().splitlines()
-    line = next(number for number, each in enumerate(lines, 1) if each.strip() == "typo:")
+    line = next(number for number, each in enumerate(lines, 1) if "SoftTargetss" in each)
     said = refused(study, capsys)
     assert f"study.yaml, line {line}: " in said
     assert "SoftTargets" in said
