@@ -56,6 +56,7 @@ class StudyBar:
         for run in self.work.runs:
             if run.key in outcome and run.key not in self.said:
                 self.said.add(run.key)
+                self._say_started(run, outcome[run.key] == FINISHED)
                 self.console.print(
                     f"{'done' if outcome[run.key] == FINISHED else 'FAILED'}: {run.name}", highlight=False
                 )
@@ -63,10 +64,7 @@ class StudyBar:
                 done += self.weights[run.key]
         for run in running:
             status: dict[str, Any] = read_json(self.work.folder(run) / STATUS) or {}
-            if status.get("state") == "running" and run.key not in self.started:
-                self.started.add(run.key)
-                if not self.console.is_terminal:
-                    self.console.print(f"started: {run.name}", highlight=False)
+            self._say_started(run, status.get("state") == "running")
             epoch, epochs = status.get("epoch") or 0, status.get("epochs") or 0
             if epochs and epochs > 0:
                 done += self.weights[run.key] * min(1.0, epoch / epochs)
@@ -85,6 +83,13 @@ class StudyBar:
             left="" if left is None else f"{_short(left)} left",
             now="; ".join(now[:2]) + (f" and {len(now) - 2} more" if len(now) > 2 else ""),
         )
+
+    def _say_started(self, run: Run, started: bool) -> None:
+        """Once; of a run that was over before anybody looked, when it is over."""
+        if started and run.key not in self.started:
+            self.started.add(run.key)
+            if not self.console.is_terminal:
+                self.console.print(f"started: {run.name}", highlight=False)
 
 
 def _short(seconds: float) -> str:

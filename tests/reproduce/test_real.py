@@ -62,7 +62,14 @@ def write(folder: Path, epochs: int | None = None, **changes: Any) -> Path:
 def start(study: Path, *options: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "kdlab", "reproduce", str(study), *options]
     with (study / "said.txt").open("ab") as said:
-        return subprocess.Popen(command, cwd=study, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
+        return subprocess.Popen(
+            command,
+            cwd=study,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background ignores Ctrl-C
+        )
 
 
 def measured(study: Path) -> list[dict[str, str]]:
@@ -102,7 +109,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     study = write(tmp_path_factory.mktemp("studies") / "whole", epochs=30)
     assert start(study).wait() == 0, (study / "said.txt").read_text()
     said = (study / "said.txt").read_text()
-    assert said.index("started: teacher wide") < said.index("done: teacher wide") < said.index("started: small, plain")
+    order = [line.partition(": ")[0::2] for line in said.splitlines() if line.startswith(("started: ", "done: "))]
+    assert [name for what, name in order if what == "done"] == [name for what, name in order if what == "started"]
+    assert [what for what, _ in order] == ["started", "done"] * 3
     assert {each["state"] for each in statuses(study).values()} == {"finished"}
     return study
 
@@ -198,9 +207,12 @@ from torch import nn
 
 
 class Odd(nn.Module):
+    steps = 0
+
     def forward(self, student, teacher, target):
-        if self.training and torch.is_grad_enabled() and len(target) == 50:
-            raise RuntimeError("no batch of 50")
+        self.steps += self.training and torch.is_grad_enabled()
+        if self.steps > 30:
+            raise RuntimeError("no more than 30 steps")
         return student.logits.sum() * 0
 """
 
@@ -216,7 +228,7 @@ def test_a_run_that_fails_is_reported_and_stops_no_other(
     with pytest.raises(SystemExit) as stopped:
         main(["reproduce", "study.yaml", "--runs", "runs"])
     assert stopped.value.code == 1
-    assert "RuntimeError: no batch of 50" in capsys.readouterr().out
+    assert "RuntimeError: no more than 30 steps" in capsys.readouterr().out
     rows = measured(study)
     assert {row["method"]: row["status"] for row in rows} == {
         "odd": "failed",
@@ -224,7 +236,7 @@ def test_a_run_that_fails_is_reported_and_stops_no_other(
         "KD": "finished",
         "": "finished",
     }
-    (study / "my_odd_loss.py").write_text(LOSS.replace("== 50", "== 51"))
+    (study / "my_odd_loss.py").write_text(LOSS.replace("> 30", "> 31"))
     main(["report", "study.yaml", "--runs", "runs"])
     said = capsys.readouterr().out
     assert "| odd |  |  |" in said  # the code is another now: what failed was another run
