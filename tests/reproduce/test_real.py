@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import random
@@ -250,23 +251,29 @@ def ray_cluster() -> Iterator[None]:
         ray.shutdown()
 
 
-def workers() -> list[int]:
+def workers(study: Path) -> list[int]:
+    """Ray's workers that train a run of this study: those of another one on this machine are none of ours."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if path.read_bytes().startswith(b"ray::_train_in"):
-                found.append(int(path.parent.name))
-        except OSError:
-            continue
+    for cell in cells(study):
+        with contextlib.suppress(OSError):
+            parent = Path(f"/proc/{cell}/stat").read_text().rpartition(")")[2].split()[1]
+            if Path(f"/proc/{parent}/cmdline").read_bytes().startswith(b"ray::_train_in"):
+                found.append(int(parent))
     return found
 
 
 def test_on_ray_a_lost_worker_changes_no_number(whole: Path, tmp_path: Path, ray_cluster: None) -> None:
     study = write(tmp_path / "whole", epochs=30)
     process = start(study, "--launcher", "ray", "--workers", "2")
-    wait_for("a run on Ray", 180, lambda: process.poll() is not None or (under_way(study, 2) and workers()))
+    training: list[int] = []
+
+    def found() -> bool:
+        training[:] = workers(study) if under_way(study, 2) else []
+        return bool(training) or process.poll() is not None
+
+    wait_for("a run on Ray", 180, found)
     assert process.poll() is None, (study / "said.txt").read_text()
-    os.kill(workers()[0], signal.SIGKILL)
+    os.kill(training[0], signal.SIGKILL)
     assert process.wait() == 0, (study / "said.txt").read_text()
     assert measured(study) == measured(whole)
 
