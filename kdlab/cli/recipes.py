@@ -25,7 +25,7 @@ def laid_over(arguments: Sequence[str]) -> list[str]:
     Raises:
         InputError: a part of a recipe, which names no model, comes before any that does.
     """
-    changed, known, parts = list(arguments), dict[str, Any](), list[str]()
+    changed, known, parts, taught = list(arguments), dict[str, Any](), list[str](), list[int]()
     named = any(each == "--model" or each.startswith("--model=") for each in arguments)
     for place, path in _recipes(arguments):
         recipe = _read(path)
@@ -36,6 +36,7 @@ def laid_over(arguments: Sequence[str]) -> list[str]:
         parts += [] if named else [path]
         own = options.get("knowledge")
         if isinstance(own, dict):
+            taught.append(place)
             both = {**known, **own}
             if both.keys() != own.keys():
                 options["knowledge"] = both
@@ -47,23 +48,21 @@ def laid_over(arguments: Sequence[str]) -> list[str]:
             f"{parts[0]!r} is a part of a recipe and names no model: put a whole one before it, as in "
             f"-c configs/cifar100/distil.yaml -c {parts[0]}."
         )
-    return _with_room(changed)
+    return _with_room(changed, taught)
 
 
-def _with_room(arguments: list[str]) -> list[str]:
+def _with_room(arguments: list[str], taught: Sequence[int]) -> list[str]:
     """The arguments, with no knowledge at all before the first option that adds to it, such as knowledge.mine.loss.
 
-    Else the parser would read "mine" as an argument of a knowledge: it adds to a mapping that is there.
+    Else the parser would read "mine" as an argument of a knowledge: it adds to a mapping that is there. ``taught``: the
+    places of recipes that have one.
     """
     added = re.compile(re.escape(KNOWLEDGE) + r"\.\w|--model\.init_args\.knowledge\.\w")
     place = next((place for place, each in enumerate(arguments) if added.match(each)), None)
-    if place is None or any(each.split("=")[0] == KNOWLEDGE for each in arguments[:place]):
+    if place is None or any(each < place for each in taught):
         return arguments
-    for _, path in _recipes(arguments[:place]):
-        recipe = _read(path)
-        model = recipe.get("model") if isinstance(recipe, dict) else None
-        if isinstance(model, dict) and (model.get("init_args") or {}).get("knowledge"):
-            return arguments
+    if any(each.split("=")[0] == KNOWLEDGE for each in arguments[:place]):
+        return arguments
     return [*arguments[:place], f"{KNOWLEDGE}={{}}", *arguments[place:]]
 
 

@@ -16,7 +16,7 @@ Place = tuple[Hashable, ...]
 def ends_with(longer: str, key: str) -> bool:
     """Whether a dotted key is another, or its last parts; ``init_args`` may be left out of both."""
     long, short = ([part for part in each.split(".") if part != "init_args"] for each in (longer, key))
-    return long[len(long) - len(short) :] == short
+    return bool(short) and long[len(long) - len(short) :] == short
 
 
 class Source:
@@ -65,7 +65,8 @@ class Source:
     def holding(self, text: str, below: Place = ()) -> Place | None:
         """Where a text, or one that goes on with a dot, is first the value of something below a part."""
         for place in self._lines if text else ():
-            if place[: len(below)] == below and f"{self._value_at(place)}.".startswith(f"{text}."):
+            value = self._value_at(place)
+            if place[: len(below)] == below and isinstance(value, str) and f"{value}.".startswith(f"{text}."):
                 return place
         return None
 

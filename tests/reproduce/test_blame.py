@@ -25,6 +25,7 @@ methods:
         soft: {loss: my_loss.Soft, weight: lots}
       model.temprature: 2
       model.size: 4
+      model.teacher_fast: null
   other: {options: {model.widht: 1}}
 """
 FIRST = "model:\n  init_args:\n    optimizer: {class_path: torch.optim.SDG, init_args: {lr: abc}}\n    depth: 5\n"
@@ -69,6 +70,7 @@ def blame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
         ("model.student: expected a whole number, not ten.", "study.yaml, line 5: "),
         ("model.student.deep: expected a list, not 16.", "study.yaml, line 5: "),
         ("big has no 'Kind'.", "study.yaml, line 4: "),
+        ("expected a number, not None.", "study.yaml, line 8: "),  # no text, and there may be many
         ("something is wrong.", "study.yaml, line 8: "),
         ("it fails at model.size: no more is known.", "study.yaml, line 8: "),
         ("expected a whole number, not 5.", "study.yaml, line 8: "),  # there are fives everywhere
@@ -96,3 +98,4 @@ def test_a_key_ends_with_whole_parts() -> None:
     assert ends_with("b.c", "init_args.c")
     assert not ends_with("a.bb.c", "b.c")
     assert not ends_with("c", "b.c")
+    assert not ends_with("a.b", "init_args")
