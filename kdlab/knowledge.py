@@ -34,8 +34,8 @@ class Knowledge(Callback):
         loss: any module with ``forward(student, teacher, target) -> scalar`` on two :class:`~kdlab.outputs.Outputs` and
             the labels. It is computed in float32 outside of autocast. A loss may declare ``needs`` (see
             :mod:`kdlab.losses`): what is missing is then reported before the first step. A loss, or a loss inside it,
-            may also define ``set_up(setting)`` (see :class:`~kdlab.losses.setting.Setting`); ``survey(batches)``, given
-            the teacher's outputs and the labels of the whole training set, batch by batch, at the start of a fit;
+            may also define ``setup(context)`` (see :class:`~kdlab.losses.context.Context`); ``precompute(batches)``,
+            given the teacher's outputs and the labels of the whole training set, batch by batch, at the start of a fit;
             ``advance(epoch, step)``, called before every training step; ``after_backward()``, called after every
             backward pass.
         weight: factor of the loss, at least 0.

@@ -74,7 +74,7 @@ def evaluate(case: Case, method: Method) -> list[str]:
 def _loss(case: Case, method: Method, hyper: Case, leaves: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     loss = method.build(hyper).to(getattr(torch, case["dtype"]))
     constants = {name: leaf.detach() for name, leaf in leaves.items()}
-    method.set_up(loss, constants)
+    method.setup(loss, constants)
     own: dict[str, Tensor] = {}
     if method.parameters:
         with torch.no_grad():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kdlab.cli.trial import resolve
+from kdlab.studies.preflight import resolve
 
 ROOT = Path(__file__).parents[1]
 SWEEPS = sorted((ROOT / "configs/sweeps").glob("*.yaml"))

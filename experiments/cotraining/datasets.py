@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdlab.data import CIFAR100, MNIST, Digits, ImageData
 from kdlab.data.decoding import decode
-from kdlab.data.tree import splits
+from kdlab.data.image_tree import splits
 from kdlab.models import resnet8
 
 CLASSES = 20

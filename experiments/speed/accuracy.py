@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from kdlab import Distiller, Knowledge
 from kdlab.data import CIFAR100, ImageFolder
 from kdlab.losses import SoftTargets
+from kdlab.members.fast_inference import supports_bf16
 from kdlab.models import resnet8, resnet20
 from kdlab.teaching import Fast
-from kdlab.teaching.fast import supports_bf16
 
 
 def main() -> None:

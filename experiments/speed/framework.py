@@ -16,13 +16,13 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 
 from kdlab import Distiller, Knowledge
-from kdlab.cli.bar import StudentBar
-from kdlab.cli.trainer import LAST
-from kdlab.cli.whole import WholeCheckpoints
+from kdlab.config.atomic_checkpoint import WholeCheckpoints
+from kdlab.config.lightning_cli import LAST
+from kdlab.config.progress_bar import StudentBar
 from kdlab.losses import CRD, AttentionTransfer, ReviewKD, RKDAngle, RKDDistance, SimilarityPreserving, SoftTargets
+from kdlab.members.fast_inference import supports_bf16
 from kdlab.schedules import Linear
 from kdlab.teaching import Fast, TeacherCache
-from kdlab.teaching.fast import supports_bf16
 
 STAGES = ["layer1", "layer2", "layer3"]
 SUMS = ["layer1.8.preact", "layer2.8.preact", "layer3.8.preact"]  # resnet56's, before their last ReLU

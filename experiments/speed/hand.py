@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from inputs import WARM, Clock, Setting, Untouched, fixed_batches, networks
 from torch import Tensor, nn
 
-from kdlab.teaching.fast import Fast, FastObserver, supports_bf16
+from kdlab.members.fast_inference import Fast, FastObserver, supports_bf16
 
 Step = Callable[[Tensor, Tensor], Any]
 STUDENT, TEACHER, HAND = "S: student's step", "T: teacher's inference", "hand KD"

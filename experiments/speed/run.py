@@ -21,7 +21,7 @@ import torch
 from inputs import Setting
 from limits import METHODS, PARTS
 
-from kdlab.teaching.fast import supports_bf16
+from kdlab.members.fast_inference import supports_bf16
 
 
 def run(given: argparse.Namespace) -> report.Results:

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command, rest = arguments[0], arguments[1:]
     try:
         if command in TRAINER_COMMANDS:
-            from kdlab.cli.trainer import run
+            from kdlab.config.lightning_cli import run
 
             run(command, rest)
         elif command in OWN_COMMANDS:

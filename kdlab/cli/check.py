@@ -15,11 +15,11 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from kdlab.cli.layers import shape_text
-from kdlab.cli.trainer import build
+from kdlab.config.lightning_cli import build
 from kdlab.errors import InputError
 from kdlab.modules.base import DistillationModule
 from kdlab.modules.cotrainer import CoTrainer
-from kdlab.modules.training_data import training_data
+from kdlab.modules.first_batch import training_data
 from kdlab.teaching import Alone, Teaching
 
 QUIET = ["--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.enable_progress_bar=false"]

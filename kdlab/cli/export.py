@@ -11,7 +11,7 @@ import yaml
 from torch import Tensor
 
 from kdlab.errors import InputError
-from kdlab.models.reading import read_tensors
+from kdlab.models.checkpoint_reader import read_tensors
 from kdlab.models.weights import save_tensors
 from kdlab.modules.cotrainer import DEPLOYED
 

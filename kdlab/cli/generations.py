@@ -18,11 +18,11 @@ from safetensors import safe_open
 
 from kdlab.cli.check import QUIET
 from kdlab.cli.generations_report import Row, Together, table, write
-from kdlab.cli.trainer import KdlabCLI, build, finish_loggers, take_up
+from kdlab.config.lightning_cli import KdlabCLI, build, finish_loggers, take_up
 from kdlab.errors import InputError
 from kdlab.models import load_weights, save_weights
 from kdlab.modules import Distiller
-from kdlab.reproduce.files import write_text
+from kdlab.studies.files import write_text
 
 RECIPE, STUDENT = "recipe.yaml", "student.safetensors"
 SHOWN_ONLY = ("logger", "enable_progress_bar", "enable_model_summary")

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from kdlab.cli.complaints import sentence
+from kdlab.config.parser_errors import sentence
 from kdlab.errors import InputError, refusal_in
 from kdlab.outputs import heads_of, layer_names
 

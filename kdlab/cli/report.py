@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from kdlab.cli.reproduce import Opened, Parser, arguments_of
-from kdlab.reproduce.render import markdown, write
+from kdlab.studies.render import markdown, write
 
 DESCRIPTION = """\
 Print a study's table and write report.md, report.csv and report.png; a README.md there that has the marks \
@@ -34,6 +34,6 @@ def run(arguments: Sequence[str]) -> None:
     for path in write(found, Path(given.out) if given.out else opened.study.folder):
         print(path)
     if given.wandb:
-        from kdlab.reproduce.wandb import log_table
+        from kdlab.studies.wandb_table import log_table
 
         log_table(found, given.wandb, opened.folder)

@@ -16,19 +16,19 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
 
-from kdlab.cli.study_bar import StudyBar
-from kdlab.cli.trial import Estimate, Resolved, Trials, made
 from kdlab.errors import InputError
 from kdlab.models import load_weights
-from kdlab.reproduce.carry_out import Work
-from kdlab.reproduce.expansion import runs_of
-from kdlab.reproduce.launch import Launcher, OneAtATime, OnRay
-from kdlab.reproduce.ledger import FINISHED, Ledger
-from kdlab.reproduce.locks import locked
-from kdlab.reproduce.render import markdown
-from kdlab.reproduce.report import table
-from kdlab.reproduce.runs import Run
-from kdlab.reproduce.study import Study, read
+from kdlab.studies.grid import runs_of
+from kdlab.studies.launchers import Launcher, OneAtATime, OnRay
+from kdlab.studies.ledger import FINISHED, Ledger
+from kdlab.studies.locks import locked
+from kdlab.studies.preflight import Estimate, Resolved, Trials, made
+from kdlab.studies.progress import StudyBar
+from kdlab.studies.render import markdown
+from kdlab.studies.runs import Run
+from kdlab.studies.scheduler import Work
+from kdlab.studies.study import Study, read
+from kdlab.studies.tables import table
 
 DESCRIPTION = """\
 Train every run of a study that its ledger does not hold yet, teachers first, and print the table. A run that is \
@@ -143,7 +143,7 @@ def run(arguments: Sequence[str]) -> None:
             signal.signal(signal.SIGTERM, before)
     console.print(Markdown(markdown(opened.table())))
     if given.wandb:
-        from kdlab.reproduce.wandb import log_table
+        from kdlab.studies.wandb_table import log_table
 
         log_table(opened.table(), given.wandb, opened.folder)
     failed = {run.name: outcome[run.key] for run in opened.runs if outcome[run.key] != FINISHED}

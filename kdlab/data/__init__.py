@@ -1,12 +1,12 @@
 """Data as LightningDataModules whose order and augmentation are functions of (seed, epoch, index)."""
 
 from kdlab.data.cifar import CIFAR10, CIFAR100
-from kdlab.data.companions import LastBatch, SameClass, SecondView
 from kdlab.data.digits import Digits
 from kdlab.data.folder import ImageFolder
 from kdlab.data.images import ImageData
 from kdlab.data.mixing import CutMix, Mixing, MixUp
 from kdlab.data.mnist import MNIST
+from kdlab.data.paired_views import LastBatch, SameClass, SecondView
 from kdlab.data.views import Mixed, RandAugment, Rotations, View
 
 __all__ = [

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdlab.data import draws
+from kdlab.data import counter_rng
 
 
 def augment(images: Tensor, index: Tensor, seed: int, epoch: int, padding: int = 0, flip: bool = False) -> Tensor:
@@ -28,9 +28,9 @@ def augment(images: Tensor, index: Tensor, seed: int, epoch: int, padding: int =
     """
     if not padding and not flip:
         return images
-    down = draws.integers(2 * padding + 1, seed, epoch, index, draws.DOWN)
-    right = draws.integers(2 * padding + 1, seed, epoch, index, draws.RIGHT)
-    mirror = draws.integers(2, seed, epoch, index, draws.FLIP) == 1 if flip else None
+    down = counter_rng.integers(2 * padding + 1, seed, epoch, index, counter_rng.DOWN)
+    right = counter_rng.integers(2 * padding + 1, seed, epoch, index, counter_rng.RIGHT)
+    mirror = counter_rng.integers(2, seed, epoch, index, counter_rng.FLIP) == 1 if flip else None
     return crop(images, down, right, mirror, padding)
 
 

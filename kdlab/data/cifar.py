@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from kdlab.data.decoding import decode
+from kdlab.data.image_tree import Tree, splits
 from kdlab.data.images import ImageData
-from kdlab.data.tree import Tree, splits
 from kdlab.errors import InputError
 
 

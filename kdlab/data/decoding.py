@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 
-from kdlab.data import draws
+from kdlab.data import counter_rng
 from kdlab.data.fingerprint import of_tree
-from kdlab.data.order import Draw
-from kdlab.data.tree import Tree
+from kdlab.data.image_tree import Tree
+from kdlab.data.samplers import Draw
 from kdlab.errors import InputError
 from kdlab.outputs import Batch
 
@@ -108,9 +108,9 @@ class Streamed(Dataset[Batch]):
     def cropped(self, images: list[Tensor], draw: Draw) -> list[Tensor]:
         """Every image cropped at random, resized, and mirrored or not."""
         sizes = torch.tensor([image.shape[1:] for image in images])
-        epoch = draws.shown(draw.epoch, self.distinct_epochs, draw.number)
+        epoch = counter_rng.shown(draw.epoch, self.distinct_epochs, draw.number)
         windows = random_windows(sizes, draw.positions, self.seed, epoch).tolist()
-        mirror = draws.integers(2, self.seed, epoch, draw.positions, draws.FLIP).tolist()
+        mirror = counter_rng.integers(2, self.seed, epoch, draw.positions, counter_rng.FLIP).tolist()
         cut = [
             F.resized_crop(image, *window, [self.size, self.size])
             for image, window in zip(images, windows, strict=True)
@@ -141,13 +141,13 @@ def random_windows(sizes: Tensor, index: Tensor, seed: int, epoch: int) -> Tenso
     top, left = (tall - height) // 2, (wide - width) // 2
     for attempt in reversed(range(TRIES)):  # so that the first try that fits is written last
         apart = 16 * attempt  # its own streams
-        share = AREAS[0] + (AREAS[1] - AREAS[0]) * draws.uniform(seed, epoch, index, draws.AREA + apart)
-        ratio = torch.exp(low + (high - low) * draws.uniform(seed, epoch, index, draws.RATIO + apart))
+        share = AREAS[0] + (AREAS[1] - AREAS[0]) * counter_rng.uniform(seed, epoch, index, counter_rng.AREA + apart)
+        ratio = torch.exp(low + (high - low) * counter_rng.uniform(seed, epoch, index, counter_rng.RATIO + apart))
         area = share * tall * wide
         w, h = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
         fits = (w > 0) & (w <= wide) & (h > 0) & (h <= tall)
-        down = (draws.uniform(seed, epoch, index, draws.TOP + apart) * (tall - h + 1)).long()
-        right = (draws.uniform(seed, epoch, index, draws.LEFT + apart) * (wide - w + 1)).long()
+        down = (counter_rng.uniform(seed, epoch, index, counter_rng.TOP + apart) * (tall - h + 1)).long()
+        right = (counter_rng.uniform(seed, epoch, index, counter_rng.LEFT + apart) * (wide - w + 1)).long()
         height, width = torch.where(fits, h, height), torch.where(fits, w, width)
         top, left = torch.where(fits, down, top), torch.where(fits, right, left)
     return torch.stack([top, left, height, width], 1)

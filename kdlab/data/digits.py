@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kdlab.data.images import ImageData
-from kdlab.data.selection import stratified
+from kdlab.data.subsets import stratified
 
 
 class Digits(ImageData):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdlab.data.tree import Tree
+from kdlab.data.image_tree import Tree
 from kdlab.errors import InputError
 
 # Whatever a training batch passes through on its way to the networks.

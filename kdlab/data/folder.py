@@ -8,13 +8,13 @@ from typing import Any, cast
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from kdlab.data import decoding, draws
+from kdlab.data import counter_rng, decoding
 from kdlab.data.decoding import SizesDifferError, Streamed, decode
 from kdlab.data.fingerprint import library, of_code, of_tree, of_views, refuse_unknown
+from kdlab.data.image_tree import Tree, splits
 from kdlab.data.images import ImageData
+from kdlab.data.in_memory import Images
 from kdlab.data.loader import Loader
-from kdlab.data.memory import Images
-from kdlab.data.tree import Tree, splits
 from kdlab.errors import InputError
 from kdlab.outputs import Batch
 
@@ -165,7 +165,7 @@ class ImageFolder(ImageData):
             "images": of_tree(train.tree, train.rows),
             "normalised": [self.mean, self.std],
             "augmented": [self.size, self.flip, self.augmentation_seed],
-            "code": of_code(decoding, draws),
+            "code": of_code(decoding, counter_rng),
             "views": of_views(self.all_views, self.mixing),
             "libraries": [library("torchvision"), library("PIL")],
         }

@@ -12,19 +12,19 @@ import pytorch_lightning as pl
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from kdlab.batch import inputs_of
-from kdlab.data import draws
+from kdlab.data import counter_rng
 from kdlab.data.augment import augment, normalise
-from kdlab.data.companions import LastBatch, SecondView, with_companions
 from kdlab.data.fingerprint import library, of_code, of_images, of_views, refuse_unknown
+from kdlab.data.in_memory import Images
 from kdlab.data.loader import Loader, loader
-from kdlab.data.memory import Images
 from kdlab.data.mixing import Mixing, mixed_labels
-from kdlab.data.order import InOrder, Shuffled
-from kdlab.data.selection import check_labels, training_rows
+from kdlab.data.paired_views import LastBatch, SecondView, with_companions
+from kdlab.data.samplers import InOrder, Shuffled
+from kdlab.data.subsets import check_labels, training_rows
 from kdlab.data.views import View
 from kdlab.errors import InputError
 from kdlab.outputs import Batch
+from kdlab.outputs.batch import inputs_of
 
 
 class ImageData(pl.LightningDataModule):
@@ -246,7 +246,7 @@ class ImageData(pl.LightningDataModule):
 
     def shown(self, epoch: int) -> int:
         """The number of the augmentation that epoch ``epoch`` shows."""
-        return draws.shown(epoch, self.distinct_epochs)
+        return counter_rng.shown(epoch, self.distinct_epochs)
 
     def fingerprint(self) -> dict[str, Any]:
         """All that the inputs of a training batch depend on besides :meth:`shown` of the epoch and the index.
@@ -264,7 +264,7 @@ class ImageData(pl.LightningDataModule):
             "images": of_images(train.images, train.rows),
             "normalised": [self.mean, self.std],
             "augmented": [self.padding, self.flip, self.augmentation_seed],
-            "code": of_code(sys.modules[augment.__module__], draws),
+            "code": of_code(sys.modules[augment.__module__], counter_rng),
             "views": of_views(self.all_views, self.mixing),
             "libraries": library("torchvision") if self.all_views else "",
         }

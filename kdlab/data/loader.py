@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from kdlab.data.order import Shuffled
+from kdlab.data.samplers import Shuffled
 from kdlab.errors import InputError
 from kdlab.outputs import Batch
 

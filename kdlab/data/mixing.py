@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdlab.batch import Mix
-from kdlab.data import draws
+from kdlab.data import counter_rng
 from kdlab.errors import InputError
+from kdlab.outputs.batch import Mix
 
 TRIES = 32
 
@@ -121,8 +121,8 @@ class CutMix(Mixing):
         """The images with their boxes, dtype unchanged."""
         height, width = images.shape[2:]
         side = (1 - beta(self.alpha, seed, epoch, index)).sqrt()
-        rows = _inside(side, height, draws.integers(height, seed, epoch, index, draws.BOX_DOWN))
-        columns = _inside(side, width, draws.integers(width, seed, epoch, index, draws.BOX_RIGHT))
+        rows = _inside(side, height, counter_rng.integers(height, seed, epoch, index, counter_rng.BOX_DOWN))
+        columns = _inside(side, width, counter_rng.integers(width, seed, epoch, index, counter_rng.BOX_RIGHT))
         share = 1 - (rows.sum(1) * columns.sum(1)).float() / (height * width)
         box = rows[:, None, :, None] & columns[:, None, None, :]
         return torch.where(box, images.roll(1, 0), images), Mix(before(index), share)
@@ -149,7 +149,8 @@ def beta(alpha: float, seed: int, epoch: int, index: Tensor) -> Tensor:
     tries = index * TRIES + torch.arange(TRIES, device=index.device)[:, None]  # (32, B)
     # By logarithms: the powers themselves underflow for a small alpha. 1 - u is never 0.
     own, other = (
-        torch.log1p(-draws.uniform(seed, epoch, tries, stream)) / alpha for stream in (draws.OWN, draws.OTHER)
+        torch.log1p(-counter_rng.uniform(seed, epoch, tries, stream)) / alpha
+        for stream in (counter_rng.OWN, counter_rng.OTHER)
     )
     first = (torch.logaddexp(own, other) <= 0).to(torch.uint8).argmax(0, keepdim=True)
     return torch.sigmoid((own - other).gather(0, first)[0])

@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kdlab.batch import Batch
-from kdlab.data import draws
+from kdlab.data import counter_rng
 from kdlab.data.mixing import Mixing, MixUp
 from kdlab.errors import InputError
+from kdlab.outputs.batch import Batch
 
 
 class View:
@@ -94,7 +94,7 @@ class RandAugment(View):
 
     def __call__(self, images: Tensor, index: Tensor, seed: int, epoch: int) -> Tensor:
         """One strong view of each image."""
-        seeds = draws.bits(seed, epoch, index, draws.STRONG).tolist()
+        seeds = counter_rng.bits(seed, epoch, index, counter_rng.STRONG).tolist()
         changed = []
         with torch.random.fork_rng(devices=[]):
             for image, own in zip(images, seeds, strict=True):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from kdlab.errors import InputError
-from kdlab.models.reading import read_tensors
+from kdlab.models.checkpoint_reader import read_tensors
 
 Network = TypeVar("Network", bound=nn.Module)
 

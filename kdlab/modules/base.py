@@ -15,19 +15,19 @@ from torch import Tensor, nn
 from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge, weight_at_least_zero
 from kdlab.metrics import StudentVersusTeacher
-from kdlab.modules.chance import reseed
+from kdlab.modules.dry_run import Rehearsal, rehearse
+from kdlab.modules.first_batch import every_batch
+from kdlab.modules.gradient_split import note_task, splitting
+from kdlab.modules.loss_logging import Terms
 from kdlab.modules.optimization import check_length, configure
-from kdlab.modules.rehearsal import Rehearsal, rehearse
-from kdlab.modules.splitting import note_task, splitting
+from kdlab.modules.seeding import reseed
+from kdlab.modules.setup_checks import ask, be_heard, check_names, tell_ddp
 from kdlab.modules.step import compared, indexed, sum_of, times
-from kdlab.modules.terms import Terms
-from kdlab.modules.training_data import every_batch
-from kdlab.modules.wiring import ask, be_heard, check_names, tell_ddp
 from kdlab.outputs import Batch, Observer, Outputs, headed
+from kdlab.outputs.see import see
 from kdlab.schedules import Progress, Schedule
 from kdlab.teaching import Answer, Lesson, Teaching
 from kdlab.teaching.teaching import all_alike
-from kdlab.views import see
 
 
 def sgd(parameters: Any) -> torch.optim.Optimizer:
@@ -122,8 +122,8 @@ class DistillationModule(pl.LightningModule):
             each.find_layers()
         if self.teaching is not None:
             for knowledge in self.knowledge.values():
-                for survey in knowledge.parts("survey"):
-                    survey(self.teaching.survey(every_batch(self)))
+                for precompute in knowledge.parts("precompute"):
+                    precompute(self.teaching.precompute(every_batch(self)))
         still = {id(module) for module in (self.teaching.modules() if self.teaching else ())}
         if all(module.training or id(module) in still for module in self.modules()):
             # Lightning would warn of the teacher's eval mode, which is meant.

@@ -55,7 +55,7 @@ class CoTrainer(DistillationModule):
 
     Raises:
         InputError: no network, a name that cannot be one, an unknown ``deploy``, what the teaching cannot teach; before
-            the first step, everything of :func:`~kdlab.modules.rehearsal.rehearse`.
+            the first step, everything of :func:`~kdlab.modules.dry_run.rehearse`.
     """
 
     teaching: Teaching

@@ -15,7 +15,7 @@ from kdlab.data import ImageData
 from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge
 from kdlab.modules.base import DistillationModule, sgd
-from kdlab.modules.caching import use_cache
+from kdlab.modules.cache_setup import use_cache
 from kdlab.outputs import Batch, Outputs, logits_of, run
 from kdlab.schedules import Schedule
 from kdlab.teaching import Ensemble, Fast, FrozenTeacher, Lesson, TeacherCache
@@ -54,7 +54,7 @@ class Distiller(DistillationModule):
 
     Raises:
         InputError: a negative weight or a name that cannot be a log key; before the first step, everything of
-            :func:`~kdlab.modules.rehearsal.rehearse`.
+            :func:`~kdlab.modules.dry_run.rehearse`.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from kdlab.errors import InputError, nearest
-from kdlab.modules.splitting import refuse_clipping
+from kdlab.modules.gradient_split import refuse_clipping
 
 if TYPE_CHECKING:
     from kdlab.modules.base import DistillationModule

@@ -1,17 +1,17 @@
 """Who teaches whom: from the networks' outputs on a batch to lessons."""
 
-from kdlab.teaching.branches import Gated, Leader
-from kdlab.teaching.cache import TeacherCache
-from kdlab.teaching.collaboration import PeerEnsemble
+from kdlab.members.ensembles import AEKD, CAMKD, EBKD, Ensemble, MeanOfLogits, MeanOfLosses
+from kdlab.members.fast_inference import Fast
+from kdlab.members.teacher_cache import TeacherCache
 from kdlab.teaching.consensus import Average, Consensus, General, Linear, MinLogit, Naive, Rule
-from kdlab.teaching.copies import MovingAverage, Stale
-from kdlab.teaching.ensembles import AEKD, CAMKD, EBKD, Ensemble, MeanOfLogits, MeanOfLosses
-from kdlab.teaching.fast import Fast
+from kdlab.teaching.consistency import Classmate, Classmates, TwoViews
+from kdlab.teaching.ema import MovingAverage, Stale
 from kdlab.teaching.frozen import FrozenTeacher
-from kdlab.teaching.memory import LastMiniBatch, PreviousEpoch
+from kdlab.teaching.gating import Gated, Leader
+from kdlab.teaching.pcl import PeerEnsemble
 from kdlab.teaching.peers import Alone, DeepestExit, Peers
+from kdlab.teaching.sample_bank import LastMiniBatch, PreviousEpoch
 from kdlab.teaching.teaching import Answer, Lesson, Teaching
-from kdlab.teaching.views import Classmate, Classmates, TwoViews
 
 __all__ = [
     "AEKD",

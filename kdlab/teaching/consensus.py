@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from kdlab.data import SecondView, View
 from kdlab.errors import InputError
+from kdlab.members.ensembles import Ensemble, MeanOfLogits
 from kdlab.outputs import Batch, Outputs
-from kdlab.teaching.ensembles import Ensemble, MeanOfLogits
 from kdlab.teaching.peers import several
 from kdlab.teaching.teaching import Lesson, Teaching
 

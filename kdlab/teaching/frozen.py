@@ -12,15 +12,15 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from kdlab.batch import inputs_of
 from kdlab.errors import InputError
+from kdlab.members.batchnorm import batch_statistics
+from kdlab.members.ensembles import Ensemble
+from kdlab.members.fast_inference import Fast, FastObserver
+from kdlab.members.teacher_cache import TeacherCache
 from kdlab.outputs import Batch, Observer, Outputs
-from kdlab.teaching.cache import TeacherCache
-from kdlab.teaching.ensembles import Ensemble
-from kdlab.teaching.fast import Fast, FastObserver
-from kdlab.teaching.statistics import batch_statistics
+from kdlab.outputs.batch import inputs_of
+from kdlab.outputs.see import see
 from kdlab.teaching.teaching import Lesson, Teaching
-from kdlab.views import see
 
 
 class FrozenTeacher(Teaching):
@@ -198,6 +198,6 @@ class FrozenTeacher(Teaching):
         views = {name: dataclasses.replace(view, members=()) for name, view in teacher.views.items()}
         return dataclasses.replace(teacher, members=members, views=views)
 
-    def survey(self, batches: Iterable[Batch]) -> Iterator[tuple[Outputs, Tensor]]:
+    def precompute(self, batches: Iterable[Batch]) -> Iterator[tuple[Outputs, Tensor]]:
         """What the teacher gives on each of ``batches``, with its labels."""
         return ((self.observe(batch.inputs), batch.target) for batch in batches)

@@ -120,7 +120,7 @@ class Teaching(nn.Module):
         nothing else (no logits, no embedding) in a lesson.
         """
 
-    def survey(self, batches: Iterable[Batch]) -> Iterator[tuple[Outputs, Tensor]]:
+    def precompute(self, batches: Iterable[Batch]) -> Iterator[tuple[Outputs, Tensor]]:
         """What the teacher gives on each of ``batches``, with its labels, before any training."""
         raise InputError(f"{type(self).__name__} has no fixed teacher to look at the training set with.")
 

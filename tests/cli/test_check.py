@@ -14,9 +14,9 @@ import yaml
 
 from kdlab.cli import main
 from kdlab.cli.check import QUIET, memory_of
-from kdlab.cli.trainer import build
+from kdlab.config.lightning_cli import build
 from kdlab.modules.base import DistillationModule
-from tests.cli.test_trainer import MLP, RECIPE, work  # noqa: F401
+from tests.config.test_lightning_cli import MLP, RECIPE, work  # noqa: F401
 
 
 def test_check_shows_parts_taps_terms_and_memory(work: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811

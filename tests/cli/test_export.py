@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from kdlab.cli import main
 from kdlab.models import mlp
-from tests.cli.test_trainer import work  # noqa: F401
+from tests.config.test_lightning_cli import work  # noqa: F401
 
 RUN = "runs/version_0"
 

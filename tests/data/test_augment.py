@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdlab.data import draws
+from kdlab.data import counter_rng
 from kdlab.data.augment import augment, crop, normalise
 
 
@@ -34,9 +34,9 @@ def test_the_batch_equals_one_image_at_a_time(padding: int, flip: bool) -> None:
     got = augment(batch, index, seed=5, epoch=3, padding=padding, flip=flip)
     assert got.dtype == torch.uint8
     for position, number in enumerate(index):
-        down = int(draws.integers(2 * padding + 1, 5, 3, number, draws.DOWN))
-        right = int(draws.integers(2 * padding + 1, 5, 3, number, draws.RIGHT))
-        mirror = flip and bool(draws.integers(2, 5, 3, number, draws.FLIP))
+        down = int(counter_rng.integers(2 * padding + 1, 5, 3, number, counter_rng.DOWN))
+        right = int(counter_rng.integers(2 * padding + 1, 5, 3, number, counter_rng.RIGHT))
+        mirror = flip and bool(counter_rng.integers(2, 5, 3, number, counter_rng.FLIP))
         assert torch.equal(got[position], slow_crop(batch[position], down, right, mirror, padding))
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from kdlab.data import draws
+from kdlab.data import counter_rng
 from kdlab.data.decoding import Streamed, random_windows
-from kdlab.data.order import Draw
-from kdlab.data.tree import Tree
+from kdlab.data.image_tree import Tree
+from kdlab.data.samplers import Draw
 from tests.data.test_folder import write
 
 
@@ -20,8 +20,8 @@ def slow_window(height: int, width: int, number: torch.Tensor, seed: int, epoch:
     """RandomResizedCrop's loop, one image at a time."""
     for attempt in range(10):
         area, ratio, top, left = (
-            float(draws.uniform(seed, epoch, number, stream + 16 * attempt))
-            for stream in (draws.AREA, draws.RATIO, draws.TOP, draws.LEFT)
+            float(counter_rng.uniform(seed, epoch, number, stream + 16 * attempt))
+            for stream in (counter_rng.AREA, counter_rng.RATIO, counter_rng.TOP, counter_rng.LEFT)
         )
         target = height * width * (0.08 + 0.92 * area)
         aspect = math.exp(math.log(3 / 4) + (math.log(4 / 3) - math.log(3 / 4)) * ratio)
@@ -76,7 +76,7 @@ def test_training_crops_resizes_and_mirrors(tmp_path: Path) -> None:
     index = torch.arange(15)
     plain = Streamed(tree, None, 10, 13, train=True, flip=False, seed=4)[Draw(index, 2)].inputs
     mirrored = Streamed(tree, None, 10, 13, train=True, flip=True, seed=4)[Draw(index, 2)].inputs
-    turned = draws.integers(2, 4, 2, index, draws.FLIP) == 1
+    turned = counter_rng.integers(2, 4, 2, index, counter_rng.FLIP) == 1
     assert 0 < int(turned.sum()) < 15
     assert torch.equal(mirrored, torch.where(turned[:, None, None, None], plain.flip(3), plain))
     top, left, height, width = slow_window(31, 31, index[6], 4, 2)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from kdlab.data import ImageFolder
-from kdlab.data.tree import Tree
+from kdlab.data.image_tree import Tree
 from kdlab.errors import InputError
 from tests.data.tiny import Notes, trainer
 

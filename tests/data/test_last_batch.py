@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdlab.batch import Batch
 from kdlab.data import LastBatch, SameClass
-from kdlab.data.order import InOrder, Shuffled
-from tests.data.test_companions import FAR, VIEWS, look, ready, same, served
+from kdlab.data.samplers import InOrder, Shuffled
+from kdlab.outputs.batch import Batch
 from tests.data.test_images import attached
+from tests.data.test_paired_views import FAR, VIEWS, look, ready, same, served
 from tests.data.tiny import KilledError, Notes, Tiny, trainer
 
 

@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from kdlab import Distiller, Knowledge
-from kdlab.data import CutMix, Digits, Mixed, Mixing, MixUp, draws
+from kdlab.data import CutMix, Digits, Mixed, Mixing, MixUp, counter_rng
 from kdlab.data.augment import normalise
 from kdlab.data.mixing import TRIES, beta, mixed_labels
 from kdlab.errors import InputError
@@ -31,7 +31,10 @@ def slow_beta(alpha: float, seed: int, epoch: int, index: int) -> float:
     """Jöhnk's rejection, one try after the other."""
     for attempt in range(TRIES):
         place = torch.tensor(index * TRIES + attempt)
-        u, v = (1 - draws.uniform(seed, epoch, place, stream).item() for stream in (draws.OWN, draws.OTHER))
+        u, v = (
+            1 - counter_rng.uniform(seed, epoch, place, stream).item()
+            for stream in (counter_rng.OWN, counter_rng.OTHER)
+        )
         x, y = u ** (1 / alpha), v ** (1 / alpha)
         if x + y <= 1:
             return x / (x + y)
@@ -108,8 +111,8 @@ def test_cutmix_takes_a_clipped_box_of_the_partner_and_counts_its_pixels(dtype: 
     clipped = 0
     for b, each in enumerate(index.tolist()):
         side = math.sqrt(1 - slow_beta(1.0, 3, 5, each))
-        down = int(draws.integers(height, 3, 5, torch.tensor(each), draws.BOX_DOWN))
-        right = int(draws.integers(width, 3, 5, torch.tensor(each), draws.BOX_RIGHT))
+        down = int(counter_rng.integers(height, 3, 5, torch.tensor(each), counter_rng.BOX_DOWN))
+        right = int(counter_rng.integers(width, 3, 5, torch.tensor(each), counter_rng.BOX_RIGHT))
         tall, wide = int(height * side) // 2, int(width * side) // 2
         top, bottom = max(down - tall, 0), min(down + tall, height)
         left, end = max(right - wide, 0), min(right + wide, width)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from kdlab import Distiller, Knowledge
-from kdlab.data import Digits, RandAugment, Rotations, draws
+from kdlab.data import Digits, RandAugment, Rotations, counter_rng
 from kdlab.data.augment import normalise
 from kdlab.errors import InputError
 from kdlab.outputs import Batch, Outputs, observe
-from kdlab.views import see
+from kdlab.outputs.see import see
 from tests.modules.tiny import count_calls, network, sgd, trainer
 
 IMAGES = torch.randint(0, 256, (6, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -59,14 +59,14 @@ def test_strong_views_do_not_depend_on_the_batch_and_leave_the_generator_alone()
 
 def test_strong_views_have_a_stream_of_their_own() -> None:
     strong, seen = RandAugment(), {}
-    for stream in (draws.STRONG, draws.ORDER):
+    for stream in (counter_rng.STRONG, counter_rng.ORDER):
         changed = []
-        for image, seed in zip(IMAGES, draws.bits(3, 5, INDEX, stream).tolist(), strict=True):
+        for image, seed in zip(IMAGES, counter_rng.bits(3, 5, INDEX, stream).tolist(), strict=True):
             torch.manual_seed(seed)
             changed.append(strong.transform(image))
         seen[stream] = torch.stack(changed)
-    assert torch.equal(strong(IMAGES, INDEX, 3, 5), seen[draws.STRONG])
-    assert not torch.equal(seen[draws.ORDER], seen[draws.STRONG])
+    assert torch.equal(strong(IMAGES, INDEX, 3, 5), seen[counter_rng.STRONG])
+    assert not torch.equal(seen[counter_rng.ORDER], seen[counter_rng.STRONG])
 
 
 @pytest.mark.parametrize(

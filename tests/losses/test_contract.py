@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kdlab import losses
 from kdlab.errors import InputError
 from kdlab.outputs import Outputs
-from tests.losses.setting import NUM_CLASSES, VIEWS, draw, numbers, set_up, setting
+from tests.losses.context import NUM_CLASSES, VIEWS, context, draw, numbers, setup
 
 NEEDS = {"logits", "layers", "student_layers", "teacher_layers", "embedding", "classes", "index", "views"}
 NEEDS |= {"teacher_embedding", "student_classifier", "teacher_classifier"}
@@ -70,7 +70,7 @@ def sized(kind: type[nn.Module], dtype: torch.dtype = torch.float64, **given: fl
     """A loss that has been set up, and whose parameters, if it has any, have their sizes."""
     torch.manual_seed(0)
     names = seen_by(kind, draw(1, 0), "student").names or seen_by(kind, draw(1, 0), "teacher").names
-    loss = set_up(kind(**given), setting(names, dtype)).to(dtype)
+    loss = setup(kind(**given), context(names, dtype)).to(dtype)
     with torch.no_grad():
         loss.eval()(*sides(kind))
     return loss.train().to(dtype)
@@ -248,7 +248,7 @@ def test_missing_knowledge_is_one_sentence(kind):
 
 @EVERY
 def test_a_state_survives_saving(kind):
-    old, new = sized(kind), set_up(kind(), setting(sides(kind)[0].names or ("one", "two"))).double()
+    old, new = sized(kind), setup(kind(), context(sides(kind)[0].names or ("one", "two"))).double()
     new.load_state_dict(old.state_dict(), strict=True)
     assert torch.equal(new(*sides(kind)), old(*sides(kind)))
 

@@ -15,7 +15,7 @@ from kdlab import CoTrainer, InputError, Knowledge
 from kdlab.cli.export import export
 from kdlab.losses import Hint
 from kdlab.models import WithExits
-from kdlab.models.reading import read_tensors
+from kdlab.models.checkpoint_reader import read_tensors
 from kdlab.teaching import Consensus, DeepestExit, Gated, General, Leader, MovingAverage, PeerEnsemble, Peers, Stale
 from tests.losses.slow import dot, softmax
 from tests.modules.cotraining import branched, cotrainer, image_net, peers, soft, steps

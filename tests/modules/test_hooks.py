@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from kdlab import Knowledge
 from kdlab.errors import InputError
 from kdlab.losses import SoftTargets
-from kdlab.losses.setting import Setting
+from kdlab.losses.context import Context
 from kdlab.outputs import Outputs
 from tests.modules.test_ddp import train
 from tests.modules.tiny import digits, distiller, network, pairs, same, trainer, weights
@@ -30,17 +30,17 @@ class Told(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.settings: list[Setting] = []
+        self.settings: list[Context] = []
         self.progress: list[tuple[int, int]] = []
         self.calls: list[str] = []
         self.register_buffer("counts", torch.zeros(10))
         self.register_buffer("memory", torch.zeros(160))
         self.pending: tuple[Tensor, Tensor] | None = None
 
-    def set_up(self, setting: Setting) -> None:
-        self.settings.append(setting)
+    def setup(self, context: Context) -> None:
+        self.settings.append(context)
 
-    def survey(self, batches: Iterable[tuple[Outputs, Tensor]]) -> None:
+    def precompute(self, batches: Iterable[tuple[Outputs, Tensor]]) -> None:
         if self.counts.any():
             return
         for seen, target in batches:
@@ -83,13 +83,13 @@ def test_a_loss_is_told_of_the_run(wrapped: bool) -> None:
     module = distiller(knowledge=knowledge)
     data = digits()
     trainer(2).fit(module, data)
-    (setting,) = told.settings
-    assert setting.student is module.student
-    assert setting.teacher is module.teacher.networks[0]  # type: ignore[union-attr]
-    assert (setting.samples, setting.batch_size, setting.classes) == (160, 32, 10)
-    assert setting.labels is not None
-    assert torch.equal(torch.bincount(setting.labels).float(), told.counts)  # each sample was shown once
-    assert set(setting.losses) == {"told", "soft"}
+    (context,) = told.settings
+    assert context.student is module.student
+    assert context.teacher is module.teacher.networks[0]  # type: ignore[union-attr]
+    assert (context.samples, context.batch_size, context.classes) == (160, 32, 10)
+    assert context.labels is not None
+    assert torch.equal(torch.bincount(context.labels).float(), told.counts)  # each sample was shown once
+    assert set(context.losses) == {"told", "soft"}
     assert told.progress == [(step // 5, step) for step in range(10)]
     assert told.calls == ["forward"] + ["forward", "after"] * 10  # the first is the rehearsal's
     assert told.memory.ne(0).all()
@@ -115,9 +115,9 @@ def test_the_survey_leaves_no_trace_and_is_kept_by_the_checkpoint(tmp_path: Path
     class Seen(Told):
         surveys = 0
 
-        def survey(self, batches: Iterable[tuple[Outputs, Tensor]]) -> None:
+        def precompute(self, batches: Iterable[tuple[Outputs, Tensor]]) -> None:
             before = float(self.counts.sum())
-            super().survey(batches)
+            super().precompute(batches)
             Seen.surveys += float(self.counts.sum()) > before
 
     def module(loss: nn.Module) -> Any:
@@ -149,23 +149,23 @@ def test_each_process_surveys_its_share() -> None:
 
 
 def test_another_knowledges_loss_is_found_by_name_and_kind() -> None:
-    setting = Setting(network(), (network(1), network(2)), losses={"soft": SoftTargets(4.0)})
-    assert setting.loss("soft", SoftTargets) is setting.losses["soft"]
+    context = Context(network(), (network(1), network(2)), losses={"soft": SoftTargets(4.0)})
+    assert context.loss("soft", SoftTargets) is context.losses["soft"]
     with pytest.raises(InputError, match="knowledge named 'other' whose loss is SoftTargets"):
-        setting.loss("other", SoftTargets)
+        context.loss("other", SoftTargets)
     with pytest.raises(InputError, match="one teacher, not an ensemble of 2"):
-        _ = setting.teacher
+        _ = context.teacher
     with pytest.raises(InputError, match="no layer 'hiden'; the nearest names are 'hidden'"):
-        setting.layer("student", "hiden")
-    assert setting.classifier("teacher", 1).out_features == 10
-    bare = Setting(nn.Sequential(nn.Conv2d(1, 2, 1)), (network(),))
+        context.layer("student", "hiden")
+    assert context.classifier("teacher", 1).out_features == 10
+    bare = Context(nn.Sequential(nn.Conv2d(1, 2, 1)), (network(),))
     with pytest.raises(InputError, match="needs the student's classifier"):
         bare.classifier("student")
 
 
 def test_a_failing_set_up_is_one_sentence() -> None:
     class Picky(Told):
-        def set_up(self, setting: Setting) -> None:
+        def setup(self, context: Context) -> None:
             raise InputError("The bank of 160 samples does not fit.")
 
     with pytest.raises(InputError, match=r"^Knowledge 'told' \(Picky\): The bank of 160 samples does not fit\.$"):

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdlab import Distiller, Knowledge
 from kdlab.losses import DIST, DKD, PKT, AttentionTransfer, Hint, RKDDistance, SimilarityPreserving, SoftTargets
-from kdlab.modules.terms import MOST, Terms
+from kdlab.modules.loss_logging import MOST, Terms
 from kdlab.outputs import Outputs
 from kdlab.teaching import Fast
 from tests.data.tiny import Tiny

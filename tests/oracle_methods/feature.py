@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from kdlab import losses
+from kdlab.losses.context import Context
 from kdlab.losses.feature.review_kd import hierarchical_distance
-from kdlab.losses.setting import Setting
 from kdlab.outputs import Outputs
 from tests.oracle_methods.method import Arrays, Method, side
 
@@ -22,7 +22,7 @@ def take_margins(loss: Any, arrays: Arrays) -> None:
         norm = nn.BatchNorm2d(len(weight))
         norm.weight, norm.bias = nn.Parameter(weight), nn.Parameter(bias)
         norms.append(norm)
-    loss.set_up(Setting(norms, (norms,), teacher_layers=tuple(map(str, range(len(norms))))))
+    loss.setup(Context(norms, (norms,), teacher_layers=tuple(map(str, range(len(norms))))))
 
 
 def fix_mask(loss: Any, arrays: Arrays) -> None:
@@ -41,7 +41,7 @@ def give_paraphraser(loss: Any, arrays: Arrays) -> None:
                 for kind in ("weight", "bias"):
                     own = paraphraser.get_parameter(f"{part}.{i}.{kind}")
                     own.copy_(arrays[f"paraphraser_{part}_{theirs}_{kind}"])
-    loss.set_up(Setting(nn.Identity(), (nn.Identity(),), losses={"paraphraser": paraphraser}))
+    loss.setup(Context(nn.Identity(), (nn.Identity(),), losses={"paraphraser": paraphraser}))
 
 
 def fused_layers(arrays: Arrays) -> tuple[Outputs, Outputs]:
@@ -86,7 +86,7 @@ METHODS: dict[str, Method] = {
             for i in range(2)
             for theirs, ours, part in (("conv", "conv", "weight"), ("bn", "norm", "weight"), ("bn", "norm", "bias"))
         },
-        set_up=take_margins,
+        setup=take_margins,
     ),
     "MGD": Method(
         lambda h: losses.MGD(h["lambda_mgd"]),
@@ -95,7 +95,7 @@ METHODS: dict[str, Method] = {
             "align_bias": "aligned.0.bias",
             **{f"generation_{i}_{part}": f"generators.0.{i}.{part}" for i in (0, 2) for part in ("weight", "bias")},
         },
-        set_up=fix_mask,
+        setup=fix_mask,
     ),
     "KDSVD": Method(lambda h: losses.KDSVD(h["k"])),
     "FT": Method(
@@ -109,7 +109,7 @@ METHODS: dict[str, Method] = {
             for i in (0, 1, 3, 4, 6, 7)
             for part in ("weight", "bias")
         },
-        set_up=give_paraphraser,
+        setup=give_paraphraser,
     ),
     "ReviewKD-HCL": Method(lambda h: losses.ReviewKD(), compute=distances),
     "ReviewKD-ABF": Method(

@@ -27,7 +27,7 @@ def side(arrays: Arrays, name: str) -> Outputs:
 class Method:
     """One method: its loss from hyper-parameters, the file's names of its parameters, its outputs from the arrays.
 
-    ``set_up`` gives a loss what it would ask of a run; ``compute`` gives the value without an Outputs, where the case
+    ``setup`` gives a loss what it would ask of a run; ``compute`` gives the value without an Outputs, where the case
     is about a part of a method.
     """
 
@@ -38,5 +38,5 @@ class Method:
         side(arrays, "teacher"),
     )
     target: Callable[[Arrays], Tensor] = lambda arrays: arrays.get("labels", torch.zeros(1))
-    set_up: Callable[[Any, Arrays], None] = lambda loss, arrays: None
+    setup: Callable[[Any, Arrays], None] = lambda loss, arrays: None
     compute: Callable[[Any, Arrays], Tensor] | None = None

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from kdlab import losses
+from kdlab.losses.context import Context
 from kdlab.losses.feature.sem_ckd import combined
-from kdlab.losses.setting import Setting
 from kdlab.models import projected
 from kdlab.outputs import observe
 from tests.oracle_methods.method import Arrays, Method
@@ -32,7 +32,7 @@ def teacher_network(arrays: Arrays) -> nn.Module:
 
 def with_teacher(loss: Any, arrays: Arrays) -> None:
     """Set a loss up that reads the teacher's classifier alone."""
-    loss.set_up(Setting(nn.Identity(), (teacher_network(arrays),)))
+    loss.setup(Context(nn.Identity(), (teacher_network(arrays),)))
 
 
 class SimKD(nn.Module):
@@ -46,7 +46,7 @@ class SimKD(nn.Module):
     def forward(self, arrays: Arrays) -> Tensor:
         """The loss as in a training step."""
         teacher = teacher_network(arrays)
-        self.loss.set_up(Setting(self.student, (teacher,), ("projector",), ("map",)))
+        self.loss.setup(Context(self.student, (teacher,), ("projector",), ("map",)))
         seen = observe(self.student, arrays["student_feature"], ["projector"])
         value: Tensor = self.loss(seen, observe(teacher, arrays["teacher_feature"], ["map"]), torch.zeros(1))
         return value
@@ -89,12 +89,12 @@ METHODS: dict[str, Method] = {
             "connector_Connectors_1_weight": "connector.norm.weight",
             "connector_Connectors_1_bias": "connector.norm.bias",
         },
-        set_up=with_teacher,
+        setup=with_teacher,
     ),
     "SemCKD": Method(
         lambda h: losses.SemCKD(h["factor"]),
         sem_ckd(),
-        set_up=lambda loss, arrays: loss.set_up(Setting(nn.Identity(), (nn.Identity(),), batch_size=8)),
+        setup=lambda loss, arrays: loss.setup(Context(nn.Identity(), (nn.Identity(),), batch_size=8)),
     ),
     "SemCKD-combination": Method(
         lambda h: losses.SemCKD(),

@@ -39,7 +39,7 @@ def sskd(loss: losses.SSKD, arrays: Arrays) -> Tensor:
 def set_up_crd(loss: losses.CRD, arrays: Arrays) -> None:
     """The memories of the case."""
     sizes = arrays["student_embedding"].shape[1], arrays["teacher_embedding"].shape[1]
-    loss.grow(arrays["student_embedding"], len(arrays["memory_student"]), *sizes)
+    loss.materialize(arrays["student_embedding"], len(arrays["memory_student"]), *sizes)
     loss.memory.student.copy_(arrays["memory_student"])
     loss.memory.teacher.copy_(arrays["memory_teacher"])
 
@@ -95,7 +95,7 @@ METHODS: dict[str, Method] = {
             "embed_t_weight": "embed_teacher.weight",
             "embed_t_bias": "embed_teacher.bias",
         },
-        set_up=set_up_crd,
+        setup=set_up_crd,
         compute=crd,
     ),
     "CA-MKD-features": Method(lambda h: losses.CAMKDFeatures(), compute=camkd),

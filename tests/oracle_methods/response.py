@@ -53,7 +53,7 @@ METHODS: dict[str, Method] = {
     "CTKD": Method(
         lambda h: losses.CurriculumTemperature(None, h["t_start"], h["t_end"], length=10),
         {"global_T": "theta"},
-        set_up=lambda loss, arrays: loss.advance(4, 0),  # the file's factor -0.5: epoch 5, counted from 1
+        setup=lambda loss, arrays: loss.advance(4, 0),  # the file's factor -0.5: epoch 5, counted from 1
     ),
     "SDD": Method(lambda h: losses.ScaleDecoupled(losses.DKD(h["alpha"], h["beta"], h["T"])), compute=_regions),
     "OFA-loss": Method(lambda h: losses.OFA(h["eps"], h["T"])),

@@ -132,7 +132,7 @@ def test_a_rehearsal_runs_the_networks_as_they_are(how: Any, monkeypatch: pytest
     nets = [network(), network(1)]
     teacher = FrozenTeacher(nets, **how)
     plainly: list[nn.Module] = []
-    ran = "kdlab.teaching.fast.FastObserver.plainly"
+    ran = "kdlab.members.fast_inference.FastObserver.plainly"
     monkeypatch.setattr(ran, lambda self, x: plainly.append(self.network) or self._plain(x))
     with teacher.rehearsing():
         seen = teacher.observe(X).logits

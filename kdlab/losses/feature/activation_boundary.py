@@ -11,11 +11,11 @@ from kdlab.errors import InputError
 from kdlab.losses.checks import Pair, at_least, map_pairs
 from kdlab.losses.feature.connectors import POINTWISE, Geometry, connector, geometry
 from kdlab.losses.functional import full_precision
-from kdlab.losses.growing import Growing
+from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs
 
 
-class ActivationBoundary(Growing):
+class ActivationBoundary(Lazy):
     r"""Squared distance to the margin of every neuron on the wrong side of it, layers before their ReLU.
 
     .. math:: L = \frac{3}{1000 \, B} \sum_{i=1}^{n} 2^{i - n} \sum_{bchw} \begin{cases}
@@ -66,7 +66,7 @@ class ActivationBoundary(Growing):
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         """The sum over the layers, a scalar; gradient to the student and to the connectors."""
         pairs = map_pairs(student, teacher)
-        self.grow(pairs[0].student, *(_sizes(pair) for pair in pairs))
+        self.materialize(pairs[0].student, *(_sizes(pair) for pair in pairs))
         ours = [connect(pair.student) for connect, pair in zip(self.connectors, pairs, strict=True)]
         values = [self._distance(x, pair.teacher.detach()) for x, pair in zip(ours, pairs, strict=True)]
         weighted = [value * 2.0 ** (i + 1 - len(pairs)) for i, value in enumerate(values)]

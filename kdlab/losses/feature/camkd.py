@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from kdlab.errors import InputError
 from kdlab.losses.checks import Pair, class_labels, map_pairs
+from kdlab.losses.context import Context, copied
 from kdlab.losses.feature.connectors import connector
 from kdlab.losses.functional import full_precision
-from kdlab.losses.growing import Growing
-from kdlab.losses.setting import Setting, copied
+from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs
 
 
-class CAMKDFeatures(Growing):
+class CAMKDFeatures(Lazy):
     r"""Mean squared difference to each teacher's map; a teacher counts more where it classifies the student's map well.
 
     .. math:: L = \frac{1}{M B} \sum_{m,b} w_{mb} \, \mathrm{mse}(r_m(f^s)_b, f^m_b), \qquad
@@ -59,9 +59,9 @@ class CAMKDFeatures(Growing):
         super().__init__()
         self.teachers = 0
 
-    def set_up(self, setting: Setting) -> None:
+    def setup(self, context: Context) -> None:
         """Copy each teacher's classifier."""
-        names, self.teachers = setting.teacher_layers, len(setting.teachers)
+        names, self.teachers = context.teacher_layers, len(context.teachers)
         if self.teachers < 2:
             raise InputError("CAMKDFeatures weights teachers against each other: give at least two.")
         prefixes = [name.partition(".")[0] for name in names]
@@ -72,7 +72,7 @@ class CAMKDFeatures(Growing):
                 f"{list(names)}."
             )
         for number in range(self.teachers):
-            classifier = setting.classifier("teacher", number)
+            classifier = context.classifier("teacher", number)
             self.register_buffer(f"weight_{number}", copied(classifier.weight), persistent=False)
             self.register_buffer(f"bias_{number}", copied(classifier.bias), persistent=False)
 
@@ -86,7 +86,7 @@ class CAMKDFeatures(Growing):
         pairs, labels = map_pairs(student, teacher), class_labels(target, student.logits)
         if len(pairs) != self.teachers:
             raise InputError(f"CAMKDFeatures was set up for {self.teachers} teachers, but meets {len(pairs)} layers.")
-        self.grow(pairs[0].student, *((each.student.shape[1], each.teacher.shape[1]) for each in pairs))
+        self.materialize(pairs[0].student, *((each.student.shape[1], each.teacher.shape[1]) for each in pairs))
         maps = [project(_resized(each)) for project, each in zip(self.projections, pairs, strict=True)]
         logits = [self._classified(number, each) for number, each in enumerate(maps)]
         return weighted(maps, [each.teacher for each in pairs], logits, labels)

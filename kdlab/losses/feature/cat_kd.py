@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlab.errors import InputError
+from kdlab.losses.context import Context, copied
 from kdlab.losses.feature.last_map import fits, one_pair, whole
 from kdlab.losses.functional import full_precision
-from kdlab.losses.setting import Setting, copied
 from kdlab.outputs import Outputs
 
 
@@ -51,7 +51,7 @@ class CATKD(nn.Module):
     >>> maps = torch.eye(2).view(1, 1, 2, 2)
     >>> student, teacher = Outputs(torch.zeros(1, 3), layers=(maps,)), Outputs(torch.zeros(1, 3), layers=(maps + 1,))
     >>> loss, network = CATKD(), nn.Linear(1, 3)
-    >>> loss.set_up(Setting(network, (network,)))
+    >>> loss.setup(Context(network, (network,)))
     >>> bool(torch.isclose(loss(student, teacher, torch.zeros(1)), network.weight.square().mean()))
     True
     """
@@ -70,17 +70,17 @@ class CATKD(nn.Module):
         self.register_buffer("teacher_weight", None, persistent=False)
         self._student: tuple[nn.Linear, ...] = ()  # in a tuple: it is the student's, and must not be registered here
 
-    def set_up(self, setting: Setting) -> None:
+    def setup(self, context: Context) -> None:
         """Copy the teacher's classifier and look at the student's."""
-        self.teacher_weight = copied(setting.classifier("teacher").weight)
-        self._student = (setting.classifier("student"),)
+        self.teacher_weight = copied(context.classifier("teacher").weight)
+        self._student = (context.classifier("student"),)
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         """The value, a scalar; gradient to the student and to the student's classifier."""
         pair = one_pair(student, teacher)
         if self.teacher_weight is None:
-            raise InputError("CATKD needs both classifiers: call set_up(setting) before the first forward.")
+            raise InputError("CATKD needs both classifiers: call setup(context) before the first forward.")
         ours, theirs = self.pooled(pair.student), self.pooled(pair.teacher)
         ours_by = fits(self._student[0].weight, ours, "student", pair.student_name)
         theirs_by = fits(self.teacher_weight, theirs, "teacher", pair.teacher_name)

@@ -11,11 +11,11 @@ from kdlab.errors import InputError
 from kdlab.losses.checks import at_least, map_pairs
 from kdlab.losses.feature.connectors import widened
 from kdlab.losses.functional import full_precision, kl_divergence
-from kdlab.losses.growing import Growing
+from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs
 
 
-class CWD(Growing):
+class CWD(Lazy):
     r"""Divergence of softmaxes over positions, averaged over samples and channels, summed over the layers.
 
     .. math:: L = \sum_i \frac{T^2}{B C_i} \sum_{b, c} \mathrm{KL} \left( \mathrm{softmax}_{hw}(f^t_{i,bc} / T) \,\|\,
@@ -66,7 +66,7 @@ class CWD(Growing):
         for pair in pairs:
             if pair.student.shape[2:] != pair.teacher.shape[2:]:
                 raise InputError(f"CWD needs maps of one height and width, but {pair.shapes}: tap other layers.")
-        self.grow(pairs[0].student, *((pair.student.shape[1], pair.teacher.shape[1]) for pair in pairs))
+        self.materialize(pairs[0].student, *((pair.student.shape[1], pair.teacher.shape[1]) for pair in pairs))
         ours = [align(pair.student) for align, pair in zip(self.aligned, pairs, strict=True)]
         theirs = [pair.teacher.detach() for pair in pairs]
         values = [

@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 from kdlab.errors import InputError
 from kdlab.losses.checks import map_pairs
+from kdlab.losses.context import Context
 from kdlab.losses.feature.connectors import BatchNorm
 from kdlab.losses.feature.paraphraser import Paraphraser
 from kdlab.losses.functional import full_precision, pool_to_smaller
-from kdlab.losses.growing import Growing
-from kdlab.losses.setting import Setting
+from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs
 
 
-class FactorTransfer(Growing):
+class FactorTransfer(Lazy):
     r"""Mean absolute difference of the normalised factors of both networks; the second stage of factor transfer.
 
     .. math:: L = \frac{1}{B H W} \sum_b \| A(T(f^s_b)) - A(E(f^t_b)) \|_1, \qquad
@@ -51,7 +51,7 @@ class FactorTransfer(Growing):
     >>> student = Outputs(torch.zeros(2, 2), layers=(torch.rand(2, 3, 4, 4),))
     >>> teacher = Outputs(torch.zeros(2, 2), layers=(torch.rand(2, 8, 4, 4),))
     >>> loss = FactorTransfer("before")
-    >>> loss.set_up(Setting(nn.Identity(), (nn.Identity(),), losses={"before": Paraphraser(rate=0.5)}))
+    >>> loss.setup(Context(nn.Identity(), (nn.Identity(),), losses={"before": Paraphraser(rate=0.5)}))
     >>> loss(student, teacher, torch.zeros(2)).shape
     torch.Size([])
     >>> loss.translator[0].weight.shape, loss.translator[6].weight.shape
@@ -69,9 +69,9 @@ class FactorTransfer(Growing):
         self.whole = whole
         self._found: tuple[Paraphraser, ...] = ()
 
-    def set_up(self, setting: Setting) -> None:
+    def setup(self, context: Context) -> None:
         """Find the paraphraser among the losses of the run."""
-        self._found = (setting.loss(self.paraphraser, Paraphraser),)  # in a tuple: it is a part of its own knowledge
+        self._found = (context.loss(self.paraphraser, Paraphraser),)  # in a tuple: it is a part of its own knowledge
 
     def build(self, student: int, factors: int) -> None:
         """The translator."""
@@ -87,11 +87,11 @@ class FactorTransfer(Growing):
             raise InputError(f"FactorTransfer compares one pair of layers, but {len(pairs)} are tapped.")
         if not self._found:
             raise InputError(
-                f"FactorTransfer has no paraphraser yet: let set_up() find the knowledge {self.paraphraser!r}."
+                f"FactorTransfer has no paraphraser yet: let setup() find the knowledge {self.paraphraser!r}."
             )
         (paraphraser,), (pair,) = self._found, pairs
         theirs = paraphraser.encode(pair.teacher.detach())
-        self.grow(pair.student, pair.student.shape[1], theirs.shape[1])
+        self.materialize(pair.student, pair.student.shape[1], theirs.shape[1])
         return self.distance(self.translator(pair.student), theirs)
 
     def distance(self, ours: Tensor, theirs: Tensor) -> Tensor:

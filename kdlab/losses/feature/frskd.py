@@ -13,11 +13,11 @@ from kdlab.losses.checks import at_least, class_labels, same_logits
 from kdlab.losses.feature.bifpn import BiFPN
 from kdlab.losses.feature.last_map import whole
 from kdlab.losses.functional import full_precision, kl_divergence
-from kdlab.losses.growing import Growing
+from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs
 
 
-class FRSKD(Growing):
+class FRSKD(Lazy):
     r"""Cross-entropy of a self-teacher, the divergence from its answer, and the distance from where it is active.
 
     .. math:: L = \frac{1}{B} \sum_b \Big( -\log \mathrm{softmax}(\tilde z_b)_{y_b}
@@ -109,7 +109,7 @@ class FRSKD(Growing):
         same_logits(student, teacher)
         ours, labels = student.logits, class_labels(target, student.logits)
         stages = _stages(student)
-        self.grow(ours, ours.shape[1], *(x.shape[1] for x in stages))
+        self.materialize(ours, ours.shape[1], *(x.shape[1] for x in stages))
         refined, scores = self.self_teacher(stages)
         goal = scores.detach() if self.detach_target else scores
         value = F.cross_entropy(scores, labels) + self.alpha * kl_divergence(ours, goal, self.temperature)

@@ -12,11 +12,11 @@ from kdlab.errors import InputError
 from kdlab.losses.checks import Pair, layer_pairs
 from kdlab.losses.feature.connectors import POINTWISE, Geometry, connector, geometry
 from kdlab.losses.functional import full_precision
-from kdlab.losses.growing import Growing
+from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs
 
 
-class Hint(Growing):
+class Hint(Lazy):
     r"""Mean squared difference of the regressed student layer and the teacher layer, summed over the layers.
 
     .. math:: L = \sum_i \frac{1}{|f^t_i|} \| r_i(f^s_i) - f^t_i \|^2
@@ -88,7 +88,7 @@ class Hint(Growing):
         if self.regressor is not None:
             forms = [geometry(x.shape, y.shape) or POINTWISE for x, y in maps]
             sizes = [(x.shape[1], y.shape[1], *form) for (x, y), form in zip(maps, forms, strict=True)]
-            self.grow(ours[0], *sizes)
+            self.materialize(ours[0], *sizes)
             ours = [regressor(x) for regressor, x in zip(self.regressors, ours, strict=True)]
         return torch.stack([F.mse_loss(x, y) for x, y in zip(ours, theirs, strict=True)]).sum()
 

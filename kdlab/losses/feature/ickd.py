@@ -12,11 +12,11 @@ from kdlab.errors import InputError
 from kdlab.losses.checks import Pair, map_pairs
 from kdlab.losses.feature.connectors import connector
 from kdlab.losses.functional import full_precision
-from kdlab.losses.growing import Growing
+from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs
 
 
-class ICKD(Growing):
+class ICKD(Lazy):
     r"""Squared difference of the normalised channel-by-channel correlations, summed over the layers.
 
     .. math:: L = \frac{1}{n} \sum_b \| R(f^s_b f_b^{s\,T}) - R(f^t_b f_b^{t\,T}) \|_F^2
@@ -75,7 +75,7 @@ class ICKD(Growing):
         pairs = map_pairs(student, teacher)
         ours = [pair.student for pair in pairs]
         if self.embed:
-            self.grow(ours[0], *((pair.student.shape[1], pair.teacher.shape[1]) for pair in pairs))
+            self.materialize(ours[0], *((pair.student.shape[1], pair.teacher.shape[1]) for pair in pairs))
             ours = [embedding(x) for embedding, x in zip(self.embeddings, ours, strict=True)]
         return torch.stack([self._compare(x, pair) for x, pair in zip(ours, pairs, strict=True)]).sum()
 

@@ -12,11 +12,11 @@ from kdlab.errors import InputError
 from kdlab.losses.checks import at_least, map_pairs
 from kdlab.losses.feature.connectors import widened
 from kdlab.losses.functional import full_precision
-from kdlab.losses.growing import Growing
+from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs
 
 
-class MGD(Growing):
+class MGD(Lazy):
     r"""Squared difference of the teacher's map and one made from the masked student map, summed over the layers.
 
     .. math:: L = \sum_i \frac{1}{B} \| G_i(M \odot r_i(s_i)) - t_i \|^2
@@ -80,7 +80,7 @@ class MGD(Growing):
         for pair in pairs:
             if pair.student.shape[2:] != pair.teacher.shape[2:]:
                 raise InputError(f"MGD needs maps of one height and width, but {pair.shapes}: tap other layers.")
-        self.grow(pairs[0].student, *((pair.student.shape[1], pair.teacher.shape[1]) for pair in pairs))
+        self.materialize(pairs[0].student, *((pair.student.shape[1], pair.teacher.shape[1]) for pair in pairs))
         values = []
         for align, generate, pair in zip(self.aligned, self.generators, pairs, strict=True):
             ours = align(pair.student)

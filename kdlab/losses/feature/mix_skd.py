@@ -15,13 +15,13 @@ from kdlab.losses.checks import at_least, class_labels, same_logits
 from kdlab.losses.feature.last_map import whole
 from kdlab.losses.feature.stage_heads import Fused, StageHead, discriminator, reversed_gradient
 from kdlab.losses.functional import full_precision, kl_divergence
-from kdlab.losses.growing import Growing
+from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs
 
 VIEW = "mixed"
 
 
-class MixSKD(Growing):
+class MixSKD(Lazy):
     r"""Labels of plain and mixed images for all stages, and agreement of both ways to mix, in answers and in maps.
 
     .. math:: L = \sum_{i<n} H(y, z_i) + \sum_{i \le n} H_\lambda(\tilde z_i) + H_\lambda(\bar e) + H_\lambda(\tilde e)
@@ -115,7 +115,7 @@ class MixSKD(Growing):
         view, partner, share = _mixed(student)
         stages = _stages(student, view)
         strides = tuple(max(x.shape[2] // y.shape[2], 1) for x, y in pairwise(stages))
-        self.grow(student.logits, student.logits.shape[1], tuple(x.shape[1] for x in stages), strides)
+        self.materialize(student.logits, student.logits.shape[1], tuple(x.shape[1] for x in stages), strides)
         count, size = len(labels), stages[-1].shape[2:]
         read = [head(x, size) for head, x in zip(self.heads, stages[:-1], strict=True)]
         read.append((stages[-1], torch.cat([student.logits, view.logits])))

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from kdlab.errors import InputError
 from kdlab.losses.checks import class_labels, embeddings
+from kdlab.losses.context import Context
 from kdlab.losses.feature.last_map import some
 from kdlab.losses.functional import full_precision
-from kdlab.losses.growing import Growing
-from kdlab.losses.setting import Setting
+from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs
 
 
-class NormAndDirection(Growing):
+class NormAndDirection(Lazy):
     r"""One minus the student's component along its class, in units of the longer of both embeddings.
 
     .. math:: L = \frac{1}{B} \sum_b \Bigl( 1 - \frac{\langle h^s_b, e_{y_b} \rangle}
@@ -30,8 +30,8 @@ class NormAndDirection(Growing):
     with it. Computed in float32, or in float64 for float64 embeddings.
 
     The means are taken at the start of a fit over all batches of the training set as the networks see them
-    (:meth:`survey`), summed over processes, and kept in the checkpoint. Before, in evaluation mode, the teacher's own
-    embedding stands in for its class's mean.
+    (:meth:`precompute`), summed over processes, and kept in the checkpoint. Before, in evaluation mode, the teacher's
+    own embedding stands in for its class's mean.
 
     Recipe: CIFAR-100 beside weight 1 on the labels and KD (T = 4, warm-up over 20 epochs): weight 2 (resnet56 to
     resnet20, KD 1; resnet32x4 to resnet8x4, KD 3.5), 1.5 (wrn-40-2 to wrn-40-1, KD 1; resnet32x4 to ShuffleNetV1, KD
@@ -52,7 +52,7 @@ class NormAndDirection(Growing):
 
     >>> student, teacher = (Outputs(torch.zeros(1, 2), embedding=torch.tensor([[x, 0.0]])) for x in (1.0, 2.0))
     >>> loss = NormAndDirection()
-    >>> loss.survey([(teacher, torch.tensor([1]))])
+    >>> loss.precompute([(teacher, torch.tensor([1]))])
     >>> loss(student, teacher, torch.tensor([1]))
     tensor(0.5000)
     """
@@ -65,9 +65,9 @@ class NormAndDirection(Growing):
         super().__init__()
         self._layers: tuple[str, ...] = ()
 
-    def set_up(self, setting: Setting) -> None:
+    def setup(self, context: Context) -> None:
         """Forget the means of an earlier fit, whose teacher may have been another; a checkpoint brings its own."""
-        self._layers = setting.teacher_layers if len(setting.teacher_layers) == 1 else ()
+        self._layers = context.teacher_layers if len(context.teacher_layers) == 1 else ()
         if self.sizes is not None:
             self.sizes = None
             del self.means
@@ -76,7 +76,7 @@ class NormAndDirection(Growing):
         """The table of class means."""
         self.means = _Means(classes, width)
 
-    def survey(self, batches: Iterable[tuple[Outputs, Tensor]]) -> None:
+    def precompute(self, batches: Iterable[tuple[Outputs, Tensor]]) -> None:
         """Take the class means over all batches and all processes, unless a checkpoint brought them."""
         if self.sizes is not None:
             return
@@ -90,7 +90,7 @@ class NormAndDirection(Growing):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(total)
         sums, counts = total[:, :-1], total[:, -1:]
-        self.grow(sums, *sums.shape)
+        self.materialize(sums, *sums.shape)
         self.means.values.copy_(sums / counts.clamp_min(1))
 
     @full_precision
@@ -111,7 +111,7 @@ class NormAndDirection(Growing):
     def _centres(self, teacher: Tensor, labels: Tensor, classes: int) -> Tensor:
         if self.sizes is None:
             if self.training:
-                raise InputError("NormAndDirection needs the teacher's class means: call survey(batches) first.")
+                raise InputError("NormAndDirection needs the teacher's class means: call precompute(batches) first.")
             return teacher
         known, width = self.means.values.shape
         if classes > known or width != teacher.shape[1]:

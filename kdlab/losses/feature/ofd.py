@@ -12,14 +12,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdlab.errors import InputError
 from kdlab.losses.checks import map_pairs
+from kdlab.losses.context import Context
 from kdlab.losses.feature.connectors import connector
 from kdlab.losses.functional import full_precision
-from kdlab.losses.growing import Growing
-from kdlab.losses.setting import Setting
+from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs, layer_names
 
 
-class OFD(Growing):
+class OFD(Lazy):
     r"""Squared difference to the teacher's layer before its ReLU, cut off at a margin, where it matters.
 
     .. math:: L = \frac{1}{B} \sum_{i=1}^{n} 2^{i - n} \sum_{bchw} (r_i(s_i) - t'_i)^2 \,
@@ -54,7 +54,7 @@ class OFD(Growing):
     >>> student = Outputs(torch.zeros(2, 2), layers=(torch.zeros(2, 3, 4, 4),))
     >>> teacher = Outputs(torch.zeros(2, 2), layers=(torch.ones(2, 1, 4, 4),))
     >>> network, loss = nn.Sequential(nn.BatchNorm2d(1)), OFD()
-    >>> loss.set_up(Setting(network, (network,), teacher_layers=("0",)))
+    >>> loss.setup(Context(network, (network,), teacher_layers=("0",)))
     >>> loss.margins
     tensor([-0.7979])
     >>> loss(student, teacher, torch.zeros(2))
@@ -71,13 +71,13 @@ class OFD(Growing):
         self.norms = None if norms is None else tuple(norms)
         self._widths: list[int] = []
 
-    def set_up(self, setting: Setting) -> None:
+    def setup(self, context: Context) -> None:
         """Take the margins from the teacher."""
-        tapped = setting.teacher_layers
+        tapped = context.teacher_layers
         if self.norms is None:
-            found = [_norm_of(setting, name) for name in tapped]
+            found = [_norm_of(context, name) for name in tapped]
         elif len(self.norms) == len(tapped):
-            found = [_checked(setting.layer("teacher", name), name) for name in self.norms]
+            found = [_checked(context.layer("teacher", name), name) for name in self.norms]
         else:
             raise InputError(f"norms must name one layer for each of {len(tapped)} tapped ones, not {len(self.norms)}.")
         margins = [_margin(norm) for norm in found]
@@ -101,9 +101,9 @@ class OFD(Growing):
         if widths != self._widths:
             raise InputError(
                 f"OFD has margins of the teacher's batch normalisations for {self._widths} channels and the tapped "
-                f"layers have {widths}: let set_up() find them, or name others in norms."
+                f"layers have {widths}: let setup() find them, or name others in norms."
             )
-        self.grow(pairs[0].student, *((pair.student.shape[1], pair.teacher.shape[1]) for pair in pairs))
+        self.materialize(pairs[0].student, *((pair.student.shape[1], pair.teacher.shape[1]) for pair in pairs))
         margins = torch.split(self.margins, widths)
         values = [
             _distance(connect(pair.student), pair.teacher.detach(), margin) * 2.0 ** (i + 1 - len(pairs))
@@ -117,12 +117,12 @@ def _distance(ours: Tensor, theirs: Tensor, margin: Tensor) -> Tensor:
     return ((ours - theirs).square() * ((ours > theirs) | (theirs > 0))).sum()
 
 
-def _norm_of(setting: Setting, name: str) -> _BatchNorm:
+def _norm_of(context: Context, name: str) -> _BatchNorm:
     """The batch normalisation that belongs to the teacher's layer of this name."""
-    layer = setting.layer("teacher", name)
+    layer = context.layer("teacher", name)
     if isinstance(layer, _BatchNorm):
         return layer
-    layers = layer_names(setting.teacher)
+    layers = layer_names(context.teacher)
     names, block = list(layers), name.rpartition(".")[0]
     inside = [each for each in names if each.startswith(f"{name}.")]
     before = [each for each in names[: names.index(name)] if not block or each.startswith(f"{block}.")]

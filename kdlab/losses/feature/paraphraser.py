@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from kdlab.errors import InputError
 from kdlab.losses.checks import at_least
 from kdlab.losses.functional import full_precision
-from kdlab.losses.growing import Growing
+from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs
 
 
-class Paraphraser(Growing):
+class Paraphraser(Lazy):
     r"""Mean squared error of the teacher's map rebuilt from its factor; the first stage of factor transfer.
 
     .. math:: L = \frac{1}{|f^t|} \| D(E(f^t)) - f^t \|^2
@@ -82,12 +82,12 @@ class Paraphraser(Growing):
         theirs = teacher.layers[0].detach()
         if len(student.logits) != len(theirs):
             raise InputError(f"The student saw {len(student.logits)} samples and the teacher {len(theirs)}.")
-        self.grow(theirs, theirs.shape[1])
+        self.materialize(theirs, theirs.shape[1])
         return F.mse_loss(self.decoder(self.encoder(theirs)), theirs)
 
     def encode(self, theirs: Tensor) -> Tensor:
         """The factor (B, F, H, W) of a teacher's map (B, C, H, W), without a gradient and in the map's precision."""
-        self.grow(theirs, theirs.shape[1])
+        self.materialize(theirs, theirs.shape[1])
         with torch.no_grad():
             weights = {name: weight.to(theirs.dtype) for name, weight in self.encoder.named_parameters()}
             factor: Tensor = torch.func.functional_call(self.encoder, weights, (theirs,))

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from kdlab.losses.checks import embeddings
 from kdlab.losses.feature.last_map import some, whole
 from kdlab.losses.functional import full_precision
-from kdlab.losses.growing import Growing
+from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs
 
 
-class PEFD(Growing):
+class PEFD(Lazy):
     r"""One minus the cosine of the averaged projections and the teacher's embedding.
 
     .. math:: L = \frac{1}{B} \sum_b \Bigl( 1 - \cos\bigl(\tfrac{1}{q} \sum_i \mathrm{ReLU}(A_i h^s_b + a_i),
@@ -65,6 +65,6 @@ class PEFD(Growing):
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         """The mean over samples, a scalar; gradient to the student and to the projectors."""
         ours, theirs = embeddings(student, teacher)
-        self.grow(some(ours), ours.shape[1], theirs.shape[1])
+        self.materialize(some(ours), ours.shape[1], theirs.shape[1])
         projected = torch.stack([F.relu(projector(ours)) for projector in self.projectors]).mean(0)
         return 1 - F.cosine_similarity(projected, theirs.detach(), eps=1e-12).mean()

@@ -13,11 +13,11 @@ from kdlab.errors import InputError
 from kdlab.losses.checks import at_least, map_pairs
 from kdlab.losses.feature.connectors import BatchNorm
 from kdlab.losses.functional import full_precision
-from kdlab.losses.growing import Growing
+from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs
 
 
-class ReviewKD(Growing):
+class ReviewKD(Lazy):
     r"""Hierarchical distance of the fused student layers to the teacher layers, summed over the layers.
 
     .. math:: L = \sum_{i=1}^{n} \mathrm{HCL}(o_i, t_i), \qquad o_i = V_i(y_i), \qquad
@@ -89,7 +89,7 @@ class ReviewKD(Growing):
             pairs.append((_as_map(student, "student"), _as_map(teacher, "teacher").detach()))
             if len(pairs[-1][0]) != len(pairs[-1][1]) or len(pairs[0][0]) != len(pairs[-1][0]):
                 raise InputError("Layers and embeddings must be of one batch.")
-        self.grow(pairs[0][0], *((ours.shape[1], theirs.shape[1]) for ours, theirs in pairs))
+        self.materialize(pairs[0][0], *((ours.shape[1], theirs.shape[1]) for ours, theirs in pairs))
         deeper, values = None, []
         for fusion, (ours, theirs) in reversed(list(zip(self.fusions, pairs, strict=True))):
             out, deeper = fusion(ours, deeper, theirs.shape[2:])

@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlab.errors import InputError
+from kdlab.losses.context import Context
 from kdlab.losses.feature.connectors import BatchNorm
 from kdlab.losses.feature.last_map import some, whole
 from kdlab.losses.functional import full_precision, pool_to_smaller
-from kdlab.losses.growing import Growing
-from kdlab.losses.setting import Setting
+from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs
 
 
-class SemCKD(Growing):
+class SemCKD(Lazy):
     r"""Attention-weighted squared differences of all pairs of a student's and a teacher's layer.
 
     .. math:: L = \frac{1}{B S} \sum_{b,i,j} \alpha_{bij} \frac{1}{C_j H W} \| r_{ij}(f^s_{bi}) - f^t_{bj} \|^2, \qquad
@@ -53,7 +53,7 @@ class SemCKD(Growing):
     >>> student = Outputs(torch.zeros(4, 5), layers=(torch.rand(4, 3, 4, 4), torch.rand(4, 6, 2, 2)))
     >>> teacher = Outputs(torch.zeros(4, 5), layers=(torch.rand(4, 8, 4, 4),))
     >>> loss = SemCKD()
-    >>> loss.set_up(Setting(nn.Identity(), (nn.Identity(),), batch_size=8))
+    >>> loss.setup(Context(nn.Identity(), (nn.Identity(),), batch_size=8))
     >>> loss(student, teacher, torch.zeros(4)).shape
     torch.Size([])
     """
@@ -68,9 +68,9 @@ class SemCKD(Growing):
         self.factor = whole("factor", factor)
         self.batch_size: int | None = None
 
-    def set_up(self, setting: Setting) -> None:
+    def setup(self, context: Context) -> None:
         """Note the size of a full batch."""
-        self.batch_size = setting.batch_size
+        self.batch_size = context.batch_size
 
     def build(self, batch: int, student: Sequence[int], teacher: Sequence[int]) -> None:
         """A perceptron for every layer, a projection for every pair."""
@@ -92,7 +92,7 @@ class SemCKD(Growing):
                 f"The student's maps have {len(ours[0])} samples and the teacher's {len(theirs[0])}; compare one batch."
             )
         full = self._full(len(some(ours[0])))
-        self.grow(ours[0], full, *(tuple(x.shape[1] for x in side) for side in (ours, theirs)))
+        self.materialize(ours[0], full, *(tuple(x.shape[1] for x in side) for side in (ours, theirs)))
         queries = self._embedded(ours, self.queries, full)
         keys = self._embedded(theirs, self.keys, full)
         attention = (queries @ keys.mT).softmax(2)
@@ -107,7 +107,7 @@ class SemCKD(Growing):
         full = self.sizes[0] if self.sizes is not None else self.batch_size
         if full is None:
             raise InputError(
-                "SemCKD needs the size of a full batch: call set_up(setting) with one, or give the loader a fixed one."
+                "SemCKD needs the size of a full batch: call setup(context) with one, or give the loader a fixed one."
             )
         if batch > full:
             raise InputError(

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlab.errors import InputError
+from kdlab.losses.context import Context
 from kdlab.losses.feature.last_map import one_pair
 from kdlab.losses.functional import full_precision, pool_to_smaller
-from kdlab.losses.setting import Setting
 from kdlab.outputs import Outputs
 
 
@@ -51,9 +51,9 @@ class SimKD(nn.Module):
     layer_count: ClassVar[int] = 1
 
     @torch.no_grad()
-    def set_up(self, setting: Setting) -> None:
+    def setup(self, context: Context) -> None:
         """Give the student the teacher's classifier, frozen."""
-        ours, theirs = setting.classifier("student"), setting.classifier("teacher")
+        ours, theirs = context.classifier("student"), context.classifier("teacher")
         if ours.weight.shape != theirs.weight.shape or (ours.bias is None and theirs.bias is not None):
             raise InputError(
                 f"SimKD gives the student the teacher's classifier, {_form(theirs)}, but its own is {_form(ours)}: "

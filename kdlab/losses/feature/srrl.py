@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 from kdlab.errors import InputError
 from kdlab.losses.checks import at_least
+from kdlab.losses.context import Context, copied
 from kdlab.losses.feature.connectors import connector
 from kdlab.losses.feature.last_map import fits, one_pair
 from kdlab.losses.functional import full_precision
-from kdlab.losses.growing import Growing
-from kdlab.losses.setting import Setting, copied
+from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs
 
 
-class SRRL(Growing):
+class SRRL(Lazy):
     r"""Squared differences of pooled features and of the logits that the teacher's classifier reads off them.
 
     .. math:: L = \alpha \frac{1}{B C_t} \sum_b \| \bar c(f^s_b) - \bar f^t_b \|^2
@@ -50,7 +50,7 @@ class SRRL(Growing):
     >>> student = Outputs(torch.zeros(4, 5), layers=(torch.rand(4, 8, 6, 6),))
     >>> teacher = Outputs(torch.zeros(4, 5), layers=(torch.rand(4, 16, 3, 3),))
     >>> loss = SRRL()
-    >>> loss.set_up(Setting(nn.Linear(8, 5), (nn.Linear(16, 5),)))
+    >>> loss.setup(Context(nn.Linear(8, 5), (nn.Linear(16, 5),)))
     >>> loss(student, teacher, torch.zeros(4)).shape
     torch.Size([])
     """
@@ -70,9 +70,9 @@ class SRRL(Growing):
         self.register_buffer("classifier_weight", None, persistent=False)
         self.register_buffer("classifier_bias", None, persistent=False)
 
-    def set_up(self, setting: Setting) -> None:
+    def setup(self, context: Context) -> None:
         """Copy the teacher's classifier."""
-        classifier = setting.classifier("teacher")
+        classifier = context.classifier("teacher")
         self.classifier_weight, self.classifier_bias = copied(classifier.weight), copied(classifier.bias)
 
     def build(self, student: int, teacher: int) -> None:
@@ -86,10 +86,10 @@ class SRRL(Growing):
         """The weighted sum of both parts, a scalar; gradient to the student and to the connector."""
         pair = one_pair(student, teacher)
         if self.classifier_weight is None:
-            raise InputError("SRRL needs the teacher's classifier: call set_up(setting) before the first forward.")
+            raise InputError("SRRL needs the teacher's classifier: call setup(context) before the first forward.")
         theirs = pair.teacher.detach().mean((2, 3))
         weight = fits(self.classifier_weight, theirs, "teacher", pair.teacher_name)
-        self.grow(pair.student, pair.student.shape[1], pair.teacher.shape[1])
+        self.materialize(pair.student, pair.student.shape[1], pair.teacher.shape[1])
         ours = self.connector(pair.student).mean((2, 3))
         our_logits, their_logits = (F.linear(each, weight, self.classifier_bias) for each in (ours, theirs))
         return self.alpha * F.mse_loss(ours, theirs) + self.beta * F.mse_loss(our_logits, their_logits)

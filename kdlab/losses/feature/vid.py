@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from kdlab.losses.checks import at_least, map_pairs
 from kdlab.losses.functional import full_precision, pool_to_smaller
-from kdlab.losses.growing import Growing
+from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs
 
 EPS = 1e-5
 
 
-class VID(Growing):
+class VID(Lazy):
     r"""Negative log-likelihood of the teacher's map under a normal distribution, summed over the layers.
 
     .. math:: L = \sum_i \frac{1}{|t_i|} \sum_{bchw} \frac{1}{2} \left[ \frac{(\mu_i(s_i) - t_i)^2}{\sigma^2_{i,c}}
@@ -67,7 +67,7 @@ class VID(Growing):
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         """The sum over the layers, a scalar; gradient to the student and to all that predicts."""
         pairs = [pool_to_smaller(pair.student, pair.teacher.detach()) for pair in map_pairs(student, teacher)]
-        self.grow(pairs[0][0], *((ours.shape[1], theirs.shape[1]) for ours, theirs in pairs))
+        self.materialize(pairs[0][0], *((ours.shape[1], theirs.shape[1]) for ours, theirs in pairs))
         return torch.stack([predict(*pair) for predict, pair in zip(self.predictors, pairs, strict=True)]).sum()
 
 

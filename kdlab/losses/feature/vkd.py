@@ -11,11 +11,11 @@ from torch.nn.utils.parametrizations import orthogonal
 from kdlab.losses.checks import embeddings
 from kdlab.losses.feature.last_map import some
 from kdlab.losses.functional import full_precision
-from kdlab.losses.growing import Growing
+from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs
 
 
-class VkD(Growing):
+class VkD(Lazy):
     r"""Smooth L1 distance of the orthogonally projected embedding and the teacher's layer-normalised one.
 
     .. math:: L = \frac{1}{B D_t} \sum_{b,d} \rho\bigl( (A h^s_b)_d - \mathrm{LN}(h^t_b)_d \bigr), \qquad A^T A = I
@@ -63,5 +63,5 @@ class VkD(Growing):
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         """The mean over all entries, a scalar; gradient to the student and to the projector."""
         ours, theirs = embeddings(student, teacher)
-        self.grow(some(ours), ours.shape[1], theirs.shape[1])
+        self.materialize(some(ours), ours.shape[1], theirs.shape[1])
         return F.smooth_l1_loss(self.projector(ours), F.layer_norm(theirs.detach(), theirs.shape[1:]))

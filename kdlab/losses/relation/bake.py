@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kdlab.errors import InputError
 from kdlab.losses.checks import at_least
 from kdlab.losses.functional import full_precision
-from kdlab.losses.response.rows import rows
+from kdlab.losses.response.logits import rows
 from kdlab.outputs import Outputs
 
 

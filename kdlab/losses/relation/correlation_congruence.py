@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from kdlab.errors import InputError
 from kdlab.losses.checks import at_least, embeddings
 from kdlab.losses.functional import full_precision
-from kdlab.losses.growing import Growing
+from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs
 
 
-class CorrelationCongruence(Growing):
+class CorrelationCongruence(Lazy):
     r"""Products of neighbouring samples' errors, or the difference of two kernel matrices of the batch.
 
     ``kernel=None`` is what the benchmarks run under this name, with two trained linear maps to ``width`` numbers:
@@ -88,7 +88,7 @@ class CorrelationCongruence(Growing):
             raise InputError("CorrelationCongruence needs at least 2 samples a batch, with kernel='rbf' at least 1.")
         if self.kernel == "rbf":
             return F.mse_loss(self._matrix(ours), self._matrix(theirs.detach()))
-        self.grow(ours, ours.shape[1], theirs.shape[1])
+        self.materialize(ours, ours.shape[1], theirs.shape[1])
         errors = (self.embed_student(ours) - self.embed_teacher(theirs.detach())).abs()
         value: Tensor = (errors[:-1] * errors[1:]).sum(1).mean()
         return value

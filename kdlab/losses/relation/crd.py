@@ -14,16 +14,16 @@ from torch import Tensor, nn
 
 from kdlab.errors import InputError
 from kdlab.losses.checks import at_least, class_labels, embeddings
+from kdlab.losses.context import Context, copied
 from kdlab.losses.functional import full_precision
-from kdlab.losses.growing import Growing
-from kdlab.losses.relation.contrast import Memory, of_all_processes, of_other_classes, of_the_same_class
-from kdlab.losses.setting import Setting, copied
+from kdlab.losses.lazy import Lazy
+from kdlab.losses.relation.memory_bank import Memory, of_all_processes, of_other_classes, of_the_same_class
 from kdlab.outputs import Outputs
 
 _log = logging.getLogger("kdlab")
 
 
-class CRD(Growing):
+class CRD(Lazy):
     r"""Noise-contrastive estimation of which vector of the other network belongs to a sample, in both directions.
 
     .. math:: L = -\frac{1}{B} \sum_{(v, M)} \sum_b \left( \log \frac{P_{b0}}{P_{b0} + c} + \sum_{k=1}^{K}
@@ -54,11 +54,11 @@ class CRD(Growing):
     Shapes:
         embedding: (B, Ds) and (B, Dt), or one tapped layer a network, flattened.
         index: (B,), positions in the training set.
-        target: (B,) integer class labels. Where the labels of the training set are unknown (``Setting.labels``), those
+        target: (B,) integer class labels. Where the labels of the training set are unknown (``Context.labels``), those
             seen so far count, and samples not seen yet count as another class.
 
     Raises:
-        InputError: a number out of range; ``set_up`` without the number of samples, or too many for the memory of the
+        InputError: a number out of range; ``setup`` without the number of samples, or too many for the memory of the
             device; no index, or one beyond the training set; no samples of other classes; an empty batch; labels that
             are not class indices.
 
@@ -66,7 +66,7 @@ class CRD(Growing):
     Follows RepDistiller, which draws in the loader and keeps one memory for each process.
 
     >>> loss = CRD(negatives=4, width=8)
-    >>> loss.set_up(Setting(nn.Linear(2, 2), (), samples=10, labels=torch.arange(10) % 5))
+    >>> loss.setup(Context(nn.Linear(2, 2), (), samples=10, labels=torch.arange(10) % 5))
     >>> index = torch.tensor([3, 7])
     >>> student = Outputs(torch.zeros(2, 5), embedding=torch.eye(2), index=index)
     >>> value = loss(student, Outputs(torch.zeros(2, 5), embedding=torch.eye(2)), index % 5)
@@ -109,9 +109,9 @@ class CRD(Growing):
         self._largest = 0
         self._forget()
 
-    def set_up(self, setting: Setting) -> None:
+    def setup(self, context: Context) -> None:
         """Take the size and the labels of the training set; refuse one whose vectors do not fit in memory."""
-        samples, labels = setting.samples, copied(setting.labels)
+        samples, labels = context.samples, copied(context.labels)
         if samples is None:
             raise InputError("CRD keeps a vector of every training sample, so the loader must say how many there are.")
         if self.sizes is not None and self.sizes[0] != samples:
@@ -119,7 +119,7 @@ class CRD(Growing):
         if labels is not None and len(labels) != samples:
             raise InputError(f"The training set has {samples} samples, but {len(labels)} labels.")
         if self.sizes is None:
-            _check_room(2 * 4 * samples * self.width, setting.device)
+            _check_room(2 * 4 * samples * self.width, context.device)
         self.samples = samples
         if labels is not None and self.sizes is not None:
             labels = labels.to(self.memory.labels.device)
@@ -138,9 +138,9 @@ class CRD(Growing):
         labels = class_labels(target, student.logits)
         samples = self.sizes[0] if self.sizes is not None else self.samples
         if samples is None:
-            raise InputError("CRD must know the number of training samples first: call set_up().")
+            raise InputError("CRD must know the number of training samples first: call setup().")
         index = self._checked(student.index, len(ours), samples)
-        self.grow(ours, samples, ours.shape[1], theirs.shape[1])
+        self.materialize(ours, samples, ours.shape[1], theirs.shape[1])
         ours, theirs = self.vectors(ours, theirs)
         value = self.contrast(ours, theirs, self.draw(index, labels))
         if self.training:

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from kdlab.errors import InputError
 from kdlab.losses.checks import at_least, embeddings
 from kdlab.losses.functional import full_precision
-from kdlab.losses.growing import Growing
+from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs
 
 
-class ITRD(Growing):
+class ITRD(Lazy):
     r"""Every feature correlates with the teacher's, and samples are as alike as in the teacher.
 
     .. math:: L = \lambda_c \log_2 \sum_d |c_d - 1|^{2 \alpha} + \lambda_m \sum_{i,j} \left( (\bar G^s_{ij})^2 -
@@ -70,7 +70,7 @@ class ITRD(Growing):
         ours, theirs = embeddings(student, teacher)
         if len(ours) < 2:
             raise InputError("ITRD needs at least 2 samples a batch: nothing varies within one.")
-        self.grow(ours, ours.shape[1], theirs.shape[1])
+        self.materialize(ours, ours.shape[1], theirs.shape[1])
         ours, theirs = self.embed(ours), theirs.detach()
         correlations = (_standard(ours) * _standard(theirs)).sum(0) / len(ours)
         correlation = (correlations - 1).abs().pow(2 * self.alpha).sum().log2()

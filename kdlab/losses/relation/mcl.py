@@ -12,11 +12,11 @@ from kdlab.errors import InputError
 from kdlab.losses.checks import at_least, class_labels, embeddings
 from kdlab.losses.feature.last_map import whole
 from kdlab.losses.functional import full_precision, kl_divergence
-from kdlab.losses.growing import Growing
+from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs
 
 
-class MCL(Growing):
+class MCL(Lazy):
     r"""Contrast within each network and across both, and divergences between the two networks' similarities.
 
     .. math:: L = w_v \sum_{n} C(S^{nn}) + w_i \sum_{n \ne m} C(S^{nm})
@@ -118,7 +118,7 @@ class MCL(Growing):
                 f"MCL contrasts the samples of a batch, so it needs at least 2 and one embedding a label, not "
                 f"{len(ours)} embeddings and {len(labels)} labels."
             )
-        self.grow(ours, ours.shape[1], theirs.shape[1])
+        self.materialize(ours, ours.shape[1], theirs.shape[1])
         a = F.normalize(self.student_head(ours), eps=1e-12)
         b = F.normalize(self.teacher_head(theirs.detach()), eps=1e-12)
         within = [a @ a.T / self.temperature, b @ b.T / self.temperature]

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from kdlab.errors import InputError
 from kdlab.losses.functional import full_precision
-from kdlab.losses.growing import Growing
+from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs
 
 VIEW = "rotations"
 
 
-class SelfSupervision(Growing):
+class SelfSupervision(Lazy):
     r"""Cross-entropy of finding the upright image of every rotated one in the batch, through a trained head.
 
     .. math:: L = -\frac{1}{V B} \sum_{b,v} \log \mathrm{softmax}_j \left( \cos(h(x_{bv}), h(x_j)) \right)_b
@@ -68,7 +68,7 @@ class SelfSupervision(Growing):
         upright, rotated = (each.detach() for each in upright_and_rotated(teacher, "teacher"))
         if len(student.logits) != len(upright):
             raise InputError(f"The student saw {len(student.logits)} samples and the teacher {len(upright)}.")
-        self.grow(upright, upright.shape[1])
+        self.materialize(upright, upright.shape[1])
         labels = torch.arange(len(upright), device=upright.device).repeat_interleave(len(rotated) // len(upright))
         return F.cross_entropy(cosines(self.head(rotated), self.head(upright)), labels)
 
@@ -76,7 +76,7 @@ class SelfSupervision(Growing):
         """The trained head's similarities (V B, B) of rotated to upright images, without gradient."""
         embedded = upright_and_rotated(teacher, "teacher")
         with torch.no_grad():
-            self.grow(embedded[0], embedded[0].shape[1])
+            self.materialize(embedded[0], embedded[0].shape[1])
             # The head belongs to another loss, so nobody has brought its weights to the precision of this one.
             weights = {name: weight.to(embedded[0].dtype) for name, weight in self.head.named_parameters()}
             upright, rotated = (torch.func.functional_call(self.head, weights, (each,)) for each in embedded)

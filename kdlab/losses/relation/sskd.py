@@ -10,8 +10,9 @@ from torch import Tensor
 
 from kdlab.errors import InputError
 from kdlab.losses.checks import at_least, class_labels, same_logits
+from kdlab.losses.context import Context
 from kdlab.losses.functional import full_precision
-from kdlab.losses.growing import Growing
+from kdlab.losses.lazy import Lazy
 from kdlab.losses.relation.self_supervision import (
     VIEW,
     SelfSupervision,
@@ -20,11 +21,10 @@ from kdlab.losses.relation.self_supervision import (
     rotations,
     upright_and_rotated,
 )
-from kdlab.losses.setting import Setting
 from kdlab.outputs import Outputs
 
 
-class SSKD(Growing):
+class SSKD(Lazy):
     r"""Three divergences: of the answers on images, of those on rotated images, and of similarities between both.
 
     .. math:: L = w_o \, T^2 \, \mathrm{KL}_b(p^t_b \| p^s_b) + w_r \, T^2 \, \mathrm{KL}_{R}(p^t_{bv} \| p^s_{bv})
@@ -65,7 +65,7 @@ class SSKD(Growing):
     >>> x = torch.eye(2)
     >>> side = Outputs(x, embedding=x, views={"rotations": Outputs(x, embedding=x)})
     >>> loss = SSKD(similarities=0.0)
-    >>> loss.set_up(Setting(torch.nn.Identity(), (), losses={"head": SelfSupervision()}))
+    >>> loss.setup(Context(torch.nn.Identity(), (), losses={"head": SelfSupervision()}))
     >>> loss(side, side, torch.tensor([0, 1]))
     tensor(0., grad_fn=<AddBackward0>)
     """
@@ -98,9 +98,9 @@ class SSKD(Growing):
         self.keep_similarities = _share("keep_similarities", keep_similarities)
         self._pretext: tuple[SelfSupervision, ...] = ()
 
-    def set_up(self, setting: Setting) -> None:
+    def setup(self, context: Context) -> None:
         """Find the teacher's head, which stays that loss's own part."""
-        self._pretext = (setting.loss(self.name, SelfSupervision),)
+        self._pretext = (context.loss(self.name, SelfSupervision),)
 
     def build(self, width: int) -> None:
         """The student's head."""
@@ -115,8 +115,8 @@ class SSKD(Growing):
         ours, theirs = rotations(student, "student"), rotations(teacher, "teacher")
         same_logits(ours, theirs)
         if not self._pretext:
-            raise InputError(f"SSKD needs the teacher's head: call set_up() with a loss {self.name!r}.")
-        self.grow(upright, upright.shape[1])
+            raise InputError(f"SSKD needs the teacher's head: call setup() with a loss {self.name!r}.")
+        self.materialize(upright, upright.shape[1])
         guesses = self._pretext[0].cosines(teacher.detach())
         similar = cosines(self.head(rotated), self.head(upright))
         return self.combined(student.logits, teacher.logits, ours.logits, theirs.logits, labels, similar, guesses)

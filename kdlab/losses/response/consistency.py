@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from kdlab.losses.functional import full_precision
-from kdlab.losses.response.rows import rows
+from kdlab.losses.response.logits import rows
 from kdlab.outputs import Outputs
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kdlab.errors import InputError
 from kdlab.losses.checks import at_least
 from kdlab.losses.functional import full_precision
-from kdlab.losses.response.rows import needs_of, views_of
+from kdlab.losses.response.logits import needs_of, views_of
 from kdlab.losses.response.soft_targets import SoftTargets
 from kdlab.outputs import Outputs
 

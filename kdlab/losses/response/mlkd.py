@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from kdlab.errors import InputError
 from kdlab.losses.checks import at_least
 from kdlab.losses.functional import full_precision
+from kdlab.losses.response.logits import divergence, rows, split
 from kdlab.losses.response.on_view import view_of
-from kdlab.losses.response.rows import divergence, rows, split
 from kdlab.outputs import Outputs
 
 

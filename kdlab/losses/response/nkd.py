@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kdlab.losses.checks import at_least, class_labels
 from kdlab.losses.functional import full_precision
-from kdlab.losses.response.rows import rows, soft_cross_entropy, split
+from kdlab.losses.response.logits import rows, soft_cross_entropy, split
 from kdlab.outputs import Outputs
 
 

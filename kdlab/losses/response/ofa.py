@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from kdlab.errors import InputError
 from kdlab.losses.checks import at_least, class_labels
 from kdlab.losses.functional import full_precision
-from kdlab.losses.growing import Growing
-from kdlab.losses.response.rows import rows
+from kdlab.losses.lazy import Lazy
+from kdlab.losses.response.logits import rows
 from kdlab.outputs import Outputs
 
 
-class OFA(Growing):
+class OFA(Lazy):
     r"""Cross-entropy with the teacher's probabilities, the label's raised: for networks of different architectures.
 
     .. math:: \ell(z) = -\frac{1}{B} \sum_b \sum_k \big( (p_{bk} + [k = y_b])^\gamma - [k = y_b] \big) \log q_{bk},
@@ -111,7 +111,7 @@ class OFA(Growing):
                 raise InputError(f"OFA's exits read maps (B, C, H, W) of the batch, not {tuple(layer.shape)}.")
         smallest = min(layer.shape[-1] for layer in student.layers)
         layers = tuple((x.shape[1], round(math.log2(x.shape[-1] / smallest))) for x in student.layers)
-        self.grow(student.layers[0], student.logits.shape[1], layers)
+        self.materialize(student.layers[0], student.logits.shape[1], layers)
 
 
 def _branch(channels: int, halvings: int, width: int, classes: int) -> nn.Module:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kdlab.losses.checks import at_least, class_labels
 from kdlab.losses.functional import full_precision
-from kdlab.losses.response.rows import binary_divergence, divergence, rows, split
+from kdlab.losses.response.logits import binary_divergence, divergence, rows, split
 from kdlab.outputs import Outputs
 
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from kdlab.errors import InputError
 from kdlab.losses.checks import class_labels, map_pairs
+from kdlab.losses.context import Context, copied
 from kdlab.losses.functional import full_precision
 from kdlab.losses.response.dkd import DKD
-from kdlab.losses.response.rows import needs_of
-from kdlab.losses.setting import Setting, copied
+from kdlab.losses.response.logits import needs_of
 from kdlab.outputs import Outputs
 
 
@@ -53,7 +53,7 @@ class ScaleDecoupled(nn.Module):
     >>> from kdlab.losses.response.soft_targets import SoftTargets
     >>> student, teacher = nn.Linear(2, 3), nn.Linear(2, 3)
     >>> loss = ScaleDecoupled(SoftTargets(4.0))
-    >>> loss.set_up(Setting(student, (teacher,)))
+    >>> loss.setup(Context(student, (teacher,)))
     >>> maps = Outputs(torch.zeros(1, 3), layers=(torch.rand(1, 2, 4, 4),))
     >>> loss(maps, maps, torch.tensor([0])).shape
     torch.Size([])
@@ -82,10 +82,10 @@ class ScaleDecoupled(nn.Module):
         self.register_buffer("bias", None, persistent=False)
         self._classifier: tuple[nn.Linear, ...] = ()  # a tuple is not registered: the student's layer stays its own
 
-    def set_up(self, setting: Setting) -> None:
+    def setup(self, context: Context) -> None:
         """Find the student's classifier and copy the teacher's."""
-        self._classifier = (setting.classifier("student"),)
-        theirs = setting.classifier("teacher")
+        self._classifier = (context.classifier("student"),)
+        theirs = context.classifier("teacher")
         self.weight, self.bias = copied(theirs.weight), copied(theirs.bias)
 
     @full_precision
@@ -95,7 +95,7 @@ class ScaleDecoupled(nn.Module):
         if len(pairs) != 1:
             raise InputError(f"ScaleDecoupled reads the last map of either network, not {len(pairs)} pairs of layers.")
         if not self._classifier or self.weight is None:
-            raise InputError("ScaleDecoupled has not seen the classifiers yet: call set_up(setting) before it.")
+            raise InputError("ScaleDecoupled has not seen the classifiers yet: call setup(context) before it.")
         ours = self._cells(pairs[0].student, self._classifier[0].weight, self._classifier[0].bias, "student")
         theirs = self._cells(pairs[0].teacher.detach(), self.weight, self.bias, "teacher")
         return self.compare(ours, theirs, target)

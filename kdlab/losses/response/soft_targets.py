@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from kdlab.errors import InputError
 from kdlab.losses.checks import at_least, same_logits
 from kdlab.losses.functional import full_precision, kl_divergence
-from kdlab.losses.response.rows import divergence, rows
+from kdlab.losses.response.logits import divergence, rows
 from kdlab.outputs import Outputs
 
 

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from kdlab.errors import InputError
 from kdlab.losses.checks import at_least, class_labels
 from kdlab.losses.functional import full_precision
-from kdlab.losses.growing import Growing
-from kdlab.losses.response.rows import rows, split
+from kdlab.losses.lazy import Lazy
+from kdlab.losses.response.logits import rows, split
 from kdlab.outputs import Outputs
 
 SMOOTHING = 0.1  # of the weak head's labels
 
 
-class USKD(Growing):
+class USKD(Lazy):
     r"""Cross-entropies of the label with a soft weight, of the other classes with Zipf's law, and of a weak head.
 
     .. math:: L = -\frac{1}{B} \sum_b \Big( \alpha \, P_b \log q_{b y}
@@ -91,7 +91,7 @@ class USKD(Growing):
         labels = class_labels(target, ours)
         _, others = split(ours, labels)
         inner = _pooled(student)
-        self.grow(inner, inner.shape[1], ours.shape[1])
+        self.materialize(inner, inner.shape[1], ours.shape[1])
         weak, log_q = self.weak_head(inner), F.log_softmax(ours, 1)
         log_label = log_q.gather(1, labels[:, None]).squeeze(1)
         squares = log_label.detach().exp().square()

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from kdlab.errors import InputError
 from kdlab.losses.checks import at_least, class_labels
+from kdlab.losses.context import Context
 from kdlab.losses.feature.last_map import fits, whole
 from kdlab.losses.functional import full_precision
-from kdlab.losses.response.rows import rows, split
-from kdlab.losses.setting import Setting
+from kdlab.losses.response.logits import rows, split
 from kdlab.outputs import Outputs
 
 
@@ -83,9 +83,9 @@ class ZipfLabelSmoothing(nn.Module):
         self.enlarge = whole("enlarge", enlarge)
         self._classifier: tuple[nn.Linear, ...] = ()  # in a tuple: it is the student's, and must not be registered here
 
-    def set_up(self, setting: Setting) -> None:
+    def setup(self, context: Context) -> None:
         """Find the student's classifier, if its votes are to be counted."""
-        self._classifier = (setting.classifier("student"),) if setting.student_layers else ()
+        self._classifier = (context.classifier("student"),) if context.student_layers else ()
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ class ZipfLabelSmoothing(nn.Module):
             shapes = ", ".join(str(tuple(layer.shape)) for layer in student.layers)
             raise InputError(f"ZipfLabelSmoothing counts votes of one map (B, C, H, W) of the batch, not of {shapes}.")
         if not self._classifier:
-            raise InputError("ZipfLabelSmoothing needs the student's classifier: call set_up(setting) before forward.")
+            raise InputError("ZipfLabelSmoothing needs the student's classifier: call setup(context) before forward.")
         (classifier,) = self._classifier
         weight = fits(classifier.weight, maps, "student", name)
         if weight.shape[0] != student.logits.shape[1]:

@@ -9,8 +9,8 @@ from torch import nn
 
 from kdlab.errors import InputError
 from kdlab.losses import CAMKDFeatures
+from kdlab.losses.context import Context
 from kdlab.losses.feature.camkd import weighted
-from kdlab.losses.setting import Setting
 from tests.losses.slow import dot, draw, softmax, tapped
 
 LABELS = torch.tensor([2, 0, 1, 2])
@@ -25,7 +25,7 @@ def teachers(bias=True):
 
 def ready(names=NAMES, bias=True):
     loss = CAMKDFeatures()
-    loss.set_up(Setting(nn.Identity(), teachers(bias), ("last",) * len(names), names))
+    loss.setup(Context(nn.Identity(), teachers(bias), ("last",) * len(names), names))
     return loss
 
 
@@ -81,7 +81,7 @@ def test_the_teachers_classifiers_are_neither_trained_nor_saved():
     assert {name.split(".")[0] for name, _ in loss.named_parameters()} == {"projections"}
     assert {name.split(".")[0] for name in loss.state_dict()} == {"projections", "_extra_state"}
     kept = loss.get_buffer("weight_1").clone()
-    loss.set_up(Setting(nn.Identity(), teachers(), ("last",) * 3, NAMES))
+    loss.setup(Context(nn.Identity(), teachers(), ("last",) * 3, NAMES))
     assert torch.equal(loss.get_buffer("weight_1"), kept)
 
 
@@ -93,7 +93,7 @@ def test_what_cannot_work_is_said():
         (teachers(), ("1.last", "0.last", "2.last"), "in their order"),
     ):
         with pytest.raises(InputError, match=words):
-            CAMKDFeatures().set_up(Setting(nn.Identity(), given, ("last",) * len(names), names))
+            CAMKDFeatures().setup(Context(nn.Identity(), given, ("last",) * len(names), names))
     with pytest.raises(InputError, match="set up for 3 teachers, but meets 2"):
         ready()(tapped(*student.layers[:2]), tapped(*teacher.layers[:2]), LABELS)
     one = draw(1, 2, 1, 1)

@@ -6,7 +6,7 @@ from torch import nn
 
 from kdlab.errors import InputError
 from kdlab.losses import CATKD
-from kdlab.losses.setting import Setting
+from kdlab.losses.context import Context
 from kdlab.models import resnet8, without_bias
 from kdlab.outputs import observe
 from tests.losses.slow import draw, tapped
@@ -21,7 +21,7 @@ def heads(student: int = 3, teacher: int = 4, classes: int = 5) -> tuple[nn.Line
 
 def ready(*networks: nn.Module, **given: object) -> CATKD:
     loss = CATKD(**given)
-    loss.set_up(Setting(networks[0], networks[1:]))
+    loss.setup(Context(networks[0], networks[1:]))
     return loss
 
 
@@ -95,7 +95,7 @@ def test_dead_maps_have_a_finite_gradient_under_normalisation():
 
 def test_refusals():
     ours, theirs = tapped(draw(2, 3, 4, 4), names=("low",)), tapped(draw(2, 4, 4, 4), names=("high",))
-    with pytest.raises(InputError, match="call set_up"):
+    with pytest.raises(InputError, match="call setup"):
         CATKD()(ours, theirs, NO_TARGET)
     with pytest.raises(InputError, match="student's classifier reads 2 channels, but layer 'low' has 3"):
         ready(*heads(2, 4))(ours, theirs, NO_TARGET)

@@ -8,7 +8,7 @@ from torch import nn
 
 from kdlab.errors import InputError
 from kdlab.losses import FactorTransfer, Hint, Paraphraser
-from kdlab.losses.setting import Setting
+from kdlab.losses.context import Context
 from tests.losses.slow import dot, draw, tapped
 
 NO_TARGET = torch.zeros(1)
@@ -51,7 +51,7 @@ def slow(ours, theirs, whole=False):
 
 def ready(paraphraser, **given):
     loss = FactorTransfer(**given)
-    loss.set_up(Setting(nn.Identity(), (nn.Identity(),), losses={"paraphraser": paraphraser}))
+    loss.setup(Context(nn.Identity(), (nn.Identity(),), losses={"paraphraser": paraphraser}))
     return loss
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kdlab import Distiller, Knowledge
 from kdlab.errors import InputError
 from kdlab.losses import NormAndDirection
-from kdlab.losses.setting import Setting
+from kdlab.losses.context import Context
 from kdlab.models import embedded as with_embedding
 from kdlab.models import mlp
 from kdlab.outputs import Outputs, observe
@@ -27,7 +27,7 @@ def seen(values: Tensor, classes: int = 3) -> Outputs:
 
 def surveyed(*batches: tuple[Tensor, list[int]], classes: int = 3) -> NormAndDirection:
     loss = NormAndDirection()
-    loss.survey([(seen(values, classes), torch.tensor(labels)) for values, labels in batches])
+    loss.precompute([(seen(values, classes), torch.tensor(labels)) for values, labels in batches])
     return loss
 
 
@@ -89,24 +89,24 @@ def test_the_sum_is_taken_over_all_processes(monkeypatch: pytest.MonkeyPatch):
 def test_means_are_saved_and_a_loaded_state_is_not_surveyed_again():
     old, new = surveyed(*BATCHES), NormAndDirection()
     new.load_state_dict(old.state_dict())
-    new.survey([(seen(draw(2, 5)), torch.tensor([0, 1]))])
+    new.precompute([(seen(draw(2, 5)), torch.tensor([0, 1]))])
     assert torch.equal(new.means.values, old.means.values.float())
-    new.set_up(Setting(nn.Identity(), (nn.Identity(),)))
-    new.survey([(seen(draw(2, 5)), torch.tensor([0, 1]))])
+    new.setup(Context(nn.Identity(), (nn.Identity(),)))
+    new.precompute([(seen(draw(2, 5)), torch.tensor([0, 1]))])
     assert torch.equal(new.means.values[0], draw(2, 5)[0])
 
 
 def test_it_reads_the_tapped_layer_in_the_survey_too():
     loss = NormAndDirection()
-    loss.set_up(Setting(nn.Identity(), (nn.Identity(),), ("low",), ("low",)))
+    loss.setup(Context(nn.Identity(), (nn.Identity(),), ("low",), ("low",)))
     layers = (draw(2, 7, seed=1), draw(2, 2, 2, seed=2))
-    loss.survey([(Outputs(torch.zeros(2, 3), layers, draw(2, 5), names=("high", "low")), torch.tensor([0, 1]))])
+    loss.precompute([(Outputs(torch.zeros(2, 3), layers, draw(2, 5), names=("high", "low")), torch.tensor([0, 1]))])
     assert torch.equal(loss.means.values[:2], layers[1].flatten(1))
 
 
 def test_refusals():
     student, teacher, labels = embedded(draw(2, 5)), embedded(draw(2, 5)), torch.tensor([0, 1])
-    with pytest.raises(InputError, match=r"call survey\(batches\) first"):
+    with pytest.raises(InputError, match=r"call precompute\(batches\) first"):
         NormAndDirection()(student, teacher, labels)
     assert NormAndDirection().eval()(student, teacher, labels).isfinite()
     with pytest.raises(InputError, match="labels go from 0 to 3, but the teacher has 3 classes"):
@@ -116,7 +116,7 @@ def test_refusals():
     with pytest.raises(InputError, match="yields no batch"):
         surveyed()
     with pytest.raises(InputError, match="integer class labels"):
-        NormAndDirection().survey([(seen(draw(2, 5)), torch.rand(2))])
+        NormAndDirection().precompute([(seen(draw(2, 5)), torch.rand(2))])
     loss = surveyed(*BATCHES)
     with pytest.raises(InputError, match=r"5 entries and the teacher's 6: make the student kdlab.models.embedded\(.*6"):
         loss(student, embedded(draw(2, 6)), labels)

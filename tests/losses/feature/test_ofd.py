@@ -8,7 +8,7 @@ from torch import nn
 
 from kdlab.errors import InputError
 from kdlab.losses import OFD
-from kdlab.losses.setting import Setting
+from kdlab.losses.context import Context
 from kdlab.models import resnet8, resnet20
 from tests.losses.slow import draw, tapped
 
@@ -31,8 +31,8 @@ def norm(weight, bias):
     return made
 
 
-def set_up(loss, teacher, *layers):
-    loss.set_up(Setting(teacher, (teacher,), teacher_layers=layers))
+def setup(loss, teacher, *layers):
+    loss.setup(Context(teacher, (teacher,), teacher_layers=layers))
     return loss
 
 
@@ -48,14 +48,14 @@ def slow(students, teachers, margins):
 
 def test_margins_are_the_expected_values_below_zero():
     weights, biases = [1.0, 0.5, -2.0, 1.5, 0.7, 0.1], [0.0, 0.7, -1.0, 2.5, 2.8, 5.0]
-    loss = set_up(OFD(), nn.Sequential(norm(weights, biases)), "0")
+    loss = setup(OFD(), nn.Sequential(norm(weights, biases)), "0")
     expected = [expected_below_zero(b, abs(w)) for w, b in zip(weights, biases, strict=True)]
     assert expected[-2:] == pytest.approx([-2.1, -0.3])
     assert loss.margins.tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_channel_without_spread_has_a_finite_margin():
-    loss = set_up(OFD(), nn.Sequential(norm([0.0, 0.0, 0.0], [-2.0, 0.0, 2.0])), "0")
+    loss = setup(OFD(), nn.Sequential(norm([0.0, 0.0, 0.0], [-2.0, 0.0, 2.0])), "0")
     assert loss.margins.tolist() == pytest.approx([-2.0, 0.0, 0.0], abs=1e-6)
 
 
@@ -63,7 +63,7 @@ def test_value_of_two_layers():
     students, teachers = ([draw(3, c, 4, 2, seed=c + i) for c in (2, 4)] for i in (0, 10))
     teachers[1][0] = 0.0  # not positive: a student below it is left alone
     teacher = nn.Sequential(norm([1.0, 0.5], [0.2, -0.3]), norm([1.0, 2.0, 0.5, 1.0], [0.0, 1.0, 0.0, -1.0]))
-    loss = set_up(OFD(), teacher, "0", "1")
+    loss = setup(OFD(), teacher, "0", "1")
     value = loss(tapped(*students), tapped(*teachers), NO_TARGET)
     value.backward()
     connected = []
@@ -78,7 +78,7 @@ def test_value_of_two_layers():
 
 
 def test_first_values_have_the_deviation_of_the_released_code():
-    loss = set_up(OFD(), nn.Sequential(nn.BatchNorm2d(300)), "0")
+    loss = setup(OFD(), nn.Sequential(nn.BatchNorm2d(300)), "0")
     loss(tapped(torch.rand(2, 200, 2, 2)), tapped(torch.rand(2, 300, 2, 2)), NO_TARGET)
     assert loss.connectors[0].conv.weight.std().item() == pytest.approx((2 / 300) ** 0.5, rel=0.03)
 
@@ -99,12 +99,12 @@ def test_the_norm_of_a_layer(layer, expected):
     for module in teacher.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.bias)
-    found = set_up(OFD(), teacher, layer).margins
-    assert torch.equal(found, set_up(OFD([expected]), teacher, layer).margins)
+    found = setup(OFD(), teacher, layer).margins
+    assert torch.equal(found, setup(OFD([expected]), teacher, layer).margins)
 
 
 def test_margins_move_with_the_loss_and_stay_out_of_the_state():
-    loss = set_up(OFD(), resnet8(10), "layer1.0.preact")
+    loss = setup(OFD(), resnet8(10), "layer1.0.preact")
     assert "margins" in dict(loss.named_buffers())
     assert "margins" not in loss.state_dict()
 
@@ -112,15 +112,15 @@ def test_margins_move_with_the_loss_and_stay_out_of_the_state():
 def test_what_does_not_fit_is_said():
     plain = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU())
     with pytest.raises(InputError, match=r"'1' is no batch normalisation.*norms"):
-        set_up(OFD(), plain, "1")
+        setup(OFD(), plain, "1")
     with pytest.raises(InputError, match="'0' is no batch normalisation"):
-        set_up(OFD(["0"]), plain, "1")
+        setup(OFD(["0"]), plain, "1")
     with pytest.raises(InputError, match="norms must name one layer for each of 1 tapped ones, not 2"):
-        set_up(OFD(["0", "0"]), plain, "1")
+        setup(OFD(["0", "0"]), plain, "1")
     maps = tapped(torch.ones(2, 3, 4, 4))
-    with pytest.raises(InputError, match=r"set_up\(\)"):
+    with pytest.raises(InputError, match=r"setup\(\)"):
         OFD()(maps, maps, NO_TARGET)
-    loss = set_up(OFD(), nn.Sequential(nn.BatchNorm2d(3)), "0")
+    loss = setup(OFD(), nn.Sequential(nn.BatchNorm2d(3)), "0")
     with pytest.raises(InputError, match="one height and width"):
         loss(maps, tapped(torch.ones(2, 3, 2, 2)), NO_TARGET)
     with pytest.raises(InputError, match=r"\[3\] channels.*have \[5\]"):

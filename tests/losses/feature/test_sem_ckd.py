@@ -8,7 +8,7 @@ from torch import nn
 
 from kdlab.errors import InputError
 from kdlab.losses import SemCKD
-from kdlab.losses.setting import Setting
+from kdlab.losses.context import Context
 from kdlab.outputs import Outputs
 from tests.losses.slow import dot, draw, softmax, tapped
 
@@ -18,7 +18,7 @@ NO_TARGET = torch.zeros(1)
 def ready(batch: int | None = 8, **given: int) -> SemCKD:
     torch.manual_seed(0)
     loss = SemCKD(**given)
-    loss.set_up(Setting(nn.Identity(), (nn.Identity(),), batch_size=batch))
+    loss.setup(Context(nn.Identity(), (nn.Identity(),), batch_size=batch))
     return loss
 
 

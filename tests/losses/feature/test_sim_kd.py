@@ -13,7 +13,7 @@ from kdlab import Distiller, Knowledge
 from kdlab.cli.export import export
 from kdlab.errors import InputError
 from kdlab.losses import SimKD
-from kdlab.losses.setting import Setting
+from kdlab.losses.context import Context
 from kdlab.models import projected, without_bias
 from tests.losses.slow import draw, tapped
 from tests.modules.tiny import pairs, sgd, trainer
@@ -70,7 +70,7 @@ def test_the_larger_map_is_averaged():
 
 def test_set_up_gives_the_student_the_teachers_classifier_frozen():
     ours, theirs = student(), network(8, seed=1)
-    SimKD().set_up(Setting(ours, (theirs,)))
+    SimKD().setup(Context(ours, (theirs,)))
     assert torch.equal(ours.classifier.weight, theirs.fc.weight)
     assert torch.equal(ours.classifier.bias, theirs.fc.bias)
     assert ours.classifier.weight.data_ptr() != theirs.fc.weight.data_ptr()
@@ -80,11 +80,11 @@ def test_set_up_gives_the_student_the_teachers_classifier_frozen():
 
 def test_a_teacher_without_bias_gives_a_bias_of_zero_and_a_bias_is_never_lost():
     ours, theirs = student(), without_bias(network(8, seed=1))
-    SimKD().set_up(Setting(ours, (theirs,)))
+    SimKD().setup(Context(ours, (theirs,)))
     assert torch.equal(ours.classifier.weight, theirs.fc.weight)
     assert not ours.classifier.bias.any()
     with pytest.raises(InputError, match="8 to 10 with bias, but its own is 8 to 10 without bias"):
-        SimKD().set_up(Setting(without_bias(student()), (network(8),)))
+        SimKD().setup(Context(without_bias(student()), (network(8),)))
 
 
 def test_a_run_its_checkpoint_and_its_export(tmp_path: Path):
@@ -133,7 +133,7 @@ def test_a_good_projection_gives_the_teachers_answers():
 )
 def test_classifiers_of_other_shapes_are_refused(given, teacher, words):
     with pytest.raises(InputError, match=words):
-        SimKD().set_up(Setting(student(**given), (teacher,)))
+        SimKD().setup(Context(student(**given), (teacher,)))
 
 
 def test_a_run_with_another_width_says_so_before_the_first_step():

@@ -6,7 +6,7 @@ from torch import nn
 
 from kdlab.errors import InputError
 from kdlab.losses import SRRL
-from kdlab.losses.setting import Setting
+from kdlab.losses.context import Context
 from kdlab.models import resnet8
 from kdlab.outputs import observe
 from tests.losses.slow import dot, draw, tapped
@@ -16,7 +16,7 @@ NO_TARGET = torch.zeros(1)
 
 def ready(teacher: nn.Module, **given: float) -> SRRL:
     loss = SRRL(**given)
-    loss.set_up(Setting(nn.Identity(), (teacher,)))
+    loss.setup(Context(nn.Identity(), (teacher,)))
     return loss
 
 
@@ -75,11 +75,11 @@ def test_initial_values_are_the_authors():
 
 def test_refusals():
     ours, theirs = tapped(draw(3, 2, 4, 4)), tapped(draw(3, 4, 2, 2), names=("high",))
-    with pytest.raises(InputError, match="call set_up"):
+    with pytest.raises(InputError, match="call setup"):
         SRRL()(ours, theirs, NO_TARGET)
     with pytest.raises(InputError, match="teacher's classifier reads 3 channels, but layer 'high' has 4"):
         ready(head(3))(ours, theirs, NO_TARGET)
     with pytest.raises(InputError, match="not an ensemble of 2"):
-        SRRL().set_up(Setting(nn.Identity(), (head(), head())))
+        SRRL().setup(Context(nn.Identity(), (head(), head())))
     with pytest.raises(InputError, match="more than one value a channel"):
         ready(head())(tapped(draw(1, 2, 1, 1)), tapped(draw(1, 4, 1, 1)), NO_TARGET)

@@ -11,7 +11,7 @@ from torch import nn
 
 from kdlab.errors import InputError
 from kdlab.losses import CRD
-from kdlab.losses.setting import Setting
+from kdlab.losses.context import Context
 from kdlab.outputs import Outputs
 from tests.losses.slow import dot, draw
 
@@ -20,14 +20,14 @@ CLASSES = torch.arange(SAMPLES) % 4
 INDEX = torch.tensor([3, 0, 17, 8, 5])
 
 
-def setting(labels=CLASSES, samples=SAMPLES):
-    return Setting(nn.Linear(2, 2), (), samples=samples, labels=labels)
+def context(labels=CLASSES, samples=SAMPLES):
+    return Context(nn.Linear(2, 2), (), samples=samples, labels=labels)
 
 
 def ready(**options):
     torch.manual_seed(0)
     loss = CRD(**({"negatives": 6, "width": 4} | options))
-    loss.set_up(setting())
+    loss.setup(context())
     return loss
 
 
@@ -167,7 +167,7 @@ def test_evaluation_changes_nothing():
 def test_labels_that_are_unknown_are_learned():
     torch.manual_seed(0)
     loss = CRD(negatives=12, width=4)
-    loss.set_up(setting(labels=None))
+    loss.setup(context(labels=None))
     for start in range(0, SAMPLES, 5):
         step(loss, sides(index=torch.arange(start, start + 5)))
     assert torch.equal(loss.memory.labels, CLASSES)
@@ -178,7 +178,7 @@ def test_labels_that_are_unknown_are_learned():
 def test_a_sample_is_never_its_own_negative_even_if_nothing_is_known():
     torch.manual_seed(0)
     loss = CRD(negatives=15, width=4)
-    loss.set_up(setting(labels=None))
+    loss.setup(context(labels=None))
     loss.eval()(*sides())
     for _ in range(20):
         rows = loss.draw(INDEX, CLASSES[INDEX])
@@ -191,10 +191,10 @@ def test_setting_up_again_keeps_what_was_learnt():
     loss = ready()
     step(loss, sides())
     before = copy.deepcopy(loss.state_dict())
-    loss.set_up(setting())
+    loss.setup(context())
     assert same_state(before, loss.state_dict())
     with pytest.raises(InputError, match="set up for 20 training samples, not 21"):
-        loss.set_up(setting(samples=21, labels=None))
+        loss.setup(context(samples=21, labels=None))
 
 
 def test_a_checkpoint_sizes_the_memory_and_sets_the_constants():
@@ -207,7 +207,7 @@ def test_a_checkpoint_sizes_the_memory_and_sets_the_constants():
     state = copy.deepcopy(old.state_dict())
     fresh.load_state_dict(state, strict=True)
     assert same_state(state, fresh.state_dict())
-    fresh.set_up(setting())
+    fresh.setup(context())
     values = []
     for loss in (old, fresh):
         torch.manual_seed(7)
@@ -223,26 +223,26 @@ def test_a_checkpoint_sizes_the_memory_and_sets_the_constants():
 
 def test_the_size_is_told(caplog, monkeypatch):
     with caplog.at_level(logging.INFO, "kdlab"):
-        CRD().set_up(setting(labels=None, samples=50_000))
+        CRD().setup(context(labels=None, samples=50_000))
     assert "51 MB" in caplog.text
     monkeypatch.setattr("kdlab.losses.relation.crd._free", lambda device: 25e6)
     with pytest.raises(InputError, match=r"take 51 MB, but cpu has 25 left: lower width"):
-        CRD().set_up(setting(labels=None, samples=50_000))
-    CRD(width=60).set_up(setting(labels=None, samples=50_000))
+        CRD().setup(context(labels=None, samples=50_000))
+    CRD(width=60).setup(context(labels=None, samples=50_000))
 
 
 def test_what_cannot_work_is_said():
     student, teacher, labels = sides()
     for given, words in (
-        (setting(samples=None, labels=None), "how many"),
-        (setting(labels=CLASSES[:5]), "20 samples, but 5 labels"),
+        (context(samples=None, labels=None), "how many"),
+        (context(labels=CLASSES[:5]), "20 samples, but 5 labels"),
     ):
         with pytest.raises(InputError, match=words):
-            CRD().set_up(given)
-    with pytest.raises(InputError, match=r"call set_up\(\)"):
+            CRD().setup(given)
+    with pytest.raises(InputError, match=r"call setup\(\)"):
         CRD()(student, teacher, labels)
     alone = CRD()
-    alone.set_up(setting(labels=torch.zeros(SAMPLES).long()))
+    alone.setup(context(labels=torch.zeros(SAMPLES).long()))
     with pytest.raises(InputError, match="of one class"):
         alone(student, teacher, labels)
     for index, words in (
@@ -261,7 +261,7 @@ def test_what_cannot_work_is_said():
 def test_extreme_vectors_are_finite_in_float32():
     loss = ready(temperature=0.01)
     given = [each.map(lambda x: x.float().requires_grad_()) for each in sides(scale=1e4)[:2]]
-    loss.set_up(setting())
+    loss.setup(context())
     value = loss(*given, CLASSES[INDEX])
     value.backward()
     loss.after_backward()

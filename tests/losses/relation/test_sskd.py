@@ -11,7 +11,7 @@ from kdlab import Knowledge
 from kdlab.data import Rotations
 from kdlab.errors import InputError
 from kdlab.losses import SSKD, SelfSupervision
-from kdlab.losses.setting import Setting
+from kdlab.losses.context import Context
 from kdlab.outputs import Outputs
 from kdlab.schedules import Constant
 from tests.losses.relation.test_self_supervision import slow_cosines, slow_head
@@ -30,7 +30,7 @@ def side(seed, width, batch=5, views=3):
 
 def ready(**options):
     loss, head = SSKD(**options), SelfSupervision()
-    loss.set_up(Setting(nn.Identity(), (), losses={"head": head, "other": SSKD()}))
+    loss.setup(Context(nn.Identity(), (), losses={"head": head, "other": SSKD()}))
     return loss, head
 
 
@@ -119,10 +119,10 @@ def test_the_teachers_head_stays_the_other_losses_own():
 
 def test_what_is_missing_is_said():
     student, teacher = side(1, 4), side(11, 6)
-    with pytest.raises(InputError, match=r"call set_up\(\)"):
+    with pytest.raises(InputError, match=r"call setup\(\)"):
         SSKD()(student, teacher, LABELS)
     with pytest.raises(InputError, match="'other' whose loss is SelfSupervision"):
-        SSKD("other").set_up(Setting(nn.Identity(), (), losses={"other": SSKD()}))
+        SSKD("other").setup(Context(nn.Identity(), (), losses={"other": SSKD()}))
     loss, _ = ready()
     for ours, theirs, words in (
         (dataclasses.replace(student, views={}), teacher, "student did not see the view 'rotations'"),

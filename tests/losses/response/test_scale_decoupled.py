@@ -6,7 +6,7 @@ from torch import nn
 
 from kdlab.errors import InputError
 from kdlab.losses import DIST, DKD, NKD, CurriculumTemperature, Hint, ScaleDecoupled, SoftTargets
-from kdlab.losses.setting import Setting
+from kdlab.losses.context import Context
 from kdlab.outputs import Outputs
 from tests.losses.slow import draw, kl, softmax, tapped
 
@@ -19,7 +19,7 @@ def networks(student_channels=3, teacher_channels=4, bias=True):
 
 
 def ready(loss, student, teacher):
-    loss.set_up(Setting(student, (teacher,)))
+    loss.setup(Context(student, (teacher,)))
     return loss
 
 
@@ -110,7 +110,7 @@ def test_what_cannot_be_set_up_is_said():
             ScaleDecoupled(grids=grids)
     with pytest.raises(InputError, match="Hint needs more"):
         ScaleDecoupled(Hint())
-    with pytest.raises(InputError, match="set_up"):
+    with pytest.raises(InputError, match="setup"):
         ScaleDecoupled()(tapped(torch.zeros(5, 3, 4, 4)), tapped(torch.zeros(5, 4, 4, 4)), LABELS)
     two = tapped(torch.zeros(5, 3, 4, 4), torch.zeros(5, 3, 4, 4))
     with pytest.raises(InputError, match="not 2 pairs"):

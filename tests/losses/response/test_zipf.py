@@ -9,8 +9,8 @@ from torch import nn
 
 from kdlab.errors import InputError
 from kdlab.losses import ZipfLabelSmoothing
+from kdlab.losses.context import Context
 from kdlab.losses.response.zipf import smallest_ranks
-from kdlab.losses.setting import Setting
 from kdlab.outputs import Outputs
 from tests.losses.slow import draw, kl, softmax
 
@@ -27,7 +27,7 @@ def network(bias=True, classes=5, width=3):
 
 def ready(classifier, **given):
     loss = ZipfLabelSmoothing(**given)
-    loss.set_up(Setting(classifier, (), ("last",)))
+    loss.setup(Context(classifier, (), ("last",)))
     return loss
 
 
@@ -179,7 +179,7 @@ def test_refusals():
     loss, one = ready(network()), Outputs(torch.zeros(2, 1))
     with pytest.raises(InputError, match="at least 2 classes"):
         ZipfLabelSmoothing()(one, one, torch.zeros(2, dtype=torch.int64))
-    with pytest.raises(InputError, match="call set_up"):
+    with pytest.raises(InputError, match="call setup"):
         ZipfLabelSmoothing()(with_map(), OTHER, LABELS)
     with pytest.raises(InputError, match=r"one map \(B, C, H, W\) of the batch, not of \(5, 3, 4, 3\), \(5, 3, 4, 3\)"):
         loss(replace(with_map(), layers=(MAPS, MAPS), names=("one", "two")), OTHER, LABELS)

@@ -1,0 +1,113 @@
+"""Which samples make up each batch, as a function of (seed, epoch), whatever the number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DistributedSampler, SequentialSampler
+
+from kdlab.data import counter_rng
+from kdlab.errors import InputError
+
+
+class Draw(NamedTuple):
+    """One process's part of one batch, as the data set is asked for it.
+
+    Attributes:
+        positions: (b,) int64, which samples of the data set.
+        epoch: the epoch number, for augmentation in workers.
+        number: which augmentation of that epoch, see :func:`kdlab.data.counter_rng.shown`.
+        previous: (p,) int64, this process's part of the batch before, where it is asked for.
+    """
+
+    positions: Tensor
+    epoch: int
+    number: int = 0
+    previous: Tensor | None = None
+
+
+class Shuffled(DistributedSampler[Draw]):
+    """Batches for training: a new order each epoch, and every process takes its slice of each batch.
+
+    Two processes see the same batches as one. The last batch may be smaller; it is cut to a multiple of the number of
+    processes, so that all have equally many samples. A ``DistributedSampler``, so that Lightning leaves it in place.
+
+    Args:
+        size: number of samples in the data set.
+        batch_size: samples in a batch over all processes together.
+        seed: of the order.
+        rank: this process, 0 to ``world_size`` - 1.
+        world_size: number of processes.
+
+    Raises:
+        InputError: ``batch_size`` is below 1 or not divisible by ``world_size``, or samples are fewer than processes.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(range(size), num_replicas=world_size, rank=rank, shuffle=True, seed=seed)  # type: ignore[arg-type]
+        if batch_size < 1 or batch_size % world_size:
+            raise InputError(f"The batch size {batch_size} must be a positive multiple of the {world_size} processes.")
+        if size < world_size:
+            raise InputError(f"{size} samples are too few for {world_size} processes.")
+        self.size = size
+        self.batch_size = batch_size
+        self.start = 0  # the next pass over the sampler leaves out this many batches
+        self.remembers = False  # whether every draw names the batch before
+        self.ran: Callable[[], float] | None = None  # batches of an epoch that are run, if not all
+
+    def bounds(self) -> list[tuple[int, int]]:
+        """First position and end of every batch over all processes."""
+        usable = self.size - self.size % self.batch_size % self.num_replicas
+        return [(first, min(first + self.batch_size, usable)) for first in range(0, usable, self.batch_size)]
+
+    def order(self, epoch: int) -> Tensor:
+        """All positions in the order of an epoch, (size,) int64."""
+        return torch.argsort(
+            counter_rng.bits(self.seed, epoch, torch.arange(self.size), counter_rng.ORDER), stable=True
+        )
+
+    def __iter__(self) -> Iterator[Draw]:
+        start, self.start = self.start, 0
+        order = self.order(self.epoch)
+        before = self._before(order, start) if self.remembers else None
+        for bounds in self.bounds()[start:]:
+            positions = self._part(order, bounds)
+            yield Draw(positions, self.epoch, previous=before)
+            before = positions if self.remembers else None
+
+    def _part(self, order: Tensor, bounds: tuple[int, int]) -> Tensor:
+        return order[slice(*bounds)].tensor_split(self.num_replicas)[self.rank].clone()
+
+    def _before(self, order: Tensor, start: int) -> Tensor:
+        bounds = self.bounds()
+        if start:
+            return self._part(order, bounds[start - 1])
+        if not self.epoch:
+            return order[:0].clone()
+        count = len(bounds) if self.ran is None else int(min(len(bounds), self.ran()))
+        return self._part(self.order(self.epoch - 1), bounds[max(count, 1) - 1])
+
+    def __len__(self) -> int:
+        return len(self.bounds())
+
+
+class InOrder(Shuffled, SequentialSampler):  # type: ignore[misc]
+    """Batches for evaluation: every sample exactly once over all processes, in the order of the data set.
+
+    Nothing is repeated or left out. Where the last batch is too small to give every process a sample, it joins the
+    batch before it, so that all processes run equally many batches.
+    """
+
+    def bounds(self) -> list[tuple[int, int]]:
+        """First position and end of every batch over all processes."""
+        firsts = list(range(0, self.size, self.batch_size))
+        if self.size - firsts[-1] < self.num_replicas and len(firsts) > 1:
+            firsts.pop()
+        return list(zip(firsts, [*firsts[1:], self.size], strict=True))
+
+    def order(self, epoch: int) -> Tensor:
+        """All positions, (size,) int64."""
+        return torch.arange(self.size)

@@ -1,0 +1,1 @@
+"""Sources of outputs: trained, frozen and averaged networks, banks and mixtures."""

@@ -1,0 +1,259 @@
+"""A cheaper forward of a frozen teacher: a private copy with folded BatchNorm, another layout or a lower precision."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from kdlab.errors import InputError
+from kdlab.members.bn_folding import IMAGES, LAST, NORMS, Flow, altered, changed
+from kdlab.outputs import Observer, Outputs
+from kdlab.outputs.model_output import class_of, is_compiled
+
+_log = logging.getLogger("kdlab.teaching")
+
+
+@dataclass(frozen=True)
+class Fast:
+    """What may be done to make a frozen teacher's forward cheaper; the network itself is never changed.
+
+    The first batch is run with and without. Where a value differs by more than the tolerance, or the copy fails, the
+    plain network is used, with a warning. One batch cannot show that another would take another path through the
+    network: for a network that chooses its layers by its inputs, set ``fold=False``.
+
+    Args:
+        fold: put a BatchNorm's running statistics into the convolution or linear layer whose only reader it is.
+        channels_last: images and convolution weights with the channels innermost; outputs have the layout they had.
+        precision: ``"same"`` as in the training; ``"bf16"`` or ``"fp16"``: inputs and all weights but BatchNorm's in
+            it, autocast off, outputs float32; ``"auto"``: bf16 where the hardware computes in it, else as ``"same"``.
+        compile: ``torch.compile`` the copy.
+        tolerance: the largest difference in logits, embedding and tapped layers, in standard deviations of the tensor.
+            If not given, 1e-3 where all is float32 or float64; else (precision, autocast, half-precision weights, or
+            the TF32 that PyTorch allows for convolutions on CUDA) 0.25.
+
+    Raises:
+        InputError: an unknown precision, or a tolerance that is not positive.
+    """
+
+    fold: bool = True
+    channels_last: bool = True
+    precision: Literal["same", "auto", "bf16", "fp16"] = "same"
+    compile: bool = False
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("same", "auto", "bf16", "fp16"):
+            raise InputError(f"A fast teacher's precision is 'same', 'auto', 'bf16' or 'fp16', not {self.precision!r}.")
+        if self.tolerance is not None and not 0 < self.tolerance < math.inf:
+            raise InputError(f"A fast teacher's tolerance must be a positive number, not {self.tolerance}.")
+
+    def applies(self, network: nn.Module) -> bool:
+        """Whether a copy of the network could differ from it."""
+        parts = list(network.modules())
+        fold = self.fold and any(type(part) in NORMS for part in parts)
+        return self.compile or self.precision != "same" or fold or (self.channels_last and any_image_layer(parts))
+
+
+def supports_bf16(device: torch.device) -> bool:
+    """Whether ``device`` computes in bfloat16: CUDA from Ampere on, a CPU with AVX512-BF16 or AMX."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def any_image_layer(parts: Iterable[nn.Module]) -> bool:
+    """Whether one of the layers takes images."""
+    return any(isinstance(part, IMAGES) for part in parts)
+
+
+class FastObserver(Observer):
+    """Runs one frozen network as :class:`~kdlab.outputs.Observer` does, as cheaply as ``fast`` allows.
+
+    A copy is made at the first call, and again after the network moved, got other weights or :meth:`find_layers`; none
+    where it would not differ from the network. While any part of the network is in train mode, the network itself runs.
+
+    Args:
+        network: as for :class:`~kdlab.outputs.Observer`, frozen; it stays as it is, to the bit.
+        layers: names of the layers to keep.
+        fast: what may be done.
+        only_layers: nobody reads logits or embedding; may be set between calls. After a whole first one, a forward then
+            stops after the last tapped layer, with empty logits (B, 0) and no embedding; not where the network is
+            compiled, nothing is tapped, or a tap is no layer but a part of the output.
+    """
+
+    def __init__(
+        self, network: nn.Module, layers: Sequence[str] = (), fast: Fast | None = None, only_layers: bool = False
+    ) -> None:
+        self.fast, self.only_layers = fast or Fast(), only_layers
+        self._said: set[str] = set()
+        super().__init__(network, layers)
+
+    def find_layers(self) -> None:
+        """As the observer's; the copy is forgotten."""
+        super().find_layers()
+        self._plain = _Runner(self.network, self.layers)
+        self._parts = list(self.network.modules())
+        self._weights = [each for each in self.network.parameters() if not each.is_inference()]
+        self._first = next(self.network.parameters(), None)
+        self._runner: _Runner | None = None
+        self._state: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_runner": None}
+
+    def __call__(self, inputs: Any) -> Outputs:
+        """One forward on ``inputs`` (a tensor, or a mapping of keyword arguments)."""
+        if any(part.training for part in self._parts):
+            return self._plain(inputs)
+        if next(self.network.parameters(), None) is not self._first:  # some moves make new parameters
+            self.find_layers()
+        # Of the parameters alone: DDP writes all buffers, with the values they have, at every step.
+        state = [(each.device, each.dtype) for each in self._weights[:1]], sum(each._version for each in self._weights)
+        if self._runner is None or state != self._state:
+            self._runner = None  # an old copy goes before a new one comes
+            self._runner, self._state = self._checked(inputs), state
+        outputs = self._runner(inputs, self.only_layers)
+        if self.only_layers and (last := self._runner.last):
+            self._tell(logging.INFO, f"its forward stops after {last!r}, the last layer that is read")
+        return outputs
+
+    def plainly(self, inputs: Any) -> Outputs:
+        """One forward of the network itself, for a dry batch, perhaps on another device than the training's."""
+        return self._plain(inputs)
+
+    def _tell(self, level: int, what: str, numbers: str = "") -> None:
+        if what not in self._said:  # a fit makes the copy more than once
+            self._said.add(what)
+            _log.log(level, "Fast teacher %s: %s%s.", class_of(self.network), what, numbers)
+
+    def _checked(self, inputs: Any) -> _Runner:
+        """A copy that gives on the first batch what the network gives, or the network itself."""
+        fast = self.fast
+        device = self._weights[0].device if self._weights else torch.device("cpu")
+        dtype = self._lower(device)
+        channels_last = fast.channels_last and any_image_layer(self._parts)
+        fold = fast.fold and any(type(part) in NORMS for part in self._parts)
+        if not (channels_last or fold or dtype or fast.compile) or any(map(is_compiled, self._parts)):
+            return self._plain
+        flow = Flow(self.network)
+        with flow, register_module_forward_pre_hook(flow.before), register_module_forward_hook(flow.after):
+            plain = self._plain(inputs)
+        pairs, tapped = flow.pairs(self.network, plain, self._plain._modules.values()) if fold else ({}, 0)
+        if not (channels_last or pairs or dtype or fast.compile):
+            return self._plain
+        try:
+            allowed = fast.tolerance or (1e-3 if _exact(self._weights, dtype, device) else 0.25)
+            made = altered(self.network, pairs, dtype, channels_last)
+            if fast.compile:
+                made.compile()
+            runner = _Runner(made, self.layers, dtype, channels_last)
+            name, off = _farthest(runner(inputs), plain)
+            found = f"what it gives differs most in {name}, by {off:.2g} of its std on the first batch"
+            if off > allowed:
+                raise ArithmeticError(f"{found} ({allowed:.2g} is allowed)")
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            self._tell(logging.WARNING, "the plain network is used, since a fast copy fails", f": {reason}")
+            return self._plain
+        done = [f"{len(pairs)} BatchNorm{'s' * (len(pairs) != 1)} folded"] * bool(pairs)
+        done += [f"{tapped} not, since the layer before is tapped"] * bool(tapped) + ["channels_last"] * channels_last
+        done += [str(dtype).removeprefix("torch.")] * bool(dtype) + ["compiled"] * fast.compile
+        self._tell(logging.INFO, ", ".join(done), f"; {found}")
+        return runner
+
+    def _lower(self, device: torch.device) -> torch.dtype | None:
+        """The precision that the weights are brought to, if any."""
+        name, bf16 = self.fast.precision, supports_bf16(device)
+        if name == "same" or (name == "auto" and not bf16):
+            return None
+        if not (bf16 if name != "fp16" else device.type != "cpu" or torch.cpu._is_amx_fp16_supported()):
+            self._tell(logging.WARNING, f"this {device.type} device has no instructions for {name}, so it is slower")
+        dtype = torch.float16 if name == "fp16" else torch.bfloat16
+        return None if all(each.dtype == dtype for each in self._weights if each.is_floating_point()) else dtype
+
+
+class _Stop(BaseException):
+    """Ends a forward; no ``Exception``, so that no network takes it for an error of its own."""
+
+
+class _Runner(Observer):
+    """Runs a network or a changed copy of it, as a whole or up to the last tapped layer."""
+
+    def __init__(
+        self, network: nn.Module, layers: Sequence[str], dtype: torch.dtype | None = None, channels_last: bool = False
+    ) -> None:
+        super().__init__(network, layers)
+        self.dtype, self.channels_last = dtype, channels_last
+        self._runs: dict[str, int] = {}
+        self._needed: dict[str, int] = {}  # as _runs, of the first whole forward
+        self._stopping = False
+        self._can_stop = len(self._modules) == len(self.layers) and not any(map(is_compiled, network.modules()))
+
+    @property
+    def last(self) -> str | None:
+        """The layer after which a forward stops, if it can stop and a whole one was seen."""
+        return next(reversed(self._needed), None) if self._can_stop else None
+
+    def _keep(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        super()._keep(name, module, args, output)
+        if self._can_stop:
+            self._runs[name] = self._runs.pop(name, 0) + 1  # the last to finish is the last in the dict
+            if self._stopping and all(self._runs.get(each, 0) >= runs for each, runs in self._needed.items()):
+                raise _Stop
+
+    def __call__(self, inputs: Any, only_layers: bool = False) -> Outputs:
+        given = dict(inputs) if isinstance(inputs, Mapping) else {"": inputs}
+        tensors = {name: each for name, each in given.items() if isinstance(each, Tensor)}
+        images = [each for each in tensors.values() if each.dim() == 4 and each.is_floating_point()]
+        # Images of one channel are in both layouts.
+        as_is = bool(images) and all(x.is_contiguous(memory_format=LAST) and not x.is_contiguous() for x in images)
+        given |= {name: changed(each, self.dtype, self.channels_last) for name, each in tensors.items()}
+        first = next(iter(tensors.values()), torch.empty(0))
+        self._runs.clear()
+        self._stopping = only_layers and self.last is not None
+        try:
+            with torch.autocast(first.device.type, enabled=False) if self.dtype else nullcontext():
+                outputs = super().__call__(given if isinstance(inputs, Mapping) else given[""])
+        except _Stop:
+            overwritten = {name for name, version in self._versions.items() if self._kept[name]._version != version}
+            if overwritten:
+                self._copied |= overwritten
+                return self(inputs, only_layers)
+            outputs = Outputs(torch.empty(0), tuple(self._kept[name] for name in self.layers), names=self.layers)
+            self._kept.clear()
+        finally:
+            self._stopping = False
+        self._needed = self._needed or dict(self._runs)
+        if only_layers and self.last:
+            outputs = Outputs(outputs.layers[0].new_empty(len(first), 0), outputs.layers, names=outputs.names)
+        if self.dtype:
+            outputs = outputs.map(lambda x: x.float() if x.is_floating_point() else x)
+        return outputs if as_is or not self.channels_last else outputs.map(Tensor.contiguous)
+
+
+def _exact(weights: Iterable[Tensor], dtype: torch.dtype | None, device: torch.device) -> bool:
+    """Whether outputs are computed in float32 or float64."""
+    backends: Any = torch.backends
+    of = (backends.cudnn.conv, backends.cuda.matmul) if device.type == "cuda" else (backends.mkldnn.matmul,)
+    lowered = dtype is not None or torch.is_autocast_enabled(device.type) or any(x.itemsize < 4 for x in weights)
+    return not lowered and all(each.fp32_precision in ("none", "ieee") for each in of)
+
+
+def _farthest(fast: Outputs, plain: Outputs) -> tuple[str, float]:
+    """Which of the outputs differs most, and by how many standard deviations of the whole tensor."""
+    names = ["the logits", *(f"layer {name!r}" for name in plain.names), "the embedding"]
+    found = {"the logits": 0.0}
+    for name, ours, theirs in zip(names, fast.tensors(), plain.tensors(), strict=False):
+        if theirs.numel():
+            off = (ours - theirs).float().abs().max() / theirs.float().std(correction=0).clamp(min=1e-12)
+            found[name] = float(off.nan_to_num(math.inf))
+    return max(found.items(), key=lambda each: each[1])

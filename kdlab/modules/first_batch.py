@@ -1,0 +1,129 @@
+"""What is read of the training data before the first step, without using any of it up."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from lightning_fabric.utilities.data import sized_len
+from pytorch_lightning.trainer.connectors.data_connector import _process_dataloader
+from pytorch_lightning.trainer.states import RunningStage, TrainerFn
+from pytorch_lightning.utilities.combined_loader import CombinedLoader
+from pytorch_lightning.utilities.seed import isolate_rng
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from kdlab.errors import InputError
+from kdlab.outputs.batch import Batch, Mix, inputs_of
+
+if TYPE_CHECKING:
+    from kdlab.modules.base import DistillationModule
+
+SAMPLES = 8
+"""How many samples of the first batch a rehearsal runs."""
+
+
+class TrainingData(NamedTuple):
+    """The first batch of the training, and what its loader says.
+
+    Attributes:
+        batch: the whole first batch, as the networks see it.
+        batches: batches an epoch, on this process; ``None`` if the loader has no length.
+        samples: size of the data set; ``None`` if it has none.
+        labels: (samples,) int64 labels, where the data set has ``labels`` or ``targets``.
+    """
+
+    batch: Batch
+    batches: int | None
+    samples: int | None
+    labels: Tensor | None
+
+    @property
+    def few(self) -> Batch:
+        """The first samples of the batch."""
+        count, views = len(self.batch.target), {}
+        for name, view in (self.batch.views or {}).items():
+            apart, rest = divmod(len(inputs_of(view)), count)
+            kept = SAMPLES if rest else apart * SAMPLES  # the batch before may be of another size
+            views[name] = _first(view, kept) if isinstance(view, Batch) else view[:kept]
+        return _first(self.batch, SAMPLES)._replace(views=views or None)
+
+
+def training_data(module: DistillationModule) -> TrainingData:
+    """The first training batch, prepared as for a step, and what is known of the rest; no random state is used up.
+
+    The batch is where the module is now (on the CPU in ``setup``, whatever the accelerator), in its floating dtype.
+
+    Raises:
+        InputError: the loader yields nothing, or a batch has no known form.
+    """
+    with _loader(module) as loader:
+        batch = next(_batches(module, loader), None)
+        if batch is None:
+            raise InputError("The training loader yields no batch: the data set is empty or smaller than one batch.")
+    data: Any = getattr(loader.flattened[0], "dataset", None) if len(loader.flattened) == 1 else None
+    samples = len(data) if hasattr(data, "__len__") else None
+    labels = getattr(data, "labels", getattr(data, "targets", None))
+    labels = torch.as_tensor(labels) if isinstance(labels, (Tensor, Sequence)) and len(labels) == samples else None
+    usable = labels is not None and labels.dim() == 1 and not labels.is_floating_point()
+    return TrainingData(batch, sized_len(loader), samples, labels if usable else None)
+
+
+def every_batch(module: DistillationModule) -> Iterator[Batch]:
+    """All batches of one epoch of this process, as :func:`training_data` gives the first."""
+    with _loader(module) as loader:
+        yield from _batches(module, loader)
+
+
+@contextmanager
+def _loader(module: DistillationModule) -> Iterator[CombinedLoader]:
+    trainer = module.trainer
+    with isolate_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning says all this again when it prepares the loader itself
+        source = trainer.fit_loop._data_source.dataloader()
+        loader = source if isinstance(source, CombinedLoader) else CombinedLoader(source, "max_size_cycle")
+        loader.flattened = [
+            _process_dataloader(trainer, TrainerFn.FITTING, RunningStage.TRAINING, each) for each in loader.flattened
+        ]
+        with _kept([g for each in loader.flattened if (g := getattr(each, "generator", None)) is not None]):
+            yield loader
+
+
+def _batches(module: DistillationModule, loader: CombinedLoader) -> Iterator[Batch]:
+    weight = next((each for each in module.parameters() if not is_lazy(each)), torch.empty(0))
+    for raw, *_ in iter(loader):
+        if raw is None:
+            return
+        batch = Batch.of(module._apply_batch_transfer_handler(raw, device=weight.device))
+        yield _cast(batch, weight.dtype)
+
+
+@contextmanager
+def _kept(generators: Sequence[torch.Generator]) -> Iterator[None]:
+    states = [each.get_state() for each in generators]
+    yield
+    for each, state in zip(generators, states, strict=True):
+        each.set_state(state)
+
+
+def _first(batch: Batch, count: int) -> Batch:
+    """The first samples of a batch, without its views."""
+    inputs, index, mix = batch.inputs, batch.index, batch.mix
+    return Batch(
+        {name: value[:count] for name, value in inputs.items()} if isinstance(inputs, Mapping) else inputs[:count],
+        batch.target[:count],
+        None if index is None else index[:count],
+        # A partner that is cut off is replaced by one that is not.
+        mix=None if mix is None else Mix(mix.partner[:count] % len(mix.partner[:count]), mix.share[:count]),
+    )
+
+
+def _cast(inputs: Any, dtype: torch.dtype) -> Any:
+    if isinstance(inputs, Batch):  # labels that are probabilities keep their precision
+        return inputs._replace(inputs=_cast(inputs.inputs, dtype), views=_cast(inputs.views, dtype))
+    if isinstance(inputs, Mapping):
+        return {name: _cast(value, dtype) for name, value in inputs.items()}
+    return inputs.to(dtype) if isinstance(inputs, Tensor) and inputs.is_floating_point() else inputs

@@ -1,0 +1,93 @@
+"""A run as the losses of the contract test see it: two small networks with the layers that :func:`draw` gives."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from kdlab.losses import Paraphraser, SelfSupervision
+from kdlab.losses.context import Context
+from kdlab.outputs import Mix, Outputs
+
+NUM_CLASSES = 5
+SAMPLES = 12
+WIDTH = 4
+VIEWS = {"rotations": 3}
+
+
+class Net(nn.Module):
+    """Has the names and widths of what :func:`draw` gives, and BatchNorms to read; it is never run."""
+
+    def __init__(self, width: int = WIDTH) -> None:
+        super().__init__()
+        self.one, self.two = nn.BatchNorm2d(3), nn.BatchNorm2d(WIDTH)
+        self.fc = nn.Linear(width, NUM_CLASSES)
+        for norm in (self.one, self.two):
+            nn.init.normal_(norm.weight)
+            nn.init.normal_(norm.bias)
+
+
+def draw(batch: int, seed: int, scale: float = 1.0, views: Sequence[str] = ()) -> Outputs:
+    """Everything that a network can put out, in float64."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(rows: int, *shape: int) -> Tensor:
+        return scale * torch.randn(rows, *shape, generator=generator, dtype=torch.float64)
+
+    def once(rows: int) -> Outputs:
+        layers = (normal(rows, 3, 4, 4), normal(rows, WIDTH, 3, 3))
+        return Outputs(normal(rows, NUM_CLASSES), layers, normal(rows, WIDTH), names=("one", "two"))
+
+    seen = {view: once(batch * VIEWS.get(view, 1)) for view in views}
+    if "mixed" in seen:
+        mix = Mix(torch.arange(batch).roll(1), torch.linspace(0.2, 0.9, batch, dtype=torch.float64))
+        seen["mixed"] = replace(seen["mixed"], mix=mix)
+    return replace(once(batch), index=torch.arange(batch), views=seen)
+
+
+def context(names: Sequence[str] = ("one", "two"), dtype: torch.dtype = torch.float64) -> Context:
+    """A run of 12 samples in 5 classes, in batches of up to 7."""
+    torch.manual_seed(5)
+    student, teacher = Net().to(dtype), Net().to(dtype)
+    return Context(
+        student,
+        (teacher,),
+        tuple(names),
+        tuple(names),
+        samples=SAMPLES,
+        labels=torch.arange(SAMPLES) % NUM_CLASSES,
+        batch_size=7,
+        classes=NUM_CLASSES,
+        losses=others(dtype),
+    )
+
+
+def others(dtype: torch.dtype) -> dict[str, nn.Module]:
+    """The losses that other losses build on, by the names that these ask for."""
+    head, paraphraser = SelfSupervision(), Paraphraser()
+    for each in (head, paraphraser):
+        each.materialize(torch.zeros(1, dtype=dtype), WIDTH)
+    return {"head": head, "paraphraser": paraphraser}
+
+
+def setup(loss: nn.Module, given: Context) -> nn.Module:
+    """As the module does at the start of a fit."""
+    if getattr(loss, "several_teachers", False):  # the classifiers read what draw() gives as the layers
+        given = replace(given, teachers=tuple(Net(width).to(given.teacher.fc.weight) for width in (3, WIDTH)))
+    for part in loss.modules():
+        if hasattr(part, "setup"):
+            part.setup(given)
+        if hasattr(part, "precompute"):
+            part.precompute([(draw(10, seed=9).map(lambda x: x.float()), torch.arange(10) % NUM_CLASSES)])
+    loss.register_forward_pre_hook(lambda *_: torch.manual_seed(7) and None)  # what it draws, it draws at every call
+    return loss
+
+
+def numbers(kind: type[nn.Module]) -> list[str]:
+    """The arguments of a loss that are numbers."""
+    arguments = inspect.signature(kind).parameters.items()
+    return [name for name, each in arguments if type(each.default) in (int, float)]

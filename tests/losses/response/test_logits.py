@@ -1,0 +1,78 @@
+"""What losses on class scores share: values sample by sample, and what they refuse."""
+
+import pytest
+import torch
+
+from kdlab import losses
+from kdlab.errors import InputError
+from kdlab.losses.response.logits import binary_divergence, divergence, soft_cross_entropy, split
+from kdlab.outputs import Outputs
+from tests.losses.slow import draw, kl, softmax
+
+LABELS = torch.tensor([0, 4, 2, 1, 3, 0])
+BY_SAMPLE = [
+    losses.SoftTargets(),
+    losses.DKD(),
+    losses.NKD(),
+    losses.TTM(),
+    losses.WTTM(),
+    losses.WSLD(),
+    losses.RLD(),
+    losses.OFA(gamma=1.5),
+    losses.Labels(),
+    losses.HardLabels(),
+    losses.LogitStandardization(),
+    losses.LogitStandardization(losses.DKD()),
+]
+
+
+@pytest.mark.parametrize("loss", BY_SAMPLE, ids=lambda loss: type(loss).__name__)
+def test_the_value_of_every_sample_is_that_of_a_batch_of_it_alone(loss):
+    student, teacher = draw(6, 5, seed=1, scale=3), draw(6, 5, seed=2, scale=3)
+    each = loss.per_sample(Outputs(student), Outputs(teacher), LABELS)
+    alone = [loss(Outputs(student[i : i + 1]), Outputs(teacher[i : i + 1]), LABELS[i : i + 1]).item() for i in range(6)]
+    assert each.tolist() == pytest.approx(alone, rel=1e-11)
+    assert loss(Outputs(student), Outputs(teacher), LABELS).item() == pytest.approx(each.mean().item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("loss", BY_SAMPLE, ids=lambda loss: type(loss).__name__)
+def test_values_of_samples_are_computed_in_full_precision(loss):
+    student, teacher = (Outputs(draw(6, 5, seed=seed).bfloat16()) for seed in (1, 2))
+    assert loss.per_sample(student, teacher, LABELS).dtype is torch.float32
+
+
+@pytest.mark.parametrize("loss", BY_SAMPLE, ids=lambda loss: type(loss).__name__)
+def test_values_of_samples_are_of_whole_samples(loss):
+    tokens = Outputs(draw(6, 3, 5, seed=1))
+    with pytest.raises(InputError, match=r"\(B, K\)"):
+        loss.per_sample(tokens, tokens, LABELS)
+
+
+def test_divergences():
+    student, teacher = draw(3, 4, seed=1), draw(3, 4, seed=2)
+    rows = list(zip(student.tolist(), teacher.tolist(), strict=True))
+    expected = [kl(softmax(t, 0.7), softmax(s, 0.7)) for s, t in rows]
+    assert divergence(student, teacher, 0.7).tolist() == pytest.approx(expected, rel=1e-11)
+    of_itself = divergence(teacher, teacher, 0.7)
+    entropy = soft_cross_entropy(teacher, teacher, 0.7)
+    assert of_itself.abs().max() < 1e-14
+    assert soft_cross_entropy(student, teacher, 0.7).tolist() == pytest.approx(
+        (entropy + divergence(student, teacher, 0.7)).tolist(), rel=1e-11
+    )
+
+
+def test_log_odds_and_the_others():
+    logits, labels = draw(4, 3, seed=1), torch.tensor([2, 0, 1, 1])
+    odds, others = split(logits, labels)
+    for row, label, odd, rest in zip(logits.tolist(), labels.tolist(), odds.tolist(), others.tolist(), strict=True):
+        p = softmax(row)[label]
+        assert torch.tensor(odd).sigmoid().item() == pytest.approx(p, rel=1e-6)
+        assert rest == [value for k, value in enumerate(row) if k != label]
+
+
+def test_sure_decisions_have_a_finite_divergence():
+    odds = torch.tensor([300.0, -300.0], requires_grad=True)
+    value = binary_divergence(odds, torch.tensor([-300.0, 300.0]))
+    value.sum().backward()
+    assert value.tolist() == [300.0, 300.0]
+    assert odds.grad.tolist() == [1.0, -1.0]

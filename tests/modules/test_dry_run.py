@@ -1,0 +1,84 @@
+"""What a rehearsal reads of the data and of the run, and what it finds whatever a user's warnings are set to."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning.strategies import SingleDeviceStrategy
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from kdlab import Knowledge
+from kdlab.data import Rotations
+from kdlab.errors import InputError
+from kdlab.modules.first_batch import TrainingData
+from kdlab.outputs import Batch
+from tests.data.test_views import Twice
+from tests.modules.test_bad_input import Loss
+from tests.modules.test_hooks import Told
+from tests.modules.tiny import digits, distiller, network, trainer
+
+FIRST = 8  # samples that are rehearsed
+
+
+def test_classes_of_the_data_set_that_the_first_batch_does_not_show() -> None:
+    data = digits(batch_size=2, seed=1)
+    data.setup()
+    assert int(next(iter(data.train_dataloader())).target.max()) < 9
+    with pytest.raises(InputError, match="labels go from 0 to 9, but the student has 9 classes"):
+        trainer().fit(distiller(student=network(classes=9), teacher=None, knowledge=None), data)
+
+
+def test_a_silent_broadcast_is_found_where_warnings_are_not_errors() -> None:
+    loss = Loss(lambda s, t, y: F.mse_loss(s.layers[0], t.layers[0]))
+    knowledge = {"mine": Knowledge(loss, student_layers=["hidden.0"])}
+    module = distiller(student=network(0, (1,)), teacher=network(1, (10,)), knowledge=knowledge)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")  # as outside of these tests
+        with pytest.raises(InputError, match=r"\(8, 1\).*\(8, 10\).*broadcasting.*kdlab.losses.Hint"):
+            trainer().fit(module, digits())
+
+
+def test_a_loss_is_told_where_the_training_will_run() -> None:
+    device = torch.device("cpu", 0)  # which is not torch.device("cpu"), a setting's own default
+    told = Told()
+    trainer(strategy=SingleDeviceStrategy(device)).fit(distiller(knowledge={"told": Knowledge(told)}), digits())
+    assert [setting.device for setting in told.settings] == [device]
+
+
+def test_the_first_samples_come_with_all_their_views() -> None:
+    x, more = torch.randn(16, 64), torch.randn(16 * 3, 64)
+    few = TrainingData(Batch(x, torch.arange(16) % 10, torch.arange(16), {"more": more}), 1, 16, None).few
+    assert few.views is not None
+    assert torch.equal(few.views["more"], more[: 3 * FIRST])
+    assert [len(each) for each in (few.inputs, few.target, few.index)] == [FIRST] * 3  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_views_are_rehearsed_in_the_dtype_of_the_weights(precision: Any) -> None:
+    loss = Twice("turned")
+    module = distiller(knowledge={"twice": Knowledge(loss)})
+    trainer(max_steps=1, precision=precision).fit(module, digits(views={"turned": Rotations()}))
+    assert [len(student.views["turned"].logits) for student, _ in loss.seen] == [3 * FIRST, 3 * 32]
+
+
+def test_labels_that_are_not_one_a_sample_are_not_told() -> None:
+    class Part(Dataset[Any]):
+        """The first half of the data, with the labels of all of it."""
+
+        targets = (torch.arange(40) % 10).tolist()
+
+        def __len__(self) -> int:
+            return 20
+
+        def __getitem__(self, i: int) -> tuple[Tensor, int, int]:
+            return torch.ones(64), self.targets[i], i
+
+    told = Told()
+    told.needs = ("logits", "classes")  # type: ignore[misc]
+    trainer().fit(distiller(knowledge={"told": Knowledge(told)}), DataLoader(Part(), 5))
+    assert (told.settings[0].samples, told.settings[0].labels) == (20, None)

@@ -1,0 +1,45 @@
+"""A rehearsal's few samples take their views along, and only inputs get the network's dtype."""
+
+from __future__ import annotations
+
+import torch
+
+from kdlab.modules.first_batch import SAMPLES, TrainingData, _cast
+from kdlab.outputs.batch import Batch, Mix
+
+
+def batch_of(count: int, mix: Mix | None = None) -> Batch:
+    return Batch(torch.rand(count, 3), torch.arange(count), torch.arange(count) + 100, mix=mix)
+
+
+def test_a_few_samples_take_their_views_along() -> None:
+    mix = Mix(torch.arange(12).roll(1), torch.rand(12))
+    views = {
+        "mates": batch_of(24),
+        "last": batch_of(13),
+        "short": batch_of(5),
+        "empty": batch_of(0),
+        "mixed": batch_of(12, mix),
+        "turned": torch.rand(36, 3),
+    }
+    few = TrainingData(batch_of(12, mix)._replace(views=views), None, None, None).few
+    sizes = {name: len(view.inputs if isinstance(view, Batch) else view) for name, view in few.views.items()}
+    assert sizes == {"mates": 2 * SAMPLES, "last": SAMPLES, "short": 5, "empty": 0, "mixed": SAMPLES, "turned": 24}
+    for cut, whole in ((few, batch_of(12)), (few.views["mates"], batch_of(24)), (few.views["mixed"], batch_of(12))):
+        assert torch.equal(cut.index, whole.index[: len(cut.index)])
+        assert torch.equal(cut.target, whole.target[: len(cut.target)])
+        assert cut.views is None or cut is few
+    for cut in (few, few.views["mixed"]):
+        assert cut.mix.partner.tolist() == [11 % SAMPLES, 0, 1, 2, 3, 4, 5, 6]
+        assert torch.equal(cut.mix.share, mix.share[:SAMPLES])
+    small = TrainingData(batch_of(3, Mix(torch.tensor([2, 0, 1]), torch.rand(3))), None, None, None).few
+    assert small.mix.partner.tolist() == [2, 0, 1]
+
+
+def test_a_view_that_is_a_batch_gets_the_network_s_dtype() -> None:
+    mix = Mix(torch.arange(4).roll(1), torch.rand(4))
+    batch = batch_of(4, mix)._replace(target=torch.rand(4, 3), views={"mixed": batch_of(4, mix)})
+    cast = _cast(batch, torch.float64)
+    assert cast.inputs.dtype == cast.views["mixed"].inputs.dtype == torch.float64
+    assert cast.target.dtype == cast.mix.share.dtype == cast.views["mixed"].mix.share.dtype == torch.float32
+    assert cast.views["mixed"].target.dtype == torch.int64

@@ -1,0 +1,87 @@
+"""What a module arranges before a training: DDP, the data's views, a voice for the log, names."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pytorch_lightning.strategies import DDPStrategy
+
+from kdlab import InputError, Knowledge
+from kdlab.losses import SoftTargets
+from kdlab.modules.dry_run import Rehearsal
+from kdlab.modules.setup_checks import be_heard, tell_ddp
+from kdlab.teaching import Classmate, Peers
+from tests.modules.cotraining import cotrainer
+from tests.modules.tiny import digits, distiller, network, trainer
+
+
+def told(update: Any, rehearsal: Rehearsal, **options: Any) -> Any:
+    """What DDP is told of parameters without gradient."""
+    module = cotrainer(teaching=Peers(update))
+    module.rehearsal = rehearsal
+    strategy = DDPStrategy(**options)
+    module.trainer = SimpleNamespace(strategy=strategy)
+    tell_ddp(module)
+    return strategy._ddp_kwargs.get("find_unused_parameters")
+
+
+def test_ddp_expects_what_has_no_gradient_and_nothing_else() -> None:
+    assert told("simultaneous", Rehearsal(5)) is None
+    assert told("sequential", Rehearsal(5)) is True  # while one network learns the other gets none
+    assert told("simultaneous", Rehearsal(5, idle=["networks.a.fc.weight"])) is True
+    assert told("simultaneous", Rehearsal(5, resting=["networks.a.fc.weight"])) is True
+
+
+@pytest.mark.parametrize("update", ["simultaneous", "sequential"])
+def test_a_users_word_to_ddp_counts(update: Any) -> None:
+    assert told(update, Rehearsal(5, idle=["networks.a.fc.weight"]), find_unused_parameters=False) is False
+
+
+def test_plain_training_takes_back_what_a_teaching_asked_of_the_data() -> None:
+    data = digits()
+    trainer(max_steps=1).fit(cotrainer({"net": network()}, teaching=Classmate()), data)
+    trainer(max_steps=1).fit(distiller(teacher=None, knowledge=None), data)
+    assert data.prepare(next(iter(data.train_dataloader())), 0).views is None
+
+
+@contextmanager
+def unarranged() -> Iterator[logging.Logger]:
+    """The log as if nobody had arranged anything."""
+    log = logging.getLogger("kdlab")
+    before = log.handlers, logging.root.handlers, log.level
+    log.handlers, logging.root.handlers = [], []
+    log.setLevel(logging.NOTSET)
+    try:
+        yield log
+    finally:
+        log.handlers, logging.root.handlers = before[:2]
+        log.setLevel(before[2])
+
+
+@pytest.mark.parametrize(("rank", "level"), [(0, logging.INFO), (1, logging.WARNING)])
+def test_the_log_is_heard_once_and_in_full_from_one_process(rank: int, level: int) -> None:
+    with unarranged() as log:
+        for _ in range(2):
+            be_heard(rank)
+        assert log.level == level
+        assert len(log.handlers) == 1
+
+
+@pytest.mark.parametrize("name", ["kdlab", None])
+def test_a_users_own_log_is_left_alone(name: str | None) -> None:
+    with unarranged() as log:
+        logging.getLogger(name).addHandler(own := logging.NullHandler())
+        log.setLevel(logging.ERROR)
+        be_heard(0)
+        assert log.level == logging.ERROR
+        assert [*log.handlers, *logging.root.handlers] == [own]
+
+
+def test_no_knowledge_is_called_like_the_sum_of_all() -> None:
+    with pytest.raises(InputError, match=r"must be a plain word .* not 'total'"):
+        cotrainer(knowledge={"total": Knowledge(SoftTargets())})
