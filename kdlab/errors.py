@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 
 class InputError(ValueError):
@@ -20,6 +21,25 @@ def nearest(name: str, names: Iterable[str], count: int = 5) -> str:
     names = list(names)
     found = difflib.get_close_matches(name, names, n=count, cutoff=0.3) or names[:count]
     return ", ".join(repr(each) for each in found)
+
+
+def check_word(name: str, value: str, words: Sequence[str]) -> None:
+    """Check that an argument is one of a few words.
+
+    Raises:
+        InputError: it is not.
+    """
+    if value not in words:
+        raise InputError(f"{name} is {' or '.join(map(repr, words))}, not {value!r}.")
+
+
+def form_of(value: Any) -> str:
+    """Describe the form of a value for a message."""
+    if isinstance(value, Mapping):
+        return f"a mapping with {', '.join(map(repr, value)) or 'no keys'}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"a {type(value).__name__}"
 
 
 def refusal_in(error: BaseException) -> InputError | None:

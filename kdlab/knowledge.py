@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, final
 
 import pytorch_lightning as pl
@@ -12,23 +13,29 @@ import torch
 from pytorch_lightning import Callback
 from torch import Tensor, nn
 
-from kdlab.errors import InputError
+from kdlab.errors import InputError, nearest
 from kdlab.losses.functional import full_precision, widens
-from kdlab.outputs import Outputs
+from kdlab.outputs import Batch, Outputs
 from kdlab.schedules import Progress, Schedule
+from kdlab.teaching.plan import Edge, Plan, source_of
 
 NEEDS = (
     *("logits", "layers", "student_layers", "teacher_layers", "embedding", "teacher_embedding", "classes", "index"),
     *("views", "student_classifier", "teacher_classifier"),
 )
+RENAMED = {"set_up": "setup(context)", "survey": "precompute(batches)"}
+"""Hooks of losses that have another name now."""
+
+Pair = tuple[str, str]
+"""Names of student and teacher, without variants."""
 
 
 @final
 class Knowledge(Callback):
-    r"""One piece of knowledge to pass on: a loss, the layers it reads, and how much it counts when.
+    r"""One piece of knowledge to transfer: a loss, the layers it reads, and how much it counts when.
 
-    It adds :math:`weight \cdot schedule(t) \cdot loss(student, teacher, target)` to the loss of every lesson. While
-    that factor is 0 the loss is not computed at all.
+    It adds :math:`weight \cdot schedule(t) \cdot loss(student, teacher, target)` to the loss for every edge of the plan
+    that it uses. While that factor is 0 the loss is not computed at all.
 
     Args:
         loss: any module with ``forward(student, teacher, target) -> scalar`` on two :class:`~kdlab.outputs.Outputs` and
@@ -42,9 +49,10 @@ class Knowledge(Callback):
         schedule: a further factor as a function of epoch or step; ``None`` is 1.
         student_layers: names of the student's layers that the loss reads, in its order (see ``kdlab layers MODEL``).
         teacher_layers: the same for the teacher. One side given alone serves both.
+        teachers: names of the teachers whose edges it uses; all edges if not given.
 
     Raises:
-        InputError: a negative or non-finite weight.
+        InputError: a negative or non-finite weight, unknown ``needs``, or a hook under its old name.
     """
 
     def __init__(
@@ -54,100 +62,132 @@ class Knowledge(Callback):
         schedule: Schedule | None = None,
         student_layers: Sequence[str] = (),
         teacher_layers: Sequence[str] = (),
+        teachers: Sequence[str] = (),
     ) -> None:
         self.weight = weight_at_least_zero(weight, "A knowledge's weight")
         self.loss = loss
-        self.copies: dict[tuple[str, str], nn.Module] = {}
+        self._wide = widens(loss)
+        self.copies: dict[Pair, nn.Module] = {}
+        self.edges: tuple[tuple[Edge, nn.Module], ...] = ()
         self.schedule = schedule
-        said = getattr(loss, "needs", ())
-        if isinstance(said, str) or not set(said) <= set(NEEDS):
+        needs = getattr(loss, "needs", ())
+        if isinstance(needs, str) or not set(needs) <= set(NEEDS):
             words = ", ".join(map(repr, NEEDS))
-            raise InputError(f"{type(loss).__name__}.needs is a tuple out of {words}, not {said!r}.")
+            raise InputError(f"{type(loss).__name__}.needs is a tuple out of {words}, not {needs!r}.")
+        for part in loss.modules():
+            if old := next((name for name in RENAMED if callable(getattr(part, name, None))), None):
+                raise InputError(f"{type(part).__name__}.{old}() is now {RENAMED[old]}: rename it.")
         both = not {"student_layers", "teacher_layers"} & set(self.needs)  # else the loss reads one side alone
         self.student_layers = tuple(student_layers or (teacher_layers if both else ()))
         self.teacher_layers = tuple(teacher_layers or (student_layers if both else ()))
+        self.teachers = tuple(teachers)
 
-    def spread(self, pairs: Sequence[tuple[str, str]]) -> nn.Module:
-        """Have the loss once for each (learner, source), so that what it learns or keeps is of these two alone.
+    def connect(self, plan: Plan) -> nn.Module:
+        """Select the edges of a plan, and copy the loss for each pair of student and teacher.
 
         Returns:
-            What is to be registered: the loss itself for one pair, else all of them by ``LEARNER_from_SOURCE``.
+            What is to be registered: the loss itself for one pair, else all copies by ``STUDENT_from_TEACHER``.
+
+        Raises:
+            InputError: ``teachers`` names one that no edge has.
         """
+        sources = dict.fromkeys(source_of(edge.teacher) for edge in plan.edges)
+        if unknown := [name for name in self.teachers if name not in sources]:
+            raise InputError(
+                f"No edge has the teacher {unknown[0]!r}, which a knowledge ({type(self.loss).__name__}) names; the "
+                f"nearest names are {nearest(unknown[0], sources)}."
+            )
+        edges = [edge for edge in plan.edges if not self.teachers or source_of(edge.teacher) in self.teachers]
+        pairs = dict.fromkeys(map(pair_of, edges))
         self.copies = {pair: copy.deepcopy(self.loss) if number else self.loss for number, pair in enumerate(pairs)}
-        if len(pairs) < 2:
+        self.edges = tuple((edge, self.copies[pair_of(edge)]) for edge in edges)
+        if len(self.copies) < 2:
             return self.loss
-        return nn.ModuleDict({f"{learner}_from_{source}": each for (learner, source), each in self.copies.items()})
+        return nn.ModuleDict({f"{student}_from_{teacher}": loss for (student, teacher), loss in self.copies.items()})
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Find what is to be called at every step."""
+        """Collect the hooks to call at every step."""
         self._advances = tuple(self.parts("advance"))
         self._after_backwards = tuple(self.parts("after_backward"))
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
-        """Tell the loss how far the training is."""
+        """Report the progress of the training to the loss."""
         for advance in self._advances:
             advance(trainer.current_epoch, trainer.global_step)
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let the loss remember what it may change only now: autograd needs its memory until here."""
+        """Let the loss update its memory, which autograd needs until here."""
         for after_backward in self._after_backwards:
             after_backward()
 
-    def parts(self, method: str, pair: tuple[str, str] | None = None) -> Iterator[Callable[..., None]]:
-        """The method of that name of the loss and every loss inside it that has one; of all its copies, or of one."""
+    def parts(self, method: str, pair: Pair | None = None) -> Iterator[Callable[..., None]]:
+        """Iterate over the methods of that name of the loss and the losses inside it; of all its copies, or of one."""
         for loss in [self.copies.get(pair, self.loss)] if pair else self.copies.values() or [self.loss]:
-            yield from (getattr(each, method) for each in loss.modules() if callable(getattr(each, method, None)))
+            yield from (getattr(part, method) for part in loss.modules() if callable(getattr(part, method, None)))
 
     def weight_at(self, progress: Progress) -> float:
-        """The factor of the loss at ``progress``."""
+        """Return the factor of the loss at ``progress``."""
         return self.weight if self.schedule is None else self.weight * self.schedule(progress)
 
-    def compare(
-        self, student: Outputs, teacher: Outputs, target: Tensor, pair: tuple[str, str] | None = None
-    ) -> Tensor:
-        """The loss, unweighted: a scalar. Teachers that count differently for each sample are compared one by one."""
-        loss = self.copies.get(pair, self.loss) if pair else self.loss
-        ours, theirs = student.only(self.student_layers), teacher.only(self.teacher_layers)
-        if teacher.members and self.reads_logits:
-            return _member_by_member(loss, ours, theirs, target)
-        if widens(loss):
-            value: Tensor = loss(ours, theirs, target)
-            return value
-        return _in_full_precision(loss, ours, theirs, target)
+    def compare(self, edge: Edge, loss: nn.Module, seen: Mapping[str, Outputs], batch: Batch) -> Tensor | None:
+        """Return the loss of one edge with the edge's weight, without the knowledge's own: a scalar.
+
+        It is ``None`` where the edge has no teacher yet, or weighs 0. With weights for each sample, of the edge or of
+        an ensemble's teachers, the loss is taken sample by sample.
+        """
+        student, teacher = seen[edge.student], seen.get(edge.teacher)
+        weight = edge.weight(seen, batch) if callable(edge.weight) else edge.weight
+        if teacher is None or (not isinstance(weight, Tensor) and weight == 0):
+            return None
+        target = student.targets(batch)
+        student, teacher = student.only(self.student_layers), teacher.only(self.teacher_layers)
+        if edge.detach:
+            teacher = teacher.detach()
+        if isinstance(weight, Tensor) or (teacher.members and self.reads_logits):
+            members = teacher.members if self.reads_logits else ()
+            if isinstance(weight, Tensor):
+                members = tuple((outputs, share * weight) for outputs, share in members or ((teacher, 1.0),))
+                weight = 1.0
+            value = _sample_by_sample(loss, student, replace(teacher, members=members), target)
+        elif self._wide:
+            value = loss(student, teacher, target)
+        else:
+            value = _in_full_precision(loss, student, teacher, target)
+        return value if weight == 1 else value * weight
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What the loss says it needs."""
+        """Return what the loss declares that it needs."""
         return tuple(getattr(self.loss, "needs", ()))
 
     @property
     def views(self) -> tuple[str, ...]:
-        """The further views of the batch that the loss reads."""
+        """Return the further views of the batch that the loss reads."""
         return tuple(getattr(self.loss, "views", ()))
 
     @property
     def reads_logits(self) -> bool:
-        """Whether both sides need the same classes: as the loss says, else where it is given no layers to read."""
+        """Return whether both sides need the same classes: as the loss declares, else if it has no layers to read."""
         return "logits" in self.needs or not (self.needs or self.student_layers)
 
     @property
     def reads_only_layers(self) -> bool:
-        """Whether the loss is known to read nothing of the teacher but layers."""
+        """Return whether the loss is known to read nothing of the teacher but layers."""
         own = {"layers", "student_layers", "teacher_layers", "student_classifier", "classes", "index"}
         return bool(self.needs) and set(self.needs) <= own
 
     @property
     def reads_embedding(self) -> bool:
-        """Whether the loss may read the teacher's embedding."""
+        """Return whether the loss may read the teacher's embedding."""
         return not self.needs or bool({"embedding", "teacher_embedding"} & set(self.needs))
 
     @property
     def reads_student(self) -> bool:
-        """Whether the loss teaches the student, or prepares something of its own from the teacher alone."""
+        """Return whether the loss reads the student, and is no preparation from the teacher alone."""
         return not self.needs or bool({"logits", "layers", "student_layers", "embedding"} & set(self.needs))
 
     def missing(self, student: Outputs, target: Tensor) -> str | None:
-        """What the loss needs and does not get here, as the end of a sentence; ``None`` if all is there."""
+        """Return what the loss needs and does not get here, as the end of a sentence; ``None`` if all is there."""
         layers = self.student_layers
         reasons = {
             "layers": not layers and "layers to read: set student_layers (and teacher_layers)",
@@ -161,7 +201,7 @@ class Knowledge(Callback):
         return next((reason for need in self.needs if (reason := reasons.get(need))), None) or None
 
     def missing_of(self, teacher: Outputs) -> str | None:
-        """What the loss needs and this teacher does not give, as the end of a sentence; ``None`` if all is there."""
+        """Return what the loss needs and this teacher does not give, as the end of a sentence, or ``None``."""
         if set(self.teacher_layers) - set(teacher.names):
             return f"layers of the teacher ({', '.join(self.teacher_layers)})"
         if {"embedding", "teacher_embedding"} & set(self.needs) and teacher.embedding is None and not teacher.layers:
@@ -178,19 +218,29 @@ def _in_full_precision(loss: nn.Module, student: Outputs, teacher: Outputs, targ
 
 
 @full_precision
-def _member_by_member(loss: nn.Module, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-    r"""The sum over teachers m of the mean over samples b of :math:`w_{mb} loss_b(student, m, target)`."""
-    each = getattr(loss, "per_sample", None)
-    if each is None:
+def _sample_by_sample(loss: nn.Module, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+    r"""Return the sum over teachers m of the mean over samples b of :math:`w_{mb} loss_b(student, m, target)`."""
+    per_sample = getattr(loss, "per_sample", None)
+    if per_sample is None:
         raise InputError(
-            f"{type(loss).__name__} gives one number a batch, but these teachers count differently for each sample: "
-            "use a loss that has per_sample(), such as SoftTargets, or another ensemble."
+            f"{type(loss).__name__} gives one number a batch, but its teachers count differently for each sample: use "
+            "a loss that has per_sample(), such as SoftTargets, or another ensemble or gate."
         )
-    return torch.stack([(weight * each(student, seen, target)).mean() for seen, weight in teacher.members]).sum()
+    weighted = [(weight * per_sample(student, outputs, target)).mean() for outputs, weight in teacher.members]
+    return torch.stack(weighted).sum()
+
+
+def pair_of(edge: Edge) -> Pair:
+    """Return the names of an edge's student and teacher, without variants."""
+    return source_of(edge.student), source_of(edge.teacher)
 
 
 def weight_at_least_zero(weight: float, what: str) -> float:
-    """``weight`` as a float, refused where it is negative, infinite or not a number."""
+    """Return ``weight`` as a float.
+
+    Raises:
+        InputError: it is negative, infinite or not a number.
+    """
     if not 0 <= weight < math.inf:
         raise InputError(f"{what} must be a finite number of at least 0, not {weight}.")
     return float(weight)

@@ -10,10 +10,17 @@ from kdlab.errors import InputError
 
 
 class Progress(NamedTuple):
-    """How far a training is: finished epochs and finished optimiser steps, both from 0."""
+    """How far a training is.
+
+    Attributes:
+        epoch: finished epochs.
+        step: finished optimizer steps.
+        total_steps: optimizer steps of the whole training; ``None`` if it has no known end.
+    """
 
     epoch: int
     step: int
+    total_steps: int | None = None
 
 
 class Schedule:

@@ -24,7 +24,7 @@ from kdlab.data.subsets import check_labels, training_rows
 from kdlab.data.views import View
 from kdlab.errors import InputError
 from kdlab.outputs import Batch
-from kdlab.outputs.batch import inputs_of
+from kdlab.outputs.containers import inputs_of
 
 
 class ImageData(pl.LightningDataModule):

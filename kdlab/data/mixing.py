@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kdlab.data import counter_rng
 from kdlab.errors import InputError
-from kdlab.outputs.batch import Mix
+from kdlab.outputs.containers import Mix
 
 TRIES = 32
 

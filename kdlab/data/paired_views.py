@@ -14,7 +14,7 @@ from kdlab.data import counter_rng
 from kdlab.data.samplers import Draw
 from kdlab.data.views import View
 from kdlab.errors import InputError
-from kdlab.outputs.batch import Batch
+from kdlab.outputs.containers import Batch
 
 
 class Classes:

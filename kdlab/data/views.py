@@ -11,7 +11,7 @@ from torch import Tensor
 from kdlab.data import counter_rng
 from kdlab.data.mixing import Mixing, MixUp
 from kdlab.errors import InputError
-from kdlab.outputs.batch import Batch
+from kdlab.outputs.containers import Batch
 
 
 class View:

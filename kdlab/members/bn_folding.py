@@ -24,8 +24,8 @@ IMAGES = (nn.Conv2d, nn.ConvTranspose2d)
 LAST = torch.channels_last
 
 
-def changed(value: Tensor, dtype: torch.dtype | None, channels_last: bool) -> Tensor:
-    """A floating tensor in another dtype and, if it is 4-D, in another layout."""
+def converted(value: Tensor, dtype: torch.dtype | None, channels_last: bool) -> Tensor:
+    """Return a floating tensor in another dtype and, if it is 4-D, in another memory format."""
     if not value.is_floating_point():
         return value
     value = value if dtype is None else value.to(dtype)
@@ -46,7 +46,7 @@ def altered(network: nn.Module, pairs: Mapping[str, str], dtype: torch.dtype | N
         for part in made.modules():
             lower = None if isinstance(part, _BatchNorm) else dtype  # its statistics need the digits
             images = channels_last and isinstance(part, IMAGES)
-            part._apply(partial(changed, dtype=lower, channels_last=images), recurse=False)  # type: ignore[no-untyped-call]
+            part._apply(partial(converted, dtype=lower, channels_last=images), recurse=False)  # type: ignore[no-untyped-call]
     return made.eval().requires_grad_(False)
 
 

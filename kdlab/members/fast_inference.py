@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from kdlab.errors import InputError
-from kdlab.members.bn_folding import IMAGES, LAST, NORMS, Flow, altered, changed
+from kdlab.members.bn_folding import IMAGES, LAST, NORMS, Flow, altered, converted
 from kdlab.outputs import Observer, Outputs
-from kdlab.outputs.model_output import class_of, is_compiled
+from kdlab.outputs.observer import class_of, is_compiled
 
 _log = logging.getLogger("kdlab.teaching")
 
@@ -88,12 +88,15 @@ class FastObserver(Observer):
         only_layers: nobody reads logits or embedding; may be set between calls. After a whole first one, a forward then
             stops after the last tapped layer, with empty logits (B, 0) and no embedding; not where the network is
             compiled, nothing is tapped, or a tap is no layer but a part of the output.
+
+    Attributes:
+        plain: run the network itself, for a dry run, perhaps on another device than the training's.
     """
 
     def __init__(
         self, network: nn.Module, layers: Sequence[str] = (), fast: Fast | None = None, only_layers: bool = False
     ) -> None:
-        self.fast, self.only_layers = fast or Fast(), only_layers
+        self.fast, self.only_layers, self.plain = fast or Fast(), only_layers, False
         self._said: set[str] = set()
         super().__init__(network, layers)
 
@@ -112,7 +115,7 @@ class FastObserver(Observer):
 
     def __call__(self, inputs: Any) -> Outputs:
         """One forward on ``inputs`` (a tensor, or a mapping of keyword arguments)."""
-        if any(part.training for part in self._parts):
+        if self.plain or any(part.training for part in self._parts):
             return self._plain(inputs)
         if next(self.network.parameters(), None) is not self._first:  # some moves make new parameters
             self.find_layers()
@@ -125,10 +128,6 @@ class FastObserver(Observer):
         if self.only_layers and (last := self._runner.last):
             self._tell(logging.INFO, f"its forward stops after {last!r}, the last layer that is read")
         return outputs
-
-    def plainly(self, inputs: Any) -> Outputs:
-        """One forward of the network itself, for a dry batch, perhaps on another device than the training's."""
-        return self._plain(inputs)
 
     def _tell(self, level: int, what: str, numbers: str = "") -> None:
         if what not in self._said:  # a fit makes the copy more than once
@@ -216,7 +215,7 @@ class _Runner(Observer):
         images = [each for each in tensors.values() if each.dim() == 4 and each.is_floating_point()]
         # Images of one channel are in both layouts.
         as_is = bool(images) and all(x.is_contiguous(memory_format=LAST) and not x.is_contiguous() for x in images)
-        given |= {name: changed(each, self.dtype, self.channels_last) for name, each in tensors.items()}
+        given |= {name: converted(each, self.dtype, self.channels_last) for name, each in tensors.items()}
         first = next(iter(tensors.values()), torch.empty(0))
         self._runs.clear()
         self._stopping = only_layers and self.last is not None

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from contextlib import nullcontext
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
@@ -14,43 +13,53 @@ from torch import Tensor, nn
 
 from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge, weight_at_least_zero
-from kdlab.metrics import StudentVersusTeacher
-from kdlab.modules.dry_run import Rehearsal, rehearse
-from kdlab.modules.first_batch import every_batch
-from kdlab.modules.gradient_split import note_task, splitting
-from kdlab.modules.loss_logging import Terms
-from kdlab.modules.optimization import check_length, configure
+from kdlab.members.member import Learner, Member
+from kdlab.modules import optimization, setup_checks
+from kdlab.modules.dry_run import DryRun, dry_run, set_taps
+from kdlab.modules.first_batch import every_batch, first_batch
+from kdlab.modules.loss_logging import LossLog
 from kdlab.modules.seeding import reseed
-from kdlab.modules.setup_checks import ask, be_heard, check_names, tell_ddp
-from kdlab.modules.step import compared, indexed, sum_of, times
-from kdlab.outputs import Batch, Observer, Outputs, headed
-from kdlab.outputs.see import see
+from kdlab.optimizers import DOT
+from kdlab.outputs import Batch, Outputs
 from kdlab.schedules import Progress, Schedule
-from kdlab.teaching import Answer, Lesson, Teaching
-from kdlab.teaching.teaching import all_alike
+from kdlab.teaching.plan import Plan, Supervised, Teaching
 
 
 def sgd(parameters: Any) -> torch.optim.Optimizer:
-    """The optimiser of the CIFAR-100 benchmarks: SGD with lr 0.05, momentum 0.9 and weight decay 5e-4."""
+    """Return the optimizer of the CIFAR-100 benchmarks: SGD with lr 0.05, momentum 0.9 and weight decay 5e-4."""
     return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=5e-4)
 
 
 class DistillationModule(pl.LightningModule):
-    r"""Learners, what they are to learn, and who teaches them.
+    r"""Networks that learn, losses, and a plan of who teaches whom.
 
-    Every step runs each learner once on its view of the batch and minimises
+    A step runs every member of the plan once, in order, and minimizes
 
-    .. math:: w_0(t) \sum_l task(z^l, y) + \sum_k w_k(t) \sum_{lessons} weight \cdot loss_k(student, teacher, y).
+    .. math:: w_0(t) \sum_i a_i \, task(z_i, y) + \sum_k w_k(t) \sum_{edges\ (i, j)} e_{ij} \, loss_k(i, j, y)
 
-    Subclasses give ``learners`` (by name, registered as modules of their own) and ``teaching``; everything else is
-    here.
+    with the supervision a and the edges e of the plan.
+
+    Args:
+        networks: what is trained, by name; subclasses register it.
+        teaching: draws the plan; ``None`` is plain training.
+        knowledge, task, task_weight, task_schedule, optimizer, lr_scheduler, parameter_groups, channels_last, compile:
+            see :class:`~kdlab.Distiller`.
+
+    Attributes:
+        plan: the members, edges and supervision.
+        dry_run: what the dry run of the last fit found.
     """
 
     teaching: Teaching | None
     """Who teaches whom; ``None`` is plain training on the labels."""
 
+    monitored_accuracy: ClassVar[str]
+    """The logged value that a ``ReduceLROnPlateau`` with mode "max" watches."""
+
     def __init__(
         self,
+        networks: Mapping[str, nn.Module],
+        teaching: Teaching | None,
         knowledge: Mapping[str, Knowledge] | None,
         task: nn.Module | None,
         task_weight: float,
@@ -58,31 +67,33 @@ class DistillationModule(pl.LightningModule):
         optimizer: OptimizerCallable,
         lr_scheduler: LRSchedulerCallable | None,
         parameter_groups: Mapping[str, Mapping[str, Any]] | None,
+        channels_last: bool,
+        compile: bool,
     ) -> None:
         super().__init__()
         self.knowledge = dict(knowledge or {})
-        check_names(self.knowledge)
+        setup_checks.check_names(self.knowledge)
         self.task = task if task is not None else nn.CrossEntropyLoss()
         self.task_weight = weight_at_least_zero(task_weight, "The task weight")
         self.task_schedule = task_schedule
-        self.losses = nn.ModuleDict({name: each.loss for name, each in self.knowledge.items()})
+        self.plan: Plan = (teaching or Supervised()).plan({n: Learner(n, x) for n, x in networks.items()})
+        self.losses = nn.ModuleDict({name: each.connect(self.plan) for name, each in self.knowledge.items()})
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.parameter_groups = {name: dict(options) for name, options in (parameter_groups or {}).items()}
-        self.rehearsal: Rehearsal | None = None
+        self.channels_last, self.compile_learners = channels_last, compile
+        self.dry_run: DryRun | None = None
         self._seed: int | None = None
-        self._ended = False
-        self._iterating = False
-        self._terms = Terms()
-        self._parts: tuple[Tensor | None, Tensor | None] | None = None
-        self._metrics = StudentVersusTeacher()
-        self.channels_last = self.compile_learners = False
-        self._observers: dict[str, Observer] = {}
-        self._turn: tuple[str, ...] | None = None
+        self._ended = self._iterating = False
+        self._total_steps: int | None = None
+        self._turn: str | None = None
+        self._log = LossLog()
+        self._split: DOT | None = None
+        self._parts: tuple[Tensor | None, Tensor | None] = None, None
 
     @property
     def learners(self) -> dict[str, nn.Module]:
-        """The networks that are trained, by name."""
-        raise NotImplementedError(f"{type(self).__name__} must define learners.")
+        """Return the networks that are trained, by name."""
+        return {name: learner.network for name, learner in self.plan.learners.items()}
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning notes the hook that runs here some 40 times a step; nn.Module would look each time whether it is a
@@ -92,182 +103,188 @@ class DistillationModule(pl.LightningModule):
         else:
             super().__setattr__(name, value)
 
-    # What happens before the first step
+    # Before the first step
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """The knowledge, as callbacks of the Trainer."""
+        """Return the knowledge, as callbacks of the Trainer."""
         return [*self.knowledge.values()]  # Lightning puts them in the place of those of an earlier fit
 
     def setup(self, stage: str) -> None:
-        """Rehearse one batch before a training: sizes adapters, and finds everything that cannot work."""
-        for network in self.learners.values():
-            if self.channels_last:
-                network.to(memory_format=torch.channels_last)
+        """Run one batch before a training: sizes adapters, and reports everything that cannot work."""
+        for network in self.learners.values() if self.channels_last else ():
+            network.to(memory_format=torch.channels_last)
         if stage == "fit":
-            be_heard(self.trainer.global_rank)
-            ask(self)
-            self.rehearsal = rehearse(self)
-            tell_ddp(self)
+            setup_checks.setup_logging(self.trainer.global_rank)
+            setup_checks.request_views(self.trainer, self.plan)
+            data = first_batch(self)
+            self._total_steps = optimization.total_steps(self.trainer, data.batches)
+            weights = {"task": (self.task_weight, self.task_schedule)}
+            weights |= {name: (each.weight, each.schedule) for name, each in self.knowledge.items()}
+            self.dry_run = dry_run(self, self.plan, self.knowledge, data, self.supervised, weights)
+            setup_checks.configure_ddp(self, self.plan, self.dry_run)
+        else:
+            set_taps(self.plan, {})
         for network in self.learners.values() if self.compile_learners else ():
             network.compile()
 
     def on_fit_start(self) -> None:
-        """Agree on the seed of all processes, find the tapped layers again (SyncBatchNorm replaces modules), and show
-        the training set to the losses that ask for it.
-        """
+        """Agree on the seed of all processes, tap modules that SyncBatchNorm replaced, precompute what losses need."""
         if self._seed is None or self._ended:
             self._ended = False
             self._seed = self.trainer.strategy.broadcast(torch.initial_seed())
-        for each in [*self._observers.values(), *(self.teaching.observers if self.teaching else ())]:
-            each.find_layers()
-        if self.teaching is not None:
-            for knowledge in self.knowledge.values():
-                for precompute in knowledge.parts("precompute"):
-                    precompute(self.teaching.precompute(every_batch(self)))
-        still = {id(module) for module in (self.teaching.modules() if self.teaching else ())}
-        if all(module.training or id(module) in still for module in self.modules()):
-            # Lightning would warn of the teacher's eval mode, which is meant.
+        set_taps(self.plan, self.knowledge)
+        for knowledge in self.knowledge.values():
+            for precompute in knowledge.parts("precompute"):
+                precompute(self._taught_batches(knowledge))
+        untrained = {id(module) for module in (self.teaching.modules() if self.teaching else ())}
+        if all(module.training or id(module) in untrained for module in self.modules()):
+            # Lightning would warn of untrained copies in eval mode, which is meant.
             warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start of training")
 
+    def _taught_batches(self, knowledge: Knowledge) -> Iterator[tuple[Outputs, Tensor]]:
+        """Iterate over the frozen teacher's outputs and the labels of the training set."""
+        (edge, _), *_ = knowledge.edges
+        for batch in every_batch(self):
+            yield self.observe(batch, self.plan.frozen)[edge.teacher], batch.target
+
     def configure_optimizers(self) -> Any:
-        """One optimiser for all trainable parts, the teacher left out, and the scheduler if there is one."""
-        return configure(self)
+        """Return one optimizer for all trainable parts, and the scheduler if there is one."""
+        optimizer = self.optimizer(optimization.groups(self.trainable(), self.parameter_groups))
+        optimization.prepare(optimizer, self, self.trainer)
+        monitor = {"min": "val/loss", "max": self.monitored_accuracy}
+        return optimization.with_scheduler(optimizer, self.lr_scheduler, self._total_steps, monitor)
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The parameters that the optimiser gets, by name: all that are not frozen, as a frozen teacher's are."""
+        """Return the parameters that the optimizer gets, by name: all that are not frozen."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
-    # What is random: a function of (seed, process, epoch, batch)
+    # Randomness: a function of (seed, process, epoch, batch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the seed."""
+        """Save the seed."""
         checkpoint["kdlab_seed"] = self._seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the seed of the run that is resumed."""
+        """Continue with the seed of the run that is resumed."""
         self._seed, self._ended = checkpoint.get("kdlab_seed"), False
 
     def on_fit_end(self) -> None:
-        """The next fit draws anew; a checkpoint saved until then is still of this one."""
+        """Draw another seed in the next fit; a checkpoint saved until then is still of this one."""
         self._ended = True
 
     def on_train_start(self) -> None:
         """Refuse a learning rate that was planned, in the run that is resumed, for fewer steps than this one takes."""
-        check_length(self)
+        optimization.check_length(self.trainer, self._total_steps)
+        (optimizer,) = self.trainer.optimizers
+        self._split = optimizer if isinstance(optimizer, DOT) else None
         self._iterating = True
 
     def on_train_epoch_start(self) -> None:
         """Fix the order in which a user's own shuffling loader (without workers) draws this epoch."""
-        self._reseed(-1)
+        reseed(self.device, self._seed, self.global_rank, self.current_epoch, -1)
         if self._iterating:  # one draw of iter(loader), which for a fit's first epoch Lightning called before this hook
             torch.empty((), dtype=torch.int64).random_()
             self._iterating = False
 
-    def _reseed(self, batch: int) -> None:
-        assert self._seed is not None
-        reseed(self.device, self._seed, self.global_rank, self.current_epoch, batch)
-
     # The step
 
-    def observe(self, batch: Batch) -> dict[str, Outputs]:
-        """One forward of every network on its view of the batch, and on those that knowledge and teaching ask for."""
-        teaching, names = self.teaching, list(self.learners)
-        inputs = teaching.views(batch, names) if teaching else dict.fromkeys(names, batch.inputs)
-        further = list(self._further)
-        outputs: dict[str, Outputs] = {}
-        for name in names:
-            with nullcontext() if self._turn is None else torch.set_grad_enabled(name in self._turn):
-                outputs |= headed(name, see(self._observers[name], batch._replace(inputs=inputs[name]), further))
-        return teaching.gather(outputs, batch) if teaching else outputs
+    def observe(self, batch: Batch, members: Iterable[Member] | None = None) -> dict[str, Outputs]:
+        """Run the members of the plan, or some of them, in order, and return their outputs by name."""
+        seen: dict[str, Outputs] = {}
+        gradient = torch.is_grad_enabled()
+        for member in self.plan.members.values() if members is None else members:
+            # Where networks take turns, the others teach with their weights as they are now.
+            with torch.set_grad_enabled(gradient and self._turn in (None, member.name)):
+                seen |= member(batch, seen)
+        return seen
 
-    @property
-    def _further(self) -> dict[str, None]:
-        """The names of the views that every network runs beside the batch."""
-        own = self.teaching.sees if self.teaching else ()
-        return dict.fromkeys([*(view for each in self.knowledge.values() for view in each.views), *own])
+    def evaluate(self, batch: Batch) -> dict[str, Outputs]:
+        """Return the outputs by name of all members that run in evaluation."""
+        members = [member for member in self.plan.members.values() if member.in_evaluation]
+        return self.observe(batch._replace(progress=None), members)
 
-    def lessons(self, outputs: Mapping[str, Outputs], batch: Batch) -> list[Lesson]:
-        """Who learns from whom on this batch."""
-        assert self.teaching is not None
-        lessons = self.teaching.lessons(outputs, batch)
-        return [
-            x if x.student is not None or x.teacher.index is batch.index else indexed(x, batch.index) for x in lessons
-        ]
-
-    def answers(self, outputs: Mapping[str, Outputs], batch: Batch) -> list[Answer]:
-        """What the labels count for on this batch."""
-        teaching = self.teaching
-        return teaching.answers(outputs, batch) if teaching else all_alike(outputs, batch)
+    def supervised(self, seen: Mapping[str, Outputs], batch: Batch) -> Tensor | None:
+        """Return the task loss over the plan's supervision; ``None`` if nothing is supervised in this turn."""
+        values = []
+        for name, weight in self.plan.supervision.items():
+            number = weight(seen, batch) if callable(weight) else weight
+            if number != 0 and self._turn in (None, self.plan.owners[name].name):
+                value = self.task(seen[name].logits, seen[name].targets(batch))
+                values.append(value if number == 1 else value * number)
+        return sum(values[1:], values[0]) if values else None
 
     def training_step(self, raw: Any, batch_idx: int) -> Tensor:
-        """The weighted sum of the task and of all knowledge on one batch."""
-        self._reseed(batch_idx)
-        batch = Batch.of(raw)
-        progress = Progress(self.current_epoch, self.global_step)
-        if self.teaching is not None:
-            self.teaching.advance(*progress)
-        outputs = self.observe(batch)
+        """Return the weighted sum of the task and of all knowledge on one batch."""
+        reseed(self.device, self._seed, self.global_rank, self.current_epoch, batch_idx)
+        progress = Progress(self.current_epoch, self.global_step, self._total_steps)
+        batch = Batch.of(raw)._replace(progress=progress)
+        seen = self.observe(batch)
         terms: dict[str, tuple[Tensor, float]] = {}
         task_weight = self.task_weight * (self.task_schedule(progress) if self.task_schedule else 1.0)
-        if task_weight:
-            answers = [x for x in self.answers(outputs, batch) if self._learns(x.learner)]
-            terms["task"] = sum_of(times(self.task(x.logits, x.target), x.weight) for x in answers), task_weight
-        active = {name: w for name, each in self.knowledge.items() if (w := each.weight_at(progress))}
-        lessons = [x for x in self.lessons(outputs, batch) if self._learns(x.learner)] if active else []
-        for name, weight in active.items() if lessons else ():
-            knowledge = self.knowledge[name]
-            terms[name] = sum_of(times(compared(knowledge, x, outputs, batch), x.weight) for x in lessons), weight
+        if task_weight and (task := self.supervised(seen, batch)) is not None:
+            terms["task"] = task, task_weight
+        for name, knowledge in self.knowledge.items():
+            if weight := knowledge.weight_at(progress):
+                edges = [(e, x) for e, x in knowledge.edges if self._turn in (None, self.plan.owners[e.student].name)]
+                values = [value for e, x in edges if (value := knowledge.compare(e, x, seen, batch)) is not None]
+                if values:
+                    terms[name] = sum(values[1:], values[0]), weight
         if not terms:
             raise InputError(
-                f"Nothing is left to learn at epoch {progress.epoch}: the task and all knowledge weigh 0, or there is "
-                "no lesson yet."
+                f"Nothing is left to learn at epoch {progress.epoch}: the task and all knowledge weigh 0, or no edge "
+                "has a teacher yet."
             )
-        weighted = {name: times(value, weight) for name, (value, weight) in terms.items()}
-        total = sum_of(weighted.values())
-        # One call every N steps: self.log costs 0.25 ms a call, whether or not a logger reads it.
-        if every := self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
-            self._terms.add(terms, total, outputs, batch.target)
-            whole = self._turn is None or self._turn == self.teaching.turns[-1]  # type: ignore[union-attr]
-            if (progress.step + 1) % every == 0 and whole and not self.trainer.fit_loop._should_accumulate():
-                self.log_dict(self._terms.flush(), on_step=True, on_epoch=False, sync_dist=True)
-        if splitting(self):
+        weighted = {name: value if weight == 1 else value * weight for name, (value, weight) in terms.items()}
+        first, *others = weighted.values()
+        total = sum(others, first)
+        if self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            self._log_terms(terms, total, seen, batch)
+        if self._split is not None:
             apart = [value for name, value in weighted.items() if name != "task"]
-            self._parts = weighted.get("task"), sum_of(apart) if apart else None
-        if self.teaching is not None:
-            self.teaching.remember(outputs, batch)
+            self._parts = weighted.get("task"), sum(apart[1:], apart[0]) if apart else None
+        for member in self.plan.members.values():
+            member.record(batch, seen)
         return total
 
-    def _learns(self, learner: str) -> bool:
-        """Whether a learner is among those whose turn it is."""
-        return self._turn is None or any(learner == each or learner.startswith(f"{each}_") for each in self._turn)
+    def _log_terms(
+        self, terms: Mapping[str, tuple[Tensor, float]], total: Tensor, seen: Mapping[str, Outputs], batch: Batch
+    ) -> None:
+        turns, every = self.plan.turns, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        logits = {name: seen[name].logits for name in self.plan.students}
+        self._log.add(terms, total, logits, batch.target, same_step=self._turn != turns[0])
+        # One call every N steps: self.log costs 0.25 ms a call, whether or not a logger reads it.
+        last = self._turn == turns[-1] and not self.trainer.fit_loop._should_accumulate()
+        if last and (self.global_step + 1) % every == 0:
+            self.log_dict(self._log.flush(), on_step=True, on_epoch=False, sync_dist=True)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """The usual step, one after another where the learners take turns; then the teaching follows."""
-        teaching = self.teaching
-        for self._turn in (teaching.turns if teaching else ()) or (None,):
+        """Take the usual step, one after another where the networks take turns; then members follow."""
+        for turn in self.plan.turns:
+            self._turn = turn
             super().optimizer_step(*args, **kwargs)
         self._turn = None
-        if teaching is not None:
-            teaching.after_step(self.learners)
+        progress = Progress(self.current_epoch, self.global_step, self._total_steps)
+        for member in self.plan.members.values():
+            member.on_step_end(progress)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """The usual pass; an optimiser that treats the task's gradient apart is told it first."""
-        if self._parts is not None and (optimizer := splitting(self)):
-            note_task(self, optimizer, *self._parts)
-        self._parts = None
+        """Run the usual backward pass; an optimizer that treats the task's gradient apart receives it first."""
+        if self._split is not None:
+            optimization.split_gradient(self._split, self.trainer, *self._parts)
+            self._parts = None, None
         super().backward(loss, *args, **kwargs)
 
     def on_train_epoch_end(self) -> None:
-        """Log what the last steps of the epoch left."""
-        if values := self._terms.flush():
+        """Log the terms of the last steps of the epoch."""
+        if values := self._log.flush():
             self.log_dict(values, sync_dist=True)
 
-    # What is reported
+    # Evaluation
 
     def validation_step(self, raw: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Compare the deployed learner with the teacher on one batch."""
+        """Evaluate one batch."""
         raise NotImplementedError(f"{type(self).__name__} must define validation_step().")
 
     def forward(self, inputs: Any) -> Any:
-        """The deployed learner's own output."""
+        """Return the output of the deployed network."""
         raise NotImplementedError(f"{type(self).__name__} must define forward().")

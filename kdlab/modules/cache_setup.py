@@ -1,86 +1,119 @@
-"""Whether what a frozen teacher gives in a training can be kept on disk, and under what it is found again."""
+"""Setup of a teacher cache: whether outputs can be kept on disk in a training, and what they depend on."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
+from kdlab.data import ImageData
 from kdlab.data.fingerprint import METHODS, refuse_unknown
 from kdlab.errors import InputError
+from kdlab.knowledge import Knowledge
+from kdlab.members.cached import Cached
+from kdlab.members.frozen import Frozen
+from kdlab.members.member import Member
 from kdlab.members.teacher_cache import TeacherCache, describe
-from kdlab.modules.first_batch import training_data
-from kdlab.outputs.batch import inputs_of
+from kdlab.modules.first_batch import FirstBatch
+from kdlab.outputs import Batch, inputs_of
+from kdlab.teaching.plan import Plan
 
-if TYPE_CHECKING:
-    from kdlab.modules.distiller import Distiller
-
-
-OWN = ("observe", "lessons", "training_step", "on_train_batch_start")
+OWN = ("observe", "training_step", "on_train_batch_start")
 """Methods of the module itself that a batch passes through."""
 
 
-def use_cache(module: Distiller) -> Callable[[], None]:
-    """Find out what the teacher's outputs in the coming training depend on, and open its cache; nothing is written.
+def use_cache(
+    module: pl.LightningModule,
+    plan: Plan,
+    knowledge: Mapping[str, Knowledge],
+    teachers: Sequence[Frozen],
+    cache: TeacherCache,
+    first: FirstBatch,
+) -> tuple[Plan, Callable[[], None]]:
+    """Open a cache for the coming training; nothing is written.
+
+    Args:
+        module: what is trained.
+        plan: its plan.
+        knowledge: its knowledge, by name.
+        teachers: the frozen teachers of the plan.
+        cache: the cache.
+        first: the first batch.
 
     Returns:
-        What to call when the training is over: it takes back what cache and data agreed on.
+        The plan with the teachers behind the cache, and a function to call when the training is over, which restores
+        the data and the cache.
 
     Raises:
-        InputError: a loss reads the teacher's layers, the teacher depends on the batch, the data says nothing that the
-            inputs could be known by, or the disk is too small.
+        InputError: a loss reads the teacher's layers, the teacher depends on the batch, the data gives nothing that
+            identifies the inputs, or the disk is too small.
     """
-    teaching = module.teacher
-    assert teaching is not None
-    assert teaching.cache is not None
-    cache: TeacherCache = teaching.cache
     data: Any = getattr(module.trainer, "datamodule", None)
-    for name, each in module.knowledge.items():
-        if each.teacher_layers:
+    for name, own in knowledge.items():
+        if own.teacher_layers:
             raise InputError(
-                f"The teacher cache keeps logits and embeddings, but knowledge {name!r} ({type(each.loss).__name__}) "
-                f"reads the teacher's layers {', '.join(each.teacher_layers)}: drop teacher_cache, or that knowledge."
+                f"The teacher cache keeps logits and embeddings, but knowledge {name!r} ({type(own.loss).__name__}) "
+                f"reads the teacher's layers {', '.join(own.teacher_layers)}: drop teacher_cache, or that knowledge."
             )
-    if teaching.batchnorm == "batch":
+    if any(teacher.batchnorm == "batch" for teacher in teachers):
         raise InputError("With teacher_batchnorm='batch' a sample's outputs depend on its batch: drop teacher_cache.")
     if not callable(getattr(data, "fingerprint", None)):
-        given = f"{type(data).__name__} has no fingerprint()" if data is not None else "plain loaders say nothing of it"
+        lacking = f"{type(data).__name__} has no fingerprint()" if data is not None else "plain loaders have none"
         raise InputError(
             "The teacher cache needs data whose augmentation is a function of (seed, epoch, index), as that of "
-            f"kdlab.data; {given}: use a data module of kdlab, define fingerprint(), or drop teacher_cache."
+            f"kdlab.data; {lacking}: use a data module of kdlab, define fingerprint(), or drop teacher_cache."
         )
     refuse_unknown(module, pl.LightningModule, (*METHODS[3:], *OWN))
     undo = _agree(cache, data)
-    first = training_data(module)
     if first.samples is None or first.batch.index is None:
         raise InputError("The teacher cache needs batches with the sample index, of a data set of known size.")
     if not isinstance(first.batch.inputs, Tensor):
         raise InputError("The teacher cache needs batches whose inputs are one tensor: drop teacher_cache.")
-    fast = None if teaching.fast is None else dataclasses.asdict(teaching.fast)
     trainer = module.trainer
-    how = {"fast": fast, "precision": str(trainer.precision), "device": trainer.strategy.root_device.type}
-    described = [{**describe(network), **how} for network in teaching.networks]
-    embedding = any(each.reads_embedding for each in module.knowledge.values())
+    how = {"precision": str(trainer.precision), "device": trainer.strategy.root_device.type}
+    described = [
+        {**describe(teacher.network), "fast": teacher.fast and dataclasses.asdict(teacher.fast), **how}
+        for teacher in teachers
+    ]
+    embedding = any(own.reads_embedding for own in knowledge.values())
     cache.open(described, _readable(data.fingerprint()), first.samples, embedding)
     few, rows = first.few, {"": first.samples}
-    for name in dict.fromkeys(view for each in module.knowledge.values() for view in each.views):
-        rows[name] = first.samples * (len(inputs_of((few.views or {})[name])) // len(few.target))
-    with teaching.rehearsing():
-        seen = teaching.observe(few.inputs)
-    width = None if seen.embedding is None else seen.embedding.shape[-1]
+    views = list(dict.fromkeys(view for own in knowledge.values() for view in own.views))
+    for name in views:
+        rows[name] = first.samples * (len(inputs_of(few.view(name))) // len(few.target))
+    seen = teachers[0].dry(few)
+    width = None if seen.embedding is None or len(teachers) > 1 else seen.embedding.shape[-1]
     epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 1
-    classes = (seen.members[0][0] if seen.members else seen).logits.shape[-1]
-    cache.plan(classes, width, epochs, rows)
-    return undo
+    cache.plan(seen.logits.shape[-1], width, epochs, rows)
+    # A user's own hook may change which samples a batch has after its transfer.
+    kept = getattr(type(data), "on_after_batch_transfer", None) is ImageData.on_after_batch_transfer
+
+    def index_of(batch: Batch) -> Tensor:
+        index: Tensor | None = data.host_index if kept and data.host_index is not None else batch.index
+        assert index is not None
+        return index
+
+    return _behind(plan, teachers, Cached(teachers, cache, index_of, views)), undo
+
+
+def _behind(plan: Plan, teachers: Sequence[Frozen], cached: Cached) -> Plan:
+    """Return the plan with one member in the place of the teachers."""
+    members: dict[str, Member] = {}
+    for name, member in plan.members.items():
+        if member is teachers[0]:
+            members[cached.name] = cached
+        elif not any(member is teacher for teacher in teachers):
+            members[name] = member
+    return dataclasses.replace(plan, members=members)
 
 
 def _agree(cache: TeacherCache, data: Any) -> Callable[[], None]:
-    """Let the data's augmentation repeat as often as the cache has views, until what is returned is called."""
+    """Let the data's augmentation repeat as often as the cache has views, until the returned function is called."""
     views, distinct = cache.views, getattr(data, "distinct_epochs", None)
 
     def undo() -> None:

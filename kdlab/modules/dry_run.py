@@ -1,33 +1,33 @@
-"""One dry batch before a training: adapters get their sizes, and what cannot work is said in one sentence."""
+"""The dry run: one batch before a training sizes adapters and finds everything that cannot work."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from kdlab.errors import InputError
+from kdlab.knowledge import Knowledge, Pair, pair_of
 from kdlab.losses.context import Context
-from kdlab.modules.first_batch import TrainingData, training_data
-from kdlab.modules.gradient_split import reaches
-from kdlab.modules.step import taught
-from kdlab.outputs import Batch, Observer, Outputs, heads_of
-from kdlab.teaching import Lesson
-
-if TYPE_CHECKING:
-    from kdlab.modules.base import DistillationModule
+from kdlab.members.member import Learner, Member
+from kdlab.modules.first_batch import FirstBatch
+from kdlab.optimizers.dot import reaches
+from kdlab.outputs import Batch, Outputs
+from kdlab.schedules import Progress, Schedule
+from kdlab.teaching.plan import Edge, Plan
 
 
 @dataclass
-class Rehearsal:
-    """What a dry batch showed.
+class DryRun:
+    """What a dry run found.
 
     Attributes:
         batches: batches an epoch, on this process; ``None`` if the loader has no length.
@@ -44,156 +44,166 @@ class Rehearsal:
     resting: list[str] = field(default_factory=list)
 
 
-def rehearse(module: DistillationModule) -> Rehearsal:
-    """Run one batch through everything, forward and backward, and leave no trace but the adapters' sizes.
+def set_taps(plan: Plan, knowledge: Mapping[str, Knowledge]) -> None:
+    """Let every member tap the layers, and run the views, that the knowledge reads on its edges."""
+    layers: dict[Member, list[str]] = {member: [] for member in plan.members.values()}
+    views: dict[Member, list[str]] = {member: [] for member in plan.members.values()}
+    read_in_full: set[Member] = set()
+    for own in knowledge.values():
+        for edge, _ in own.edges:
+            student, teacher = plan.owners[edge.student], plan.owners[edge.teacher]
+            layers[student] += own.student_layers
+            layers[teacher] += own.teacher_layers
+            for member in (student, teacher):
+                views[member] += own.views
+            if not own.reads_only_layers:
+                read_in_full.add(teacher)
+    for member, taps in layers.items():
+        taps = [*taps, *plan.student_taps] if isinstance(member, Learner) else taps
+        member.set_taps(taps, list(dict.fromkeys(views[member])), bool(taps) and member not in read_in_full)
+
+
+def dry_run(
+    module: pl.LightningModule,
+    plan: Plan,
+    knowledge: Mapping[str, Knowledge],
+    data: FirstBatch,
+    supervised: Callable[[Mapping[str, Outputs], Batch], Tensor | None],
+    weights: Mapping[str, tuple[float, Schedule | None]],
+) -> DryRun:
+    """Run one batch through everything, forward and backward, and leave no trace but the sizes of lazy parts.
+
+    Args:
+        module: what is trained.
+        plan: its plan.
+        knowledge: its knowledge, by name.
+        data: the first batch.
+        supervised: the task loss, from outputs and batch.
+        weights: of the task and of each knowledge, with their schedules.
 
     Raises:
         InputError: an unknown layer, layers that do not fit, other class counts, labels outside the classes, something
             a loss needs and does not get, a loss that fails, is not finite, or sends no gradient to the student.
     """
-    data = training_data(module)
-    batch, result = data.few, Rehearsal(data.batches)
-    teaching = module.teaching
-    if module.knowledge and teaching is None:
-        raise InputError(f"Knowledge {', '.join(map(repr, module.knowledge))} needs a teacher, but none is given.")
-    student_layers = [name for each in module.knowledge.values() for name in each.student_layers]
-    if teaching is not None and not teaching.fixed:  # its teachers are learners, or copies of them
-        student_layers += [
-            *teaching.reads,
-            *(name for each in module.knowledge.values() for name in each.teacher_layers),
-        ]
-    module._observers = {name: Observer(network, student_layers) for name, network in module.learners.items()}
-    if teaching is not None:
-        every = module.knowledge.values()
-        tapped = [name for each in every for name in each.teacher_layers]
-        teaching.listen(tapped, bool(tapped) and all(each.reads_only_layers for each in every))
+    for name, own in knowledge.items():
+        if not own.edges:
+            raise InputError(f"Knowledge {name!r} needs a teacher, but none is given.")
+    batch, result = data.few._replace(progress=Progress(0, 1, 1)), DryRun(data.batches)
+    set_taps(plan, knowledge)
     values: dict[str, Tensor] = {}
-    with isolate_rng(), torch.enable_grad(), _unchanged(module):
-        with _explained(f"The student fails on inputs {_shape(batch.inputs)}"):
-            outputs = module.observe(batch)
-        for name, seen in outputs.items():
-            _check_learner(
-                name, seen, data.batch.target, getattr(getattr(module.trainer, "datamodule", None), "num_classes", 0)
-            )
-            result.taps += _shapes(name, seen)
-        with _explained(f"The task loss ({type(module.task).__name__}) fails on labels {_shape(batch.target)}"):
-            answers = [module.task(x.logits, x.target) * x.weight for x in module.answers(outputs, batch)]
-            values["task"] = torch.stack(answers).sum()
-        if teaching is not None:
-            teaching.prepare(outputs, data.samples)
-        lessons: list[Lesson] = []
-        if module.knowledge:
-            assert teaching is not None
-            with _explained(f"The teacher fails on inputs {_shape(batch.inputs)}"), teaching.rehearsing():
-                lessons = module.lessons(outputs, batch)
-            result.taps += _shapes("teacher", lessons[0].teacher)
-            _setup(module, data, outputs, lessons)
-        for name in module.knowledge:
-            values[name] = torch.stack([_term(module, name, x, outputs, batch) * x.weight for x in lessons]).sum()
+    with isolate_rng(), torch.enable_grad(), _unchanged(module), _dry(plan):
+        seen: dict[str, Outputs] = {}
+        for member in plan.members.values():
+            member.setup(data.samples)
+            with _explained(f"{_called(member.name)} fails on inputs {_shape(batch.inputs)}"):
+                seen |= member(batch, seen)
+        classes = getattr(getattr(module.trainer, "datamodule", None), "num_classes", 0)
+        for name in plan.students:
+            _check_student(name, seen[name], data.batch.target, classes)
+        tapped = [*plan.students, *(edge.teacher for own in knowledge.values() for edge, _ in own.edges)]
+        result.taps = [tap for name in dict.fromkeys(tapped) for tap in _shapes(name, seen[name])]
+        task = type(getattr(module, "task", None)).__name__
+        with _explained(f"The task loss ({task}) fails on labels {_shape(batch.target)}"):
+            if (value := supervised(seen, batch)) is not None:
+                values["task"] = value
+        for name, own in knowledge.items():
+            _setup(name, own, knowledge, plan, data, seen, module.trainer.strategy.root_device)
+        for name, own in knowledge.items():
+            terms = [_term(name, own, edge, loss, seen, batch) for edge, loss in own.edges]
+            values[name] = torch.stack(terms).sum()
         result.terms = {name: float(value.detach()) for name, value in values.items()}
-        _find_gradients(module, values, result)
+        _find_gradients(module, values, weights, result)
     return result
 
 
 def _setup(
-    module: DistillationModule, data: TrainingData, outputs: Mapping[str, Outputs], lessons: Sequence[Lesson]
+    name: str,
+    knowledge: Knowledge,
+    others: Mapping[str, Knowledge],
+    plan: Plan,
+    data: FirstBatch,
+    seen: Mapping[str, Outputs],
+    device: torch.device,
 ) -> None:
-    """Tell the losses what they ask of the run: every copy of a loss of the two that it is for."""
-    teaching = module.teaching
-    assert teaching is not None
-    losses = {name: each.loss for name, each in module.knowledge.items()}
-    for key, each in module.knowledge.items():
-        what = f"Knowledge {key!r} ({type(each.loss).__name__})"
-        surveys = "looks with the teacher at the training set" if any(each.parts("precompute")) else ""
-        early = "takes over the teacher's classifier" if "teacher_classifier" in each.needs else surveys
-        if early and not teaching.fixed:
-            raise InputError(
-                f"{what} {early} before the first step, which makes no sense while the teacher still learns "
-                f"({type(teaching).__name__}): use it with a frozen teacher."
-            )
-        for pair in dict.fromkeys((x.learner, x.source) for x in lessons):
-            student, student_head = _network(module, pair[0])
-            teachers: tuple[nn.Module, ...] = tuple(x.network for x in teaching.observers)
-            teacher_head = ""
-            if not teaching.fixed:
-                own, (peer, teacher_head) = teaching.network(pair[1]), _network(module, pair[1])
-                teachers = (own or peer,) if own or pair[1] in outputs else ()
-            context = Context(
-                student,
-                teachers,
-                each.student_layers,
-                each.teacher_layers,
-                data.samples,
-                data.labels,
-                len(data.batch.target),
-                _classes(outputs[pair[0]]),
-                losses,
-                module.trainer.strategy.root_device,
-                teaching.fixed,
-                student_head,
-                teacher_head,
-            )
-            for setup in each.parts("setup", pair):
-                with _explained(f"{what} cannot be set up", f"{what}: "):
-                    setup(context)
-
-
-def _network(module: DistillationModule, learner: str) -> tuple[nn.Module, str]:
-    """The network of a learner, and which of its heads it is."""
-    for name, network in module.learners.items():
-        for head in heads_of(network):
-            if learner == (f"{name}_{head}" if head else name):
-                return network, head
-    return next(iter(module.learners.values())), ""
+    """Set up every copy of a loss for its student and teacher."""
+    what = f"Knowledge {name!r} ({type(knowledge.loss).__name__})"
+    early = "copies the teacher's classifier at setup" if "teacher_classifier" in knowledge.needs else ""
+    if any(knowledge.parts("precompute")):
+        early = "runs the teacher on the training set at setup"
+    pairs: dict[Pair, Edge] = {}
+    for edge, _ in knowledge.edges:
+        pairs.setdefault(pair_of(edge), edge)
+    for pair, edge in pairs.items():
+        teacher = plan.owners[edge.teacher]
+        if early and not teacher.is_frozen:
+            raise InputError(f"{what} {early} and needs a frozen teacher, but {edge.teacher!r} changes in training.")
+        ((student, student_head), *_) = plan.networks_of(pair[0])
+        networks = teacher.networks_of(edge.teacher) or plan.networks_of(pair[1])
+        context = Context(
+            student,
+            tuple(network for network, _ in networks),
+            knowledge.student_layers,
+            knowledge.teacher_layers,
+            data.samples,
+            data.labels,
+            len(data.batch.target),
+            _classes(seen[edge.student]),
+            {key: other.copies.get(pair, other.loss) for key, other in others.items()},
+            device,
+            teacher.is_frozen,
+            student_head,
+            networks[0][1] if networks else "",
+        )
+        for setup in knowledge.parts("setup", pair):
+            with _explained(f"{what} cannot be set up", f"{what}: "):
+                setup(context)
 
 
 def _term(
-    module: DistillationModule, name: str, lesson: Lesson, outputs: Mapping[str, Outputs], batch: Batch
+    name: str, knowledge: Knowledge, edge: Edge, loss: nn.Module, seen: Mapping[str, Outputs], batch: Batch
 ) -> Tensor:
-    knowledge, teacher = module.knowledge[name], lesson.teacher
-    student, target = taught(lesson, outputs, batch)
+    """Return the loss of one edge, checked."""
+    student, teacher = seen[edge.student], seen[edge.teacher]
     what = f"Knowledge {name!r} ({type(knowledge.loss).__name__})"
-    if missing := knowledge.missing(student, target):
+    if missing := knowledge.missing(student, student.targets(batch)):
         raise InputError(f"{what} needs {missing}.")
     if missing := knowledge.missing_of(teacher):
-        raise InputError(f"{what} needs {missing}, but {type(module.teaching).__name__} gives none.")
+        raise InputError(f"{what} needs {missing}, but {_called(edge.teacher).lower()} gives none.")
     if knowledge.reads_logits and student.logits.shape != teacher.logits.shape:
         raise InputError(
             f"{what} compares class scores, but the student gives {_classes(student)} classes and the teacher "
             f"{_classes(teacher)}: give both the same num_classes."
         )
-    ours, theirs = student.only(knowledge.student_layers), teacher.only(knowledge.teacher_layers)
-    differ = [each.shape for each in ours.layers] != [each.shape for each in theirs.layers]
-    fix = "; bring both to one shape, as kdlab.losses.Hint does with a trained regressor" if differ else ""
-    failure = f"{what} fails on student {_described(ours)}, teacher {_described(theirs)}"
-    with _explained(failure, f"{what}: ", fix), warnings.catch_warnings():
+    layers = student.only(knowledge.student_layers), teacher.only(knowledge.teacher_layers)
+    shapes = [[layer.shape for layer in side.layers] for side in layers]
+    fix = "; bring both to one shape, as kdlab.losses.Hint does with a trained regressor"
+    failure = f"{what} fails on student {_described(layers[0])}, teacher {_described(layers[1])}"
+    with _explained(failure, f"{what}: ", fix if shapes[0] != shapes[1] else ""), warnings.catch_warnings():
         # torch's own losses broadcast shapes that differ with no more than a warning
         warnings.filterwarnings("error", "Using a target size")
-        value = knowledge.compare(student, teacher, target, (lesson.learner, lesson.source))
+        value = knowledge.compare(edge, loss, seen, batch)
     if not isinstance(value, Tensor) or value.dim() != 0:
         got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise InputError(f"{what} must give one number as a tensor, but gives {got}: average it.")
     if not value.isfinite():
         raise InputError(f"{what} is {value.item()} on the first batch.")
-    sources: list[Tensor] = []
-    student.map(lambda each: sources.append(each) or each)  # type: ignore[func-returns-value]
-    sources = [each for each in sources if each.requires_grad]
+    sources = [tensor for tensor in student.tensors() if tensor.requires_grad]
     if knowledge.reads_student and sources and not (value.requires_grad and any(reaches(value, sources))):
         raise InputError(
-            f"{what} sends no gradient to the student: it cuts the student's side off (detach, no_grad, argmax)."
+            f"{what} sends no gradient to the student: it detaches the student's side (detach, no_grad, argmax)."
         )
     return value
 
 
-def _check_learner(name: str, seen: Outputs, target: Tensor, data_classes: int) -> None:
-    for layer, value in zip(seen.names, seen.layers, strict=True):
+def _check_student(name: str, outputs: Outputs, target: Tensor, data_classes: int) -> None:
+    for layer, value in zip(outputs.names, outputs.layers, strict=True):
         if not value.requires_grad:
             raise InputError(
                 f"Layer {layer!r} of the {name} carries no gradient: it is frozen, or activation checkpointing runs it "
                 "with use_reentrant=True (use_reentrant=False works)."
             )
-    classes = _classes(seen)
-    if target.is_floating_point() or seen.logits.dim() != 2 or not target.numel():
+    classes = _classes(outputs)
+    if target.is_floating_point() or outputs.logits.dim() != 2 or not target.numel():
         return
     low, high = int(target.min()), max(int(target.max()), data_classes - 1)
     if low < 0 or high >= classes:
@@ -202,25 +212,29 @@ def _check_learner(name: str, seen: Outputs, target: Tensor, data_classes: int) 
         )
 
 
-def _find_gradients(module: DistillationModule, values: Mapping[str, Tensor], result: Rehearsal) -> None:
-    """Which trainable parameters no term reaches, and which only terms that a schedule can switch off."""
-    weights = {"task": (module.task_weight, module.task_schedule)}
-    weights |= {name: (each.weight, each.schedule) for name, each in module.knowledge.items()}
-    parameters = module.trainable()
+def _find_gradients(
+    module: pl.LightningModule,
+    values: Mapping[str, Tensor],
+    weights: Mapping[str, tuple[float, Schedule | None]],
+    result: DryRun,
+) -> None:
+    """Find trainable parameters that no term reaches, and those that only terms with a schedule reach."""
+    parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     ever, always = set[str](), set[str]()
     for name, value in values.items():
         weight, schedule = weights[name]
         if weight and value.requires_grad:
-            hit = {p for p, got in zip(parameters, reaches(value, list(parameters.values())), strict=True) if got}
-            ever |= hit
-            always |= hit if schedule is None else set()
+            hits = reaches(value, list(parameters.values()))
+            reached = {parameter for parameter, hit in zip(parameters, hits, strict=True) if hit}
+            ever |= reached
+            always |= reached if schedule is None else set()
     result.idle = [name for name in parameters if name not in ever]
     result.resting = [name for name in parameters if name in ever - always]
 
 
 @contextmanager
 def _explained(failure: str, source: str = "", help_: str = "") -> Iterator[None]:
-    """Any exception as an InputError of one line; an InputError keeps its own sentence."""
+    """Turn any exception into an InputError of one line; an InputError keeps its own text."""
     try:
         yield
     except InputError as error:
@@ -231,26 +245,40 @@ def _explained(failure: str, source: str = "", help_: str = "") -> Iterator[None
 
 
 @contextmanager
-def _unchanged(module: nn.Module) -> Iterator[None]:
-    """Learners in train mode, losses and teaching in eval mode; afterwards every mode and buffer is as before."""
-    still = [module.get_submodule("losses"), getattr(module, "teaching", None) or nn.Module()]
-    modes = {each: each.training for each in module.modules()}
-    buffers = [
-        (buffer, buffer.clone())
-        for name, buffer in module.named_buffers()
-        if not name.startswith("teacher.") and not is_lazy(buffer)
-    ]
+def _dry(plan: Plan) -> Iterator[None]:
+    """Set ``is_dry_run`` of all members."""
     try:
-        module.train()
-        for each in still:
-            each.eval()
+        for member in plan.members.values():
+            member.is_dry_run = True
         yield
     finally:
-        for each in module.modules():
-            each.training = modes.get(each, True)  # an adapter's own parts may be new
+        for member in plan.members.values():
+            member.is_dry_run = False
+
+
+@contextmanager
+def _unchanged(module: nn.Module) -> Iterator[None]:
+    """Put learners in train mode, losses and teaching in eval mode; afterwards every mode and buffer is as before."""
+    evaluated = [getattr(module, name, None) for name in ("losses", "teaching")]
+    modes = {part: part.training for part in module.modules()}
+    buffers = [(buffer, buffer.clone()) for _, buffer in module.named_buffers() if not is_lazy(buffer)]
+    try:
+        module.train()
+        for part in evaluated:
+            if isinstance(part, nn.Module):
+                part.eval()
+        yield
+    finally:
+        for part in module.modules():
+            part.training = modes.get(part, True)  # an adapter's own parts may be new
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
+
+
+def _called(name: str) -> str:
+    """Return how messages call a member: the only student and the only teacher by their roles."""
+    return f"The {name}" if name in ("student", "teacher") else f"Network {name!r}"
 
 
 def _classes(outputs: Outputs) -> int:
@@ -259,15 +287,19 @@ def _classes(outputs: Outputs) -> int:
 
 def _shape(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_shape(each)}" for name, each in value.items())
+        return ", ".join(f"{name} {_shape(part)}" for name, part in value.items())
     return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
 
 
-def _shapes(network: str, seen: Outputs) -> list[tuple[str, str, tuple[int, ...]]]:
-    parts = [*zip(seen.names, seen.layers, strict=True), ("logits", seen.logits), ("embedding", seen.embedding)]
-    return [(network, name, tuple(value.shape[1:])) for name, value in parts if value is not None]
+def _shapes(name: str, outputs: Outputs) -> list[tuple[str, str, tuple[int, ...]]]:
+    parts = [
+        *zip(outputs.names, outputs.layers, strict=True),
+        ("logits", outputs.logits),
+        ("embedding", outputs.embedding),
+    ]
+    return [(name, layer, tuple(value.shape[1:])) for layer, value in parts if value is not None]
 
 
-def _described(seen: Outputs) -> str:
-    parts = [*zip(seen.names, seen.layers, strict=True)] or [("logits", seen.logits)]
+def _described(outputs: Outputs) -> str:
+    parts = [*zip(outputs.names, outputs.layers, strict=True)] or [("logits", outputs.logits)]
     return ", ".join(f"{name!r} {tuple(value.shape)}" for name, value in parts)

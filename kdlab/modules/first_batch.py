@@ -1,12 +1,13 @@
-"""What is read of the training data before the first step, without using any of it up."""
+"""The first training batch, read before the first step without using any of the data up."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.data import sized_len
 from pytorch_lightning.trainer.connectors.data_connector import _process_dataloader
@@ -17,17 +18,14 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from kdlab.errors import InputError
-from kdlab.outputs.batch import Batch, Mix, inputs_of
-
-if TYPE_CHECKING:
-    from kdlab.modules.base import DistillationModule
+from kdlab.outputs.containers import Batch, Mix, inputs_of
 
 SAMPLES = 8
-"""How many samples of the first batch a rehearsal runs."""
+"""The number of samples of the first batch that a dry run takes."""
 
 
-class TrainingData(NamedTuple):
-    """The first batch of the training, and what its loader says.
+class FirstBatch(NamedTuple):
+    """The first batch of the training, and what its loader declares.
 
     Attributes:
         batch: the whole first batch, as the networks see it.
@@ -43,17 +41,18 @@ class TrainingData(NamedTuple):
 
     @property
     def few(self) -> Batch:
-        """The first samples of the batch."""
+        """Return the first samples of the batch; a view that is still empty has the batch itself."""
         count, views = len(self.batch.target), {}
         for name, view in (self.batch.views or {}).items():
+            view = view if len(inputs_of(view)) else self.batch
             apart, rest = divmod(len(inputs_of(view)), count)
-            kept = SAMPLES if rest else apart * SAMPLES  # the batch before may be of another size
-            views[name] = _first(view, kept) if isinstance(view, Batch) else view[:kept]
+            size = SAMPLES if rest else apart * SAMPLES  # the last batch may be of another size
+            views[name] = _first(view, size) if isinstance(view, Batch) else view[:size]
         return _first(self.batch, SAMPLES)._replace(views=views or None)
 
 
-def training_data(module: DistillationModule) -> TrainingData:
-    """The first training batch, prepared as for a step, and what is known of the rest; no random state is used up.
+def first_batch(module: pl.LightningModule) -> FirstBatch:
+    """Return the first training batch, prepared as for a step; no random state is used up.
 
     The batch is where the module is now (on the CPU in ``setup``, whatever the accelerator), in its floating dtype.
 
@@ -69,17 +68,17 @@ def training_data(module: DistillationModule) -> TrainingData:
     labels = getattr(data, "labels", getattr(data, "targets", None))
     labels = torch.as_tensor(labels) if isinstance(labels, (Tensor, Sequence)) and len(labels) == samples else None
     usable = labels is not None and labels.dim() == 1 and not labels.is_floating_point()
-    return TrainingData(batch, sized_len(loader), samples, labels if usable else None)
+    return FirstBatch(batch, sized_len(loader), samples, labels if usable else None)
 
 
-def every_batch(module: DistillationModule) -> Iterator[Batch]:
-    """All batches of one epoch of this process, as :func:`training_data` gives the first."""
+def every_batch(module: pl.LightningModule) -> Iterator[Batch]:
+    """Iterate over all batches of one epoch of this process, prepared as by :func:`first_batch`."""
     with _loader(module) as loader:
         yield from _batches(module, loader)
 
 
 @contextmanager
-def _loader(module: DistillationModule) -> Iterator[CombinedLoader]:
+def _loader(module: pl.LightningModule) -> Iterator[CombinedLoader]:
     trainer = module.trainer
     with isolate_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning says all this again when it prepares the loader itself
@@ -92,7 +91,7 @@ def _loader(module: DistillationModule) -> Iterator[CombinedLoader]:
             yield loader
 
 
-def _batches(module: DistillationModule, loader: CombinedLoader) -> Iterator[Batch]:
+def _batches(module: pl.LightningModule, loader: CombinedLoader) -> Iterator[Batch]:
     weight = next((each for each in module.parameters() if not is_lazy(each)), torch.empty(0))
     for raw, *_ in iter(loader):
         if raw is None:
@@ -110,7 +109,7 @@ def _kept(generators: Sequence[torch.Generator]) -> Iterator[None]:
 
 
 def _first(batch: Batch, count: int) -> Batch:
-    """The first samples of a batch, without its views."""
+    """Return the first samples of a batch, without its views."""
     inputs, index, mix = batch.inputs, batch.index, batch.mix
     return Batch(
         {name: value[:count] for name, value in inputs.items()} if isinstance(inputs, Mapping) else inputs[:count],

@@ -1,4 +1,4 @@
-"""The terms of the loss, gathered on the device and handed out as means."""
+"""Logging of loss terms: collected on the device, reduced to means."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from kdlab.outputs import Outputs
-
 MOST = 256
-"""How many values of one term are kept before they are summed."""
+"""The number of values of one term that are kept before they are summed."""
 
 
-class Terms:
+class LossLog:
     """The values of every loss term, raw and weighted, without waiting for the device.
 
-    A step only keeps references; the arithmetic is done once for many steps. After some :meth:`add`, :meth:`flush`
-    gives the means since the last flush: ``loss/total``; for each term ``loss/NAME`` (raw), ``loss/NAME_weighted`` and
-    ``weight/NAME``; and for each learner ``train/NAME_accuracy``, the share of samples that it names right.
+    A step only keeps references; the arithmetic is done once for many steps. :meth:`flush` returns the means over the
+    steps since the last flush: ``loss/total``; for each term ``loss/NAME`` (raw), ``loss/NAME_weighted`` and
+    ``weight/NAME``; and for each student ``train/NAME_accuracy``, its accuracy on the training batches.
     """
 
     def __init__(self) -> None:
@@ -27,31 +25,51 @@ class Terms:
         self._weights: dict[str, list[float]] = {}
         self._sums: dict[str, Tensor | float] = {}
         self._counts: dict[str, int] = {}
+        self._in_step: set[str] = set()
 
     def add(
-        self, terms: Mapping[str, tuple[Tensor, float]], total: Tensor, outputs: Mapping[str, Outputs], target: Tensor
+        self,
+        terms: Mapping[str, tuple[Tensor, float]],
+        total: Tensor,
+        logits: Mapping[str, Tensor],
+        target: Tensor,
+        same_step: bool = False,
     ) -> None:
-        """Note one step's terms, as (value, weight) by name, their sum, and which class each learner names."""
-        if target.dim() == 1 and not target.is_floating_point():
-            for name, each in outputs.items():
-                if each.logits.dim() == 2:
-                    right = each.logits.argmax(1) == target
-                    self._right.setdefault(f"train/{name}_accuracy", []).append(right)
-        self._values.setdefault("", []).append(total.detach())
-        for name, (value, weight) in terms.items():
-            self._values.setdefault(name, []).append(value.detach())
-            self._weights.setdefault(name, []).append(weight)
-        if len(self._values[""]) == MOST:
-            self._sum()
+        """Add the terms of one forward.
+
+        Args:
+            terms: (value, weight) by name.
+            total: their weighted sum.
+            logits: of each student, for its accuracy on the batch.
+            target: the labels.
+            same_step: whether the forward belongs to the last step, in which networks are updated one after another:
+                a step's terms are summed.
+        """
+        if not same_step:
+            if len(self._values.get("", ())) == MOST:
+                self._sum()
+            self._in_step.clear()
+            if target.dim() == 1 and not target.is_floating_point():
+                for name, own in logits.items():
+                    if own.dim() == 2:
+                        self._right.setdefault(f"train/{name}_accuracy", []).append(own.argmax(1) == target)
+        for name, (value, weight) in {"": (total, 1.0), **terms}.items():
+            steps = self._values.setdefault(name, [])
+            if name in self._in_step:
+                steps[-1] = steps[-1] + value.detach()
+            else:
+                self._in_step.add(name)
+                steps.append(value.detach())
+                self._weights.setdefault(name, []).append(weight)
 
     def _sum(self) -> None:
-        for name, kept in self._values.items():
-            values = torch.stack(kept)
-            self._note(f"loss/{name or 'total'}", values.sum(), len(kept))
+        for name, steps in self._values.items():
+            values = torch.stack(steps)
+            self._note(f"loss/{name or 'total'}", values.sum(), len(steps))
             if name:
                 weights = self._weights[name]
-                self._note(f"loss/{name}_weighted", (values * values.new_tensor(weights)).sum(), len(kept))
-                self._note(f"weight/{name}", sum(weights), len(kept))
+                self._note(f"loss/{name}_weighted", (values * values.new_tensor(weights)).sum(), len(steps))
+                self._note(f"weight/{name}", sum(weights), len(steps))
         for key, right in self._right.items():
             both = torch.cat(right)
             self._note(key, both.sum(), len(both))
@@ -62,7 +80,7 @@ class Terms:
         self._counts[key] = self._counts.get(key, 0) + count
 
     def flush(self) -> dict[str, Tensor | float]:
-        """The means since the last flush, by key; empty if there was no step."""
+        """Return the means since the last flush, by key; empty if there was no step."""
         self._sum()
         means = {key: total / self._counts[key] for key, total in self._sums.items()}
         self._sums, self._counts = {}, {}

@@ -1,109 +1,136 @@
-"""One optimiser for all trainable parts, with groups where a part needs options of its own."""
+"""One optimizer for all trainable parts, with groups where a part needs options of its own."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import pytorch_lightning as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from kdlab.errors import InputError, nearest
-from kdlab.modules.gradient_split import refuse_clipping
+from kdlab.optimizers import DOT
 
-if TYPE_CHECKING:
-    from kdlab.modules.base import DistillationModule
+NO_LENGTH = "A one-cycle learning rate needs a run of known length: set trainer.max_epochs or trainer.max_steps."
 
 
-def groups(module: DistillationModule) -> list[dict[str, Any]]:
-    """The optimiser's parameter groups: one for each entry of ``parameter_groups``, then all the rest.
+def groups(parameters: Mapping[str, nn.Parameter], options: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the optimizer's parameter groups: one for each entry of ``options``, then all the rest.
 
     An entry's name is a parameter's name or the beginning of some, cut at a dot: ``"losses.hint"``, ``"student.fc"``. A
     parameter that fits several entries belongs to the longest.
 
+    Args:
+        parameters: all trainable parameters by name.
+        options: the options of each group.
+
     Raises:
         InputError: an entry fits no trainable parameter; nothing at all is trainable.
     """
-    parameters = module.trainable()
     if not parameters:
         raise InputError("Nothing can be trained: every parameter of the student and of the losses is frozen.")
-    members: dict[str, list[nn.Parameter]] = {name: [] for name in module.parameter_groups}
+    members: dict[str, list[nn.Parameter]] = {name: [] for name in options}
     rest: list[nn.Parameter] = []
     for name, parameter in parameters.items():
         fitting = [entry for entry in members if name == entry or name.startswith(entry + ".")]
         (members[max(fitting, key=len)] if fitting else rest).append(parameter)
-    for entry, found in members.items():
-        if not found:
+    for entry, group in members.items():
+        if not group:
             parts = {name.rsplit(".", depth)[0] for name in parameters for depth in range(name.count(".") + 1)}
             raise InputError(
                 f"Parameter group {entry!r} fits no trainable parameter; the nearest are {nearest(entry, parts)}."
             )
-    result = [{"params": found, **module.parameter_groups[entry]} for entry, found in members.items()]
+    result = [{"params": group, **options[entry]} for entry, group in members.items()]
     return [*result, {"params": rest}] if rest else result
 
 
-def configure(module: DistillationModule) -> Any:
-    """What Lightning's ``configure_optimizers`` returns.
+def prepare(optimizer: torch.optim.Optimizer, module: nn.Module, trainer: pl.Trainer) -> None:
+    """Check the optimizer against the Trainer, and let torch's own optimizers take a step in one kernel where they can.
 
-    A ``OneCycleLR`` without its length gets the run's number of optimiser steps and is stepped each step; every other
-    scheduler is stepped each epoch; a ``ReduceLROnPlateau`` watches ``val/loss``, or with mode "max" the student's
-    accuracy.
+    A step is not fused where the user chose otherwise, nor with a gradient scaler (fp16-mixed), where a fused step
+    would exclude gradient clipping.
+
+    Raises:
+        InputError: the optimizer is DOT and gradients are to be clipped, which would change the sum and not its parts.
     """
-    optimizer = module.optimizer(groups(module))
-    refuse_clipping(module, optimizer)
-    fuse(module, optimizer)
-    if module.lr_scheduler is None:
-        return optimizer
-    try:
-        scheduler = module.lr_scheduler(optimizer)
-    except ValueError as error:
-        if "total_steps" not in str(error):
-            raise
-        scheduler = module.lr_scheduler(optimizer, total_steps=optimizer_steps(module))  # type: ignore[call-arg]
-    config: dict[str, Any] = {
-        "scheduler": scheduler,
-        "interval": "step" if isinstance(scheduler, OneCycleLR) else "epoch",
-    }
-    if isinstance(scheduler, ReduceLROnPlateau):
-        watched = "val/loss" if scheduler.mode == "min" else "val/student_accuracy"
-        config["monitor"] = getattr(scheduler, "monitor", watched)
-    return {"optimizer": optimizer, "lr_scheduler": config}
-
-
-def fuse(module: DistillationModule, optimizer: torch.optim.Optimizer) -> None:
-    """Let torch's own optimisers do a step in one kernel where they can and the user said nothing else.
-
-    Not with a gradient scaler (fp16-mixed), where a fused step would exclude gradient clipping.
-    """
-    own = type(optimizer) in (SGD, Adam, AdamW, Adagrad)
+    if isinstance(optimizer, DOT) and trainer.gradient_clip_val:
+        raise InputError("DOT cannot be used with gradient clipping: drop trainer.gradient_clip_val.")
+    known = type(optimizer) in (SGD, Adam, AdamW, Adagrad)
     sparse = any(getattr(part, "sparse", False) is True for part in module.modules())  # embeddings' gradients
-    if not own or sparse or getattr(module.trainer.precision_plugin, "scaler", None) is not None:
+    if not known or sparse or getattr(trainer.precision_plugin, "scaler", None) is not None:
         return
     for group in optimizer.param_groups:
-        silent = group.get("fused") is None and group.get("foreach") is None
+        unset = group.get("fused") is None and group.get("foreach") is None
         plain = not (group.get("differentiable") or group.get("capturable") or group.get("dampening"))
-        floats = all(each.is_floating_point() and each.device.type in ("cpu", "cuda") for each in group["params"])
-        if silent and plain and floats:
+        floats = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in group["params"])
+        if unset and plain and floats:
             group["fused"] = True
             optimizer._need_device_dtype_check_for_fused = True  # type: ignore[attr-defined]
             if group.get("momentum"):
                 # The fused step stops where some parameters have a momentum and others, which get their first gradient
                 # later, do not yet; from zeros (without dampening) the first step is the same.
-                for each in group["params"]:
-                    optimizer.state[each]["momentum_buffer"] = torch.zeros_like(each)
+                for parameter in group["params"]:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
-def check_length(module: DistillationModule) -> None:
-    """A one-cycle learning rate ends where it was planned to end, also in a run that is resumed.
+def with_scheduler(
+    optimizer: torch.optim.Optimizer,
+    make: Callable[..., Any] | None,
+    steps: int | None,
+    monitor: Mapping[str, str],
+) -> Any:
+    """Return what Lightning's ``configure_optimizers`` returns.
+
+    A ``OneCycleLR`` without its length gets the run's number of optimizer steps and is stepped each step; every other
+    scheduler is stepped each epoch; a ``ReduceLROnPlateau`` watches a logged value.
+
+    Args:
+        optimizer: the optimizer.
+        make: makes the scheduler from the optimizer; ``None`` for none.
+        steps: optimizer steps of the run; ``None`` if it has no known end.
+        monitor: the value that a ``ReduceLROnPlateau`` watches, by its mode.
+
+    Raises:
+        InputError: a one-cycle learning rate in a run without steps or without end.
+    """
+    if make is None:
+        return optimizer
+    try:
+        scheduler = make(optimizer)
+    except ValueError as error:
+        if "total_steps" not in str(error):
+            raise
+        if steps is None:
+            raise InputError(NO_LENGTH) from error
+        if steps < 1:
+            raise InputError(
+                "A one-cycle learning rate needs at least one step: trainer.max_epochs or max_steps is 0."
+            ) from error
+        scheduler = make(optimizer, total_steps=steps)
+    config: dict[str, Any] = {
+        "scheduler": scheduler,
+        "interval": "step" if isinstance(scheduler, OneCycleLR) else "epoch",
+    }
+    if isinstance(scheduler, ReduceLROnPlateau):
+        config["monitor"] = getattr(scheduler, "monitor", monitor[scheduler.mode])
+    return {"optimizer": optimizer, "lr_scheduler": config}
+
+
+def check_length(trainer: pl.Trainer, steps: int | None) -> None:
+    """Check that a one-cycle learning rate ends where it was planned to end, also in a run that is resumed.
 
     Raises:
         InputError: the run takes more steps than that.
     """
-    for config in module.trainer.lr_scheduler_configs:
+    for config in trainer.lr_scheduler_configs:
         if isinstance(config.scheduler, OneCycleLR) and config.scheduler.last_epoch > 0:
-            planned, steps = config.scheduler.total_steps, optimizer_steps(module)
+            planned = config.scheduler.total_steps
+            if steps is None:
+                raise InputError(NO_LENGTH)
             if planned < steps:
                 raise InputError(
                     f"The one-cycle learning rate of the checkpoint was planned for {planned} steps, but this run "
@@ -111,31 +138,32 @@ def check_length(module: DistillationModule) -> None:
                 )
 
 
-def optimizer_steps(module: DistillationModule) -> int:
-    """How many optimiser steps the run takes.
+def total_steps(trainer: pl.Trainer, batches: int | None) -> int | None:
+    """Return how many optimizer steps the run takes; ``None`` if it has no end, or its loader no length.
 
-    Raises:
-        InputError: the run has no end, or its loader no length.
+    Args:
+        trainer: the Trainer.
+        batches: batches of an epoch, on this process; ``None`` if the loader has no length. (Lightning's own estimate
+            would build the loader before its position is restored: a resumed epoch would start over.)
     """
-    trainer = module.trainer
-    assert isinstance(trainer.max_epochs, int)
-    batches = module.rehearsal.batches if module.rehearsal else None
-    # Lightning's own estimate would build the loader before its position is restored: a resumed epoch would start over.
-    if batches is None:
-        steps = trainer.estimated_stepping_batches
-    else:
-        limit = trainer.limit_train_batches
+    limit, steps = trainer.limit_train_batches, math.inf
+    if batches is not None and trainer.max_epochs != -1:
+        assert isinstance(trainer.max_epochs, int)
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        steps = (
-            math.inf
-            if trainer.max_epochs == -1
-            else math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs
-        )
-        steps = steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
-    if not math.isfinite(steps):
-        raise InputError(
-            "A one-cycle learning rate needs a run of known length: set trainer.max_epochs or trainer.max_steps."
-        )
-    if steps < 1:
-        raise InputError("A one-cycle learning rate needs at least one step: trainer.max_epochs or max_steps is 0.")
-    return int(steps)
+        steps = math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs
+    elif batches is None and isinstance(limit, int) and trainer.max_epochs != -1:
+        assert isinstance(trainer.max_epochs, int)
+        steps = math.ceil(limit / trainer.accumulate_grad_batches) * trainer.max_epochs
+    steps = steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
+    return int(steps) if math.isfinite(steps) else None
+
+
+def split_gradient(optimizer: DOT, trainer: pl.Trainer, task: Tensor | None, distilled: Tensor | None) -> None:
+    """Compute the gradient of the weighted task for the optimizer, before the backward pass of the whole loss.
+
+    It is no backward pass of its own, since under DDP each step has one. Gradients are averaged over the processes and
+    scaled as the accumulation of batches scales the loss.
+    """
+    scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
+    scale = float(scaler.get_scale()) if scaler is not None else 1.0
+    optimizer.split(task, distilled, scale, 1 / trainer.accumulate_grad_batches, trainer.world_size)

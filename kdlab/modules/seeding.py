@@ -9,7 +9,7 @@ import numpy
 import torch
 
 
-def reseed(device: torch.device, *place: int) -> None:
+def reseed(device: torch.device, *place: int | None) -> None:
     """Seed the generators of torch (CPU and ``device``), Python and NumPy from ``place``: (seed, process, epoch,
     batch).
 

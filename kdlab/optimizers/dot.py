@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from kdlab.errors import InputError
@@ -21,7 +22,7 @@ class DOT(torch.optim.Optimizer):
     A parameter that only one of the two reaches (an adapter of a loss, a classifier beside a loss on layers) has the
     usual momentum :math:`\mu` and weight decay. With delta = 0 it is SGD, to rounding.
 
-    kdlab's modules tell it the task's gradient before every backward pass (:meth:`note_task`); the rest of ``.grad`` is
+    kdlab's modules give it the task's gradient before every backward pass (:meth:`split`); the rest of ``.grad`` is
     the distillation's. Used elsewhere without that, it is SGD. Gradient clipping is refused, as it would change the sum
     and not its parts.
 
@@ -60,16 +61,32 @@ class DOT(torch.optim.Optimizer):
         self._task: dict[nn.Parameter, Tensor] = {}
         self._distilled: set[nn.Parameter] = set()
 
-    def note_task(self, gradients: Mapping[nn.Parameter, Tensor], distilled: Collection[nn.Parameter]) -> None:
-        """Add to the task's part of the gradient of the next step.
+    def split(
+        self, task: Tensor | None, distilled: Tensor | None, scale: float = 1.0, share: float = 1.0, processes: int = 1
+    ) -> None:
+        """Add the gradient of the task to its part of the next step's, before the backward pass of the whole loss.
 
         Args:
-            gradients: of the weighted task, for the parameters that it reaches.
-            distilled: the parameters that the distillation reaches.
+            task: the weighted task loss; ``None`` if it does not count.
+            distilled: the weighted sum of all other terms, of which only the graph is read.
+            scale: of a gradient scaler.
+            share: of this batch in the step's gradient, with accumulation.
+            processes: over which gradients are averaged.
         """
-        for parameter, gradient in gradients.items():
-            self._task[parameter] = self._task[parameter] + gradient if parameter in self._task else gradient
-        self._distilled |= set(distilled)
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        gradients: Sequence[Tensor | None] = [None] * len(parameters)
+        if task is not None:
+            gradients = torch.autograd.grad(task * (scale * share), parameters, retain_graph=True, allow_unused=True)
+        reached = [False] * len(parameters) if distilled is None else reaches(distilled, parameters)
+        for parameter, gradient, hit in zip(parameters, gradients, reached, strict=True):
+            if hit:
+                self._distilled.add(parameter)
+            if gradient is not None:
+                gradient = gradient / scale if scale != 1 else gradient
+                if processes > 1:
+                    dist.all_reduce(gradient)
+                    gradient /= processes
+                self._task[parameter] = self._task[parameter] + gradient if parameter in self._task else gradient
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget all gradients, the task's part included."""
@@ -108,3 +125,15 @@ class DOT(torch.optim.Optimizer):
         if name not in state:
             state[name] = torch.zeros_like(parameter)
         return state[name].mul_(momentum).add_(gradient)
+
+
+def reaches(value: Tensor, sources: Sequence[Tensor]) -> list[bool]:
+    """Return which of the sources the gradient of ``value`` reaches, read off the graph without computing it."""
+    nodes, todo = set[Any](), [value.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in nodes:
+            nodes.add(node)
+            todo += [following for following, _ in node.next_functions]
+    leaves = {id(node.variable) for node in nodes if hasattr(node, "variable")}
+    return [id(source) in leaves or source.grad_fn in nodes for source in sources]

@@ -1,8 +1,8 @@
 """A batch, what a network gives on it, and how that is observed."""
 
-from kdlab.outputs.batch import Batch, Mix, inputs_of
-from kdlab.outputs.model_output import logits_of
-from kdlab.outputs.observer import Head, Observer, Outputs, classifier_of, headed, heads_of, layer_names, observe, run
+from kdlab.outputs.containers import Batch, Mix, Outputs, inputs_of
+from kdlab.outputs.network_layers import Head, classifier_of, heads_of, layer_names
+from kdlab.outputs.observer import Observer, headed, logits_of, observe, run
 
 __all__ = [
     "Batch",

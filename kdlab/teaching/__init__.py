@@ -1,4 +1,4 @@
-"""Who teaches whom: from the networks' outputs on a batch to lessons."""
+"""Who teaches whom: ways to draw the plan of a run."""
 
 from kdlab.members.ensembles import AEKD, CAMKD, EBKD, Ensemble, MeanOfLogits, MeanOfLosses
 from kdlab.members.fast_inference import Fast
@@ -6,17 +6,17 @@ from kdlab.members.teacher_cache import TeacherCache
 from kdlab.teaching.consensus import Average, Consensus, General, Linear, MinLogit, Naive, Rule
 from kdlab.teaching.consistency import Classmate, Classmates, TwoViews
 from kdlab.teaching.ema import MovingAverage, Stale
-from kdlab.teaching.frozen import FrozenTeacher
+from kdlab.teaching.frozen_teacher import FrozenTeacher
 from kdlab.teaching.gating import Gated, Leader
+from kdlab.teaching.graph import Graph
 from kdlab.teaching.pcl import PeerEnsemble
 from kdlab.teaching.peers import Alone, DeepestExit, Peers
+from kdlab.teaching.plan import Edge, Plan, Supervised, Teaching
 from kdlab.teaching.sample_bank import LastMiniBatch, PreviousEpoch
-from kdlab.teaching.teaching import Answer, Lesson, Teaching
 
 __all__ = [
     "AEKD",
     "Alone",
-    "Answer",
     "Average",
     "CAMKD",
     "Classmate",
@@ -24,14 +24,15 @@ __all__ = [
     "Consensus",
     "DeepestExit",
     "EBKD",
+    "Edge",
     "Ensemble",
     "Fast",
     "FrozenTeacher",
     "Gated",
     "General",
+    "Graph",
     "LastMiniBatch",
     "Leader",
-    "Lesson",
     "Linear",
     "MeanOfLogits",
     "MeanOfLosses",
@@ -40,9 +41,11 @@ __all__ = [
     "Naive",
     "PeerEnsemble",
     "Peers",
+    "Plan",
     "PreviousEpoch",
     "Rule",
     "Stale",
+    "Supervised",
     "Teaching",
     "TeacherCache",
     "TwoViews",

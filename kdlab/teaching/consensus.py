@@ -1,9 +1,9 @@
-"""One target made out of all learners' logits: their mean, the best of them, the least of them (KDCL, CL)."""
+"""One target made of all students' logits: their mean, the best of them, the least of them (KDCL, CL)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,30 +12,31 @@ from torch.nn import functional as F
 from kdlab.data import SecondView, View
 from kdlab.errors import InputError
 from kdlab.members.ensembles import Ensemble, MeanOfLogits
+from kdlab.members.member import Learner, Member, Seen
 from kdlab.outputs import Batch, Outputs
-from kdlab.teaching.peers import several
-from kdlab.teaching.teaching import Lesson, Teaching
+from kdlab.teaching.peers import require_several
+from kdlab.teaching.plan import Edge, Plan, Teaching, Way
 
 
 class Rule(nn.Module):
-    """Makes the logits of the target out of those of all members."""
+    """A rule that makes the logits of the target out of those of all students."""
 
     def forward(self, logits: Sequence[Tensor], target: Tensor) -> Tensor:
-        """The target's logits (B, K) out of those of every member, given the labels (B,)."""
+        """Return the target's logits (B, K) out of those of every student, given the labels (B,)."""
         raise NotImplementedError(f"{type(self).__name__} must define forward().")
 
-    def examine(self, logits: Sequence[Tensor], target: Tensor) -> None:
-        """Be shown a validation batch."""
+    def record(self, logits: Sequence[Tensor], target: Tensor) -> None:
+        """Use a validation batch."""
 
-    def conclude(self) -> None:
-        """Be told that validation is over."""
+    def on_validation_end(self) -> None:
+        """Use what was recorded of the validation set."""
 
 
 class Average(Rule):
     r"""The mean of all: of their logits, :math:`z^t = \frac1M \sum_m z^m`, or of their class probabilities.
 
     Args:
-        of: what :class:`~kdlab.teaching.Ensemble` joins them; :class:`~kdlab.teaching.MeanOfLogits` if not given.
+        of: the :class:`~kdlab.teaching.Ensemble` that joins them; :class:`~kdlab.teaching.MeanOfLogits` if not given.
     """
 
     def __init__(self, of: Ensemble | None = None) -> None:
@@ -43,15 +44,15 @@ class Average(Rule):
         self.of = of or MeanOfLogits()
 
     def forward(self, logits: Sequence[Tensor], target: Tensor) -> Tensor:
-        """The mean."""
+        """Return the mean."""
         return self.of.together(logits, [1 / len(logits)] * len(logits))
 
 
 class Naive(Rule):
-    """KDCL-Naive: for every sample the logits of the member whose cross-entropy with the label is smallest."""
+    """KDCL-Naive: for every sample the logits of the student whose cross-entropy with the label is smallest."""
 
     def forward(self, logits: Sequence[Tensor], target: Tensor) -> Tensor:
-        """The best member's logits, sample by sample."""
+        """Return the best student's logits, sample by sample."""
         stacked = torch.stack(list(logits))
         losses = torch.stack([F.cross_entropy(each, target, reduction="none") for each in logits])
         best = losses.argmin(0)
@@ -59,13 +60,13 @@ class Naive(Rule):
 
 
 class MinLogit(Rule):
-    r"""KDCL-MinLogit: the elementwise least of the members' logits, each shifted so that its label's logit is 0.
+    r"""KDCL-MinLogit: the elementwise least of the members' logits, each shifted so that the label's logit is 0.
 
     .. math:: z^t_{bk} = \min_m \left( z^m_{bk} - z^m_{b y_b} \right)
     """
 
     def forward(self, logits: Sequence[Tensor], target: Tensor) -> Tensor:
-        """The least of the shifted logits."""
+        """Return the least of the shifted logits."""
         return torch.stack([each - each.gather(1, target[:, None]) for each in logits]).amin(0)
 
 
@@ -89,7 +90,7 @@ class Linear(Rule):
         self.steps = steps
 
     def shares(self, logits: Sequence[Tensor], target: Tensor) -> Tensor:
-        """The members' shares (B, M)."""
+        """Return the shares (B, M) of the students."""
         z = torch.stack(list(logits), 1)
         own = z.gather(2, target[:, None, None].expand(-1, z.shape[1], 1)).squeeze(2)
         share = z.new_full(z.shape[:2], 1 / z.shape[1])
@@ -111,7 +112,7 @@ class Linear(Rule):
         return share
 
     def forward(self, logits: Sequence[Tensor], target: Tensor) -> Tensor:
-        """The best combination."""
+        """Return the best combination."""
         return torch.einsum("bm,bmk->bk", self.shares(logits, target), torch.stack(list(logits), 1))
 
 
@@ -135,15 +136,15 @@ class General(Rule):
         self.register_buffer("products", torch.zeros(0, 0), persistent=False)
 
     def forward(self, logits: Sequence[Tensor], target: Tensor) -> Tensor:
-        """The weighted mean of the logits."""
+        """Return the weighted mean of the logits."""
         stacked = torch.stack(list(logits))
         if not len(self.shares):
             return stacked.mean(0)
         return (stacked * self.shares.to(stacked)[:, None, None]).sum(0)
 
     @torch.no_grad()
-    def examine(self, logits: Sequence[Tensor], target: Tensor) -> None:
-        """Add a batch's errors."""
+    def record(self, logits: Sequence[Tensor], target: Tensor) -> None:
+        """Add the errors of a validation batch."""
         errors = torch.stack(
             [(each.double().softmax(1) - F.one_hot(target, each.shape[1])).flatten() for each in logits]
         )
@@ -151,12 +152,12 @@ class General(Rule):
         self.products = products + self.products if len(self.products) else products
 
     @torch.no_grad()
-    def conclude(self) -> None:
+    def on_validation_end(self) -> None:
         """Renew the shares."""
         together = torch.distributed.is_available() and torch.distributed.is_initialized()
         usable = torch.tensor(len(self.products) and bool(torch.isfinite(self.products).all()), dtype=torch.float32)
         usable = usable.to(self.products.device)
-        if together:  # all processes decide alike: one that went on alone would wait for the others for ever
+        if together:  # all processes decide alike, else one would wait for the others forever
             torch.distributed.all_reduce(usable, torch.distributed.ReduceOp.MIN)
         if usable:
             products = self.products
@@ -174,12 +175,45 @@ class General(Rule):
         super()._load_from_state_dict(state, prefix, *args)
 
 
+class ConsensusTarget(Member):
+    """The target that a rule makes of several students' logits, detached.
+
+    Args:
+        name: of the output.
+        students: names of the outputs.
+        rule: makes the target.
+    """
+
+    rule: Rule
+
+    def __init__(self, name: str, students: Sequence[str], rule: Rule) -> None:
+        super().__init__(name)
+        self.students = tuple(students)
+        self.__dict__["rule"] = rule  # the teaching registers it
+
+    def _logits(self, seen: Seen) -> list[Tensor]:
+        return [seen[name].logits.detach() for name in self.students]
+
+    def forward(self, batch: Batch, seen: Seen) -> dict[str, Outputs]:
+        """Return the target's logits (B, K)."""
+        return {self.name: Outputs(self.rule(self._logits(seen), batch.target), index=batch.index)}
+
+    def record(self, batch: Batch, seen: Seen) -> None:
+        """Show the rule a validation batch."""
+        if batch.progress is None:
+            self.rule.record(self._logits(seen), batch.target)
+
+    def on_validation_end(self) -> None:
+        """Let the rule use what it recorded."""
+        self.rule.on_validation_end()
+
+
 class Consensus(Teaching):
-    r"""Every learner is taught by one target that a rule makes out of all learners' logits (KDCL, CL, DML_e).
+    r"""One target for every student, which a rule makes out of all students' logits (KDCL, CL, DML_e).
 
     .. math:: L = \sum_i \left( task_i + w \cdot loss\big(i, \mathrm{sg}[rule(z^1 .. z^M)]\big) \right)
 
-    With ``others`` each learner's target is made of the other members alone (Collaborative Learning's
+    With ``others`` each student's target is made of the others' logits alone (Collaborative Learning's
     :math:`\frac{1}{M-1} \sum_{j \ne i} z_j`; DML's variant with the mean of the others' probabilities). With
     ``own_views`` each network sees its own random augmentation of the same images, the first the batch itself.
 
@@ -192,74 +226,51 @@ class Consensus(Teaching):
 
     Args:
         rule: how the target is made; the mean of the logits if not given.
-        others: leave the learner out of its own target.
-        own_views: let each network see another augmentation.
+        others: leave the student out of its own target.
+        own_views: give each network another augmentation.
 
     Raises:
-        InputError: fewer than two learners, networks that start from the same weights; own views of heads of one
-            network that does not take them apart.
+        InputError: fewer than two students, networks that start from the same weights; own views of heads of one
+            network; ``others`` with a rule that is fitted to all students (:class:`General`).
     """
+
+    ways: ClassVar[tuple[Way, ...]] = (
+        Way("KDCL", "Guo et al. 2020", ("kdcl", "kdcl_naive", "kdcl_linear", "kdcl_minlogit", "kdcl_general")),
+        Way("Collaborative learning (CL, CL-ILR)", "Song and Chai 2018", ("cl", "cl_ilr")),
+    )
 
     def __init__(self, rule: Rule | None = None, others: bool = False, own_views: bool = False) -> None:
         super().__init__()
         self.rule = rule or Average()
+        if others and isinstance(self.rule, General):
+            raise InputError("KDCL-General is fitted to the logits of all students: drop others=True.")
         self.others, self.own_views = others, own_views
 
-    def adopt(self, networks: Mapping[str, nn.Module], learners: Sequence[str]) -> None:
-        """Refuse a single learner."""
-        several(self, networks, learners)
-        if self.own_views and len(networks) < len(learners):
+    def plan(self, networks: dict[str, Learner]) -> Plan:
+        """Return a plan with an edge from each student to the target, or to a target of its own."""
+        students = require_several(self, networks)
+        if self.own_views and len(networks) < len(students):
             raise InputError("own_views is for networks that each make a forward, not for heads of one network.")
-
-    def pairs(self, learners: Sequence[str]) -> list[tuple[str, str]]:
-        """Each with the target."""
-        return [(name, "consensus") for name in learners]
-
-    def asks(self, learners: Sequence[str]) -> dict[str, View]:
-        """A further augmentation for each network but the first."""
-        return {f"view{n}": SecondView(n) for n in range(1, len(learners))} if self.own_views else {}
-
-    def views(self, batch: Batch, learners: Iterable[str]) -> dict[str, Any]:
-        """The batch for all, or the batch for the first and a view for each other network."""
-        if not self.own_views:
-            return super().views(batch, learners)
-        return {name: view_of(batch, f"view{n}") if n else batch.inputs for n, name in enumerate(learners)}
-
-    def lessons(self, outputs: Mapping[str, Outputs], batch: Batch) -> list[Lesson]:
-        """Each from the target."""
-        logits = {name: each.logits.detach() for name, each in outputs.items()}
-        if not self.others:
-            together = Outputs(self.rule([*logits.values()], batch.target))
-            return [Lesson(name, together, source="consensus") for name in outputs]
-        return [
-            Lesson(
-                name,
-                Outputs(self.rule([z for other, z in logits.items() if other != name], batch.target)),
-                source="consensus",
-            )
-            for name in outputs
-        ]
-
-    def examine(self, outputs: Mapping[str, Outputs], target: Tensor) -> None:
-        """Show the rule a validation batch."""
-        self.rule.examine([each.logits for each in outputs.values()], target)
-
-    def conclude(self) -> None:
-        """Tell the rule that validation is over."""
-        self.rule.conclude()
+        views = see_own_views(networks) if self.own_views else {}
+        if self.others:
+            sources = {f"consensus@{name}": [other for other in students if other != name] for name in students}
+            edges = [Edge(name, f"consensus@{name}") for name in students]
+        else:
+            sources = {"consensus": students}
+            edges = [Edge(name, "consensus") for name in students]
+        targets = {name: ConsensusTarget(name, of, self.rule) for name, of in sources.items()}
+        return Plan({**networks, **targets}, edges, dict.fromkeys(students, 1.0), views)
 
 
-def view_of(batch: Batch, name: str) -> Tensor:
-    """A view's inputs.
+def see_own_views(networks: Mapping[str, Learner]) -> dict[str, View]:
+    """Give each network, or each head of one, an augmentation of its own, the first the batch itself.
 
-    Raises:
-        InputError: the batch lacks it.
+    Returns:
+        The views that the data must make.
     """
-    given = (batch.views or {}).get(name)
-    if given is None:
-        raise InputError(
-            f"The batch has no view {name!r}: use kdlab.data, or let the loader yield a fourth element "
-            f"{{{name!r}: inputs}}."
-        )
-    inputs: Tensor = given.inputs if isinstance(given, Batch) else given
-    return inputs
+    count = 0
+    for network in networks.values():
+        numbers = range(count, count + len(network.heads))
+        network.inputs = tuple(f"view{number}" if number else "" for number in numbers)
+        count += len(network.heads)
+    return {f"view{number}": SecondView(number) for number in range(1, count)}

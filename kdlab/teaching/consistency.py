@@ -1,36 +1,18 @@
-"""Teachers that are the learner itself on other inputs: another augmentation, or another image of the same class."""
+"""Networks taught by themselves on other inputs: another augmentation, or other images of the same class."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
-import torch
-from torch import Tensor
-
-from kdlab.data import SameClass, SecondView, View
+from kdlab.data import SameClass, SecondView
 from kdlab.errors import InputError
-from kdlab.outputs import Batch, Outputs
-from kdlab.teaching.sample_bank import both
-from kdlab.teaching.teaching import Answer, Lesson, Teaching
+from kdlab.members.member import Learner
+from kdlab.members.mixtures import Joined
+from kdlab.teaching.plan import Edge, Plan, Teaching, Way, heads_of_all
 
 
-class _Seen(Teaching):
-    """Every network also runs one view of the batch, in the same forward."""
-
-    view: str
-
-    @property
-    def sees(self) -> tuple[str, ...]:
-        """The view."""
-        return (self.view,)
-
-    def pairs(self, learners: Sequence[str]) -> list[tuple[str, str]]:
-        """Each with itself."""
-        return [(name, name) for name in learners]
-
-
-class TwoViews(_Seen):
-    r"""Two augmentations of one image teach each other (DDGSD).
+class TwoViews(Teaching):
+    r"""Two augmentations of one image that teach each other (DDGSD).
 
     .. math:: L = \tfrac12 (task_a + task_b) + w \left( loss(a, \mathrm{sg}[b]) + loss(b, \mathrm{sg}[a]) \right)
 
@@ -42,36 +24,28 @@ class TwoViews(_Seen):
     Paper: T.-B. Xu, C.-L. Liu, "Data-Distortion Guided Self-Distillation for Deep Neural Networks", AAAI 2019.
 
     Args:
-        detach: cut the teacher's side from the graph.
+        detach: whether the teacher's side is detached from the graph.
     """
 
+    ways: ClassVar[tuple[Way, ...]] = (Way("Data-distortion guided (DDGSD)", "Xu and Liu 2019", ("ddgsd",)),)
     view = "second"
 
     def __init__(self, detach: bool = True) -> None:
         super().__init__()
         self.detach = detach
 
-    def asks(self, learners: Sequence[str]) -> dict[str, View]:
-        """A second augmentation."""
-        return {self.view: SecondView()}
-
-    def answers(self, outputs: Mapping[str, Outputs], batch: Batch) -> list[Answer]:
-        """Both augmentations, alike."""
-        return [answer for name, each in outputs.items() for answer in both(name, each, batch, self.view)]
-
-    def lessons(self, outputs: Mapping[str, Outputs], batch: Batch) -> list[Lesson]:
-        """Each augmentation from the other."""
-        lessons = []
-        for name, first in outputs.items():
-            second = first.views[self.view]
-            sides = (first.detach(), second.detach()) if self.detach else (first, second)
-            lessons.append(Lesson(name, sides[1], source=name))
-            lessons.append(Lesson(name, sides[0], source=name, student=second))
-        return lessons
+    def plan(self, networks: dict[str, Learner]) -> Plan:
+        """Return a plan with edges between both views of each student."""
+        for learner in networks.values():
+            learner.views = (self.view,)
+        pairs = [(name, f"{name}@{self.view}") for name in heads_of_all(networks)]
+        edges = [Edge(*pair, detach=self.detach) for one, other in pairs for pair in ((one, other), (other, one))]
+        supervision = {name: 0.5 for pair in pairs for name in pair}
+        return Plan(networks, edges, supervision, {self.view: SecondView()})
 
 
-class Classmate(_Seen):
-    r"""Every image is taught by another image of its class (CS-KD).
+class Classmate(Teaching):
+    r"""Images that are taught by another image of their class (CS-KD).
 
     .. math:: L = task(x) + w \cdot loss\big(f(x), \mathrm{sg}[f(x')]\big)
 
@@ -84,19 +58,20 @@ class Classmate(_Seen):
     2020, arXiv 2003.13964.
     """
 
+    ways: ClassVar[tuple[Way, ...]] = (Way("Class-wise self-distillation (CS-KD)", "Yun et al. 2020", ("cs_kd",)),)
     view = "classmate"
 
-    def asks(self, learners: Sequence[str]) -> dict[str, View]:
-        """Another image of each sample's class."""
-        return {self.view: SameClass()}
+    def plan(self, networks: dict[str, Learner]) -> Plan:
+        """Return a plan with an edge from each student to itself on the other image."""
+        for learner in networks.values():
+            learner.views = (self.view,)
+        students = heads_of_all(networks)
+        edges = [Edge(name, f"{name}@{self.view}") for name in students]
+        return Plan(networks, edges, dict.fromkeys(students, 1.0), {self.view: SameClass()})
 
-    def lessons(self, outputs: Mapping[str, Outputs], batch: Batch) -> list[Lesson]:
-        """Each image from its classmate."""
-        return [Lesson(name, each.views[self.view].detach(), source=name) for name, each in outputs.items()]
 
-
-class Classmates(_Seen):
-    r"""Every batch is joined with further images of its samples' classes; labels and lessons count for all (BAKE).
+class Classmates(Teaching):
+    r"""Batches joined with further images of their classes; labels and losses count for all (BAKE).
 
     .. math:: L = task(X) + w \cdot loss\big(f(X), \mathrm{sg}[f(X)]\big), \qquad X = x \cup x'_1 \cup .. \cup x'_V
 
@@ -114,6 +89,7 @@ class Classmates(_Seen):
         InputError: a count below 1.
     """
 
+    ways: ClassVar[tuple[Way, ...]] = (Way("Batch knowledge ensembling (BAKE)", "Ge et al. 2021", ("bake",)),)
     view = "classmates"
 
     def __init__(self, count: int = 3) -> None:
@@ -122,30 +98,14 @@ class Classmates(_Seen):
             raise InputError(f"Classmates needs at least 1 further image a sample, not {count}.")
         self.count = count
 
-    def asks(self, learners: Sequence[str]) -> dict[str, View]:
-        """Further images of each sample's class."""
-        return {self.view: SameClass(self.count)}
-
-    def answers(self, outputs: Mapping[str, Outputs], batch: Batch) -> list[Answer]:
-        """All images, alike."""
-        return [answer for name, each in outputs.items() for answer in both(name, each, batch, self.view)]
-
-    def lessons(self, outputs: Mapping[str, Outputs], batch: Batch) -> list[Lesson]:
-        """All images as one batch, from themselves."""
-        lessons = []
-        for name, each in outputs.items():
-            whole, target = joined(each, each.views[self.view], batch.target)
-            lessons.append(Lesson(name, whole.detach(), source=name, student=whole, target=target))
-        return lessons
-
-
-def joined(seen: Outputs, view: Outputs, target: Tensor) -> tuple[Outputs, Tensor]:
-    """The outputs on a batch and on a view of it as those on one larger batch, with the labels of all."""
-    own = target.repeat_interleave(len(view.logits) // len(seen.logits)) if view.target is None else view.target
-    index = None if seen.index is None or view.index is None else torch.cat([seen.index, view.index])
-    embedding = None
-    if seen.embedding is not None and view.embedding is not None:
-        embedding = torch.cat([seen.embedding, view.embedding])
-    layers = tuple(torch.cat(pair) for pair in zip(seen.layers, view.layers, strict=True))
-    whole = Outputs(torch.cat([seen.logits, view.logits]), layers, embedding, index=index, names=seen.names)
-    return whole, torch.cat([target, own])
+    def plan(self, networks: dict[str, Learner]) -> Plan:
+        """Return a plan with an edge from each student on all images to itself."""
+        for learner in networks.values():
+            learner.views = (self.view,)
+        students = heads_of_all(networks)
+        joined = {f"{name}@all": Joined(f"{name}@all", name, self.view) for name in students}
+        supervision = {}
+        for name in students:
+            supervision[name], supervision[f"{name}@{self.view}"] = 1 / (1 + self.count), self.count / (1 + self.count)
+        edges = [Edge(name, name) for name in joined]
+        return Plan({**networks, **joined}, edges, supervision, {self.view: SameClass(self.count)})

@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from itertools import permutations
+from typing import ClassVar
 
-import torch
-from torch import Tensor, nn
-
-from kdlab.data import SecondView, View
 from kdlab.errors import InputError
-from kdlab.losses.lazy import Lazy
-from kdlab.outputs import Batch, Outputs
-from kdlab.teaching.consensus import view_of
+from kdlab.members.member import Learner, Member
+from kdlab.members.mixtures import EnsembleClassifier
+from kdlab.teaching.consensus import see_own_views
 from kdlab.teaching.ema import MovingAverage
-from kdlab.teaching.peers import several
-from kdlab.teaching.teaching import Lesson
-
-
-class EnsembleClassifier(Lazy):
-    """A linear classifier of all members' embeddings side by side."""
-
-    def build(self, width: int, classes: int) -> None:
-        """The classifier."""
-        self.classifier = nn.Linear(width, classes)
-
-    def forward(self, embeddings: Sequence[Tensor], classes: int) -> Tensor:
-        """Logits (B, K) from embeddings (B, D)."""
-        both = torch.cat([each.flatten(1) for each in embeddings], 1)
-        self.materialize(both.detach(), both.shape[1], classes)
-        logits: Tensor = self.classifier(both)
-        return logits
+from kdlab.teaching.peers import require_several
+from kdlab.teaching.plan import Edge, Plan, Way
 
 
 class PeerEnsemble(MovingAverage):
@@ -57,62 +38,23 @@ class PeerEnsemble(MovingAverage):
         InputError: fewer than two peers; branches that do not take their inputs apart.
     """
 
-    ensemble = "ensemble"
+    ways: ClassVar[tuple[Way, ...]] = (Way("Peer collaborative learning (PCL)", "Wu and Gong 2021", ("pcl",)),)
 
     def __init__(self, decay: float = 0.999) -> None:
         super().__init__(decay)
-        self.classifier = EnsembleClassifier()
 
-    def adopt(self, networks: Mapping[str, nn.Module], learners: Sequence[str]) -> None:
-        """Copy the networks, and see whether one holds all peers."""
-        several(self, networks, learners)
-        super().adopt(networks, learners)
-        for name, network in networks.items():
-            if len(self._heads[name]) > 1 and not getattr(network, "own_inputs", False):
+    def plan(self, networks: dict[str, Learner]) -> Plan:
+        """Return a plan with edges from each peer to the ensemble, and to the others' averages in the mean."""
+        peers = require_several(self, networks)
+        for name, learner in networks.items():
+            if len(learner.heads) > 1 and not getattr(learner.network, "own_inputs", False):
                 raise InputError(f"The branches of {name!r} must each see their own view: Branched(own_inputs=True).")
-
-    def _parts(self, name: str) -> int:
-        return len(self._heads[name])
-
-    def asks(self, learners: Sequence[str]) -> dict[str, View]:
-        """An augmentation for each peer but the first."""
-        return {f"view{n}": SecondView(n) for n in range(1, sum(map(self._parts, self._heads)))}
-
-    def views(self, batch: Batch, learners: Iterable[str]) -> dict[str, Any]:
-        """Each network's views one after the other."""
-        inputs, number = {}, 0
-        for name in learners:
-            parts = []
-            for _ in range(self._parts(name)):
-                parts.append(view_of(batch, f"view{number}") if number else batch.inputs)
-                number += 1
-            inputs[name] = torch.cat(parts) if len(parts) > 1 else parts[0]
-        return inputs
-
-    def gather(self, outputs: Mapping[str, Outputs], batch: Batch) -> dict[str, Outputs]:
-        """The peers and their ensemble."""
-        embeddings = []
-        for name, each in outputs.items():
-            if each.embedding is None:
-                raise InputError(f"PCL joins embeddings, but peer {name!r} has no linear classifier.")
-            embeddings.append(each.embedding)
-        logits = self.classifier(embeddings, next(iter(outputs.values())).logits.shape[1])
-        return {**outputs, self.ensemble: Outputs(logits, index=batch.index)}
-
-    def pairs(self, learners: Sequence[str]) -> list[tuple[str, str]]:
-        """Each with the ensemble and with the others' averages."""
-        averages = [(one, f"average_{other}") for one in learners for other in learners if one != other]
-        return [*((name, self.ensemble) for name in learners), *averages]
-
-    def lessons(self, outputs: Mapping[str, Outputs], batch: Batch) -> list[Lesson]:
-        """Each from the ensemble, and from the others' averages in the mean."""
-        together = outputs[self.ensemble].detach()
-        peers = [name for name in outputs if name != self.ensemble]
-        inputs = self.views(batch, self._heads)
-        for network in self.copies.networks.values():
-            network.training = True  # the copy takes its inputs apart as the learner does
-        seen = self.copies.observe(batch, inputs)
-        self.copies.eval()
-        lessons = [Lesson(name, together, source=self.ensemble) for name in peers]
+        views = see_own_views(networks)
+        averages = self.averages(networks)
+        self.classifier = EnsembleClassifier("ensemble", peers)
+        members: dict[str, Member] = {**networks, "ensemble": self.classifier}
+        members |= {average.name: average for average in averages}
         share = 1 / (len(peers) - 1)
-        return lessons + [Lesson(a, seen[b], share, f"average_{b}") for a in peers for b in peers if a != b]
+        edges = [Edge(name, "ensemble") for name in peers]
+        edges += [Edge(a, f"average_{b}", share) for a, b in permutations(peers, 2)]
+        return Plan(members, edges, dict.fromkeys([*peers, "ensemble"], 1.0), views)

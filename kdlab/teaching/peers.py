@@ -2,88 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Mapping
+from itertools import permutations
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 
-from kdlab.errors import InputError
-from kdlab.outputs import Batch, Outputs, heads_of
-from kdlab.teaching.teaching import Answer, Lesson, Teaching
+from kdlab.errors import InputError, check_word
+from kdlab.members.member import Learner
+from kdlab.teaching.plan import Edge, Plan, Teaching, Way, Weight, heads_of_all
+
+_ALONE = "label_smoothing, tf_kd_reg, tf_kd_reg_paper, zipf, uskd, frskd, mixskd, mixup, cutmix"
 
 
 class Alone(Teaching):
-    """Every learner's lesson is with itself, cut from the graph: for losses that need no other teacher.
+    """Every network and itself: for losses that need no other teacher.
 
     So are label smoothing, Tf-KD's virtual teacher, Zipf's label smoothing, USKD, FRSKD, MixSKD.
     """
 
-    def pairs(self, learners: Sequence[str]) -> list[tuple[str, str]]:
-        """Each with itself."""
-        return [(name, name) for name in learners]
+    ways: ClassVar[tuple[Way, ...]] = (Way("a loss that reads no other, or none", "", tuple(_ALONE.split(", "))),)
 
-    def lessons(self, outputs: Mapping[str, Outputs], batch: Batch) -> list[Lesson]:
-        """Each with itself."""
-        return [Lesson(name, each.detach(), source=name) for name, each in outputs.items()]
+    def plan(self, networks: dict[str, Learner]) -> Plan:
+        """Return a plan in which each output is compared with itself, detached."""
+        students = heads_of_all(networks)
+        return Plan(networks, [Edge(name, name) for name in students], dict.fromkeys(students, 1.0))
 
 
 class Peers(Teaching):
-    r"""Every learner is taught by every other one (DML; between exits, DKS).
+    r"""Networks of which each learns from every other one (DML; between exits, DKS).
 
     .. math:: L_i = task_i + \frac{w}{K - 1} \sum_{j \ne i} loss(i, \mathrm{sg}[j])
 
-    for K learners, which may be networks of different architecture, branches or exits. With ``update="simultaneous"``
-    all learn from what the others say before the step, as in most released code; with ``"sequential"``, as in the
-    paper, one network is updated after another, each taught by what those before it say after their update: K times
-    the forwards.
+    for K students, which may be networks of different architecture, branches or exits. With ``update="simultaneous"``
+    all learn from the outputs before the step, as in most released code; with ``"sequential"``, as in the paper, one
+    network is updated after another, each taught by the outputs of those before it after their update: K times the
+    forwards.
 
     Recipe: DML :class:`~kdlab.losses.SoftTargets` with T = 1 and weight 1.
 
     Paper: Y. Zhang, T. Xiang, T. M. Hospedales, H. Lu, "Deep Mutual Learning", CVPR 2018, arXiv 1706.00384.
 
     Args:
-        update: when a network learns of another's update.
+        update: whether networks are updated at once or one after another.
 
     Raises:
-        InputError: fewer than two learners, networks that start from the same weights, turns for heads of one network.
+        InputError: fewer than two students, networks that start from the same weights, sequential updates for heads of
+            one network.
     """
+
+    ways: ClassVar[tuple[Way, ...]] = (
+        Way("Deep mutual learning (DML)", "Zhang et al. 2018", ("dml", "dml_sequential")),
+        Way("Mutual contrastive learning (MCL)", "Yang et al. 2022", ("mcl",)),
+        Way("Deeply-supervised knowledge synergy (DKS)", "Sun et al. 2019", ("dks",)),
+    )
 
     def __init__(self, update: Literal["simultaneous", "sequential"] = "simultaneous") -> None:
         super().__init__()
-        if update not in ("simultaneous", "sequential"):
-            raise InputError(f"Peers update 'simultaneous' or 'sequential', not {update!r}.")
+        check_word("update", update, ("simultaneous", "sequential"))
         self.update = update
-        self._turns: tuple[tuple[str, ...], ...] = ()
 
-    def adopt(self, networks: Mapping[str, nn.Module], learners: Sequence[str]) -> None:
-        """Refuse what cannot be taught, and note whose turn comes when."""
-        several(self, networks, learners)
-        if self.update == "sequential":
-            if len(networks) < 2:
-                raise InputError("Heads of one network cannot be updated one after another: update='simultaneous'.")
-            self._turns = tuple((name,) for name in networks)
-
-    @property
-    def turns(self) -> tuple[tuple[str, ...], ...]:
-        """One network after another, or all at once."""
-        return self._turns
-
-    def pairs(self, learners: Sequence[str]) -> list[tuple[str, str]]:
-        """Each with each other."""
-        return [(one, other) for one in learners for other in learners if one != other]
-
-    def lessons(self, outputs: Mapping[str, Outputs], batch: Batch) -> list[Lesson]:
-        """Each from each other, in the mean."""
-        cut = {name: each.detach() for name, each in outputs.items()}
-        return [
-            Lesson(learner, cut[source], 1 / (len(outputs) - 1), source)
-            for learner, source in self.pairs(list(outputs))
-        ]
+    def plan(self, networks: dict[str, Learner]) -> Plan:
+        """Return a plan with an edge from each student to each other, in the mean."""
+        students = require_several(self, networks)
+        if self.update == "sequential" and len(networks) < 2:
+            raise InputError("Heads of one network cannot be updated one after another: update='simultaneous'.")
+        edges = [Edge(a, b, 1 / (len(students) - 1)) for a, b in permutations(students, 2)]
+        return Plan(networks, edges, dict.fromkeys(students, 1.0), update=self.update)
 
 
 class DeepestExit(Teaching):
-    r"""Every exit of a network is taught by its last one (BYOT).
+    r"""Exits of a network, all taught by its last one (BYOT).
 
     .. math:: L = task_S + \sum_{i < S} \left( a \cdot task_i + w \cdot loss(i, \mathrm{sg}[S]) \right)
 
@@ -103,58 +93,55 @@ class DeepestExit(Teaching):
         InputError: a network without exits, a negative weight.
     """
 
+    ways: ClassVar[tuple[Way, ...]] = (Way("Be your own teacher (BYOT)", "Zhang et al. 2019", ("byot",)),)
+
     def __init__(self, exit_labels: float = 1.0) -> None:
         super().__init__()
         if not 0 <= exit_labels < float("inf"):
             raise InputError(f"exit_labels must be a finite number of at least 0, not {exit_labels}.")
         self.exit_labels = exit_labels
-        self._deepest: dict[str, str] = {}
 
-    def adopt(self, networks: Mapping[str, nn.Module], learners: Sequence[str]) -> None:
-        """Find every network's exits."""
-        self._deepest = {}
+    def plan(self, networks: dict[str, Learner]) -> Plan:
+        """Return a plan with an edge from each exit to the deepest of its network."""
+        edges: list[Edge] = []
+        supervision: dict[str, Weight] = {}
         for name, network in networks.items():
-            exits = [head for head in heads_of(network) if head]
+            deepest, *exits = network.heads
             if not exits:
                 raise InputError(
                     f"Network {name!r} has one output alone: give it exits (kdlab.models.WithExits), to be taught by "
                     "the deepest."
                 )
-            self._deepest |= {f"{name}_{head}": name for head in exits}
-
-    def pairs(self, learners: Sequence[str]) -> list[tuple[str, str]]:
-        """Each exit with the deepest of its network."""
-        return list(self._deepest.items())
-
-    def answers(self, outputs: Mapping[str, Outputs], batch: Batch) -> list[Answer]:
-        """All exits, all but the deepest with their weight."""
-        weights = {name: self.exit_labels if name in self._deepest else 1.0 for name in outputs}
-        return [Answer(n, x.logits, batch.target, weights[n]) for n, x in outputs.items() if weights[n]]
-
-    def lessons(self, outputs: Mapping[str, Outputs], batch: Batch) -> list[Lesson]:
-        """Each exit from the deepest."""
-        return [Lesson(name, outputs[deepest].detach(), source=deepest) for name, deepest in self._deepest.items()]
+            edges += [Edge(head, deepest) for head in exits]
+            supervision |= {deepest: 1.0, **(dict.fromkeys(exits, self.exit_labels) if self.exit_labels else {})}
+        return Plan(networks, edges, supervision)
 
 
-def several(teaching: Teaching, networks: Mapping[str, nn.Module], learners: Sequence[str]) -> None:
-    """Refuse a single learner, and networks that start alike: they would stay alike and teach each other nothing."""
-    if len(learners) < 2:
+def require_several(teaching: Teaching, networks: Mapping[str, Learner]) -> list[str]:
+    """Return the names of all students.
+
+    Raises:
+        InputError: there is only one, or networks start from the same weights, so that they would never differ.
+    """
+    students = heads_of_all(networks)
+    if len(students) < 2:
         raise InputError(
-            f"{type(teaching).__name__} needs at least two learners: several networks, or one with several outputs "
+            f"{type(teaching).__name__} needs at least two students: several networks, or one with several outputs "
             "(kdlab.models.Branched, WithExits)."
         )
-    named = list(networks.items())
+    named = [(name, learner.network) for name, learner in networks.items()]
     for number, (name, network) in enumerate(named):
         for other, rival in named[:number]:
-            if network is rival or _same(network, rival):
+            if network is rival or _equal(network, rival):
                 raise InputError(
                     f"Networks {other!r} and {name!r} start from the same weights, so they would never differ: make "
                     "each anew, with another seed."
                 )
+    return students
 
 
-def _same(one: nn.Module, other: nn.Module) -> bool:
-    ours, theirs = dict(one.named_parameters()), dict(other.named_parameters())
-    return ours.keys() == theirs.keys() and all(
-        x.shape == theirs[n].shape and torch.equal(x.cpu(), theirs[n].cpu()) for n, x in ours.items()
+def _equal(first: nn.Module, second: nn.Module) -> bool:
+    one, other = dict(first.named_parameters()), dict(second.named_parameters())
+    return one.keys() == other.keys() and all(
+        x.shape == other[name].shape and torch.equal(x.cpu(), other[name].cpu()) for name, x in one.items()
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdlab.data import LastBatch, SameClass
 from kdlab.data.samplers import InOrder, Shuffled
-from kdlab.outputs.batch import Batch
+from kdlab.outputs.containers import Batch
 from tests.data.test_images import attached
 from tests.data.test_paired_views import FAR, VIEWS, look, ready, same, served
 from tests.data.tiny import KilledError, Notes, Tiny, trainer

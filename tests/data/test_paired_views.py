@@ -16,7 +16,7 @@ from kdlab.data.augment import augment, normalise
 from kdlab.data.decoding import Streamed
 from kdlab.data.samplers import Draw
 from kdlab.errors import InputError
-from kdlab.outputs.batch import Batch
+from kdlab.outputs.containers import Batch
 from tests.data.test_folder import write
 from tests.data.test_images import attached
 from tests.data.tiny import Tiny

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from kdlab.modules.first_batch import SAMPLES, TrainingData, _cast
-from kdlab.outputs.batch import Batch, Mix
+from kdlab.outputs.containers import Batch, Mix
 
 
 def batch_of(count: int, mix: Mix | None = None) -> Batch:

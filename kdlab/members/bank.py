@@ -1,0 +1,111 @@
+"""Banks: the outputs that a learner gave for each training sample at an earlier visit."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from kdlab.errors import InputError
+from kdlab.losses.lazy import Lazy
+from kdlab.members.member import Member, Seen
+from kdlab.outputs.containers import Batch, Outputs
+
+NEVER = -1e4
+"""The logit of a class with probability exactly 0, also in float16."""
+
+
+class Bank(Member, Lazy):
+    """The last recorded logits of every training sample, by its index; saved in checkpoints, equal on all processes.
+
+    It takes N * K numbers: 20 MB for CIFAR-100, 5.1 GB for ImageNet in float32, half of it in float16.
+
+    Args:
+        name: of the output.
+        source: name of the outputs that are recorded.
+        reader: name of the outputs whose samples are looked up.
+        dtype: of the rows.
+        every: record in epochs e with ``(e + 1) % every == 0``.
+        wait: give nothing before the first such epoch is over.
+        label_unknown: give a sample that was never recorded the distribution of its label: probability 1, so that
+            cross-entropy and KL are the cross-entropy with the label.
+    """
+
+    synchronized: ClassVar[tuple[str, ...]] = ("remembered", "known")
+    remembered: Tensor
+    known: Tensor
+
+    def __init__(
+        self,
+        name: str,
+        source: str,
+        reader: str,
+        dtype: torch.dtype = torch.float32,
+        every: int = 1,
+        wait: bool = False,
+        label_unknown: bool = False,
+    ) -> None:
+        super().__init__(name)
+        self.source, self.reader, self.dtype = source, reader, dtype
+        self.every, self.wait, self.label_unknown = every, wait, label_unknown
+        self._samples: int | None = None
+
+    def build(self, samples: int, classes: int) -> None:
+        """Make an empty bank."""
+        self.register_buffer("remembered", torch.zeros(samples, classes))
+        self.register_buffer("known", torch.zeros(samples, dtype=torch.bool))
+
+    def setup(self, samples: int | None) -> None:
+        """Receive the size of the training set."""
+        self._samples = samples
+
+    def forward(self, batch: Batch, seen: Seen) -> dict[str, Outputs]:
+        """Return the rows of the reader's samples, (B, K), unless there are none."""
+        reader = seen[self.reader]
+        if batch.progress is None:
+            return {}
+        if self.is_dry_run:
+            self._materialize(seen[self.source], batch)
+        elif (self.wait and batch.progress.epoch < self.every) or not len(reader.logits):
+            return {}
+        assert reader.index is not None
+        logits = reader.logits.detach()
+        rows, known = self.remembered[reader.index].to(logits.dtype), self.known[reader.index]
+        if self.label_unknown:
+            target = batch.target
+            if target.is_floating_point() or target.dim() != 1:
+                raise InputError("A bank of samples needs class indices (B,) as labels: drop mixing.")
+            label = torch.full_like(logits, NEVER).scatter_(1, target[:, None], 0.0)
+            rows = torch.where(known[:, None], rows, label)
+        return {self.name: Outputs(rows, index=reader.index)}
+
+    @torch.no_grad()
+    def record(self, batch: Batch, seen: Seen) -> None:
+        """Write the batch's rows, in an epoch of recording: those of this process and of all others."""
+        if batch.progress is not None and (batch.progress.epoch + 1) % self.every == 0:
+            assert batch.index is not None
+            logits = seen[self.source].logits.detach().to(self.remembered.dtype)
+            index, logits = gathered(batch.index), gathered(logits)
+            self.remembered[index] = logits
+            self.known[index] = True
+
+    def _materialize(self, source: Outputs, batch: Batch) -> None:
+        if self._samples is None or batch.index is None:
+            raise InputError(
+                "A bank keeps outputs of each sample: it needs a data set with a length, and a loader that yields "
+                "(inputs, labels, index)."
+            )
+        if source.logits.dim() != 2:
+            raise InputError(f"A bank keeps logits (B, K), not {tuple(source.logits.shape)}.")
+        self.materialize(source.logits.detach().to(self.dtype), self._samples, source.logits.shape[1])
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """Return the tensors (B, ...) of all processes, concatenated; of equal sizes, as the batches of processes are."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return tensor
+    tensors = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(tensors, tensor.contiguous())
+    return torch.cat(tensors)

@@ -1,0 +1,66 @@
+"""Frozen teachers, out of reach of the optimizer, of checkpoints and of other callbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from kdlab.members.fast_inference import Fast, FastObserver
+from kdlab.members.member import UntrainedMember
+from kdlab.outputs.containers import Batch, Outputs
+from kdlab.outputs.observer import Observer
+
+
+class Frozen(UntrainedMember):
+    """A trained network that teaches and never changes.
+
+    It stays out of the LightningModule's tree: it is not among its parameters, buffers, modules or checkpoint keys, so
+    that no optimizer, weight averaging, pruning or BatchNorm conversion reaches it. It follows the module's device and
+    dtype. What runs in training is by default a faster copy with the same outputs (see
+    :class:`~kdlab.members.Fast`), no further than the last tapped layer where nothing else is read.
+
+    Args:
+        network: the network; put in eval mode, without gradient.
+        name: of its outputs.
+        batchnorm: ``"frozen"`` normalizes with the running statistics. ``"batch"`` normalizes with those of the batch,
+            as the released code of OFD and ReviewKD (CIFAR) does; the running statistics still do not change.
+        fast: what may be done to make the forward cheaper; ``None`` for nothing.
+
+    Raises:
+        InputError: ``batchnorm`` is an unknown word.
+    """
+
+    is_frozen: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        network: nn.Module,
+        name: str = "teacher",
+        batchnorm: Literal["frozen", "batch"] = "frozen",
+        fast: Fast | None = Fast(),  # noqa: B008  # frozen
+    ) -> None:
+        self.fast = fast
+        super().__init__(name, network, batchnorm)
+
+    def make_observer(self, layers: Sequence[str], only_layers: bool) -> Observer:
+        """Return a fast observer where it could be faster."""
+        fast = self.fast
+        if self.batchnorm == "batch" or fast is None or not (only_layers or fast.applies(self.network)):
+            return Observer(self.network, layers)
+        return FastObserver(self.network, layers, fast)
+
+    def dry(self, batch: Batch) -> Outputs:
+        """Run the network itself on a few samples, perhaps on another device than in training."""
+        self.is_dry_run = True
+        try:
+            return self.observe(batch.inputs, batch)
+        finally:
+            self.is_dry_run = False
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Frozen:
+        with torch.no_grad():
+            self.network._apply(fn)  # type: ignore[no-untyped-call]
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]

@@ -1,0 +1,158 @@
+"""What goes into networks and what comes out: batches and outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from kdlab.errors import InputError, form_of
+from kdlab.schedules import Progress
+
+
+class Mix(NamedTuple):
+    """How the images of a batch were mixed in pairs: ``share * own + (1 - share) * partner``.
+
+    Attributes:
+        partner: (B,) int64, the position in the batch of the second image.
+        share: (B,), the weight of the first image, from 0 to 1; for pasted boxes its part of the area.
+    """
+
+    partner: Tensor
+    share: Tensor
+
+
+class Batch(NamedTuple):
+    """One batch as kdlab passes it around.
+
+    Attributes:
+        inputs: what the network is called with: a tensor (B, ...), or a mapping of keyword arguments.
+        target: labels, (B,) int64 class indices unless the task loss expects something else.
+        index: (B,) int64, the position of every sample in its data set; ``None`` where the loader gives none.
+        views: further inputs by name, (V * B, ...) with the V of one sample together. A view of other samples is a
+            batch itself, with their labels and index.
+        mix: how the images were mixed with others of the batch, if they were.
+        progress: how far the training is; ``None`` in evaluation.
+    """
+
+    inputs: Any
+    target: Tensor
+    index: Tensor | None = None  # type: ignore[assignment]  # tuple has a method of this name
+    views: dict[str, Tensor | Batch] | None = None
+    mix: Mix | None = None
+    progress: Progress | None = None
+
+    @staticmethod
+    def of(raw: Any) -> Batch:
+        """Read a batch of any common form.
+
+        These are ``(inputs, target)``, then perhaps index and views, or a mapping with ``labels``.
+
+        Raises:
+            InputError: the batch has none of these forms.
+        """
+        if isinstance(raw, Batch):
+            return raw
+        if isinstance(raw, Mapping) and "labels" in raw:
+            inputs = {name: value for name, value in raw.items() if name not in ("labels", "index")}
+            return Batch(inputs, raw["labels"], raw.get("index"))
+        if isinstance(raw, Sequence) and len(raw) in (2, 3, 4):
+            return Batch(*raw)
+        raise InputError(
+            "A batch must be (inputs, labels), (inputs, labels, sample index) or a mapping with 'labels', "
+            f"not {form_of(raw)}."
+        )
+
+    def view(self, name: str) -> Tensor | Batch:
+        """Return a view by name.
+
+        Raises:
+            InputError: the batch lacks it.
+        """
+        if name not in (self.views or {}):
+            raise InputError(
+                f"The batch has no view {name!r}: let the data give it (data.views), or the loader a fourth element "
+                f"{{{name!r}: inputs (V * B, ...), the V views of one sample side by side}}."
+            )
+        return (self.views or {})[name]
+
+
+def inputs_of(view: Tensor | Batch) -> Tensor:
+    """Return the inputs of a view, which may be a batch of its own."""
+    return view.inputs if isinstance(view, Batch) else view
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """The outputs of one network on one view of the batch, as a loss reads them.
+
+    Attributes:
+        logits: (B, K) class scores before softmax, or (B, L, V) for tokens.
+        layers: the tapped layers' tensors, in the order in which the knowledge names them.
+        embedding: (B, D), what enters the network's classifier (its last linear layer); ``None`` if it has none.
+        mask: (B, L), 1 where a token counts; ``None`` for images.
+        index: (B,) int64, the position of every sample in its data set; ``None`` if the loader gives none.
+        names: the tapped layers' names, for messages.
+        views: outputs on further views of the same samples, by name, from the same forward.
+        members: of teachers that count differently for each sample: their outputs, and weights (B,).
+        heads: the further outputs of a network that has several, by name, each as if of a network of its own.
+        target: of a view, its labels where it shows other samples than the batch.
+        mix: of a view, how its images were mixed.
+    """
+
+    logits: Tensor
+    layers: tuple[Tensor, ...] = ()
+    embedding: Tensor | None = None
+    mask: Tensor | None = None
+    index: Tensor | None = None
+    names: tuple[str, ...] = ()
+    views: Mapping[str, Outputs] = dataclasses.field(default_factory=dict)
+    members: tuple[tuple[Outputs, Tensor], ...] = ()
+    heads: Mapping[str, Outputs] = dataclasses.field(default_factory=dict)
+    target: Tensor | None = None
+    mix: Mix | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Outputs:
+        """Apply ``change`` to logits, layers and embedding, of views, members and heads too."""
+        return dataclasses.replace(
+            self,
+            logits=change(self.logits),
+            layers=tuple(map(change, self.layers)),
+            embedding=None if self.embedding is None else change(self.embedding),
+            views={name: each.map(change) for name, each in self.views.items()},
+            members=tuple((each.map(change), change(weight)) for each, weight in self.members),
+            heads={name: each.map(change) for name, each in self.heads.items()},
+        )
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Iterate over logits, layers and embedding, then those of views, heads, and members with their weights."""
+        yield self.logits
+        yield from self.layers
+        if self.embedding is not None:
+            yield self.embedding
+        for each in (*self.views.values(), *self.heads.values()):
+            yield from each.tensors()
+        for member, weight in self.members:
+            yield from member.tensors()
+            yield weight
+
+    def detach(self) -> Outputs:
+        """Return the same values, detached from the graph."""
+        return self.map(Tensor.detach)
+
+    def only(self, names: Sequence[str]) -> Outputs:
+        """Return the same outputs, views included, with only the layers ``names``, in that order."""
+        if tuple(names) == self.names:
+            return self
+        layers = tuple(self.layers[self.names.index(name)] for name in names)
+        views = {view: each.only(names) for view, each in self.views.items()}
+        return dataclasses.replace(self, layers=layers, names=tuple(names), views=views)
+
+    def targets(self, batch: Batch) -> Tensor:
+        """Return the labels of these samples: their own, or those of the batch, repeated for each view of a sample."""
+        if self.target is not None:
+            return self.target
+        times = len(self.logits) // max(len(batch.target), 1)
+        return batch.target if times <= 1 else batch.target.repeat_interleave(times)

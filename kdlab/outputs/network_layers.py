@@ -1,0 +1,52 @@
+"""The layers and the heads of a network, by the names that users write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from torch import nn
+
+
+class Head(NamedTuple):
+    """One of several outputs of a network, treated as a network of its own.
+
+    Attributes:
+        classifier: what reads this head's embedding; ``None`` if it has none.
+        layer: from a layer's name, as this head's users write it, to the network's own name for it.
+    """
+
+    classifier: nn.Module | None
+    layer: Callable[[str], str]
+
+
+def heads_of(network: nn.Module) -> dict[str, Head]:
+    """Return the heads of a network by name, the main one first and named ``""``.
+
+    A network with several has an attribute ``heads`` of this form, and returns a mapping with the main ``logits`` and
+    with the logits of every other head by its name.
+    """
+    given = getattr(network, "heads", None)
+    if isinstance(given, Mapping) and "" in given:
+        return dict(given)
+    return {"": Head(classifier_of(network), str)}
+
+
+def layer_names(network: nn.Module) -> dict[str, nn.Module]:
+    """Return every layer that can be tapped, by the name a user writes (without the wrappers of compile and DDP)."""
+    names = {}
+    for name, module in network.named_modules():
+        parts = [part for part in name.split(".") if part != "_orig_mod"]
+        if parts != [""] and parts:
+            names[".".join(parts)] = module
+    return names
+
+
+def classifier_of(network: nn.Module) -> nn.Module | None:
+    """Return the layer whose input is the embedding: timm's ``get_classifier()``, else the last linear layer."""
+    if callable(getattr(network, "get_classifier", None)):
+        classifier = network.get_classifier()  # type: ignore[operator]
+        if isinstance(classifier, nn.Linear):
+            return classifier
+    linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    return linear[-1] if linear else None

@@ -1,0 +1,95 @@
+"""A frozen teacher, or an ensemble of them, for every student."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from torch import nn
+
+from kdlab.errors import InputError
+from kdlab.members.ensembles import Ensemble
+from kdlab.members.fast_inference import Fast
+from kdlab.members.frozen import Frozen
+from kdlab.members.member import Learner, Member
+from kdlab.members.mixtures import Ensembled
+from kdlab.members.teacher_cache import TeacherCache
+from kdlab.teaching.plan import Edge, Plan, Teaching, Way, heads_of_all
+
+
+class FrozenTeacher(Teaching):
+    r"""One or several trained networks that teach and never change.
+
+    Several teachers act as their ``ensemble`` says: by default as one whose class probabilities are the weighted mean
+    of theirs. Their layers are named with the number of the teacher: ``"0.layer3"`` is the first one's. See
+    :class:`~kdlab.members.Frozen` for what keeps a teacher unchanged, and how it runs.
+
+    Args:
+        networks: the teachers.
+        weights: one positive number per teacher, scaled to sum to 1; ``None`` counts all alike.
+        batchnorm: ``"frozen"`` normalizes with the teachers' running statistics. ``"batch"`` normalizes with those of
+            the batch, as the released code of OFD and ReviewKD (CIFAR) does; the running statistics still do not
+            change.
+        ensemble: how several teachers act together; :class:`~kdlab.teaching.Ensemble` if not given.
+        fast: what may be done to make the forward cheaper; ``None`` for nothing.
+        cache: where outputs are kept on disk instead of being computed again.
+
+    Raises:
+        InputError: no network, or weights that are not positive or not one per teacher, or that the ensemble does not
+            take.
+    """
+
+    ways: ClassVar[tuple[Way, ...]] = (
+        Way("Born-again networks (`kdlab generations`)", "Furlanello et al. 2018", ("born_again",)),
+    )
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        weights: Sequence[float] | None = None,
+        batchnorm: Literal["frozen", "batch"] = "frozen",
+        ensemble: Ensemble | None = None,
+        fast: Fast | None = Fast(),  # noqa: B008  # frozen
+        cache: TeacherCache | None = None,
+    ) -> None:
+        super().__init__()
+        shares = [1.0] * len(networks) if weights is None else list(weights)
+        if not networks:
+            raise InputError("A frozen teacher needs at least one network.")
+        if len(shares) != len(networks) or any(not 0 < w < math.inf for w in shares):
+            raise InputError(
+                f"Teacher weights must be one positive number per teacher ({len(networks)}), not {shares}."
+            )
+        self.ensemble = ensemble or Ensemble()
+        if weights is not None and not self.ensemble.weighted:
+            raise InputError(f"{type(self.ensemble).__name__} finds the teachers' weights itself: give none.")
+        self.weights = [w / sum(shares) for w in shares]
+        names = [f"teacher.{number}" for number in range(len(networks))] if len(networks) > 1 else ["teacher"]
+        self.teachers = nn.ModuleList(
+            Frozen(network, name, batchnorm, fast) for name, network in zip(names, networks, strict=True)
+        )
+        self.cache = cache
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """Return the teachers' networks."""
+        return [teacher.network for teacher in self.frozen]
+
+    @property
+    def frozen(self) -> list[Frozen]:
+        """Return the teachers' members."""
+        return [teacher for teacher in self.teachers if isinstance(teacher, Frozen)]
+
+    def plan(self, networks: dict[str, Learner]) -> Plan:
+        """Return a plan in which every head of every network learns from the teacher, or from the ensemble."""
+        students = heads_of_all(networks)
+        members: dict[str, Member] = {**networks, **{teacher.name: teacher for teacher in self.frozen}}
+        teacher = dict.fromkeys(students, "teacher")
+        if len(self.frozen) > 1:
+            for number, student in enumerate(students):
+                teacher[student] = name = f"teacher@{student}" if number else "teacher"
+                members[name] = Ensembled(name, self.frozen, student, self.ensemble, self.weights)
+        # Outputs of frozen members carry no gradient that would have to be detached.
+        edges = [Edge(student, teacher[student], detach=False) for student in students]
+        return Plan(members, edges, dict.fromkeys(students, 1.0))

@@ -1,0 +1,141 @@
+"""A plan as it is written in a config: frozen teachers and peers in one graph."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from kdlab.errors import InputError, check_word, nearest
+from kdlab.members.frozen import Frozen
+from kdlab.members.member import Learner
+from kdlab.outputs import Batch, Outputs
+from kdlab.teaching.plan import Edge, Plan, Teaching, Way, Weight, heads_of_all
+
+KEYS = ("student", "teacher", "weight", "gate", "detach")
+GATES = ("through", "cutoff", "linear", "correct")
+
+
+class LinearGate:
+    """A weight that grows linearly from 0 at the first step of the training to its value at the last.
+
+    Args:
+        weight: the value.
+    """
+
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+
+    def __call__(self, seen: Mapping[str, Outputs], batch: Batch) -> float:
+        """Return the weight at this step.
+
+        Raises:
+            InputError: the training has no known length.
+        """
+        progress = batch.progress
+        if progress is None or progress.total_steps is None:
+            raise InputError("The gate 'linear' needs a run of known length: set trainer.max_epochs or max_steps.")
+        return self.weight * progress.step / progress.total_steps
+
+
+class CorrectGate:
+    """A weight for the samples that the teacher classifies correctly, and 0 for the others.
+
+    Args:
+        weight: the value.
+        teacher: name of the teacher's outputs.
+    """
+
+    def __init__(self, weight: float, teacher: str) -> None:
+        self.weight, self.teacher = weight, teacher
+
+    def __call__(self, seen: Mapping[str, Outputs], batch: Batch) -> Tensor:
+        """Return the weights (B,)."""
+        logits = seen[self.teacher].logits.detach()
+        correct = logits.argmax(-1) == seen[self.teacher].targets(batch)
+        return correct.to(logits.dtype) * self.weight
+
+
+class Graph(Teaching):
+    r"""A knowledge transfer graph: any directed edges between trained networks and frozen teachers.
+
+    .. math:: L_i = a_i \cdot task_i + w \sum_{j \to i} \frac1B \sum_b g_{ij}(b, t) \cdot loss_b(i, \mathrm{sg}[j])
+
+    An edge is a mapping with ``student`` and ``teacher``, names of networks, heads or members, and perhaps
+
+    - ``weight``: a number of at least 0, by default 1;
+    - ``gate``: ``through`` (the weight as it is, by default), ``cutoff`` (the edge does not count), ``linear`` (the
+      weight grows linearly with the steps of the training, from 0), or ``correct`` (only samples that the teacher
+      classifies correctly count, in the mean over the whole batch; for losses that have ``per_sample``);
+    - ``detach``: whether the teacher's side is detached, by default true.
+
+    A :class:`~kdlab.Knowledge` uses all edges, or those of the ``teachers`` that it names.
+
+    Paper: S. Minami, T. Hirakawa, T. Yamashita, H. Fujiyoshi, "Knowledge Transfer Graph for Deep Collaborative
+    Learning", ACCV 2020, arXiv 1909.04286, where the graph and its gates are searched for; the paper's edges are KL
+    divergences at T = 1.
+
+    Args:
+        edges: the edges, as above.
+        members: frozen teachers by name: networks, or :class:`~kdlab.members.Frozen` with options.
+        supervision: how much the labels count for a network or head; 1 for each if not given.
+        update: whether networks are updated at once or one after another.
+
+    Raises:
+        InputError: an edge with an unknown key, gate or name, or with a weight that is no number of at least 0.
+    """
+
+    ways: ClassVar[tuple[Way, ...]] = (
+        Way("Knowledge transfer graph (KTG)", "Minami et al. 2020", ("knowledge_transfer_graph",)),
+    )
+
+    def __init__(
+        self,
+        edges: Sequence[Mapping[str, Any]],
+        members: dict[str, nn.Module] | None = None,
+        supervision: dict[str, float] | None = None,
+        update: Literal["simultaneous", "sequential"] = "simultaneous",
+    ) -> None:
+        super().__init__()
+        check_word("update", update, ("simultaneous", "sequential"))
+        self.update, self.supervision = update, supervision
+        self.edges = [parsed for number, edge in enumerate(edges) if (parsed := _parsed(edge, number)) is not None]
+        self.teachers = nn.ModuleDict()
+        for name, member in (members or {}).items():
+            frozen = member if isinstance(member, Frozen) else Frozen(member)
+            frozen.name = name
+            self.teachers[name] = frozen
+
+    def plan(self, networks: dict[str, Learner]) -> Plan:
+        """Return the plan as it is written."""
+        students = heads_of_all(networks)
+        supervision: dict[str, Weight] = dict.fromkeys(students, 1.0)
+        if self.supervision is not None:
+            if unknown := [name for name in self.supervision if name not in students]:
+                raise InputError(f"supervision names {unknown[0]!r}; the networks are {nearest(unknown[0], students)}.")
+            supervision = {name: weight for name, weight in self.supervision.items() if weight}
+        frozen = {name: member for name, member in self.teachers.items() if isinstance(member, Frozen)}
+        if clash := sorted(frozen.keys() & networks.keys()):
+            raise InputError(f"{clash[0]!r} is both a network and a member of the graph: rename one.")
+        if taught := [edge.student for edge in self.edges if edge.student in frozen]:
+            raise InputError(f"An edge has the frozen member {taught[0]!r} as its student.")
+        return Plan({**networks, **frozen}, self.edges, supervision, update=self.update)
+
+
+def _parsed(edge: Mapping[str, Any], number: int) -> Edge | None:
+    """Return an edge, or ``None`` for one that is cut off."""
+    what = f"edges[{number}]"
+    if not isinstance(edge, Mapping) or not {"student", "teacher"} <= edge.keys():
+        raise InputError(f"{what} is a mapping with 'student' and 'teacher', not {edge!r}.")
+    if unknown := [key for key in edge if key not in KEYS]:
+        raise InputError(f"{what} has no key {unknown[0]!r}; the nearest are {nearest(str(unknown[0]), KEYS)}.")
+    weight, gate = edge.get("weight", 1.0), edge.get("gate") or "through"
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+        raise InputError(f"{what}.weight is a finite number of at least 0, not {weight!r}.")
+    check_word(f"{what}.gate", gate, GATES)
+    if gate == "cutoff" or not weight:
+        return None
+    gates: dict[str, Weight] = {"linear": LinearGate(weight), "correct": CorrectGate(weight, str(edge["teacher"]))}
+    return Edge(str(edge["student"]), str(edge["teacher"]), gates.get(gate, float(weight)), edge.get("detach", True))
