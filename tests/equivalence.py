@@ -122,7 +122,9 @@ def ways() -> dict[str, Callable[[], Any]]:
         "frozen, schedules": lambda: distiller(
             {"soft": Knowledge(losses.SoftTargets(), 0.5, Constant(begin=1))}, task_schedule=Constant(until=1)
         ),
-        "frozen, a view": lambda: distiller({"ss": Knowledge(losses.SelfSupervision()), "k": Knowledge(losses.SSKD("ss"))}),
+        "frozen, a view": lambda: distiller(
+            {"ss": Knowledge(losses.SelfSupervision()), "k": Knowledge(losses.SSKD("ss"))}
+        ),
         "ensemble, probabilities": lambda: distiller(teachers=3, teacher_weights=[1.0, 2.0, 3.0]),
         "ensemble, logits": lambda: distiller(teachers=2, ensemble=t.MeanOfLogits()),
         "ensemble, losses": lambda: distiller(teachers=2, ensemble=t.MeanOfLosses()),
@@ -231,7 +233,9 @@ def compare(first: str, second: str) -> int:
 def _apart(old: Any, new: Any, where: str) -> tuple[float, list[str]]:
     if isinstance(old, dict):
         if old.keys() != new.keys():
-            return 0.0, [f"{where}: only before {sorted(old.keys() - new.keys())[:4]}, only after {sorted(new.keys() - old.keys())[:4]}"]
+            return 0.0, [
+                f"{where}: only before {sorted(old.keys() - new.keys())[:4]}, only after {sorted(new.keys() - old.keys())[:4]}"
+            ]
         parts = [_apart(old[key], new[key], f"{where}.{key}") for key in old]
     elif isinstance(old, list):
         if len(old) != len(new):

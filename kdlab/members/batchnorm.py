@@ -1,4 +1,4 @@
-"""BatchNorm of networks that are not trained: normalising with the batch's own statistics."""
+"""BatchNorm of untrained networks: normalization by the batch's own statistics."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from kdlab.compat import BatchNorm
+
 
 @contextmanager
 def batch_statistics(module: nn.Module) -> Iterator[None]:
-    """BatchNorm on the batch's own statistics, running statistics neither read nor written."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    """Let BatchNorm normalize with the batch's own statistics; running ones are neither read nor written."""
+    norms = [m for m in module.modules() if isinstance(m, BatchNorm) and m.track_running_stats]
     try:
         for norm in norms:
             norm.training, norm.track_running_stats = True, False

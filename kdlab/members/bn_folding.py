@@ -10,12 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from kdlab.compat import BatchNorm, TorchDispatchMode, convert, has_hooks, tree_leaves
 from kdlab.outputs import Outputs
 
 SOURCES: dict[type[nn.Module], int] = {nn.Linear: 2, nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}  # with what dimensions
@@ -44,9 +42,9 @@ def altered(network: nn.Module, pairs: Mapping[str, str], dtype: torch.dtype | N
             )  # right for linear layers too, where fuse_linear_bn_weights wants an affine part
             made.set_submodule(norm, nn.Identity())
         for part in made.modules():
-            lower = None if isinstance(part, _BatchNorm) else dtype  # its statistics need the digits
+            lower = None if isinstance(part, BatchNorm) else dtype  # its statistics need the digits
             images = channels_last and isinstance(part, IMAGES)
-            part._apply(partial(converted, dtype=lower, channels_last=images), recurse=False)  # type: ignore[no-untyped-call]
+            convert(part, partial(converted, dtype=lower, channels_last=images), recurse=False)
     return made.eval().requires_grad_(False)
 
 
@@ -59,7 +57,7 @@ class Flow(TorchDispatchMode):
         for name, part in network.named_modules(remove_duplicate=False):
             names[part].append(name)
         # Under one name, and without hooks of a user, who would see another value or none.
-        own = {m: n[0] for m, n in names.items() if len(n) == 1 and not (m._forward_hooks or m._forward_pre_hooks)}
+        own = {m: n[0] for m, n in names.items() if len(n) == 1 and not has_hooks(m)}
         self.sources = {part: name for part, name in own.items() if type(part) in SOURCES}
         self.norms = {part: name for part, name in own.items() if type(part) in NORMS and part.running_var is not None}
         self.made: Any = WeakTensorKeyDictionary()  # weakly: not all activations at once

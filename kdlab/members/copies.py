@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from kdlab.compat import lerp_
 from kdlab.errors import InputError, check_word
 from kdlab.members.batchnorm import batch_statistics
 from kdlab.members.member import BATCHNORM, Learner, Seen, UntrainedMember
@@ -61,7 +62,7 @@ class Copy(UntrainedMember):
             else:
                 target.copy_(source)
         if decay:
-            torch._foreach_lerp_([a for a, _ in pairs], [b.to(a.dtype) for a, b in pairs], 1 - decay)
+            lerp_([target for target, _ in pairs], [source for _, source in pairs], 1 - decay)
         else:
             for target, source in pairs:
                 target.copy_(source)

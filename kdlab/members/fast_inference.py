@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from kdlab.compat import cpu_supports, is_compiled, version_of
 from kdlab.errors import InputError
 from kdlab.members.bn_folding import IMAGES, LAST, NORMS, Flow, altered, converted
 from kdlab.outputs import Observer, Outputs
-from kdlab.outputs.observer import class_of, is_compiled
+from kdlab.outputs.observer import class_of
 
 _log = logging.getLogger("kdlab.teaching")
 
@@ -67,7 +68,7 @@ def supports_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         with torch.cuda.device(device):
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return device.type == "cpu" and cpu_supports(torch.bfloat16)
 
 
 def any_image_layer(parts: Iterable[nn.Module]) -> bool:
@@ -120,7 +121,7 @@ class FastObserver(Observer):
         if next(self.network.parameters(), None) is not self._first:  # some moves make new parameters
             self.find_layers()
         # Of the parameters alone: DDP writes all buffers, with the values they have, at every step.
-        state = [(each.device, each.dtype) for each in self._weights[:1]], sum(each._version for each in self._weights)
+        state = [(each.device, each.dtype) for each in self._weights[:1]], sum(map(version_of, self._weights))
         if self._runner is None or state != self._state:
             self._runner = None  # an old copy goes before a new one comes
             self._runner, self._state = self._checked(inputs), state
@@ -174,7 +175,7 @@ class FastObserver(Observer):
         name, bf16 = self.fast.precision, supports_bf16(device)
         if name == "same" or (name == "auto" and not bf16):
             return None
-        if not (bf16 if name != "fp16" else device.type != "cpu" or torch.cpu._is_amx_fp16_supported()):
+        if not (bf16 if name != "fp16" else device.type != "cpu" or cpu_supports(torch.float16)):
             self._tell(logging.WARNING, f"this {device.type} device has no instructions for {name}, so it is slower")
         dtype = torch.float16 if name == "fp16" else torch.bfloat16
         return None if all(each.dtype == dtype for each in self._weights if each.is_floating_point()) else dtype
@@ -223,7 +224,7 @@ class _Runner(Observer):
             with torch.autocast(first.device.type, enabled=False) if self.dtype else nullcontext():
                 outputs = super().__call__(given if isinstance(inputs, Mapping) else given[""])
         except _Stop:
-            overwritten = {name for name, version in self._versions.items() if self._kept[name]._version != version}
+            overwritten = {name for name, version in self._versions.items() if version_of(self._kept[name]) != version}
             if overwritten:
                 self._copied |= overwritten
                 return self(inputs, only_layers)

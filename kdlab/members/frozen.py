@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from kdlab.compat import convert
 from kdlab.members.fast_inference import Fast, FastObserver
 from kdlab.members.member import UntrainedMember
 from kdlab.outputs.containers import Batch, Outputs
@@ -62,5 +63,5 @@ class Frozen(UntrainedMember):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Frozen:
         with torch.no_grad():
-            self.network._apply(fn)  # type: ignore[no-untyped-call]
+            convert(self.network, fn)
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]

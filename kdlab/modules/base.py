@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from kdlab.compat import CURRENT_HOOK, is_accumulating
 from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge, weight_at_least_zero
 from kdlab.members.member import Learner, Member
@@ -98,7 +99,7 @@ class DistillationModule(pl.LightningModule):
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning notes the hook that runs here some 40 times a step; nn.Module would look each time whether it is a
         # parameter.
-        if name == "_current_fx_name":
+        if name == CURRENT_HOOK:
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
@@ -253,8 +254,8 @@ class DistillationModule(pl.LightningModule):
         logits = {name: seen[name].logits for name in self.plan.students}
         self._log.add(terms, total, logits, batch.target, same_step=self._turn != turns[0])
         # One call every N steps: self.log costs 0.25 ms a call, whether or not a logger reads it.
-        last = self._turn == turns[-1] and not self.trainer.fit_loop._should_accumulate()
-        if last and (self.global_step + 1) % every == 0:
+        due = self._turn == turns[-1] and (self.global_step + 1) % every == 0
+        if due and not is_accumulating(self.trainer):
             self.log_dict(self._log.flush(), on_step=True, on_epoch=False, sync_dist=True)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

@@ -12,8 +12,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
+from kdlab.compat import is_lazy
 from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge, Pair, pair_of
 from kdlab.losses.context import Context

@@ -10,13 +10,11 @@ from typing import Any, NamedTuple
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.data import sized_len
-from pytorch_lightning.trainer.connectors.data_connector import _process_dataloader
-from pytorch_lightning.trainer.states import RunningStage, TrainerFn
 from pytorch_lightning.utilities.combined_loader import CombinedLoader
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 
+from kdlab.compat import is_lazy, process_train_dataloader, train_dataloader, transfer_batch
 from kdlab.errors import InputError
 from kdlab.outputs.containers import Batch, Mix, inputs_of
 
@@ -82,11 +80,9 @@ def _loader(module: pl.LightningModule) -> Iterator[CombinedLoader]:
     trainer = module.trainer
     with isolate_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning says all this again when it prepares the loader itself
-        source = trainer.fit_loop._data_source.dataloader()
+        source = train_dataloader(trainer)
         loader = source if isinstance(source, CombinedLoader) else CombinedLoader(source, "max_size_cycle")
-        loader.flattened = [
-            _process_dataloader(trainer, TrainerFn.FITTING, RunningStage.TRAINING, each) for each in loader.flattened
-        ]
+        loader.flattened = [process_train_dataloader(trainer, each) for each in loader.flattened]
         with _kept([g for each in loader.flattened if (g := getattr(each, "generator", None)) is not None]):
             yield loader
 
@@ -96,7 +92,7 @@ def _batches(module: pl.LightningModule, loader: CombinedLoader) -> Iterator[Bat
     for raw, *_ in iter(loader):
         if raw is None:
             return
-        batch = Batch.of(module._apply_batch_transfer_handler(raw, device=weight.device))
+        batch = Batch.of(transfer_batch(module, raw, weight.device))
         yield _cast(batch, weight.dtype)
 
 

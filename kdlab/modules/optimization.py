@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
+from kdlab.compat import check_device_of_fused_step
 from kdlab.errors import InputError, nearest
 from kdlab.optimizers import DOT
 
@@ -69,7 +70,7 @@ def prepare(optimizer: torch.optim.Optimizer, module: nn.Module, trainer: pl.Tra
         floats = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in group["params"])
         if unset and plain and floats:
             group["fused"] = True
-            optimizer._need_device_dtype_check_for_fused = True  # type: ignore[attr-defined]
+            check_device_of_fused_step(optimizer)
             if group.get("momentum"):
                 # The fused step stops where some parameters have a momentum and others, which get their first gradient
                 # later, do not yet; from zeros (without dampening) the first step is the same.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_info
 from torch import nn
 
+from kdlab.compat import ddp_options, ignore_in_ddp
 from kdlab.data import ImageData
 from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge
@@ -41,13 +41,12 @@ def configure_ddp(module: pl.LightningModule, plan: Plan, dry_run: DryRun) -> No
     """
     strategy = module.trainer.strategy
     synchronized = {id(getattr(member, name)) for member in plan.members.values() for name in member.synchronized}
-    ignored: Any = [name for name, buffer in module.named_buffers() if id(buffer) in synchronized]
-    module._ddp_params_and_buffers_to_ignore = ignored  # torch's name
+    ignore_in_ddp(module, [name for name, buffer in module.named_buffers() if id(buffer) in synchronized])
     if not isinstance(strategy, DDPStrategy):
         return
     unused = dry_run.idle + dry_run.resting
     if plan.update == "sequential" or unused:
-        strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
+        ddp_options(strategy).setdefault("find_unused_parameters", True)
     if unused:
         parts = ", ".join(dict.fromkeys(name.rpartition(".")[0] for name in unused))
         rank_zero_info(f"DDP looks for unused parameters at each step: at times there is no gradient for {parts}.")

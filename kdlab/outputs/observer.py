@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdlab.compat import is_compiled, reset_compiler, uncompiled, version_of
 from kdlab.errors import InputError, form_of, nearest
 from kdlab.outputs.containers import Batch, Outputs, inputs_of
 from kdlab.outputs.network_layers import heads_of, layer_names
@@ -44,21 +45,16 @@ def tensor_of(output: Any) -> Tensor | None:
     return next((value for value in values if isinstance(value, Tensor)), None)
 
 
-def is_compiled(module: nn.Module) -> bool:
-    """Return whether this very module was given to ``torch.compile``."""
-    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
-
-
 def class_of(network: nn.Module) -> str:
     """Return the name of a network's class, also of a compiled one."""
-    return type(getattr(network, "_orig_mod", network)).__name__
+    return type(uncompiled(network)).__name__
 
 
 def run(network: nn.Module, inputs: Any) -> Any:
     """Call the network on a tensor, or on a mapping of keyword arguments without those it does not take."""
     if not isinstance(inputs, Mapping):
         return network(inputs)
-    parameters = inspect.signature(getattr(network, "_orig_mod", network).forward).parameters
+    parameters = inspect.signature(uncompiled(network).forward).parameters
     if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
         return network(**inputs)
     return network(**{name: value for name, value in inputs.items() if name in parameters})
@@ -112,9 +108,9 @@ class Observer:
         if not self._traced:
             self._traced = True
             if not {*self._modules, *self._classifiers} <= self._kept.keys():
-                torch._dynamo.reset()  # compiled before, without these hooks, it ignores them
+                reset_compiler()  # compiled before, without these hooks, it ignores them
                 return self(inputs)
-        overwritten = {name for name, version in self._versions.items() if self._kept[name]._version != version}
+        overwritten = {name for name, version in self._versions.items() if version_of(self._kept[name]) != version}
         if overwritten:  # found on the first forward, copied on every later one
             self._copied |= overwritten
             return self(inputs)
@@ -148,7 +144,7 @@ class Observer:
         if name in self._copied or torch.compiler.is_compiling():  # a compiled network cannot tell what is overwritten
             value = value.clone()
         elif not value.is_inference():
-            self._versions[name] = value._version
+            self._versions[name] = version_of(value)
         self._kept[name] = value
 
     def _keep_input(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
