@@ -122,5 +122,5 @@ def test_convolutions_start_with_kaiming_fan_out():
 
 @pytest.mark.parametrize("blocks", [(2, 2, 2), (2, 2, 2, 0)])
 def test_impossible_stages_are_named(blocks):
-    with pytest.raises(InputError, match="blocks of four stages"):
+    with pytest.raises(InputError, match="blocks must be four numbers of at least 1"):
         models.FourStageResNet(blocks, False)

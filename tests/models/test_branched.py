@@ -110,7 +110,7 @@ def test_the_trunk_runs_once_and_leaves_no_hook():
     for module in network.modules():
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
-        assert not getattr(module, "kept", [])
+        assert not getattr(module, "outputs", [])
     counts = {int(value) for key, value in network.state_dict().items() if key.endswith("num_batches_tracked")}
     assert counts == {1}
 
@@ -178,7 +178,7 @@ def test_own_inputs_without_batch_statistics_are_the_branches_on_their_parts():
 
 def test_own_inputs_need_equal_parts_in_training_alone():
     network = small(own_inputs=True)
-    with pytest.raises(InputError, match="3 equal parts, one for each head, which 5 rows do not give"):
+    with pytest.raises(InputError, match="3 equal parts, one per head, but it has 5 rows"):
         network(IMAGES[:5])
     assert len(network.eval()(IMAGES[:5])["branch2"]) == 5
 

@@ -61,12 +61,12 @@ class Odd(nn.Module):
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("unordered", "Odd cannot be cut at 'top', as 'late' runs before it, but is registered after it"),
-        ("uncalled", "as 'stem' is registered before it, but is not called before it"),
-        ("idle", "as it did not run"),
-        ("moody", "as a branch did not reach it"),
-        ("named", "as it gets no tensor as its first argument"),
-        ("twice", "Layer 'stem' runs before the fork and after it too"),
+        ("unordered", "Odd cannot be cut at 'top' because 'late' runs before it, but is registered after it"),
+        ("uncalled", "because 'stem' is registered before it, but is not called before it"),
+        ("idle", "because it did not run"),
+        ("moody", "because a branch did not reach it"),
+        ("named", "because it gets no tensor as its first argument"),
+        ("twice", "Layer 'stem' runs both before and after the fork"),
     ],
 )
 def test_networks_that_cannot_be_cut_are_refused(kind, words):
@@ -128,5 +128,5 @@ def test_a_fork_inside_a_block_takes_the_shortcut_along(fork):
 
 
 def test_a_shortcut_with_layers_of_its_own_that_run_first_is_refused():
-    with pytest.raises(InputError, match=r"as 'layer3.0.downsample' runs before it, but is registered after it"):
+    with pytest.raises(InputError, match=r"because 'layer3.0.downsample' runs before it, but is registered after it"):
         Branched(resnet8(5), "layer3.0.conv1")(torch.rand(3, 3, 16, 16))

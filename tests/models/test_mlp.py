@@ -44,5 +44,5 @@ def test_dropout_acts_while_training_only_and_on_the_right_layers():
 
 
 def test_an_input_of_another_size_is_named():
-    with pytest.raises(InputError, match="takes 784 features a sample, not 64: set in_features"):
+    with pytest.raises(InputError, match="takes 784 features per sample, not 64: set in_features"):
         mlp()(torch.zeros(2, 1, 8, 8))

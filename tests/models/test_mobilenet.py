@@ -173,5 +173,5 @@ def test_wider_ones_have_a_last_convolution_that_grows_with_them():
 
 @pytest.mark.parametrize(("expansion", "width"), [(0, 0.5), (6, 0.05)])
 def test_impossible_sizes_are_named(expansion, width):
-    with pytest.raises(InputError, match="expansion of at least 1 and a width of at least 1/16"):
+    with pytest.raises(InputError, match="expansion must be at least 1 and width at least 1/16"):
         models.MobileNetV2(expansion, width)

@@ -169,5 +169,5 @@ def test_it_starts_as_pytorch_does(name):
 
 @pytest.mark.parametrize("widths", [(116, 232, 464), (116, 233, 464, 1024)])
 def test_impossible_widths_are_named(widths):
-    with pytest.raises(InputError, match="four widths"):
+    with pytest.raises(InputError, match="widths must be four numbers"):
         models.ShuffleNetV2(widths)

@@ -105,5 +105,5 @@ def test_it_starts_with_kaiming_fan_out_a_small_classifier_and_zero_biases():
 
 @pytest.mark.parametrize("widths", [[[64]] * 4, [[64], [64], [], [64], [64]]])
 def test_impossible_widths_are_named(widths):
-    with pytest.raises(InputError, match="widths of five blocks"):
+    with pytest.raises(InputError, match="widths must be five lists of channels"):
         models.VGG(widths)
