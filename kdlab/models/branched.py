@@ -158,18 +158,18 @@ class _Forward:
                 return None
             entered.append(True)
             for replay in replays.values():
-                replay.outputs = []
+                replay.kept = []
             return (self._input_of(number), *args[1:])
 
         try:
             for layer, replay in replays.items():
                 outputs, last = self.trunk_outputs[layer], number == self.owner.branches - 1
-                replay.outputs = list(outputs if last else cloned(outputs))
+                replay.kept = list(outputs if last else cloned(outputs))
             with hooked(branch, self.owner.fork, "forward_pre", enter):
                 raw = branch(inputs)
         finally:
             for replay in replays.values():
-                replay.outputs = []
+                replay.kept = []
         if not entered:
             raise self._error("a branch did not reach it")
         return raw

@@ -71,16 +71,17 @@ class Replay(nn.Module):
         super().__init__()
         self.name = name
         has_state = has_parameters(layer) or next(layer.buffers(), None) is not None
-        self.stateless_copy = None if has_state else copy.deepcopy(layer)
-        self.outputs: list[Any] = []  # of the layer in this forward, first to last
+        # The names of these attributes enter the teacher cache's key.
+        self.own = None if has_state else copy.deepcopy(layer)
+        self.kept: list[Any] = []  # outputs of the layer in this forward, first to last
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the layer's next recorded output."""
-        if self.outputs:
-            return self.outputs.pop(0)
-        if self.stateless_copy is None:
+        if self.kept:
+            return self.kept.pop(0)
+        if self.own is None:
             raise InputError(f"Layer {self.name!r} runs both before and after the fork: choose another fork.")
-        return self.stateless_copy(*args, **kwargs)
+        return self.own(*args, **kwargs)
 
 
 @contextmanager

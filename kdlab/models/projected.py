@@ -52,21 +52,21 @@ class Projected(nn.Module):
         )
         classes = old.out_features if num_classes is None else positive("num_classes", num_classes)
         self.classifier = nn.Linear(width, classes)
-        self._outputs: list[Any] = []  # of the layer in this forward
+        self._kept: list[Any] = []  # output of the layer; the name enters the teacher cache's key
         layer_of(network, layer).register_forward_hook(self._record)  # deepcopy rebinds a method to the copy
 
     def _record(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._outputs[:] = [output]
+        self._kept[:] = [output]
 
     def forward(self, inputs: Any) -> Tensor:
         """Return the logits (B, num_classes)."""
         try:
             self.trunk(inputs)
-            if not self._outputs:
+            if not self._kept:
                 raise InputError(f"Layer {self.layer!r} did not run in this forward, so nothing can be projected.")
-            (value,) = self._outputs
+            (value,) = self._kept
         finally:
-            self._outputs.clear()
+            self._kept.clear()
         projection = self.projector(map_of(value, self.layer, self.channels))
         logits: Tensor = self.classifier(F.adaptive_avg_pool2d(projection, 1).flatten(1))
         return logits

@@ -110,7 +110,7 @@ def test_the_trunk_runs_once_and_leaves_no_hook():
     for module in network.modules():
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
-        assert not getattr(module, "outputs", [])
+        assert not getattr(module, "kept", [])
     counts = {int(value) for key, value in network.state_dict().items() if key.endswith("num_batches_tracked")}
     assert counts == {1}
 

@@ -69,7 +69,7 @@ def test_a_failing_forward_leaves_nothing_behind():
     with pytest.raises(RuntimeError):
         network(torch.rand(3, 4, 16, 16))
     assert network(IMAGES).shape == (3, 5)
-    assert not network._outputs
+    assert not network._kept
 
 
 def test_it_can_be_compiled():
