@@ -215,7 +215,7 @@ def test_the_user_s_own_view_stays_and_a_later_demand_replaces_the_earlier() -> 
     ("make", "message"),
     [
         (lambda: SecondView(0), "a number from 1 on, not 0"),
-        (lambda: SameClass(0), "at least 1 further sample for each, not 0"),
+        (lambda: SameClass(0), "a count of at least 1, not 0"),
         (
             lambda: Tiny(mixing=MixUp(), views={"turned": Rotations([180])}),
             "'turned' show images before they are mixed",
@@ -233,7 +233,7 @@ def test_a_batch_of_an_older_loader_is_refused(view: View) -> None:
     data = ready({})
     raw = next(iter(data.train_dataloader()))
     data.provide({"late": view})
-    with pytest.raises(InputError, match="have the loader made by train_dataloader"):
+    with pytest.raises(InputError, match="make the loader with train_dataloader"):
         data.prepare(raw, 0)
 
 
@@ -241,7 +241,7 @@ def test_an_older_loader_of_streamed_images_is_refused(tmp_path: Path) -> None:
     data = streaming(write(tmp_path), {})
     raw = next(iter(data.train_dataloader()))
     data.provide({"late": SecondView()})
-    with pytest.raises(InputError, match="have the loader made by train_dataloader"):
+    with pytest.raises(InputError, match="make the loader with train_dataloader"):
         data.prepare(raw, 0)
 
 
