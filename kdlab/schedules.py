@@ -23,8 +23,8 @@ class Schedule:
     :math:`x = \min((now - begin) / length, 1)`.
 
     Args:
-        begin: first epoch (or step) with a nonzero factor.
-        until: first epoch (or step) after ``begin`` with factor 0 again; ``None`` for never.
+        begin: epoch (or step) at which the schedule begins; the factor is 0 before.
+        until: epoch (or step) at which it ends; the factor is 0 from there on; ``None`` for never.
         unit: unit of ``begin``, ``until`` and ``length``.
         offset: added to the epoch (or step) before the curve is evaluated; 1 for papers that count epochs from 1.
 
@@ -76,8 +76,8 @@ class Steps(Schedule):
     Args:
         values: the factors, one more than milestones.
         milestones: epochs (or steps) since ``begin`` at which the next value begins, ascending.
-        begin: first epoch (or step) with a nonzero factor.
-        until: first epoch (or step) after ``begin`` with factor 0 again; ``None`` for never.
+        begin: epoch (or step) at which the schedule begins; the factor is 0 before.
+        until: epoch (or step) at which it ends; the factor is 0 from there on; ``None`` for never.
         unit: unit of ``begin``, ``until`` and ``milestones``.
         offset: added to the epoch (or step) before the milestones are compared.
 

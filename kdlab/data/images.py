@@ -185,8 +185,8 @@ class ImageData(pl.LightningDataModule):
         return cast(Any, self.trainer).num_training_batches  # type: ignore[no-any-return]
 
     def _true_epoch(self, epoch: int) -> int:
-        # After resuming a run that max_steps ended together with an epoch, Lightning runs an empty epoch; from then on it
-        # sets the sampler's epoch to one above current_epoch, which is the right one.
+        # After resuming a run that max_steps ended together with an epoch, Lightning runs an empty epoch, and from then
+        # on sets the sampler's epoch to one above current_epoch, which is the right one.
         progress = cast(Any, self.trainer).fit_loop.epoch_progress.current
         return int(progress.completed) if epoch == progress.processed else epoch
 

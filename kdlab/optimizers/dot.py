@@ -95,10 +95,9 @@ class DOT(torch.optim.Optimizer):
         task, distilled = self._task.get(parameter), parameter in self._distilled
         decayed = parameter * group["weight_decay"]
         if distilled and task is not None:
-            task_momentum, momentum = group["momentum"] - group["delta"], group["momentum"] + group["delta"]
-            velocity = self._velocity(parameter, "task_momentum", task_momentum, task + decayed)
-            distillation = self._velocity(parameter, "distillation_momentum", momentum, parameter.grad - task)
-            velocity = velocity + distillation
+            low, high = group["momentum"] - group["delta"], group["momentum"] + group["delta"]
+            velocity = self._velocity(parameter, "task_momentum", low, task + decayed)
+            velocity = velocity + self._velocity(parameter, "distillation_momentum", high, parameter.grad - task)
         else:
             name = "distillation_momentum" if distilled else "task_momentum"
             velocity = self._velocity(parameter, name, group["momentum"], parameter.grad + decayed)
