@@ -1,4 +1,4 @@
-"""How much something counts, as a function of how far the training is."""
+"""Weight schedules over epochs or steps."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ class Progress(NamedTuple):
 
 
 class Schedule:
-    r"""A factor for a weight: 0 outside of :math:`[begin, until)`, inside it the subclass's curve.
+    r"""A factor on a weight: 0 outside of :math:`[begin, until)`, and the subclass's curve inside.
 
-    With ``now`` the epoch or step (plus ``offset``), the curve is read at :math:`x = \min((now - begin) / length, 1)`.
+    With ``now`` the epoch or step (plus ``offset``), the curve is evaluated at
+    :math:`x = \min((now - begin) / length, 1)`.
 
     Args:
-        begin: first epoch (or step) at which it counts.
-        until: first epoch (or step) at which it counts no more; ``None`` is never.
-        unit: what ``begin``, ``until`` and ``length`` are counted in.
-        offset: added to the epoch (or step) before the curve is read; 1 for papers that count epochs from 1.
+        begin: epoch (or step) at which the schedule begins; the factor is 0 before.
+        until: epoch (or step) at which it ends; the factor is 0 from there on; ``None`` for never.
+        unit: unit of ``begin``, ``until`` and ``length``.
+        offset: added to the epoch (or step) before the curve is evaluated; 1 for papers that count epochs from 1.
 
     Raises:
-        InputError: ``until`` is not after ``begin``.
+        InputError: ``until`` is not after ``begin``, or the unit is unknown.
     """
 
     def __init__(
@@ -52,19 +53,19 @@ class Schedule:
         self.begin, self.until, self.unit, self.offset = begin, until, unit, offset
 
     def __call__(self, progress: Progress) -> float:
-        """The factor at ``progress``."""
+        """Return the factor at ``progress``."""
         now = progress.epoch if self.unit == "epoch" else progress.step
         if now < self.begin or (self.until is not None and now >= self.until):
             return 0.0
         return self.curve(now - self.begin + self.offset)
 
     def curve(self, elapsed: float) -> float:
-        """The factor, ``elapsed`` units after ``begin``."""
+        """Return the factor ``elapsed`` units after ``begin``."""
         raise NotImplementedError(f"{type(self).__name__} must define curve().")
 
 
 class Constant(Schedule):
-    """1 from ``begin`` until ``until``: a switch.
+    """The factor 1 from ``begin`` until ``until``.
 
     >>> hint_first = Constant(until=30)
     >>> hint_first(Progress(epoch=29, step=0)), hint_first(Progress(epoch=30, step=0))
@@ -72,20 +73,23 @@ class Constant(Schedule):
     """
 
     def curve(self, elapsed: float) -> float:
-        """Always 1."""
+        """Return 1."""
         return 1.0
 
 
 class Steps(Schedule):
-    """The first of ``values`` until the first of ``milestones``, the second until the second, and so on.
+    """A piecewise constant factor: ``values[i]`` until ``milestones[i]``.
 
     Args:
         values: the factors, one more than milestones.
         milestones: epochs (or steps) since ``begin`` at which the next value begins, ascending.
-        begin, until, unit, offset: as for :class:`Schedule`.
+        begin: epoch (or step) at which the schedule begins; the factor is 0 before.
+        until: epoch (or step) at which it ends; the factor is 0 from there on; ``None`` for never.
+        unit: unit of ``begin``, ``until`` and ``milestones``.
+        offset: added to the epoch (or step) before the milestones are compared.
 
     Raises:
-        InputError: other numbers of values, or milestones that do not ascend.
+        InputError: the number of values is wrong, or the milestones do not ascend.
 
     >>> halved = Steps([1.0, 0.5], [180])
     >>> halved(Progress(epoch=179, step=0)), halved(Progress(epoch=180, step=0))
@@ -104,16 +108,19 @@ class Steps(Schedule):
         super().__init__(begin, until, unit, offset)
         if len(values) != len(milestones) + 1 or list(milestones) != sorted(set(milestones)):
             raise InputError(
-                f"Steps needs ascending milestones and one value more, not {list(values)} and {list(milestones)}."
+                f"Steps needs ascending milestones and one value more, not values {list(values)} and milestones "
+                f"{list(milestones)}."
             )
         self.values, self.milestones = tuple(values), tuple(milestones)
 
     def curve(self, elapsed: float) -> float:
-        """The value of the present stage."""
-        return self.values[sum(elapsed >= each for each in self.milestones)]
+        """Return the value of the current stage."""
+        return self.values[sum(elapsed >= milestone for milestone in self.milestones)]
 
 
 class _Ramp(Schedule):
+    """A monotonic factor from ``start`` to ``end`` over ``length`` epochs (or steps)."""
+
     def __init__(
         self,
         length: int,
@@ -139,10 +146,10 @@ class _Ramp(Schedule):
 
 
 class Linear(_Ramp):
-    r"""From ``start`` to ``end`` in a straight line: :math:`start + (end - start)\,x`.
+    r"""A linear ramp from ``start`` to ``end``: :math:`start + (end - start)\,x`.
 
-    ``hold`` keeps each value for that many epochs (or steps). DKD's warm-up :math:`\min(epoch / 20, 1)`, with epochs
-    counted from 1:
+    ``hold`` is the number of epochs (or steps) for which each value is kept. DKD's warm-up
+    :math:`\min(epoch / 20, 1)`, with epochs counted from 1:
 
     >>> warm_up = Linear(length=20, offset=1)
     >>> [warm_up(Progress(epoch, 0)) for epoch in (0, 1, 9, 19, 29)]
@@ -150,31 +157,31 @@ class Linear(_Ramp):
     """
 
     def rise(self, x: float) -> float:
-        """The identity."""
+        """Return ``x``."""
         return x
 
 
 class Cosine(_Ramp):
-    r"""From ``start`` to ``end`` along half a cosine: :math:`start + (end - start)\,(1 - \cos \pi x) / 2`.
+    r"""A ramp from ``start`` to ``end`` along half a cosine: :math:`start + (end - start)\,(1 - \cos \pi x) / 2`.
 
     >>> [round(Cosine(length=10, end=-1)(Progress(epoch, 0)), 8) for epoch in (0, 1, 5, 20)]
     [0.0, -0.02447174, -0.5, -1.0]
     """
 
     def rise(self, x: float) -> float:
-        """Half a cosine."""
+        """Return half a cosine at ``x``."""
         return (1.0 - math.cos(math.pi * x)) / 2.0
 
 
 class ExponentialRamp(_Ramp):
-    r"""From about 0 to 1 as :math:`\exp(-5 (1 - x)^2)`, the ramp-up of mean teacher, ONE and OKDDip.
+    r"""A ramp from about 0 to 1 as :math:`\exp(-5 (1 - x)^2)`: the ramp-up of mean teacher, ONE and OKDDip.
 
-    ``start`` and ``end`` stretch it: :math:`start + (end - start) \exp(-5 (1 - x)^2)`.
+    ``start`` and ``end`` rescale it: :math:`start + (end - start) \exp(-5 (1 - x)^2)`.
 
     >>> [round(ExponentialRamp(length=80)(Progress(epoch, 0)), 6) for epoch in (0, 40, 80, 100)]
     [0.006738, 0.286505, 1.0, 1.0]
     """
 
     def rise(self, x: float) -> float:
-        """The exponential ramp-up."""
+        """Return the exponential ramp-up at ``x``."""
         return math.exp(-5.0 * (1.0 - x) ** 2)

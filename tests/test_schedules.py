@@ -1,4 +1,4 @@
-"""Weights over time, against the formulas written out."""
+"""Schedules against their formulas."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_bad_arguments(make: Any, message: str) -> None:
         make()
 
 
-def test_a_user_schedule_needs_a_curve_alone() -> None:
+def test_a_user_schedule_needs_only_a_curve() -> None:
     class Square(Schedule):
         def curve(self, elapsed: float) -> float:
             return elapsed**2

@@ -1,4 +1,4 @@
-"""Data as LightningDataModules whose order and augmentation are functions of (seed, epoch, index)."""
+"""LightningDataModules whose order and augmentation are functions of (seed, epoch, index)."""
 
 from kdlab.data.cifar import CIFAR10, CIFAR100
 from kdlab.data.digits import Digits

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100, from the files of the original python version or from class folders of images."""
+"""CIFAR-10 and CIFAR-100, from the original Python files or from class folders of images."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from kdlab.errors import InputError
 
 
 class CIFAR10(ImageData):
-    """CIFAR-10: 50,000 training and 10,000 test images, (3, 32, 32), 10 classes; by default padded by 4 and mirrored.
+    """CIFAR-10: 50,000 training and 10,000 test images, (3, 32, 32), 10 classes; by default padded by 4 and flipped.
 
     A. Krizhevsky: Learning multiple layers of features from tiny images, 2009.
 
     Args:
-        root: folder that holds ``cifar-10-batches-py``; or, as other distributions have it, ``train`` and ``test``,
-            each a directory or a zip file (``train.zip``) of class folders of images, whose classes are in the
-            alphabet's order, as in the original. The pixels are the same and the order of the samples is not: the same
-            seed draws other batches.
-        download: fetch the files into ``root`` where they are missing.
+        root: folder with ``cifar-10-batches-py``; or, as in other distributions, with ``train`` and ``test``, each a
+            directory or a zip file (``train.zip``) of class folders of images, whose classes are in alphabetical order,
+            as in the original. The pixels are the same but the order of the samples is not: the same seed draws other
+            batches.
+        download: download missing files to ``root``.
         padding: pixels of zeros around an image before the random crop.
-        flip: mirror half of the training images.
-        options: the other arguments of :class:`ImageData`.
+        flip: flip half of the training images horizontally.
+        options: further arguments of :class:`ImageData`.
 
     Raises:
         InputError: in ``setup``: the files are missing or damaged.
@@ -46,34 +46,34 @@ class CIFAR10(ImageData):
         self.download = download
 
     def prepare_data(self) -> None:
-        """Fetch the files if asked to; Lightning calls it in one process."""
+        """Download missing files if ``download`` is set; Lightning calls it in one process."""
         if self.download:
             self._dataset()(self.root, download=True)
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
-        """The images, (N, 3, 32, 32) uint8, and labels, (N,) int64, of the training set or of the test set."""
-        if (folders := self._class_folders()) is not None:
-            tree = folders["train" if train else "test"]
+        """Return the images, (N, 3, 32, 32) uint8, and labels, (N,) int64, of the training or the test set."""
+        if (trees := self._class_folders()) is not None:
+            tree = trees["train" if train else "test"]
             return decode(tree, (32, 32)), tree.labels
         try:
             raw = self._dataset()(self.root, train=train)
-        except RuntimeError as error:  # torchvision's only word for both
+        except RuntimeError as error:  # torchvision raises it for both
             name = type(self).__name__
             remedy = "pass download=true to fetch it, or root=... to look elsewhere"
             raise InputError(f"{name} is missing or damaged in {self.root!r}; {remedy}.") from error
         return torch.from_numpy(raw.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(raw.targets)
 
     def _class_folders(self) -> dict[str, Tree] | None:
-        """Train and test as class folders, where ``root`` has them and not the original files."""
+        """Return the splits of class folders; ``None`` if ``root`` has the original files or no class folders."""
         root = Path(self.root).expanduser()
         if (root / self._dataset().base_folder).exists() or not any(root.glob("train*")):
             return None
-        found = splits(root)
-        if "test" not in found:
+        trees = splits(root)
+        if "test" not in trees:
             raise InputError(
-                f"{self.root!r} has class folders for training and none for the test: add test or test.zip."
+                f"{self.root!r} has class folders for training but none for the test: add test or test.zip."
             )
-        return found
+        return trees
 
     def _dataset(self) -> Any:
         from torchvision import datasets
@@ -82,7 +82,7 @@ class CIFAR10(ImageData):
 
 
 class CIFAR100(CIFAR10):
-    """CIFAR-100: 50,000 training and 10,000 test images, (3, 32, 32), 100 classes; by default padded by 4 and mirrored.
+    """CIFAR-100: 50,000 training and 10,000 test images, (3, 32, 32), 100 classes; by default padded by 4 and flipped.
 
     The folder in ``root`` is ``cifar-100-python``; everything else is as in :class:`CIFAR10`.
     """

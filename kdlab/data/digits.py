@@ -1,4 +1,4 @@
-"""Handwritten digits of 8x8 pixels that come with scikit-learn: real data without a download."""
+"""The handwritten digits of 8x8 pixels in scikit-learn: real data without a download."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from kdlab.data.subsets import stratified
 
 
 class Digits(ImageData):
-    """The 1,797 handwritten digits of scikit-learn: 1,297 to train on and 500 to test, split once and for all.
+    """The 1,797 handwritten digits of scikit-learn: 1,297 for training and 500 for test, with a fixed split.
 
     Images are (1, 8, 8), rescaled from 0..16 to 0..255; 10 classes. The data set has no official split: this one is
     stratified and does not change with ``seed``. E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits, UCI
     Machine Learning Repository, 1998 (its test part).
 
     Args:
-        options: the other arguments of :class:`ImageData`.
+        options: further arguments of :class:`ImageData`.
     """
 
     num_classes = 10
@@ -29,7 +29,7 @@ class Digits(ImageData):
         super().__init__(mean=[0.3050], std=[0.3756], **options)
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
-        """The images, (N, 1, 8, 8) uint8, and labels, (N,) int64, of one part of the split."""
+        """Return the images, (N, 1, 8, 8) uint8, and labels, (N,) int64, of the training or the test set."""
         from sklearn.datasets import load_digits
 
         raw = load_digits()

@@ -1,4 +1,4 @@
-"""What a training batch depends on beyond (epoch, index), so that what is computed from it can be kept and found."""
+"""Fingerprints of what a training batch depends on beyond (epoch, index): the key of cached outputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from kdlab.data.image_tree import Tree
 from kdlab.errors import InputError
 
-# Whatever a training batch passes through on its way to the networks.
+# The methods that produce or change a training batch.
 METHODS = (
     *("augment", "prepare", "shown", "train_dataloader"),
     *("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"),
@@ -23,87 +23,89 @@ METHODS = (
 
 
 def of_images(images: Tensor, rows: Tensor | None) -> str:
-    """SHA-256 of the images (N, ...) at ``rows``, in that order; hexadecimal."""
+    """Return the SHA-256 of the images (N, ...) at ``rows`` in that order, hexadecimal."""
     digest = hashlib.sha256(repr((images.dtype, tuple(images.shape[1:]))).encode())
-    taken = torch.arange(len(images)) if rows is None else rows
-    for start in range(0, len(taken), 4096):
-        digest.update(images[taken[start : start + 4096]].numpy().data)
+    positions = torch.arange(len(images)) if rows is None else rows
+    for start in range(0, len(positions), 4096):
+        digest.update(images[positions[start : start + 4096]].numpy().data)
     return digest.hexdigest()
 
 
 def of_tree(tree: Tree, rows: Tensor) -> str:
-    """SHA-256 of the names, sizes and times of change of a split's images at ``rows``; hexadecimal."""
+    """Return the SHA-256 of names, sizes and modification times of a split's images at ``rows``, hexadecimal."""
     digest = hashlib.sha256(repr(tree.stamps(rows.tolist())).encode())
     return digest.hexdigest()
 
 
 def of_code(*modules: ModuleType) -> str:
-    """SHA-256 of the source of ``modules``: another definition is another fingerprint; hexadecimal."""
+    """Return the SHA-256 of the source of ``modules``, docstrings and comments included, hexadecimal."""
     return hashlib.sha256("".join(map(inspect.getsource, modules)).encode()).hexdigest()
 
 
-def of_object(each: object) -> dict[str, str]:
-    """Class, source and attributes of an object that is a function of them.
+def of_object(instance: object) -> dict[str, str]:
+    """Return class, source and attributes of an object whose behavior depends on nothing else.
 
     Raises:
-        InputError: they cannot be read.
+        InputError: the source cannot be read, or an attribute has no repr of its own.
     """
-    kind = type(each)
+    kind = type(instance)
     name = f"{kind.__module__}.{kind.__qualname__}"
-    attributes = repr(sorted(vars(each).items()))
+    attributes = repr(sorted(vars(instance).items()))
     try:
         code = hashlib.sha256(inspect.getsource(kind).encode()).hexdigest()
     except (OSError, TypeError) as error:
-        raise InputError(f"The source of {name} cannot be read, so what it computes cannot be kept.") from error
+        raise InputError(
+            f"The source of {name} cannot be read, so its outputs cannot be cached: define it in a file."
+        ) from error
     if " at 0x" in attributes:
         raise InputError(f"{name} has attributes that say nothing of themselves ({attributes[:80]}): give them a repr.")
     return {"class": name, "code": code, "attributes": attributes}
 
 
 def of_views(views: Mapping[str, Any], mixing: object) -> dict[str, dict[str, str]]:
-    """What the views of a training batch depend on, each as of :func:`of_object`.
+    """Return what the views of a training batch depend on, see :func:`of_object`.
 
     Raises:
-        InputError: the batch is mixed, or a view shows other samples than that of its row.
+        InputError: the batch is mixed, or a view shows other samples than its row's.
     """
     if mixing is not None:
         raise InputError(
-            "What a teacher says of a mixed image is not a function of the sample, so it cannot be kept: drop "
-            "teacher_cache, or data.mixing."
+            "A teacher's output on a mixed image is not a function of the sample, so it cannot be cached: drop "
+            "teacher_cache or data.mixing."
         )
     for name, view in views.items():
         if not view.of_the_sample:
             raise InputError(
-                f"The view {name!r} ({type(view).__name__}) of a sample shows other samples too, so what a teacher "
-                "says of it cannot be kept for the sample: drop teacher_cache, or the view."
+                f"The view {name!r} ({type(view).__name__}) of a sample shows other samples too, so the teacher's "
+                "output cannot be cached per sample: drop teacher_cache or the view."
             )
     return {name: of_object(view) for name, view in views.items()}
 
 
 def refuse_unknown(data: object, base: type, methods: Sequence[str] = METHODS) -> None:
-    """Refuse an object whose batches pass through a method that is not of kdlab and that no ``fingerprint`` covers.
+    """Raise an error if batches pass through a method that is not kdlab's and that no ``fingerprint`` covers.
 
     Args:
         data: an instance of ``base``.
-        base: the class of kdlab that knows its own methods.
-        methods: the names.
+        base: kdlab's class, whose methods are covered.
+        methods: names of the methods.
 
     Raises:
-        InputError: as said.
+        InputError: there is such a method.
     """
-    line = type(data).__mro__
+    classes = type(data).__mro__
     for name in methods:
-        owner = next((kind for kind in line if name in vars(kind)), base)
-        speaks = any("fingerprint" in vars(kind) for kind in line[: line.index(owner) + 1])
+        owner = next((kind for kind in classes if name in vars(kind)), base)
+        covered = any("fingerprint" in vars(kind) for kind in classes[: classes.index(owner) + 1])
         known = owner.__module__.split(".")[0] in ("kdlab", "pytorch_lightning")
-        if name in vars(data) or not (known or speaks):
+        if name in vars(data) or not (known or covered):
             raise InputError(
-                f"{type(data).__name__} has its own {name}(), which may draw at random, and nothing says what it "
-                f"depends on: define fingerprint() beside it (a dict of all that it depends on besides epoch and "
-                "index), or drop teacher_cache."
+                f"{type(data).__name__} has its own {name}(), which may draw at random, and no fingerprint() covers "
+                "it: define fingerprint() beside it (a dict of all that it depends on besides epoch and index), or "
+                "drop teacher_cache."
             )
 
 
 def library(name: str) -> str:
-    """The version of an imported library; empty where it is not imported."""
+    """Return the version of a library; empty if it is not imported."""
     return str(getattr(sys.modules.get(name), "__version__", ""))

@@ -1,4 +1,4 @@
-"""Any folder of images, one folder a class, as directories or zip files."""
+"""Folders of images, one folder per class, as directories or zip files."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ class ImageFolder(ImageData):
     Each split is a directory, or a zip file (``train.zip`` with ``train/<class>/...`` or ``<class>/...`` inside). A
     class's index is its folder's place in alphabetical order. Without ``val``, validation runs on ``test``; without
     ``test``, test runs on ``val``. Images of one size that fit ``memory_limit`` are decoded once and augmented as in
-    :class:`ImageData` (``padding``, ``flip``). Others stream: they are decoded in ``num_workers`` processes, cut by a
-    random resized crop (and ``flip``) in training, and by resize and centre crop otherwise. Images are read as RGB.
+    :class:`ImageData` (``padding``, ``flip``). Others are streamed: decoded in ``num_workers`` processes, with a
+    random resized crop (and ``flip``) in training and resize and center crop otherwise. Images are read as RGB.
 
     Args:
-        root: folder that holds the splits.
+        root: folder with the splits.
         mean: of each channel, in units of the full range; ``None`` for ImageNet's.
         std: likewise.
-        flip: mirror half of the training images.
+        flip: flip half of the training images horizontally.
         size: height and width of streamed images, in pixels.
-        resize: length of a streamed image's shorter side before its centre crop, in pixels.
-        in_memory: keep decoded images in memory; ``None`` to do so if they are of one size and fit.
-        memory_limit: of all splits together, decoded, in bytes.
-        num_workers: processes that decode; images in memory need none.
-        options: the other arguments of :class:`ImageData`.
+        resize: length of a streamed image's shorter side before its center crop, in pixels.
+        in_memory: keep decoded images in memory; ``None`` to do so if they have one size and fit.
+        memory_limit: bytes that all decoded splits may take together.
+        num_workers: processes that decode streamed images.
+        options: further arguments of :class:`ImageData`.
 
     Attributes:
-        classes: names of the classes; like ``num_classes`` and ``shape`` known after ``setup``.
+        classes: names of the classes; like ``num_classes`` and ``shape``, known after ``setup``.
 
     Raises:
         InputError: in ``setup``: a folder is missing or empty, splits differ in their classes, an image cannot be
-            decoded, images differ in size with ``in_memory=True``, or ``padding`` is set for images that stream.
+            decoded, images differ in size with ``in_memory=True``, or ``padding`` is set for streamed images.
     """
 
     def __init__(
@@ -74,21 +74,21 @@ class ImageFolder(ImageData):
         self._trees: dict[str, Tree] = {}
         self._rows: dict[str, Tensor | None] = {}
         self._decoded: dict[str, Tensor] = {}
-        self._stays = False  # in memory
+        self._keeps_decoded = False
 
     def setup(self, stage: str | None = None) -> None:
-        """List the splits, once; then decode those that this stage needs, if they are to be in memory."""
+        """List the splits once; then decode those that this stage needs, if they are kept in memory."""
         if not self._trees:
             self._list(splits(Path(self.root)))
         needed = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"], "predict": ["test"]}
-        if self._stays:
+        if self._keeps_decoded:
             self._decode(needed.get(stage or "", ["train", "val", "test"]))
-        if self._stays:
+        if self._keeps_decoded:
             self.quiet()
             ready = [name for name in self._trees if self._path(name) in self._decoded]
         elif self.padding:
             raise InputError(
-                f"padding={self.padding} is for images in memory, but those of {self.root!r} stream; drop it."
+                f"padding={self.padding} is for images in memory, but those of {self.root!r} are streamed: drop it."
             )
         else:
             self.shape = (3, self.size, self.size)
@@ -96,21 +96,21 @@ class ImageFolder(ImageData):
             ready = list(self._trees)
         self._sets = {name: self._set(name) for name in ready}
 
-    def _list(self, found: dict[str, Tree]) -> None:
-        train = found["train"]
+    def _list(self, available: dict[str, Tree]) -> None:
+        """Choose each split's tree and rows, and the sizes and classes that follow."""
+        train = available["train"]
         rows, held_out = self.training_rows(train.labels)
         if self.validation:
-            trees = {"train": train, "val": train, "test": found.get("test", found.get("val", train))}
-        elif len(found) == 1:
+            trees = {"train": train, "val": train, "test": available.get("test", available.get("val", train))}
+        elif len(available) == 1:
             raise InputError(
                 f"{self.root!r} has neither 'val' nor 'test'; add one, or hold images out with validation=..."
             )
         else:
-            val, test = found.get("val"), found.get("test")
+            val, test = available.get("val"), available.get("test")
             trees = {"train": train, "val": cast(Tree, val or test), "test": cast(Tree, test or val)}
-        whole = len(rows) == len(train)
         self._rows = {name: held_out if tree is train else None for name, tree in trees.items()}
-        self._rows["train"] = None if whole else rows
+        self._rows["train"] = None if len(rows) == len(train) else rows
         self.sizes = {name: len(tree) for name, tree in trees.items()}
         self.sizes |= {name: len(part) for name, part in self._rows.items() if part is not None}
         self.classes = train.classes
@@ -119,7 +119,7 @@ class ImageFolder(ImageData):
         firsts = [tree.image(0).shape for tree in distinct]
         self.shape = cast(Any, tuple(firsts[0]))
         fit = len(set(firsts)) == 1 and sum(map(len, distinct)) * firsts[0].numel() <= self.memory_limit
-        self._stays = fit if self.in_memory is None else self.in_memory
+        self._keeps_decoded = fit if self.in_memory is None else self.in_memory
         self._trees = trees
 
     def _decode(self, names: list[str]) -> None:
@@ -129,14 +129,15 @@ class ImageFolder(ImageData):
                 if path not in self._decoded:
                     self._decoded[path] = decode(self._trees[name], self.shape[1:])
         except SizesDifferError:
-            if self.in_memory or self._sets:  # asked for, or too late: the other splits are in memory already
+            if self.in_memory or self._sets:  # requested, or other splits are in memory already
                 raise
             self._decoded.clear()
-            self._stays = False
+            self._keeps_decoded = False
 
     def _set(self, name: str) -> Dataset[Batch]:
+        """Return the data set of a split."""
         tree, rows = self._trees[name], self._rows[name]
-        if not self._stays:
+        if not self._keeps_decoded:
             return Streamed(tree, rows, self.size, self.resize, name == "train", self.flip, self.augmentation_seed)
         return Images(self._decoded[self._path(name)], tree.labels, rows)
 
@@ -145,18 +146,18 @@ class ImageFolder(ImageData):
 
     @property
     def streams(self) -> bool:
-        """Whether the training set augments its images as it reads them."""
-        return not self._stays
+        """Return whether the training set augments its images as it reads them."""
+        return not self._keeps_decoded
 
     def train_dataloader(self) -> Loader:
-        """Batches of the training split, shuffled anew each epoch."""
+        """Return a loader of the training split, shuffled anew each epoch."""
         train = self._split("train")
         if isinstance(train, Streamed):
             train.distinct_epochs = self.distinct_epochs
         return super().train_dataloader()
 
     def fingerprint(self) -> dict[str, Any]:
-        """As of :class:`ImageData`; streamed images are known by their names, sizes and times of change."""
+        """Return the fingerprint; streamed images count by their names, sizes and modification times."""
         train = self._split("train")
         if type(train) is not Streamed:
             return super().fingerprint()
@@ -171,5 +172,5 @@ class ImageFolder(ImageData):
         }
 
     def augment(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
-        """The training images (B, 3, H, W) as epoch ``epoch`` shows them; streamed images come augmented."""
-        return super().augment(images, index, epoch) if self._stays else images
+        """Return the training images (B, 3, H, W) as ``epoch`` augments them; streamed images are augmented already."""
+        return super().augment(images, index, epoch) if self._keeps_decoded else images

@@ -1,4 +1,4 @@
-"""The base of kdlab's image data: whole batches in an order of their own, augmented on the device."""
+"""The base class of kdlab's image data: full batches in a reproducible order, augmented on the device."""
 
 from __future__ import annotations
 
@@ -28,42 +28,42 @@ from kdlab.outputs.containers import inputs_of
 
 
 class ImageData(pl.LightningDataModule):
-    """The base of kdlab's image data: batches of (images, labels, index), split, ordered and augmented by ``seed``.
+    """The base class of image data: batches of (images, labels, index), split, ordered and augmented by ``seed``.
 
-    Batches leave the loader as uint8 and are augmented (in training only) and normalised on the device. Order, crops
-    and flips are functions of (seed, epoch, index), so they do not change with the number of processes, with workers,
-    or when a run is killed and resumed. A batch's ``index`` is the sample's position among those of its split in use,
-    0 to ``sizes[split]`` - 1. Without ``validation``, validation runs on the test set, as the published benchmarks do:
-    then no choice (of an epoch, of a weight) may be made by its numbers.
+    Batches leave the loader as uint8 and are augmented (in training only) and normalized on the device. Order, crops
+    and flips are functions of (seed, epoch, index), so they do not depend on the number of processes, on workers, or on
+    whether a run was killed and resumed. A batch's ``index`` is the sample's position among the samples in use of its
+    split, 0 to ``sizes[split]`` - 1. Without ``validation``, validation runs on the test set, as in the published
+    benchmarks; then do not select anything (an epoch, a weight) by its metrics.
 
     Args:
         mean: of each channel, in units of the full range.
         std: of each channel, in the same units.
-        batch_size: samples in a training batch over all processes together.
+        batch_size: samples in a training batch, over all processes together.
         eval_batch_size: the same for validation, test and prediction.
-        seed: of the order, the augmentation and the draw of subsets.
-        padding: pixels of zeros around an image before the random crop; shifts it by up to as many in each direction.
-        flip: mirror half of the training images.
+        seed: seed of the order, the augmentation and the subsets.
+        padding: pixels of zeros around an image before the random crop, which shifts it by up to as many pixels.
+        flip: flip half of the training images horizontally.
         validation: number of training images held out for validation, stratified; 0 to validate on the test set.
-        train_size: number of images to train on, stratified; ``None`` for all that are left.
-        omit: classes that training never sees; validation and test keep them.
+        train_size: number of training images, stratified; ``None`` for all remaining ones.
+        omit: classes without training images; validation and test keep them.
         views: further views of the training images, by name, for losses that read them: ``{"strong": RandAugment()}``.
-        augmentation_seed: of the augmentation and the views alone, so that runs with other orders see the same images;
-            ``seed`` if not given.
-        distinct_epochs: after how many epochs the augmentation repeats; ``None`` for a new one each epoch. A small
-            number is another method ("fixed views"), to be reported as such.
-        mixing: joins the training images two by two: ``MixUp()``, ``CutMix()``. Labels are then probabilities (B,
-            num_classes). Not together with views, which show the images before they are joined.
+        augmentation_seed: seed of augmentation and views only, so that runs with different orders see the same images;
+            ``None`` for ``seed``.
+        distinct_epochs: number of epochs after which the augmentation repeats; ``None`` for never. A small number is
+            another method ("fixed views"), to be reported as such.
+        mixing: mixture of pairs of training images: ``MixUp()``, ``CutMix()``. Labels are then probabilities (B,
+            num_classes). It excludes views, which show the images before they are mixed.
 
     Attributes:
         num_classes: number of classes.
         shape: (C, H, W) of an image.
         sizes: number of samples of "train", "val" and "test"; known after ``setup``.
-        host_index: the index of the batch last sent to a device, still where it was: it can be read without waiting.
+        host_index: the index of the last batch sent to a device, on the host: reading it needs no synchronization.
 
     Raises:
-        InputError: views with mixing; in ``setup``: labels are outside the classes, or a subset cannot be drawn; in the
-            dataloaders: the batch size is not divisible by the number of processes.
+        InputError: views with mixing; in ``setup``: labels outside the classes, or a subset that cannot be drawn; in
+            the dataloaders: a batch size that is not divisible by the number of processes.
     """
 
     num_classes: int
@@ -101,40 +101,40 @@ class ImageData(pl.LightningDataModule):
         self.views = dict(views or {})
         self.augmentation_seed = seed if augmentation_seed is None else augmentation_seed
         if distinct_epochs is not None and distinct_epochs < 1:
-            raise InputError(f"distinct_epochs is at least 1, or not given, not {distinct_epochs}.")
+            raise InputError(f"distinct_epochs must be at least 1, or None, not {distinct_epochs}.")
         self.distinct_epochs = distinct_epochs
         self.mixing = mixing
-        self._asked: dict[str, View] = {}
+        self._requested: dict[str, View] = {}
         self.provide({})
         self.sizes: dict[str, int] = {}
         self.host_index: Tensor | None = None
         self._sets: dict[str, Dataset[Batch]] = {}
 
     def provide(self, views: Mapping[str, View]) -> None:
-        """Make these views too, until the next call; a view of the same name in ``views`` is made instead.
+        """Also make these views, until the next call; a view of the same name in ``self.views`` takes precedence.
 
         Raises:
-            InputError: images are mixed.
+            InputError: the data mixes images.
         """
-        self._asked = dict(views)
+        self._requested = dict(views)
         if self.mixing is not None and self.all_views:
             raise InputError(
-                f"The views {', '.join(map(repr, self.all_views))} show images before they are mixed, which the labels "
-                "of a mixed batch are not for: drop data.mixing, or what reads the views."
+                f"The views {', '.join(map(repr, self.all_views))} show images before they are mixed, which do not "
+                "match the mixed labels: drop data.mixing, or what reads the views."
             )
 
     @property
     def all_views(self) -> dict[str, View]:
-        """The views that training batches get, by name: those asked for, and the user's own."""
-        return {**self._asked, **self.views}
+        """Return the views of training batches by name: the requested ones and the user's."""
+        return {**self._requested, **self.views}
 
     @property
     def streams(self) -> bool:
-        """Whether the training set augments its images as it reads them."""
+        """Return whether the training set augments its images as it reads them."""
         return False
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
-        """The images, (N, C, H, W) uint8, and labels, (N,) int64, of the training set or of the test set."""
+        """Return the images, (N, C, H, W) uint8, and labels, (N,) int64, of the training or the test set."""
         raise NotImplementedError(f"{type(self).__name__} must define read().")
 
     def setup(self, stage: str | None = None) -> None:
@@ -147,28 +147,27 @@ class ImageData(pl.LightningDataModule):
         check_labels(labels, self.num_classes, "training")
         check_labels(test.labels, self.num_classes, "test")
         rows, held_out = self.training_rows(labels)
-        whole = len(rows) == len(labels)
         self._sets = {
-            "train": Images(images, labels, None if whole else rows),
+            "train": Images(images, labels, None if len(rows) == len(labels) else rows),
             "val": Images(images, labels, held_out) if self.validation else test,
             "test": test,
         }
         self.sizes = {name: len(cast(Any, split)) for name, split in self._sets.items()}
 
     def quiet(self) -> None:
-        """Silence Lightning's advice to use workers: batches in memory are one gather, which workers only slow down."""
+        """Silence Lightning's advice to use workers, which only slow down batches that are one gather in memory."""
         warnings.filterwarnings("ignore", message=r"The '\w+_dataloader' does not have many workers")
 
     def training_rows(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions of the training samples and of those held out, by the arguments that choose them."""
+        """Return the positions of the training and of the held-out samples, by the module's arguments."""
         return training_rows(labels, self.validation, self.train_size, self.omit, self.seed)
 
     def train_dataloader(self) -> Loader:
-        """Batches of the training split, shuffled anew each epoch."""
+        """Return a loader of the training split, shuffled anew each epoch."""
         rank, world_size, epoch, overfit = 0, 1, 0, False
         if self.trainer is not None:
             rank, world_size, epoch = self.trainer.global_rank, self.trainer.world_size, self.trainer.current_epoch
-            overfit = getattr(self.trainer, "overfit_batches", 0) > 0  # then the same batches each epoch
+            overfit = getattr(self.trainer, "overfit_batches", 0) > 0  # the same batches each epoch
         views = self.all_views
         dataset = with_companions(
             self._split("train"), views, self.streams, self.augmentation_seed, self.distinct_epochs
@@ -186,21 +185,21 @@ class ImageData(pl.LightningDataModule):
         return cast(Any, self.trainer).num_training_batches  # type: ignore[no-any-return]
 
     def _true_epoch(self, epoch: int) -> int:
-        # Resuming a run limited by max_steps at the end of an epoch, Lightning passes through an empty epoch, and from
-        # then on gives samplers a number one above current_epoch, which is right.
+        # After resuming a run that max_steps ended together with an epoch, Lightning runs an empty epoch, and from then
+        # on sets the sampler's epoch to one above current_epoch, which is the right one.
         progress = cast(Any, self.trainer).fit_loop.epoch_progress.current
         return int(progress.completed) if epoch == progress.processed else epoch
 
     def val_dataloader(self) -> Loader:
-        """Batches of the validation split, each sample once."""
+        """Return a loader of the validation split, each sample once."""
         return self._eval_loader("val")
 
     def test_dataloader(self) -> Loader:
-        """Batches of the test split, each sample once."""
+        """Return a loader of the test split, each sample once."""
         return self._eval_loader("test")
 
     def predict_dataloader(self) -> Loader:
-        """Batches of the test split, each sample once."""
+        """Return a loader of the test split, each sample once."""
         return self._eval_loader("test")
 
     def _eval_loader(self, split: str) -> Loader:
@@ -215,7 +214,7 @@ class ImageData(pl.LightningDataModule):
         return self._sets[name]
 
     def prepare(self, batch: Batch, epoch: int | None = None) -> Batch:
-        """The batch as the networks see it: augmented as in ``epoch`` (``None``: not at all) and normalised.
+        """Return the batch for the networks: augmented as in ``epoch`` (``None``: not at all) and normalized.
 
         Args:
             batch: uint8 images (B, C, H, W), or images in floating point from 0 to 1, with labels and index.
@@ -224,7 +223,7 @@ class ImageData(pl.LightningDataModule):
         Returns:
             The batch with float32 images, and in training its views, on the same device.
         """
-        images, brought = batch.inputs, batch.views or {}
+        images, raw_views = batch.inputs, batch.views or {}
         batch = batch._replace(views=None)
         if epoch is None or batch.index is None:
             return batch._replace(inputs=normalise(images, self.mean, self.std))
@@ -232,26 +231,26 @@ class ImageData(pl.LightningDataModule):
         plain = batch._replace(inputs=self.augment(images, batch.index, epoch))
         views: dict[str, Tensor | Batch] = {}
         for name, view in self.all_views.items():
-            raw = brought.get(name, batch if isinstance(view, SecondView) and not self.streams else None)
-            made = view.show(plain, cast("Batch | None", raw), self.augment, seed, epoch)
-            views[name] = with_inputs(made, normalise(inputs_of(made), self.mean, self.std))
+            raw = raw_views.get(name, batch if isinstance(view, SecondView) and not self.streams else None)
+            shown = view.show(plain, cast("Batch | None", raw), self.augment, seed, epoch)
+            views[name] = with_inputs(shown, normalise(inputs_of(shown), self.mean, self.std))
         if self.mixing is not None:
             mixed, mix = self.mixing(plain.inputs, batch.index, seed, epoch)
             plain = Batch(mixed, mixed_labels(batch.target, mix, self.num_classes), batch.index, mix=mix)
         return plain._replace(inputs=normalise(plain.inputs, self.mean, self.std), views=views or None)
 
     def augment(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
-        """The training images (B, C, H, W) as epoch ``epoch`` shows them, dtype unchanged."""
+        """Return the training images (B, C, H, W) as ``epoch`` augments them, dtype unchanged."""
         return augment(images, index, self.augmentation_seed, epoch, self.padding, self.flip)
 
     def shown(self, epoch: int) -> int:
-        """The number of the augmentation that epoch ``epoch`` shows."""
+        """Return the number of the augmentation of ``epoch``."""
         return counter_rng.shown(epoch, self.distinct_epochs)
 
     def fingerprint(self) -> dict[str, Any]:
-        """All that the inputs of a training batch depend on besides :meth:`shown` of the epoch and the index.
+        """Return what the inputs of a training batch depend on besides :meth:`shown` of the epoch and the index.
 
-        A class with transforms of its own says here what they depend on.
+        A subclass with other transforms must override this and add what they depend on.
 
         Raises:
             InputError: such a class does not, or a sample's inputs depend on other samples.
@@ -259,7 +258,9 @@ class ImageData(pl.LightningDataModule):
         refuse_unknown(self, ImageData)
         train = self._split("train")
         if type(train) is not Images:
-            raise InputError(f"{type(train).__name__} as training set is not known: define fingerprint().")
+            raise InputError(
+                f"The training set is a {type(train).__name__}, which has no known fingerprint: define fingerprint()."
+            )
         return {
             "images": of_images(train.images, train.rows),
             "normalised": [self.mean, self.std],
@@ -270,27 +271,27 @@ class ImageData(pl.LightningDataModule):
         }
 
     def content(self) -> str:
-        """A hash of all images and labels of all splits, whatever of them is drawn, after ``setup``; hexadecimal."""
-        known = sorted({cast(Any, split).content() for split in self._sets.values()})
-        return hashlib.sha256(" ".join(known).encode()).hexdigest()[:12]
+        """Return a hash of all images and labels of all splits, in use or not, after ``setup``, hexadecimal."""
+        hashes = sorted({cast(Any, split).content() for split in self._sets.values()})
+        return hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:12]
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Keep the index of the batch before it goes to its device; Lightning calls it."""
+        """Keep the index of the batch before the transfer; Lightning calls it."""
         self.host_index = Batch.of(batch).index
         return batch
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
-        """Augment (while training) and normalise a batch that has reached its device; Lightning calls it."""
+        """Augment (in training) and normalize a batch on its device; Lightning calls it."""
         trainer = self.trainer
         if trainer is None:
             return self.prepare(Batch.of(batch))
         prepared = self.prepare(Batch.of(batch), trainer.current_epoch if trainer.training else None)
-        # Lightning has converted the dtype before the transfer, when these were still integers.
+        # Lightning converts the dtype before the transfer, when these are integers.
         convert = trainer.precision_plugin.convert_input
         views = {name: with_inputs(view, convert(inputs_of(view))) for name, view in (prepared.views or {}).items()}
         return prepared._replace(inputs=convert(prepared.inputs), views=views or None)
 
 
 def with_inputs(view: Tensor | Batch, inputs: Tensor) -> Tensor | Batch:
-    """A view with other inputs."""
+    """Return a view with other inputs."""
     return view._replace(inputs=inputs) if isinstance(view, Batch) else inputs

@@ -1,4 +1,4 @@
-"""Image sets held in memory as uint8 tensors, of which a batch is one gather."""
+"""Image sets in memory as uint8 tensors, where a batch is one gather."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from kdlab.outputs import Batch
 
 
 class Images(Dataset[Batch]):
-    """Images and labels in memory; ``images[draw]`` is a whole batch.
+    """Images and labels in memory; ``images[draw]`` is a full batch.
 
     Args:
         images: (N, C, H, W) uint8.
         labels: (N,) int64.
-        rows: (n,) int64, the positions that take part; ``None`` for all. The batch's index counts within these.
+        rows: (n,) int64, the positions in use; ``None`` for all. A batch's index counts within them.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, rows: Tensor | None = None) -> None:
@@ -33,6 +33,6 @@ class Images(Dataset[Batch]):
         return Batch(self.images[rows], self.labels[draw.positions], draw.positions)
 
     def content(self) -> str:
-        """SHA-256 of all images and labels, taking part or not; hexadecimal."""
+        """Return the SHA-256 of all images and of all labels, in use or not, hexadecimal."""
         labels = self.all_labels
         return f"{of_images(self.images, None)} {of_images(labels[:, None], None)}"

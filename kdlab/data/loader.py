@@ -1,4 +1,4 @@
-"""A DataLoader that asks for whole batches and, after a crash, goes on at the next one."""
+"""Stateful DataLoader that resumes mid-epoch."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from kdlab.outputs import Batch
 
 
 class Loader(DataLoader[Batch]):
-    """A ``DataLoader`` over a :class:`Shuffled` sampler whose place in the epoch is part of the checkpoint.
+    """A ``DataLoader`` over a :class:`Shuffled` sampler whose position in the epoch is part of the checkpoint.
 
-    Lightning saves and loads the state by itself. ``len`` is that of the full epoch, also after resuming. Build it with
+    Lightning saves and loads the state. ``len`` is that of the full epoch, also after resuming. Build it with
     :func:`loader`.
     """
 
-    true_epoch: Callable[[int], int] | None = None  # corrects the epoch that the sampler was given
-    _place: dict[str, int] | None = None  # where the consumer is
-    _resume: dict[str, int] | None = None  # a loaded place that no pass has used yet
+    true_epoch: Callable[[int], int] | None = None  # corrects the sampler's epoch
+    _place: dict[str, int] | None = None  # the consumer's position
+    _resume: dict[str, int] | None = None  # a loaded position that no pass has used yet
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        # A generator, so nothing is read before the first batch is asked for: Lightning sets the epoch after iter().
+        # A generator, so nothing is read before the first next(): Lightning sets the epoch after iter().
         order = self.sampler
         assert isinstance(order, Shuffled)
         if self.true_epoch is not None:
@@ -41,30 +41,30 @@ class Loader(DataLoader[Batch]):
             except StopIteration:
                 return
             except Exception as error:
-                if self.num_workers:  # left to the garbage collector, each worker would be waited for for 5 seconds
+                if self.num_workers:  # the garbage collector would wait 5 seconds per worker
                     batches._shutdown_workers()  # type: ignore[attr-defined]
                     self._iterator = None
-                if isinstance(error, InputError):  # from a worker it comes wrapped in that worker's traceback
+                if isinstance(error, InputError):  # an error of a worker contains its traceback
                     raise InputError(str(error).strip().rpartition("InputError: ")[2]) from error
                 raise
-            place["batches"] += 1  # counts what the consumer got, not what workers have prepared
+            place["batches"] += 1  # counts the consumer's batches, not the workers'
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many of its batches were handed out; a finished epoch is the start of the next one."""
+        """Return the epoch and the number of its batches consumed; a finished epoch is the start of the next one."""
         place = self._resume or self._place or {"epoch": self.sampler.epoch, "batches": 0}  # type: ignore[attr-defined]
         if place["batches"] >= len(self):
             return {"epoch": place["epoch"] + 1, "batches": 0}
         return dict(place)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from a place that :meth:`state_dict` gave: the next pass over that epoch yields its other batches."""
+        """Resume at a position of :meth:`state_dict`: the next pass over that epoch yields its remaining batches."""
         self._resume = {"epoch": int(state["epoch"]), "batches": int(state["batches"])}
         self.sampler.set_epoch(self._resume["epoch"])  # type: ignore[attr-defined]
 
 
 def loader(dataset: Dataset[Batch], order: Shuffled, num_workers: int = 0) -> Loader:
-    """A loader of the batches that ``order`` names; ``dataset[draw]`` gives a whole :class:`kdlab.outputs.Batch`."""
+    """Return a loader of the batches of ``order``; ``dataset[draw]`` is a full :class:`kdlab.outputs.Batch`."""
     return Loader(
         dataset,
         batch_size=None,
@@ -73,7 +73,7 @@ def loader(dataset: Dataset[Batch], order: Shuffled, num_workers: int = 0) -> Lo
         collate_fn=_unchanged,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
-        generator=torch.Generator(),  # or each pass would draw its workers' seed from the global one
+        generator=torch.Generator(),  # otherwise each pass draws its workers' seed from the global one
     )
 
 

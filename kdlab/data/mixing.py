@@ -1,4 +1,4 @@
-"""Images joined two by two, mixup and CutMix, with shares that are a function of (seed, epoch, index)."""
+"""Mixup and CutMix, with shares that are a function of (seed, epoch, index)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ TRIES = 32
 
 
 class Mixing:
-    """Joins every image of a batch with the one before it.
+    """A mixture of every image of a batch with the previous one.
 
-    In a shuffled batch the image before is any other; no further permutation is drawn. With several processes each
-    joins its own part of the batch, so the partners depend on their number.
+    In a shuffled batch the previous image is a random one; no further permutation is drawn. Each process mixes its part
+    of the batch, so the partners depend on the number of processes.
 
     Args:
-        alpha: of the symmetric Beta distribution of the shares, above 0 and at most 1, where shares are uniform.
+        alpha: of the symmetric Beta distribution of the shares, above 0 and at most 1, where it is uniform.
 
     Raises:
         InputError: alpha is out of this range.
@@ -34,16 +34,16 @@ class Mixing:
         return f"{type(self).__name__}(alpha={self.alpha})"
 
     def __call__(self, images: Tensor, index: Tensor, seed: int, epoch: int) -> tuple[Tensor, Mix]:
-        """The joined images, and how they were joined.
+        """Return the mixed images and the mix.
 
         Args:
-            images: (B, C, H, W), uint8, or floating point from 0 to 1; left as they are.
+            images: (B, C, H, W), uint8, or floating point from 0 to 1; not modified.
             index: (B,) int64, the samples' positions in their data set.
-            seed: of the augmentation.
+            seed: seed of the augmentation.
             epoch: the epoch number.
 
         Returns:
-            (B, C, H, W) images, and the mix, its shares float32, on the same device.
+            (B, C, H, W) images, and the mix with float32 shares, on the same device.
         """
         raise NotImplementedError(f"{type(self).__name__} must define __call__().")
 
@@ -53,9 +53,9 @@ class MixUp(Mixing):
 
     .. math:: \tilde x = \lambda x + (1 - \lambda) x', \qquad \lambda \sim \mathrm{Beta}(\alpha, \alpha)
 
-    The share is drawn for every image; the released code draws one for the whole batch, and a random permutation.
+    One share is drawn per image; the released code draws one per batch, and a random permutation.
 
-    Recipe: the released code alpha = 1 on CIFAR-10.
+    Recipe: alpha = 1 on CIFAR-10 in the released code.
 
     Paper: H. Zhang, M. Cisse, Y. N. Dauphin, D. Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", ICLR 2018,
     arXiv 1710.09412.
@@ -79,22 +79,22 @@ class MixUp(Mixing):
         super().__init__(alpha)
 
     def __call__(self, images: Tensor, index: Tensor, seed: int, epoch: int) -> tuple[Tensor, Mix]:
-        """The weighted means, in floating point from 0 to 1."""
+        """Return the weighted means, in floating point from 0 to 1, and the mix."""
         share = beta(self.alpha, seed, epoch, index).float()
-        own = images if images.is_floating_point() else images.float().div_(255)
-        mixed = own.roll(1, 0).lerp_(own, share.to(own.dtype).view(-1, 1, 1, 1))
+        floats = images if images.is_floating_point() else images.float().div_(255)
+        mixed = floats.roll(1, 0).lerp_(floats, share.to(floats.dtype).view(-1, 1, 1, 1))
         return mixed, Mix(before(index), share)
 
 
 class CutMix(Mixing):
-    r"""A box of each image is replaced by that of another (CutMix).
+    r"""A box of each image is replaced by the same box of another (CutMix).
 
     With lambda from Beta(alpha, alpha), the box measures ``floor(W * sqrt(1 - lambda))`` by ``floor(H * sqrt(1 -
-    lambda))`` pixels, rounded down to even numbers, about a centre that is uniform over the image, and is clipped at
-    the edges; the share is then the exact part of the image that is its own.
+    lambda))`` pixels, rounded down to even numbers, has a center that is uniform over the image, and is clipped at the
+    edges; the share is then the exact fraction of pixels outside the box.
 
-    Share and box are drawn for every image; the released code draws one for the whole batch, and leaves batches at
-    random as they are (``cutmix_prob``), which this does not.
+    Share and box are drawn per image; the released code draws them per batch, and does not mix some batches at random
+    (``cutmix_prob``), which this class does not do.
 
     Recipe: alpha = 1.
 
@@ -118,7 +118,7 @@ class CutMix(Mixing):
         super().__init__(alpha)
 
     def __call__(self, images: Tensor, index: Tensor, seed: int, epoch: int) -> tuple[Tensor, Mix]:
-        """The images with their boxes, dtype unchanged."""
+        """Return the images with their boxes, dtype unchanged, and the mix."""
         height, width = images.shape[2:]
         side = (1 - beta(self.alpha, seed, epoch, index)).sqrt()
         rows = _inside(side, height, counter_rng.integers(height, seed, epoch, index, counter_rng.BOX_DOWN))
@@ -128,37 +128,38 @@ class CutMix(Mixing):
         return torch.where(box, images.roll(1, 0), images), Mix(before(index), share)
 
 
-def _inside(side: Tensor, length: int, centre: Tensor) -> Tensor:
-    """Which of ``length`` pixels lie in the box, (B, length); ``side`` is the box's part of the whole length."""
+def _inside(side: Tensor, length: int, center: Tensor) -> Tensor:
+    """Return which of ``length`` pixels lie in the box, (B, length); ``side`` is the box's fraction of the length."""
     half = (side * length).long() // 2
-    place = torch.arange(length, device=side.device)
-    return (place >= (centre - half)[:, None]) & (place < (centre + half)[:, None])
+    pixels = torch.arange(length, device=side.device)
+    return (pixels >= (center - half)[:, None]) & (pixels < (center + half)[:, None])
 
 
 def before(index: Tensor) -> Tensor:
-    """The position in the batch of every image's partner, (B,) int64: the image before, for the first the last."""
+    """Return every image's partner in the batch, (B,) int64: the previous image, and the last one for the first."""
     return torch.arange(len(index), device=index.device).roll(1)
 
 
 def beta(alpha: float, seed: int, epoch: int, index: Tensor) -> Tensor:
-    """A number from Beta(alpha, alpha) for every sample, (B,) float64, drawn without waiting for the device.
+    """Draw a number from Beta(alpha, alpha) for every sample, (B,) float64, without a device synchronization.
 
-    Jöhnk's rejection: of uniform u, v take ``u**(1/alpha) / (u**(1/alpha) + v**(1/alpha))`` where the denominator is at
-    most 1, which holds for at least half of all pairs if alpha is at most 1. The first of 32 tries that fits is taken.
+    Jöhnk's rejection sampling: for uniform u, v take ``u**(1/alpha) / (u**(1/alpha) + v**(1/alpha))`` if the
+    denominator is at most 1, which holds for at least half of all pairs if alpha is at most 1. The first valid one of
+    32 tries is used.
     """
     tries = index * TRIES + torch.arange(TRIES, device=index.device)[:, None]  # (32, B)
-    # By logarithms: the powers themselves underflow for a small alpha. 1 - u is never 0.
-    own, other = (
+    # Logarithms, because the powers underflow for a small alpha; 1 - u is never 0.
+    log_u, log_v = (
         torch.log1p(-counter_rng.uniform(seed, epoch, tries, stream)) / alpha
         for stream in (counter_rng.OWN, counter_rng.OTHER)
     )
-    first = (torch.logaddexp(own, other) <= 0).to(torch.uint8).argmax(0, keepdim=True)
-    return torch.sigmoid((own - other).gather(0, first)[0])
+    first = (torch.logaddexp(log_u, log_v) <= 0).to(torch.uint8).argmax(0, keepdim=True)
+    return torch.sigmoid((log_u - log_v).gather(0, first)[0])
 
 
 def mixed_labels(target: Tensor, mix: Mix, classes: int) -> Tensor:
-    """Class probabilities (B, classes) float32 of mixed images, from the labels (B,) of their parts."""
+    """Return the class probabilities (B, classes) float32 of mixed images from the labels (B,) of their parts."""
     numbers = torch.arange(classes, device=target.device)
-    own, other = (labels[:, None] == numbers for labels in (target, target[mix.partner]))
+    first, second = (labels[:, None] == numbers for labels in (target, target[mix.partner]))
     share = mix.share.float()[:, None]
-    return own * share + other * (1 - share)
+    return first * share + second * (1 - share)

@@ -1,4 +1,4 @@
-"""MNIST, read straight from its IDX files."""
+"""MNIST, read from its IDX files."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class MNIST(ImageData):
     the IEEE, 1998.
 
     Args:
-        root: folder that holds ``MNIST/raw`` with the four IDX files, packed (``.gz``) or unpacked.
-        download: fetch the files into ``root`` where they are missing.
-        options: the other arguments of :class:`ImageData`.
+        root: folder with ``MNIST/raw``, which has the four IDX files, gzipped (``.gz``) or not.
+        download: download missing files to ``root``.
+        options: further arguments of :class:`ImageData`.
 
     Raises:
         InputError: in ``setup``: a file is missing or damaged.
@@ -38,15 +38,15 @@ class MNIST(ImageData):
         self.download = download
 
     def prepare_data(self) -> None:
-        """Fetch the files if asked to; Lightning calls it in one process."""
+        """Download missing files if ``download`` is set; Lightning calls it in one process."""
         paths = [self._path(kind, train) for kind in ("images-idx3", "labels-idx1") for train in (True, False)]
-        if self.download and not all(path.is_file() or _packed(path).is_file() for path in paths):
-            from torchvision.datasets import MNIST as Fetched  # noqa: N811
+        if self.download and not all(path.is_file() or _gzipped(path).is_file() for path in paths):
+            from torchvision import datasets
 
-            Fetched(self.root, download=True)
+            datasets.MNIST(self.root, download=True)
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
-        """The images, (N, 1, 28, 28) uint8, and labels, (N,) int64, of the training set or of the test set."""
+        """Return the images, (N, 1, 28, 28) uint8, and labels, (N,) int64, of the training or the test set."""
         images = read_idx(self._path("images-idx3", train))
         labels = read_idx(self._path("labels-idx1", train))
         if images.shape[1:] != self.shape[1:] or labels.shape != images.shape[:1]:
@@ -62,28 +62,30 @@ class MNIST(ImageData):
 
 
 def read_idx(path: Path) -> Tensor:
-    """The uint8 tensor in an IDX file, or in the gzipped file beside it.
+    """Return the uint8 tensor in an IDX file, or in the gzipped file beside it.
 
     Raises:
-        InputError: there is neither, or the content is not an IDX file of unsigned bytes.
+        InputError: there is neither file, or the content is not an IDX file of unsigned bytes.
     """
-    packed = _packed(path)
+    gzipped = _gzipped(path)
     if path.is_file():
         raw = path.read_bytes()
-    elif packed.is_file():
+    elif gzipped.is_file():
         try:
-            raw = gzip.decompress(packed.read_bytes())
+            raw = gzip.decompress(gzipped.read_bytes())
         except (OSError, EOFError) as error:
-            raise InputError(f"{packed} is damaged ({error}); delete it and pass download=true to fetch it.") from error
+            raise InputError(
+                f"{gzipped} is damaged ({error}); delete it and pass download=true to fetch it."
+            ) from error
     else:
         raise InputError(f"{path} is missing; pass download=true to fetch it, or root=... to look elsewhere.")
     dimensions = raw[3] if raw[:3] == b"\x00\x00\x08" and len(raw) > 3 else 0
     start = 4 + 4 * dimensions
     shape = [int.from_bytes(raw[at : at + 4], "big") for at in range(4, start, 4)]
     if not dimensions or len(raw) - start != math.prod(shape):
-        raise InputError(f"{path} is damaged: it is not an IDX file of unsigned bytes, or it is cut short.")
+        raise InputError(f"{path} is damaged: it is not an IDX file of unsigned bytes, or it is truncated.")
     return torch.frombuffer(bytearray(raw), dtype=torch.uint8, offset=start).view(shape)
 
 
-def _packed(path: Path) -> Path:
+def _gzipped(path: Path) -> Path:
     return path.with_name(path.name + ".gz")

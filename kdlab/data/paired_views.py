@@ -1,4 +1,4 @@
-"""Views of images beside those of the batch: other augmentations, images of the same class, the batch before."""
+"""Views paired with a batch: other augmentations, images of the same class, the previous batch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kdlab.outputs.containers import Batch
 
 
 class Classes:
-    """Which samples are of which class.
+    """The samples of each class.
 
     Args:
         labels: (N,) int64.
@@ -33,43 +33,43 @@ class Classes:
         return self.labels.argsort(stable=True), sizes, sizes.cumsum(0) - sizes
 
     def mates(self, index: Tensor, seed: int, epoch: int) -> Tensor:
-        """For every sample one of its class, perhaps itself; (B,) int64, a function of (seed, epoch, index)."""
+        """Draw a sample of the same class for every sample, perhaps itself; (B,) int64 by (seed, epoch, index)."""
         samples, sizes, starts = self._sorted
-        own = self.labels[index]
-        return samples[starts[own] + counter_rng.integers(sizes[own], seed, epoch, index, counter_rng.COMPANION)]
+        labels = self.labels[index]
+        return samples[starts[labels] + counter_rng.integers(sizes[labels], seed, epoch, index, counter_rng.COMPANION)]
 
 
 class Companions(View):
-    """A view of images that the data set reads for it, under augmentations that no epoch shows as its own.
+    """A view of images that the data set reads, under augmentations that no epoch uses for the batch itself.
 
     Attributes:
-        numbers: the augmentation of each of a sample's V images; see :func:`kdlab.data.counter_rng.shown`.
+        numbers: the augmentation number of each of a sample's V images; see :func:`kdlab.data.counter_rng.shown`.
     """
 
     of_the_sample = False
     numbers: tuple[int, ...] = (1,)
 
     def positions(self, draw: Draw, classes: Classes, seed: int, epoch: int) -> list[Tensor]:
-        """Which samples of the data set: V times (b,) int64."""
+        """Return which samples of the data set the view shows: V tensors (b,) int64."""
         raise NotImplementedError(f"{type(self).__name__} must define positions().")
 
     def show(
         self, batch: Batch, raw: Batch | None, augment: Callable[[Tensor, Tensor, int], Tensor], seed: int, epoch: int
     ) -> Batch:
-        """The images augmented, with their labels and index, the V of one sample side by side."""
+        """Return the augmented images with labels and index, with the V images of a sample in consecutive rows."""
         if raw is None or raw.index is None:
             raise InputError(
-                f"The batch did not bring the images that {type(self).__name__} shows: have the loader made by "
-                "train_dataloader() after the view is asked for."
+                f"The batch has no images for {type(self).__name__}: make the loader with train_dataloader() after the "
+                "view is requested."
             )
         if not len(raw.index):
             return raw
-        apart = len(self.numbers)
-        shown = [
-            augment(raw.inputs[k::apart], raw.index[k::apart], counter_rng.shown(epoch, None, number))
+        count = len(self.numbers)
+        augmented = [
+            augment(raw.inputs[k::count], raw.index[k::count], counter_rng.shown(epoch, None, number))
             for k, number in enumerate(self.numbers)
         ]
-        return raw._replace(inputs=_side_by_side(shown))
+        return raw._replace(inputs=_interleave(augmented))
 
 
 class SecondView(Companions):
@@ -95,13 +95,13 @@ class SecondView(Companions):
 
 
 class SameClass(Companions):
-    """Further samples of the class of each sample of the batch, under another augmentation: CS-KD, BAKE.
+    """Further samples of the same class as each sample of the batch, under another augmentation: CS-KD, BAKE.
 
-    Drawn with replacement, as a function of (seed, epoch, index); it may be the sample itself, as in CS-KD's released
-    code. Which they are repeats with the augmentation.
+    They are drawn with replacement, as a function of (seed, epoch, index), and may be the sample itself, as in CS-KD's
+    released code. The draw repeats with the augmentation.
 
     Args:
-        count: how many for each sample.
+        count: number of further samples per sample.
 
     Raises:
         InputError: the count is below 1.
@@ -109,37 +109,37 @@ class SameClass(Companions):
 
     def __init__(self, count: int = 1) -> None:
         if count < 1:
-            raise InputError(f"SameClass gives at least 1 further sample for each, not {count}.")
+            raise InputError(f"SameClass needs a count of at least 1, not {count}.")
         self.numbers = tuple(range(1, count + 1))
 
     def positions(self, draw: Draw, classes: Classes, seed: int, epoch: int) -> list[Tensor]:
-        """As many of the same class for each."""
+        """Return ``count`` samples of the same class per sample."""
         return [classes.mates(draw.positions, seed, counter_rng.shown(epoch, None, number)) for number in self.numbers]
 
 
 class LastBatch(Companions):
-    """The samples that this process had in the batch before, under another augmentation: DLB.
+    """The samples of this process's previous batch, under another augmentation: DLB.
 
-    The first batch of an epoch comes after the last one of the epoch before; before the very first there is none, and
-    the view has 0 rows.
+    The first batch of an epoch follows the last one of the epoch before; the very first batch has none before it, and
+    its view has 0 rows.
     """
 
     def positions(self, draw: Draw, classes: Classes, seed: int, epoch: int) -> list[Tensor]:
-        """Those of the batch before."""
+        """Return the positions of the previous batch."""
         assert draw.previous is not None
         return [draw.previous]
 
 
 class WithCompanions(Dataset[Batch]):
-    """A training set whose batches bring along, as raw views, the further images that their views show.
+    """A training set whose batches contain, as raw views, the further images that their views show.
 
-    They are read where the batch is, so in workers if there are any.
+    They are read with the batch, so in workers if there are any.
 
     Args:
         source: ``source[draw]`` is a batch; has ``labels``.
         views: the views, by name.
-        seed: of the augmentation.
-        distinct_epochs: after how many epochs the augmentation repeats; ``None`` for never.
+        seed: seed of the augmentation.
+        distinct_epochs: number of epochs after which the augmentation repeats; ``None`` for never.
     """
 
     def __init__(
@@ -163,35 +163,36 @@ class WithCompanions(Dataset[Batch]):
             batch, *others = self.source.several(draw, [0, *twins.values()])
         else:
             batch = self.source[draw]
-        brought: dict[str, Tensor | Batch] = dict(zip(twins, others, strict=True))
+        raw_views: dict[str, Tensor | Batch] = dict(zip(twins, others, strict=True))
         for name, view in self.views.items():
             if name not in twins:
-                brought[name] = self._companions(view, draw, batch)
-        return batch._replace(views=brought)
+                raw_views[name] = self._companions(view, draw, batch)
+        return batch._replace(views=raw_views)
 
     def _companions(self, view: Companions, draw: Draw, batch: Batch) -> Batch:
+        """Read the images of one view."""
         epoch = counter_rng.shown(draw.epoch, self.distinct_epochs)
-        places = view.positions(draw, self._classes, self.seed, epoch)
-        if not len(places[0]):
-            return Batch(batch.inputs[:0], batch.target[:0], places[0])
+        positions = view.positions(draw, self._classes, self.seed, epoch)
+        if not len(positions[0]):
+            return Batch(batch.inputs[:0], batch.target[:0], positions[0])
         parts: list[Batch] = [
-            self.source[Draw(each, draw.epoch, number)] for each, number in zip(places, view.numbers, strict=True)
+            self.source[Draw(part, draw.epoch, number)] for part, number in zip(positions, view.numbers, strict=True)
         ]
-        target = _side_by_side([part.target for part in parts])
-        return Batch(_side_by_side([part.inputs for part in parts]), target, _side_by_side(places))
+        target = _interleave([part.target for part in parts])
+        return Batch(_interleave([part.inputs for part in parts]), target, _interleave(positions))
 
 
 def with_companions(
     source: Dataset[Batch], views: Mapping[str, View], streams: bool, seed: int, distinct_epochs: int | None
 ) -> Dataset[Batch]:
-    """The training set, made to bring along what ``views`` show of other images, if they do.
+    """Return the training set, extended by the further images that ``views`` show, if any.
 
     Args:
         source: the training set.
         views: all views, by name.
-        streams: whether ``source`` augments what it reads. If not, second views are made from the batch.
-        seed: of the augmentation.
-        distinct_epochs: after how many epochs the augmentation repeats; ``None`` for never.
+        streams: whether ``source`` augments what it reads; if not, second views are computed from the batch.
+        seed: seed of the augmentation.
+        distinct_epochs: number of epochs after which the augmentation repeats; ``None`` for never.
     """
     needed = {
         name: view
@@ -201,6 +202,6 @@ def with_companions(
     return WithCompanions(source, needed, seed, distinct_epochs) if needed else source
 
 
-def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
-    """V tensors (b, ...) as one, (b * V, ...), the V of one sample together."""
+def _interleave(parts: Sequence[Tensor]) -> Tensor:
+    """Return V tensors (b, ...) as one, (b * V, ...), with the V rows of a sample together."""
     return parts[0] if len(parts) == 1 else torch.stack([*parts], 1).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""Which samples make up each batch, as a function of (seed, epoch), whatever the number of processes."""
+"""Samplers of batches that are a function of (seed, epoch), whatever the number of processes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from kdlab.errors import InputError
 
 
 class Draw(NamedTuple):
-    """One process's part of one batch, as the data set is asked for it.
+    """One process's part of one batch: the key for a data set.
 
     Attributes:
         positions: (b,) int64, which samples of the data set.
         epoch: the epoch number, for augmentation in workers.
-        number: which augmentation of that epoch, see :func:`kdlab.data.counter_rng.shown`.
-        previous: (p,) int64, this process's part of the batch before, where it is asked for.
+        number: number of the augmentation in that epoch, see :func:`kdlab.data.counter_rng.shown`.
+        previous: (p,) int64, this process's part of the previous batch, if a view needs it.
     """
 
     positions: Tensor
@@ -30,16 +30,17 @@ class Draw(NamedTuple):
 
 
 class Shuffled(DistributedSampler[Draw]):
-    """Batches for training: a new order each epoch, and every process takes its slice of each batch.
+    """Batches for training: a new order each epoch, and each process has a slice of each batch.
 
-    Two processes see the same batches as one. The last batch may be smaller; it is cut to a multiple of the number of
-    processes, so that all have equally many samples. A ``DistributedSampler``, so that Lightning leaves it in place.
+    Two processes together see the same batches as one. The last batch may be smaller; it is cut to a multiple of the
+    number of processes, so that all have equally many samples. A ``DistributedSampler``, so that Lightning does not
+    replace it.
 
     Args:
         size: number of samples in the data set.
         batch_size: samples in a batch over all processes together.
         seed: of the order.
-        rank: this process, 0 to ``world_size`` - 1.
+        rank: index of this process, 0 to ``world_size`` - 1.
         world_size: number of processes.
 
     Raises:
@@ -54,17 +55,17 @@ class Shuffled(DistributedSampler[Draw]):
             raise InputError(f"{size} samples are too few for {world_size} processes.")
         self.size = size
         self.batch_size = batch_size
-        self.start = 0  # the next pass over the sampler leaves out this many batches
-        self.remembers = False  # whether every draw names the batch before
-        self.ran: Callable[[], float] | None = None  # batches of an epoch that are run, if not all
+        self.start = 0  # the next pass skips this many batches
+        self.remembers = False  # whether draws have the previous batch
+        self.ran: Callable[[], float] | None = None  # number of batches run per epoch, if not all
 
     def bounds(self) -> list[tuple[int, int]]:
-        """First position and end of every batch over all processes."""
+        """Return the first position and the end of every batch over all processes."""
         usable = self.size - self.size % self.batch_size % self.num_replicas
         return [(first, min(first + self.batch_size, usable)) for first in range(0, usable, self.batch_size)]
 
     def order(self, epoch: int) -> Tensor:
-        """All positions in the order of an epoch, (size,) int64."""
+        """Return all positions in the order of an epoch, (size,) int64."""
         return torch.argsort(
             counter_rng.bits(self.seed, epoch, torch.arange(self.size), counter_rng.ORDER), stable=True
         )
@@ -72,16 +73,18 @@ class Shuffled(DistributedSampler[Draw]):
     def __iter__(self) -> Iterator[Draw]:
         start, self.start = self.start, 0
         order = self.order(self.epoch)
-        before = self._before(order, start) if self.remembers else None
+        previous = self._previous(order, start) if self.remembers else None
         for bounds in self.bounds()[start:]:
             positions = self._part(order, bounds)
-            yield Draw(positions, self.epoch, previous=before)
-            before = positions if self.remembers else None
+            yield Draw(positions, self.epoch, previous=previous)
+            previous = positions if self.remembers else None
 
     def _part(self, order: Tensor, bounds: tuple[int, int]) -> Tensor:
+        """Return this process's part of a batch."""
         return order[slice(*bounds)].tensor_split(self.num_replicas)[self.rank].clone()
 
-    def _before(self, order: Tensor, start: int) -> Tensor:
+    def _previous(self, order: Tensor, start: int) -> Tensor:
+        """Return this process's part of the batch before batch ``start``, which may be the last of the epoch before."""
         bounds = self.bounds()
         if start:
             return self._part(order, bounds[start - 1])
@@ -97,17 +100,17 @@ class Shuffled(DistributedSampler[Draw]):
 class InOrder(Shuffled, SequentialSampler):  # type: ignore[misc]
     """Batches for evaluation: every sample exactly once over all processes, in the order of the data set.
 
-    Nothing is repeated or left out. Where the last batch is too small to give every process a sample, it joins the
-    batch before it, so that all processes run equally many batches.
+    Nothing is repeated or left out. A last batch with fewer samples than processes is merged into the batch before it,
+    so that all processes run equally many batches.
     """
 
     def bounds(self) -> list[tuple[int, int]]:
-        """First position and end of every batch over all processes."""
+        """Return the first position and the end of every batch over all processes."""
         firsts = list(range(0, self.size, self.batch_size))
         if self.size - firsts[-1] < self.num_replicas and len(firsts) > 1:
             firsts.pop()
         return list(zip(firsts, [*firsts[1:], self.size], strict=True))
 
     def order(self, epoch: int) -> Tensor:
-        """All positions, (size,) int64."""
+        """Return all positions, (size,) int64."""
         return torch.arange(self.size)

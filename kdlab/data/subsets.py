@@ -1,4 +1,4 @@
-"""Which samples of a labelled data set take part: stratified subsets, fixed by a seed."""
+"""Stratified subsets of labeled data sets, fixed by a seed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from kdlab.errors import InputError
 
 
 def stratified(labels: Tensor, count: int, seed: int) -> Tensor:
-    """Positions of ``count`` samples in which every class has its share, ascending.
+    """Return the positions of a stratified subset of ``count`` samples, ascending.
 
-    Each class gets its proportion of ``count``, rounded down; what is left goes to the classes with the largest
-    remainders. Within a class the samples are drawn by ``seed``.
+    Each class gets its proportion of ``count``, rounded down; the rest goes to the classes with the largest remainders.
+    Within a class the samples are drawn by ``seed``.
 
     Args:
         labels: (N,) int64.
-        count: number of samples wanted, 0 to N.
+        count: number of samples, 0 to N.
         seed: of the draw.
 
     Returns:
@@ -33,39 +33,40 @@ def stratified(labels: Tensor, count: int, seed: int) -> Tensor:
     shuffled = torch.argsort(counter_rng.bits(seed, 0, torch.arange(len(labels)), counter_rng.SUBSET), stable=True)
     by_class = shuffled[torch.argsort(labels[shuffled], stable=True)]
     starts = torch.cumsum(sizes, 0) - sizes
-    place = torch.arange(len(labels)) - starts.repeat_interleave(sizes)
-    return by_class[place < quota.repeat_interleave(sizes)].sort().values
+    rank = torch.arange(len(labels)) - starts.repeat_interleave(sizes)
+    return by_class[rank < quota.repeat_interleave(sizes)].sort().values
 
 
 def training_rows(
     labels: Tensor, validation: int = 0, train_size: int | None = None, omit: Sequence[int] = (), seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Positions of the training samples and of those held out for validation, each ascending.
+    """Return the positions of the training samples and of those held out for validation, each ascending.
 
     Args:
         labels: (N,) int64, of the whole training set.
         validation: number of samples held out, stratified.
-        train_size: number of samples to train on, stratified, from the rest; ``None`` for all.
-        omit: classes that training never sees; they stay in the samples held out.
+        train_size: number of training samples, stratified, out of the rest; ``None`` for all.
+        omit: classes without training samples; the held-out samples keep them.
         seed: of both draws.
 
     Returns:
         Two int64 tensors, (train,) and (validation,).
 
     Raises:
-        InputError: more samples are asked for than there are, or none is left.
+        InputError: a number is larger than the number of samples, ``omit`` names a class without samples, or no
+            training sample is left.
     """
     if not 0 <= validation < len(labels):
         raise InputError(f"validation={validation} leaves no training images: the training set has {len(labels)}.")
     held_out = stratified(labels, validation, seed)
-    kept = torch.ones(len(labels), dtype=torch.bool)
-    kept[held_out] = False
+    in_training = torch.ones(len(labels), dtype=torch.bool)
+    in_training[held_out] = False
     if omit:
         unknown = sorted(set(omit) - set(labels.tolist()))
         if unknown:
             raise InputError(f"omit names the classes {unknown}, which the training set does not have.")
-        kept &= ~torch.isin(labels, torch.tensor(list(omit)))
-    rows = kept.nonzero().flatten()
+        in_training &= ~torch.isin(labels, torch.tensor(list(omit)))
+    rows = in_training.nonzero().flatten()
     if not len(rows):
         raise InputError("omit removes every training image.")
     if train_size is not None:
@@ -78,7 +79,7 @@ def training_rows(
 
 
 def check_labels(labels: Tensor, num_classes: int, split: str) -> None:
-    """Raise InputError where a split is empty or has labels outside 0 to ``num_classes`` - 1."""
+    """Raise an InputError if a split is empty or has labels outside 0 to ``num_classes`` - 1."""
     if not len(labels):
         raise InputError(f"The {split} set has no images.")
     low, high = int(labels.min()), int(labels.max())

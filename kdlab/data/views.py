@@ -1,4 +1,4 @@
-"""Further views of training images, given to the networks beside the usual one: rotated, strongly augmented, mixed."""
+"""Further views of training images for the networks: rotated, strongly augmented, mixed."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from kdlab.outputs.containers import Batch
 
 
 class View:
-    """Makes inputs out of training images as the networks see them; a function of (seed, epoch, index) like these."""
+    """A further version of augmented training images, as a function of (seed, epoch, index)."""
 
     of_the_sample: ClassVar[bool] = True
-    """Whether a sample's view shows that sample alone, so that what a teacher says of it can be kept."""
+    """Whether a sample's view shows only that sample, so that a teacher's output on it can be cached."""
 
     def show(
         self, batch: Batch, raw: Batch | None, augment: Callable[[Tensor, Tensor, int], Tensor], seed: int, epoch: int
     ) -> Tensor | Batch:
-        """The view of a batch, as inputs or as a batch with labels of its own.
+        """Return the view of a batch, as inputs or as a batch with other labels.
 
         Args:
-            batch: images (B, C, H, W), augmented, not yet normalised, with labels and index.
-            raw: the images that the data set gave for this view, if it shows others than those of ``batch``.
-            augment: of (images, index, epoch), as for the batch itself.
-            seed: of the augmentation.
+            batch: images (B, C, H, W), augmented but not normalized, with labels and index.
+            raw: the images that the data set read for this view, if it shows others than ``batch``.
+            augment: the batch's augmentation, of (images, index, epoch).
+            seed: seed of the augmentation.
             epoch: the epoch number.
         """
         assert batch.index is not None
         return self(batch.inputs, batch.index, seed, epoch)
 
     def __call__(self, images: Tensor, index: Tensor, seed: int, epoch: int) -> Tensor:
-        """The view: (V * B, C, H, W) of the same dtype, the V of one sample side by side.
+        """Return the view, (V * B, C, H, W) of the same dtype, with the V images of a sample in consecutive rows.
 
         Args:
-            images: (B, C, H, W), augmented, not yet normalised.
+            images: (B, C, H, W), augmented but not normalized.
             index: (B,) int64, the samples' positions in their data set.
-            seed: of the augmentation.
+            seed: seed of the augmentation.
             epoch: the epoch number.
         """
         raise NotImplementedError(f"{type(self).__name__} must define __call__().")
@@ -104,10 +104,10 @@ class RandAugment(View):
 
 
 class Mixed(View):
-    """The images of the batch joined two by two, with their own labels and the mix: MixSKD's third view.
+    """The mixed images of the batch, with the original labels and the mix: MixSKD's third view.
 
     Args:
-        mixing: how; ``None`` for ``MixUp(0.4)``.
+        mixing: the kind of mixture; ``None`` for ``MixUp(0.4)``.
     """
 
     of_the_sample = False
@@ -118,7 +118,7 @@ class Mixed(View):
     def show(
         self, batch: Batch, raw: Batch | None, augment: Callable[[Tensor, Tensor, int], Tensor], seed: int, epoch: int
     ) -> Batch:
-        """One mixed image for each of the batch."""
+        """Return one mixed image per image of the batch."""
         assert batch.index is not None
         images, mix = self.mixing(batch.inputs, batch.index, seed, epoch)
         return Batch(images, batch.target, batch.index, mix=mix)

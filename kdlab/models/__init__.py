@@ -1,9 +1,9 @@
 """Networks as plain builder functions, and their weights files.
 
-Every builder works by class path from YAML or the command line, as do torchvision's and ``timm_model``. A network of
-your own needs nothing from kdlab; :func:`with_weights` gives it a weights file. :func:`projected`, :func:`normed`,
-:func:`embedded` and :func:`without_bias` change a network as a method asks for; :class:`Branched` and
-:class:`WithExits` give it further outputs.
+Every builder works by class path in YAML or on the command line, as do torchvision's and ``timm_model``. Users'
+networks need nothing from kdlab; :func:`with_weights` loads a weights file into them. :func:`projected`,
+:func:`normed`, :func:`embedded` and :func:`without_bias` change a network as a method requires; :class:`Branched` and
+:class:`WithExits` add heads.
 """
 
 from kdlab.models.bottleneck import FourStageResNet, cifar_resnet18, cifar_resnet50

@@ -1,4 +1,4 @@
-"""ResNet-18 and ResNet-50 in their form for small images, as in the CIFAR-100 distillation benchmarks."""
+"""ResNet-18 and ResNet-50 for small images, as in the CIFAR-100 distillation benchmarks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlab.errors import InputError
+from kdlab.models.blocks import initialize_convolutions
 from kdlab.models.weights import load_weights
 
 
@@ -26,7 +27,7 @@ class PlainBlock(nn.Module):
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, before, H, W) to (B, width, H/stride, W/stride)."""
+        """Map (B, before, H, W) to (B, width, H/stride, W/stride)."""
         shortcut = self.shortcut(x)
         x = self.relu1(self.bn1(self.conv1(x)))
         x = self.preact(self.bn2(self.conv2(x)) + shortcut)
@@ -35,7 +36,7 @@ class PlainBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolution to four times the width, and a shortcut.
+    """A 1x1, a 3x3 and a 1x1 convolution to four times the width, and a shortcut.
 
     ``preact`` is their sum before the last ReLU, ``relu3`` after it. The 3x3 convolution has the stride.
     """
@@ -55,7 +56,7 @@ class Bottleneck(nn.Module):
         self.relu3 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, before, H, W) to (B, 4 * width, H/stride, W/stride)."""
+        """Map (B, before, H, W) to (B, 4 * width, H/stride, W/stride)."""
         shortcut = self.shortcut(x)
         x = self.relu1(self.bn1(self.conv1(x)))
         x = self.relu2(self.bn2(self.conv2(x)))
@@ -65,7 +66,7 @@ class Bottleneck(nn.Module):
 
 
 def _shortcut(before: int, after: int, stride: int) -> nn.Sequential:
-    """A projection where the size changes, else the input itself (an empty Sequential, which has no keys)."""
+    """Return a projection if the shape changes, else an empty Sequential, which is the identity and has no keys."""
     if stride == 1 and before == after:
         return nn.Sequential()
     return nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
@@ -83,7 +84,7 @@ class FourStageResNet(nn.Module):
 
     Args:
         blocks: blocks in each of the four stages.
-        bottleneck: blocks of 1x1, 3x3 and 1x1 convolution with four times the channels, instead of two 3x3.
+        bottleneck: whether blocks are 1x1, 3x3 and 1x1 convolutions with four times the channels, instead of two 3x3.
         num_classes: K, the number of logits.
         in_channels: channels of the images.
 
@@ -91,13 +92,13 @@ class FourStageResNet(nn.Module):
         input (B, in_channels, H, W) of any size; output (B, K).
 
     Raises:
-        InputError: the blocks are not those of four stages.
+        InputError: ``blocks`` does not give four stages of at least one block each.
     """
 
     def __init__(self, blocks: Sequence[int], bottleneck: bool, num_classes: int = 100, in_channels: int = 3) -> None:
         super().__init__()
         if len(blocks) != 4 or min(blocks) < 1:
-            raise InputError(f"This ResNet needs the number of blocks of four stages, at least 1 each, not {blocks!r}.")
+            raise InputError(f"blocks must be four numbers of at least 1, one per stage, not {blocks!r}.")
         factor = 4 if bottleneck else 1
         self.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
@@ -107,12 +108,10 @@ class FourStageResNet(nn.Module):
         self.layer3 = _stage(blocks[2], 128 * factor, 256, 2, bottleneck)
         self.layer4 = _stage(blocks[3], 256 * factor, 512, 2, bottleneck)
         self.linear = nn.Linear(512 * factor, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialize_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, K) of images (B, in_channels, H, W)."""
+        """Return the logits (B, K) of images (B, in_channels, H, W)."""
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         logits: Tensor = self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
@@ -120,23 +119,25 @@ class FourStageResNet(nn.Module):
 
 
 def _stage(blocks: int, before: int, width: int, stride: int, bottleneck: bool) -> nn.Sequential:
-    """Blocks of one width; the first one has the stride."""
+    """Return the blocks of one stage; the first one has the stride."""
     block, after = (Bottleneck, 4 * width) if bottleneck else (PlainBlock, width)
     return nn.Sequential(block(before, width, stride), *(block(after, width, 1) for _ in range(blocks - 1)))
 
 
 def cifar_resnet18(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> FourStageResNet:
-    """The :class:`FourStageResNet` of two plain blocks a stage: 11,220,132 parameters for 100 classes.
+    """Build ResNet-18, a :class:`FourStageResNet` of two plain blocks per stage.
+
+    It has 11,220,132 parameters for 100 classes.
 
     He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv 1512.03385; in the form
-    for small images (3x3 stem, no max-pooling) and with the initialisation (Kaiming, fan out) of the code of Tian,
-    Krishnan and Isola, "Contrastive Representation Distillation", ICLR 2020, arXiv 1910.10699. Maps of 64, 128, 256
-    and 512 channels; before the stages' last ReLU: ``layer1.1.preact`` to ``layer4.1.preact``.
+    for small images (3x3 stem, no max-pooling) and with the initialization (Kaiming, fan out) of the code of Tian,
+    Krishnan and Isola, "Contrastive Representation Distillation", ICLR 2020, arXiv 1910.10699. The stages
+    have 64, 128, 256 and 512 channels; the taps before their last ReLU are ``layer1.1.preact`` to ``layer4.1.preact``.
 
     Args:
         num_classes: number of logits (200 for the Tiny-ImageNet teacher of mdistiller).
         in_channels: channels of the images (1 for MNIST and digits).
-        weights: a file for :func:`kdlab.models.load_weights`; published teachers load as they are.
+        weights: a weights file, see :func:`kdlab.models.load_weights`; published teachers load unchanged.
 
     Raises:
         InputError: the weights do not fit.
@@ -146,10 +147,11 @@ def cifar_resnet18(num_classes: int = 100, in_channels: int = 3, weights: str | 
 
 
 def cifar_resnet50(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> FourStageResNet:
-    """The :class:`FourStageResNet` of 3, 4, 6 and 3 bottlenecks: 23,705,252 parameters for 100 classes.
+    """Build ResNet-50, a :class:`FourStageResNet` of 3, 4, 6 and 3 bottlenecks.
 
-    Maps of 256, 512, 1024 and 2048 channels; before the stages' last ReLU: ``layer1.2.preact``, ``layer2.3.preact``,
-    ``layer3.5.preact``, ``layer4.2.preact``. Paper, arguments and errors as for :func:`cifar_resnet18`.
+    It has 23,705,252 parameters for 100 classes. The stages have 256, 512, 1024 and 2048 channels; the taps before
+    their last ReLU are ``layer1.2.preact``, ``layer2.3.preact``, ``layer3.5.preact`` and ``layer4.2.preact``. Paper,
+    arguments and errors as for :func:`cifar_resnet18`.
     """
     network = FourStageResNet((3, 4, 6, 3), True, num_classes, in_channels)
     return network if weights is None else load_weights(network, weights)

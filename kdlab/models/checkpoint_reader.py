@@ -1,4 +1,4 @@
-"""Tensors by name out of a weights file of any common layout, without running code that the file carries."""
+"""Reading named tensors from a weights file of any common layout, without running code in the file."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from torch import Tensor
 
 from kdlab.errors import InputError
 
-# The number at the start of what torch.save wrote before version 1.6; later files are zip archives.
+# The magic number of torch.save before version 1.6; later files are zip archives.
 _OLD_TORCH = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 
-# Where training codes keep the weights in a larger dictionary, the surest name first.
+# Keys under which training codes store the weights in a larger dictionary, the most specific first.
 _WRAPPINGS = ("state_dict", "model", "model_state_dict", "student", "network", "net")
 
 
 class _Ignored:
-    """Stands in for a harmless object beside the weights (options, an accuracy); it keeps nothing and does nothing."""
+    """A placeholder for a harmless object beside the weights (options, an accuracy), without state or behavior."""
 
     def __init__(self, *args: object) -> None:
         pass
@@ -33,10 +33,10 @@ class _Ignored:
 
 
 class _IgnoredNumber(_Ignored):
-    """The same for a numpy number, which a pickle makes by a call."""
+    """A placeholder for a numpy scalar, which a pickle creates by a function call."""
 
 
-# Names in a pickle that kdlab reads as nothing. None of the real objects is created.
+# Names in a pickle that kdlab replaces by placeholders. None of the real objects is created.
 _IGNORED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (_Ignored, "argparse.Namespace"),
     (_Ignored, "numpy.dtype"),
@@ -46,13 +46,14 @@ _IGNORED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weights file on the CPU, by the names in the file, out of whatever dictionary holds them.
+    """Return the tensors of a weights file on the CPU by name, from whatever dictionary holds them.
 
     Raises:
-        InputError: there is no such file, it is not a weights file, it is damaged, or its pickle holds other objects.
+        InputError: there is no such file, it is not a weights file, it is damaged, or its pickle contains other
+            objects.
     """
     start = _start(path)
-    if start[8:9] == b"{":  # safetensors: eight bytes of length, then JSON
+    if start[8:9] == b"{":  # safetensors: the length in eight bytes, then JSON
         try:
             return load_file(path)
         except SafetensorError as error:
@@ -74,6 +75,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _start(path: Path) -> bytes:
+    """Return the first bytes of a file."""
     try:
         with path.open("rb") as file:
             start = file.read(64)
@@ -95,7 +97,7 @@ def _unpickle(path: Path) -> Any:
         with torch.serialization.safe_globals(_IGNORED):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise almost anything
-        raise _refusal(path, error) from error
+        raise _load_error(path, error) from error
     wrong = _wrong_checksums(path)
     if wrong:
         raise _damaged(path, f"the checksum of {wrong[0]} is wrong")
@@ -103,7 +105,7 @@ def _unpickle(path: Path) -> Any:
 
 
 def _wrong_checksums(path: Path) -> list[str]:
-    """Records of a zip archive that changed since they were written, which ``torch.load`` does not look for."""
+    """Return the records of a zip archive whose checksum is wrong, which ``torch.load`` does not verify."""
     if not zipfile.is_zipfile(path):
         return []
     wrong = []
@@ -120,18 +122,18 @@ def _wrong_checksums(path: Path) -> list[str]:
     return wrong
 
 
-def _refusal(path: Path, error: Exception) -> InputError:
-    """What ``torch.load`` refused, in a person's words."""
+def _load_error(path: Path, error: Exception) -> InputError:
+    """Return the user error for an exception of ``torch.load``."""
     text = str(error)
     if "TorchScript" in text:
         return InputError(
             f"Weights file {str(path)!r} is a TorchScript program, which kdlab does not run: "
-            "save the network's state_dict() and give that."
+            "save the network's state_dict() instead."
         )
-    found = re.search(r"(?:GLOBAL|unrecognized function) (\S+)", text)
-    if found:
+    match = re.search(r"(?:GLOBAL|unrecognized function) (\S+)", text)
+    if match:
         return InputError(
-            f"Weights file {str(path)!r} holds more than tensors (a pickled {found[1]}), and kdlab refuses to run code "
+            f"Weights file {str(path)!r} holds more than tensors (a pickled {match[1]}), and kdlab refuses to run code "
             "from a weights file: save the network's state_dict() alone with torch.save or save_weights."
         )
     if zipfile.is_zipfile(path):
@@ -155,7 +157,7 @@ def _damaged(path: Path, reason: object) -> InputError:
 
 
 def _tensors_in(content: Any, path: Path) -> dict[str, Tensor]:
-    """The first dictionary of tensors, looked for under the usual names before ``content`` itself."""
+    """Return the first dictionary of tensors; the usual keys are searched before ``content`` itself."""
     while isinstance(content, Mapping):
         inner = next((content[name] for name in _WRAPPINGS if _holds_tensors(content.get(name))), None)
         if inner is None:
@@ -176,5 +178,5 @@ def _tensors_in(content: Any, path: Path) -> dict[str, Tensor]:
 
 def _holds_tensors(value: Any) -> bool:
     return isinstance(value, Mapping) and any(
-        isinstance(each, Tensor) or _holds_tensors(each) for each in value.values()
+        isinstance(item, Tensor) or _holds_tensors(item) for item in value.values()
     )

@@ -1,4 +1,4 @@
-"""Where a network can be cut: what is registered around a layer, and what stands for the layers before it."""
+"""Cutting a network at a layer: the layers around it, and replays of the layers before it."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from kdlab.models.surgery import layer_of
 
 
 class Around(NamedTuple):
-    """The layers beside one layer and beside those that hold it, in the order in which they are registered."""
+    """The layers beside a layer and beside the modules that contain it, in order of registration."""
 
     before: tuple[str, ...]
     after: tuple[str, ...]
     holders: tuple[str, ...]
 
     def parameters(self, network: nn.Module) -> Iterator[nn.Parameter]:
-        """Parameters of the network that belong to none of these layers."""
+        """Yield the parameters that the containing modules hold outside of any layer."""
         for name in self.holders:
             yield from network.get_submodule(name).parameters(recurse=False)
 
 
 def around(network: nn.Module, layer: str) -> Around:
-    """What is registered before and after a layer; lists of layers, which are never called, are taken apart.
+    """Return what is registered before and after a layer.
+
+    ``ModuleList`` and ``ModuleDict``, which are never called, are replaced by their elements.
 
     Raises:
         InputError: there is no such layer.
@@ -49,6 +51,7 @@ def around(network: nn.Module, layer: str) -> Around:
 
 
 def _called(network: nn.Module, names: Sequence[str]) -> Iterator[str]:
+    """Yield the names with containers replaced by their elements."""
     for name in names:
         module = network.get_submodule(name)
         if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
@@ -58,33 +61,34 @@ def _called(network: nn.Module, names: Sequence[str]) -> Iterator[str]:
 
 
 class Replay(nn.Module):
-    """Stands in a branch for a layer of the trunk: before the fork it gives again what that layer has given.
+    """A placeholder in a branch for a layer of the trunk, which returns that layer's recorded outputs again.
 
-    After the fork it is a copy of the layer, if the layer has neither parameters nor buffers (an activation that serves
-    in many places).
+    After the fork it acts as a copy of the layer if the layer has neither parameters nor buffers (an activation that is
+    used in many places).
     """
 
     def __init__(self, name: str, layer: nn.Module) -> None:
         super().__init__()
         self.name = name
-        stateless = next(layer.parameters(), None) is None and next(layer.buffers(), None) is None
-        self.own = copy.deepcopy(layer) if stateless else None
-        self.kept: list[Any] = []
+        has_state = has_parameters(layer) or next(layer.buffers(), None) is not None
+        # The names of these attributes enter the teacher cache's key.
+        self.own = None if has_state else copy.deepcopy(layer)
+        self.kept: list[Any] = []  # outputs of the layer in this forward, first to last
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the layer gave."""
+        """Return the layer's next recorded output."""
         if self.kept:
             return self.kept.pop(0)
         if self.own is None:
-            raise InputError(f"Layer {self.name!r} runs before the fork and after it too: name another fork.")
+            raise InputError(f"Layer {self.name!r} runs both before and after the fork: choose another fork.")
         return self.own(*args, **kwargs)
 
 
 @contextmanager
 def hooked(network: nn.Module, name: str, kind: str, hook: Callable[..., Any]) -> Iterator[None]:
-    """A forward or forward_pre hook on one layer, for as long as the block runs.
+    """Register a forward or forward_pre hook on one layer while the block runs.
 
-    What it changes before the layer runs, an :class:`~kdlab.outputs.Observer` of that layer sees changed.
+    A forward_pre hook runs first, so an :class:`~kdlab.outputs.Observer` of the layer sees what it changed.
     """
     handle = getattr(network.get_submodule(name), f"register_{kind}_hook")(hook, prepend=kind == "forward_pre")
     try:
@@ -94,14 +98,14 @@ def hooked(network: nn.Module, name: str, kind: str, hook: Callable[..., Any]) -
 
 
 def has_parameters(module: nn.Module) -> bool:
-    """Whether there is anything to train in a layer."""
+    """Return whether a layer has parameters."""
     return next(module.parameters(), None) is not None
 
 
 def cloned(value: Any) -> Any:
-    """The same tensors in memory of their own, in whatever holds them."""
+    """Return copies of the tensors in a value, in the same containers."""
     if isinstance(value, Tensor):
         return value.clone()
     if isinstance(value, Mapping):
-        return {key: cloned(each) for key, each in value.items()}
+        return {key: cloned(part) for key, part in value.items()}
     return tuple(map(cloned, value)) if isinstance(value, (tuple, list)) else value

@@ -1,4 +1,4 @@
-"""A network with exits: after some of its layers an adapter, a pooling and a classifier, which serve in training."""
+"""A network with early exits: an adapter, a pooling and a classifier after some of its layers."""
 
 from __future__ import annotations
 
@@ -13,49 +13,51 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlab.errors import InputError, nearest
+from kdlab.models.blocks import initialize_convolutions
 from kdlab.models.cutting import around, hooked
+from kdlab.models.multi_head import MultiHead
 from kdlab.models.resnet import BasicBlock
 from kdlab.models.surgery import replace
 from kdlab.models.weights import load_weights
-from kdlab.outputs import Head, Outputs, classifier_of, logits_of, observe
+from kdlab.outputs import Outputs, logits_of, observe
 
 
-class WithExits(nn.Module):
+class WithExits(MultiHead):
     """A network that also classifies after some of its earlier layers: the students of BYOT and DKS.
 
-    ``network`` is the given network, with its own names; it is the main head, named ``""``. ``exit1``, ``exit2``, ...
-    are the other heads, one for each of ``layers``: an ``adapter`` that brings the layer's map to the channels and the
-    size of the deepest map, a global average pooling, and a linear ``classifier``.
+    ``network`` is the wrapped network with unchanged layer names; it is the main head, named ``""``. ``exit1``,
+    ``exit2``, ... are the other heads, one per entry of ``layers``: an ``adapter`` that brings the layer's map to the
+    channels and the size of the deepest map, a global average pooling, and a linear ``classifier``.
 
-    A loss that names the layer ``"feature"`` gets the deepest map of the network, or the adapter's of an exit;
+    A loss that names the layer ``"feature"`` gets the deepest map of the network, or the adapter's output of an exit;
     ``"exit.classifier"`` is a part of the exit, and any other name is a layer of the network.
 
     Recipe: exits after every stage but the last. BYOT pulls the exits to the deepest head, DKS all heads to each other.
 
     Papers: L. Zhang, J. Song, A. Gao, J. Chen, C. Bao, K. Ma, "Be Your Own Teacher: Improve the Performance of
     Convolutional Neural Networks via Self Distillation", ICCV 2019, arXiv 1905.08094; it calls the adapters bottleneck
-    layers without giving them, and ``"bottleneck"`` is that of the code by Y. Luan (pytorch-be-your-own-teacher): 1 x 1
-    to a quarter of the channels, k x k with stride k, 1 x 1 to all, each with batch normalisation and ReLU. That code
-    compares the pooled feature, here the map is to be tapped. D. Sun, A. Yao, A. Zhou, H. Zhao, "Deeply-supervised
+    layers without defining them, and ``"bottleneck"`` is that of the code by Y. Luan (pytorch-be-your-own-teacher): 1 x
+    1 to a quarter of the channels, k x k with stride k, 1 x 1 to all, each with batch normalization and ReLU. That code
+    compares the pooled feature; here the map is to be tapped. D. Sun, A. Yao, A. Zhou, H. Zhao, "Deeply-supervised
     Knowledge Synergy", CVPR 2019, arXiv 1906.00675; its exits repeat the network's later stages, for which ``"stages"``
-    has one residual block a halving, as the BYOT of Self-KD-Lib (whose blocks activate first, as its network's do).
+    has one residual block per halving, as the BYOT of Self-KD-Lib (with pre-activation blocks, as its network's).
 
     Args:
         network: any convolutional network.
-        layers: the layers with an exit, whose maps are (B, C, H, W).
-        like: the layer that gives the deepest map.
-        adapter: ``"bottleneck"``, or ``"stages"``: one residual block for every halving, which doubles the channels at
-            most up to the deepest map's.
-        image: channels, height and width of an image, of which the sizes follow in one forward.
-        weights: a file for :func:`kdlab.models.load_weights`, of the network with its exits.
+        layers: the layers with an exit; each returns a map (B, C, H, W).
+        like: the layer that returns the deepest map.
+        adapter: ``"bottleneck"``, or ``"stages"``: one residual block per halving, which doubles the channels at most
+            up to the deepest map's.
+        image: channels, height and width of an image, from which one forward infers the maps' sizes.
+        weights: a weights file of the network with its exits, see :func:`kdlab.models.load_weights`.
 
     Shapes:
         input: (B, ...), as the network's.
         output: a dict of logits (B, K): ``"logits"`` of the network, then ``"exit1"``, ``"exit2"``, ...
 
     Raises:
-        InputError: no such layer or adapter, a layer without a map, or one whose map the adapter cannot bring to the
-            deepest size; weights that do not fit.
+        InputError: a layer or the adapter does not exist, a layer does not return a map, the adapter cannot bring a map
+            to the deepest size, or the weights do not fit.
 
     >>> from kdlab.models import resnet8
     >>> network = WithExits(resnet8(num_classes=10), layers=["layer1", "layer2"], like="layer3")
@@ -83,34 +85,30 @@ class WithExits(nn.Module):
         self.network = network
         seen = _probe(network, self.image, [*self.layers, like])
         classes, deepest = seen.logits.shape[-1], _map(seen.layers[-1], like)
-        # A network of another device or precision gets exits of the same.
-        for number, (name, value) in enumerate(zip(self.layers, seen.layers, strict=False), 1):
-            exit_ = Exit(ADAPTERS[adapter](name, _map(value, name), deepest), deepest.shape[1], classes)
-            self.add_module(f"exit{number}", exit_.to(deepest))
+        for head, layer, value in zip(self._exit_names(), self.layers, seen.layers, strict=False):
+            exit_ = Exit(ADAPTERS[adapter](layer, _map(value, layer), deepest), deepest.shape[1], classes)
+            self.add_module(head, exit_.to(deepest))  # the network's device and dtype
         if weights is not None:
             load_weights(self, weights)
 
     def forward(self, inputs: Any) -> dict[str, Tensor]:
-        """The logits of every head."""
-        kept: dict[str, Tensor] = {}
+        """Return the logits of every head."""
+        maps: dict[str, Tensor] = {}
         with ExitStack() as hooks:
             for layer in self.layers:
-                hooks.enter_context(hooked(self.network, layer, "forward", partial(_keep, kept, layer)))
+                hooks.enter_context(hooked(self.network, layer, "forward", partial(_record, maps, layer)))
             logits = {"logits": logits_of(self.network(inputs))}
-        for number, layer in enumerate(self.layers, 1):
-            if layer not in kept:
-                raise InputError(f"Layer {layer!r} did not run in this forward, so its exit has nothing to read.")
-            logits[f"exit{number}"] = self.get_submodule(f"exit{number}")(kept[layer])
+        for head, layer in zip(self._exit_names(), self.layers, strict=True):
+            if layer not in maps:
+                raise _not_run(layer)
+            logits[head] = self.get_submodule(head)(maps[layer])
         return logits
 
-    @property
-    def heads(self) -> dict[str, Head]:
-        """The heads by name, as :func:`kdlab.outputs.heads_of` finds them."""
-        heads = {"": Head(classifier_of(self.network), partial(self._layer, ""))}
-        for number in range(1, len(self.layers) + 1):
-            name = f"exit{number}"
-            heads[name] = Head(self.get_submodule(f"{name}.classifier"), partial(self._layer, name))
-        return heads
+    def _exit_names(self) -> list[str]:
+        return [f"exit{number}" for number in range(1, len(self.layers) + 1)]
+
+    def _further_classifiers(self) -> dict[str, nn.Module | None]:
+        return {name: self.get_submodule(f"{name}.classifier") for name in self._exit_names()}
 
     def _layer(self, head: str, name: str) -> str:
         if name == "feature":
@@ -119,32 +117,19 @@ class WithExits(nn.Module):
             return f"{head}.{name.removeprefix('exit.')}"
         return f"network.{name}"
 
-    def get_classifier(self) -> nn.Module | None:
-        """The network's classifier."""
-        return classifier_of(self.network)
-
-    def alone(self, head: str = "") -> nn.Module:
-        """A copy of the network without exits, under its own names, or of one exit with the layers that it needs.
-
-        Raises:
-            InputError: there is no such head.
-        """
-        if head not in self.heads:
-            raise InputError(f"There is no head {head!r}; the nearest names are {nearest(head, self.heads)}.")
-        if not head:
-            return copy.deepcopy(self.network)
-        layer = self.layers[int(head.removeprefix("exit")) - 1]
+    def _alone(self, head: str) -> nn.Module:
+        layer = self.layers[self._exit_names().index(head)]
         early = EarlyExit(copy.deepcopy(self.network), layer, copy.deepcopy(self.get_submodule(head)))
-        needed: set[str] = set()
-        others = around(early.network, layer).after
+        called: set[str] = set()
+        later = around(early.network, layer).after
         with ExitStack() as hooks:
-            for name in others:
-                hooks.enter_context(hooked(early.network, name, "forward_pre", partial(_note, needed, name)))
+            for name in later:
+                hooks.enter_context(hooked(early.network, name, "forward_pre", partial(_note, called, name)))
             _probe(early, self.image)
-        for name in others:
-            if name not in needed:
+        for name in later:
+            if name not in called:
                 replace(early.network, name, nn.Identity())
-        early.training = self.training  # the parts keep their own modes
+        early.training = self.training  # the parts keep their modes
         return early
 
 
@@ -155,49 +140,48 @@ class Exit(nn.Module):
         super().__init__()
         self.adapter = adapter
         self.classifier = nn.Linear(width, classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialize_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, K) of a map (B, C, H, W)."""
+        """Return the logits (B, K) of a map (B, C, H, W)."""
         logits: Tensor = self.classifier(F.adaptive_avg_pool2d(self.adapter(x), 1).flatten(1))
         return logits
 
 
 class EarlyExit(nn.Module):
-    """A network that ends at one of its layers, and the exit that reads this layer."""
+    """A network up to one of its layers, and the exit that reads that layer."""
 
     def __init__(self, network: nn.Module, layer: str, exit_: nn.Module) -> None:
         super().__init__()
         self.network, self.layer, self.exit = network, layer, exit_
 
     def forward(self, inputs: Any) -> Tensor:
-        """The exit's logits (B, K); no later layer runs."""
-        kept: dict[str, Tensor] = {}
+        """Return the exit's logits (B, K); no later layer runs."""
+        maps: dict[str, Tensor] = {}
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
-            _keep(kept, self.layer, module, args, output)
+            _record(maps, self.layer, module, args, output)
             raise _Reached
 
         with hooked(self.network, self.layer, "forward", leave):
             try:
                 self.network(inputs)
             except _Reached:
-                logits: Tensor = self.exit(kept[self.layer])
+                logits: Tensor = self.exit(maps[self.layer])
                 return logits
-        raise InputError(f"Layer {self.layer!r} did not run in this forward, so its exit has nothing to read.")
+        raise _not_run(self.layer)
 
 
 class _Reached(Exception):  # noqa: N818
-    """The layer has run, so the rest of the network need not."""
+    """Ends a forward once the layer of the exit has run."""
 
 
 def _bottleneck(name: str, value: Tensor, like: Tensor) -> nn.Module:
+    """Return the released BYOT adapter from the map ``value`` of layer ``name`` to the shape of ``like``."""
     width = like.shape[1]
-    steps = [max(1, have // want) for have, want in zip(value.shape[2:], like.shape[2:], strict=True)]
-    if [have // step for have, step in zip(value.shape[2:], steps, strict=True)] != list(like.shape[2:]):
-        raise _misfit("bottleneck", name, value, like)
+    steps = [max(1, size // target) for size, target in zip(value.shape[2:], like.shape[2:], strict=True)]
+    if [size // step for size, step in zip(value.shape[2:], steps, strict=True)] != list(like.shape[2:]):
+        raise _mismatch("bottleneck", name, value, like)
     middle, step = max(1, width // 4), (steps[0], steps[1])
     parts: list[nn.Module] = []
     for before, after, kernel in ((value.shape[1], middle, (1, 1)), (middle, middle, step), (middle, width, (1, 1))):
@@ -206,11 +190,12 @@ def _bottleneck(name: str, value: Tensor, like: Tensor) -> nn.Module:
 
 
 def _stages(name: str, value: Tensor, like: Tensor) -> nn.Module:
+    """Return one residual block per halving from the map ``value`` of layer ``name`` to the shape of ``like``."""
     size, channels, count = value.shape[2:], value.shape[1], 0
     while max(size) > max(like.shape[2:]):
-        size, count = torch.Size((each + 1) // 2 for each in size), count + 1
+        size, count = torch.Size((length + 1) // 2 for length in size), count + 1
     if size != like.shape[2:]:
-        raise _misfit("stages", name, value, like)
+        raise _mismatch("stages", name, value, like)
     blocks = []
     for left in range(max(count, 1), 0, -1):
         after = like.shape[1] if left == 1 else min(2 * channels, like.shape[1])
@@ -222,23 +207,28 @@ def _stages(name: str, value: Tensor, like: Tensor) -> nn.Module:
 ADAPTERS: dict[str, Callable[[str, Tensor, Tensor], nn.Module]] = {"bottleneck": _bottleneck, "stages": _stages}
 
 
-def _misfit(adapter: str, name: str, value: Tensor, like: Tensor) -> InputError:
-    have, want = (" x ".join(map(str, each.shape[2:])) for each in (value, like))
+def _mismatch(adapter: str, name: str, value: Tensor, like: Tensor) -> InputError:
+    size, target = (" x ".join(map(str, tensor.shape[2:])) for tensor in (value, like))
     return InputError(
-        f"The adapter {adapter!r} cannot bring the map of layer {name!r} from {have} to {want}: give the size of your "
-        "images as image, or take another layer or adapter."
+        f"The adapter {adapter!r} cannot bring the map of layer {name!r} from {size} to {target}: set image to the "
+        "size of your images, or choose another layer or adapter."
     )
 
 
+def _not_run(layer: str) -> InputError:
+    return InputError(f"Layer {layer!r} did not run in this forward, so its exit has no input: choose another layer.")
+
+
 def _map(value: Tensor, name: str) -> Tensor:
+    """Return ``value`` if it is a map."""
     if value.dim() != 4:
         raise InputError(f"Layer {name!r} gives {tuple(value.shape)}, but an exit needs a map (B, C, H, W).")
     return value
 
 
 def _probe(network: nn.Module, image: Sequence[int], layers: Sequence[str] = ()) -> Outputs:
-    """One forward in eval mode, which leaves nothing behind."""
-    if len(image) != 3 or not all(isinstance(each, int) and each > 0 for each in image):
+    """Return the outputs of one forward in eval mode, which does not change the network."""
+    if len(image) != 3 or not all(isinstance(length, int) and length > 0 for length in image):
         raise InputError(f"image must be channels, height and width, not {tuple(image)!r}.")
     like = next(network.parameters(), torch.zeros(1))
     with _evaluated(network), torch.no_grad():
@@ -247,6 +237,7 @@ def _probe(network: nn.Module, image: Sequence[int], layers: Sequence[str] = ())
 
 @contextmanager
 def _evaluated(network: nn.Module) -> Iterator[None]:
+    """Put the network in eval mode while the block runs."""
     modes = {module: module.training for module in network.modules()}
     try:
         network.eval()
@@ -256,10 +247,10 @@ def _evaluated(network: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _keep(kept: dict[str, Tensor], layer: str, module: nn.Module, args: Any, output: Any) -> None:
+def _record(maps: dict[str, Tensor], layer: str, module: nn.Module, args: Any, output: Any) -> None:
     if not isinstance(output, Tensor):
         raise InputError(f"Layer {layer!r} gives a {type(output).__name__}, but an exit needs a map (B, C, H, W).")
-    kept[layer] = output.clone()  # the next layer may overwrite it in place
+    maps[layer] = output.clone()  # the next layer may overwrite it in place
 
 
 def _note(names: set[str], name: str, module: nn.Module, args: Any) -> None:

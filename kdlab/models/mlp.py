@@ -1,4 +1,4 @@
-"""Fully connected networks, as in the first distillation experiments on MNIST."""
+"""Multilayer perceptrons, as in the first distillation experiments on MNIST."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class MLP(nn.Module):
     (B, width); ``hidden.0.linear`` is the same layer before its ReLU; ``fc`` gives the logits.
 
     Args:
-        in_features: numbers in one input, all axes but the batch's multiplied (784 for MNIST).
+        in_features: values in one input, over all axes but the batch's (784 for MNIST).
         hidden: width of every hidden layer, first to last; empty for a linear classifier.
         num_classes: K, the number of logits.
-        dropout: probability with which a hidden unit is dropped while training.
-        input_dropout: the same for an input.
+        dropout: probability of dropping a hidden unit in training.
+        input_dropout: probability of dropping an input in training.
 
     Shapes:
-        input (B, ...) with ``in_features`` numbers a sample; output (B, K).
+        input (B, ...) with ``in_features`` values per sample; output (B, K).
 
     Raises:
         InputError: an input has another number of features.
@@ -52,10 +52,12 @@ class MLP(nn.Module):
         self.fc = nn.Linear(widths[-1], num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, K) of inputs (B, ...)."""
+        """Return the logits (B, K) of inputs (B, ...)."""
         x = x.flatten(1)
         if x.shape[1] != self.in_features:
-            raise InputError(f"This MLP takes {self.in_features} features a sample, not {x.shape[1]}: set in_features.")
+            raise InputError(
+                f"This MLP takes {self.in_features} features per sample, not {x.shape[1]}: set in_features."
+            )
         x = self.input_dropout(x)
         for layer in self.hidden:
             x = self.dropout(layer(x))
@@ -71,18 +73,18 @@ def mlp(
     input_dropout: float = 0.0,
     weights: str | None = None,
 ) -> MLP:
-    """An :class:`MLP`, with the weights of a file if one is given.
+    """Build an :class:`MLP`.
 
     The defaults are the teacher of Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network",
     NIPS workshop 2014, arXiv 1503.02531 (784-1200-1200-10; its student is ``hidden=[800, 800]``).
 
     Args:
-        in_features: numbers in one input.
+        in_features: values in one input.
         hidden: width of every hidden layer.
         num_classes: number of logits.
         dropout: probability of dropping a hidden unit.
         input_dropout: probability of dropping an input.
-        weights: a file for :func:`kdlab.models.load_weights`.
+        weights: a weights file, see :func:`kdlab.models.load_weights`.
 
     Raises:
         InputError: the weights do not fit.

@@ -1,4 +1,4 @@
-"""MobileNets of the distillation benchmarks: the half-wide second one for CIFAR-100, the first one for ImageNet."""
+"""MobileNets of the distillation benchmarks: V2 of half width for CIFAR-100, V1 for ImageNet."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlab.errors import InputError
+from kdlab.models.blocks import conv_bn_relu, initialize_convolutions
 from kdlab.models.weights import load_weights
 
-# Expansion of a group's blocks (None is the network's), channels at width 1, blocks, stride of the first one.
+# Per group: expansion of its blocks (None: the network's), channels at width 1, number of blocks, first stride.
 _GROUPS = (
     (1, 16, 1, 1),
     (None, 24, 2, 1),
@@ -19,7 +20,7 @@ _GROUPS = (
     (None, 320, 1, 1),
 )
 
-# Channels before and after a pair of depthwise and 1x1 convolution of MobileNetV1, and its stride.
+# Per pair of depthwise and 1x1 convolution of MobileNetV1: channels before, channels after, stride.
 _PAIRS = (
     (32, 64, 1),
     (64, 128, 2),
@@ -33,30 +34,25 @@ _PAIRS = (
 )
 
 
-def _activated(before: int, after: int, kernel: int, stride: int = 1, groups: int = 1) -> tuple[nn.Module, ...]:
-    convolution = nn.Conv2d(before, after, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
-    return convolution, nn.BatchNorm2d(after), nn.ReLU()
-
-
 class InvertedResidual(nn.Module):
-    """1x1 convolution to more channels, depthwise 3x3, and 1x1 to few, without ReLU after the last.
+    """A 1x1 convolution to more channels, a depthwise 3x3 and a 1x1 to few, without ReLU after the last.
 
-    The input is added where the size does not change.
+    The input is added if the shape does not change.
     """
 
     def __init__(self, before: int, after: int, stride: int, expansion: int) -> None:
         super().__init__()
         wide = before * expansion
         self.conv = nn.Sequential(
-            *_activated(before, wide, 1),
-            *_activated(wide, wide, 3, stride, groups=wide),
+            *conv_bn_relu(before, wide, 1),
+            *conv_bn_relu(wide, wide, 3, stride, groups=wide),
             nn.Conv2d(wide, after, 1, bias=False),
             nn.BatchNorm2d(after),
         )
         self.residual = stride == 1 and before == after
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, before, H, W) to (B, after, H/stride, W/stride)."""
+        """Map (B, before, H, W) to (B, after, H/stride, W/stride)."""
         out: Tensor = self.conv(x)
         return x + out if self.residual else out
 
@@ -71,27 +67,24 @@ class MobileNetV2(nn.Module):
     positions. The keys of ``state_dict`` are those of RepDistiller and mdistiller.
 
     Args:
-        expansion: factor on the channels inside the blocks, but for the first, which has 1.
-        width: factor on the channels outside the blocks, rounded down; the 1280 of the last convolution never shrink.
+        expansion: factor on the channels inside the blocks, except for the first, which has 1.
+        width: factor on the channels outside the blocks, rounded down; the last convolution keeps at least 1280.
         num_classes: K, the number of logits.
         in_channels: channels of the images.
 
     Shapes:
-        input (B, in_channels, H, W) of any size (the published form takes 32 x 32 alone); output (B, K).
+        input (B, in_channels, H, W) of any size (the released code takes only 32 x 32); output (B, K).
 
     Raises:
-        InputError: expansion or width leave a layer without channels.
+        InputError: ``expansion`` or ``width`` leaves a layer without channels.
     """
 
     def __init__(self, expansion: int = 6, width: float = 0.5, num_classes: int = 100, in_channels: int = 3) -> None:
         super().__init__()
         if expansion < 1 or int(16 * width) < 1:
-            raise InputError(
-                f"A MobileNetV2 needs an expansion of at least 1 and a width of at least 1/16, not {expansion!r} and "
-                f"{width!r}."
-            )
+            raise InputError(f"expansion must be at least 1 and width at least 1/16, not {expansion!r} and {width!r}.")
         before = int(32 * width)
-        self.conv1 = nn.Sequential(*_activated(in_channels, before, 3, stride=2))
+        self.conv1 = nn.Sequential(*conv_bn_relu(in_channels, before, 3, stride=2))
         self.blocks = nn.ModuleList()
         for factor, channels, count, stride in _GROUPS:
             after, inside = int(channels * width), factor or expansion
@@ -103,17 +96,15 @@ class MobileNetV2(nn.Module):
             )
             before = after
         last = max(1280, int(1280 * width))
-        self.conv2 = nn.Sequential(*_activated(before, last, 1))
+        self.conv2 = nn.Sequential(*conv_bn_relu(before, last, 1))
         classifier = nn.Linear(last, num_classes)
         self.classifier = nn.Sequential(classifier)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialize_convolutions(self)
         nn.init.normal_(classifier.weight, std=0.01)
         nn.init.zeros_(classifier.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, K) of images (B, in_channels, H, W)."""
+        """Return the logits (B, K) of images (B, in_channels, H, W)."""
         x = self.conv1(x)
         for group in self.blocks:
             x = group(x)
@@ -128,7 +119,7 @@ class MobileNetV1(nn.Module):
     Layers to tap, for images of H x W: ``model.3`` (128 channels, H/4 x W/4), ``model.5`` (256, H/8 x W/8),
     ``model.11`` (512, H/16 x W/16) and ``model.13`` (1024, H/32 x W/32) are after their last ReLU, as mdistiller
     compares them; ``model.0`` is the stem (32, H/2 x W/2). The values BEFORE that ReLU are those of the batch
-    normalisation ``model.3.4``, ``model.5.4``, ``model.11.4`` and ``model.13.4``. ``fc`` gives the logits; its input
+    normalization ``model.3.4``, ``model.5.4``, ``model.11.4`` and ``model.13.4``. ``fc`` gives the logits; its input
     is ``model.13`` averaged over all positions. The keys of ``state_dict`` are those of mdistiller.
 
     Args:
@@ -136,42 +127,43 @@ class MobileNetV1(nn.Module):
         in_channels: channels of the images.
 
     Shapes:
-        input (B, in_channels, H, W) of any size (the published form takes 224 x 224 alone); output (B, K).
+        input (B, in_channels, H, W) of any size (the released code takes only 224 x 224); output (B, K).
     """
 
     def __init__(self, num_classes: int = 1000, in_channels: int = 3) -> None:
         super().__init__()
         self.model = nn.Sequential(
-            nn.Sequential(*_activated(in_channels, 32, 3, stride=2)),
+            nn.Sequential(*conv_bn_relu(in_channels, 32, 3, stride=2)),
             *(
-                nn.Sequential(*_activated(before, before, 3, stride, groups=before), *_activated(before, after, 1))
+                nn.Sequential(*conv_bn_relu(before, before, 3, stride, groups=before), *conv_bn_relu(before, after, 1))
                 for before, after, stride in _PAIRS
             ),
         )
         self.fc = nn.Linear(1024, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, K) of images (B, in_channels, H, W)."""
+        """Return the logits (B, K) of images (B, in_channels, H, W)."""
         x = self.model(x)
         logits: Tensor = self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
         return logits
 
 
 def mobilenet_v2_half(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> MobileNetV2:
-    """The :class:`MobileNetV2` of expansion 6 and width 0.5 ("mobile_half"): 812,836 parameters for 100 classes.
+    """Build the :class:`MobileNetV2` of expansion 6 and width 0.5 ("mobile_half").
 
-    Sandler, Howard, Zhu, Zhmoginov and Chen, "MobileNetV2: Inverted Residuals and Linear Bottlenecks", CVPR 2018, arXiv
-    1801.04381; in the form for small images of the code of Tian, Krishnan and Isola, "Contrastive Representation
-    Distillation", ICLR 2020, arXiv 1910.10699. That differs from the paper: ReLU and not ReLU6, stride 1 in the second
-    group, a 1x1 convolution in the block of expansion 1 too, no dropout; convolutions start Kaiming, fan out, the
-    classifier normal with deviation 0.01 and a zero bias. Taps at 32 x 32: ``conv1`` 16 channels 16 x 16, ``blocks.1``
-    12 at 16 x 16, ``blocks.2`` 16 at 8 x 8, ``blocks.4`` 48 at 4 x 4, ``blocks.6`` 160 at 2 x 2. As a student it has a
-    learning rate of 0.01 there, where ResNets and VGGs have 0.05.
+    It has 812,836 parameters for 100 classes. Sandler, Howard, Zhu, Zhmoginov and Chen, "MobileNetV2: Inverted
+    Residuals and Linear Bottlenecks", CVPR 2018, arXiv 1801.04381; in the form for small images of the code of Tian,
+    Krishnan and Isola, "Contrastive Representation Distillation", ICLR 2020, arXiv 1910.10699. Differences from the
+    paper: ReLU instead of ReLU6, stride 1 in the second group, a 1x1 convolution also in the block of expansion 1, no
+    dropout; convolutions are initialized Kaiming, fan out, the classifier normal with standard deviation 0.01 and zero
+    bias. Taps at 32 x 32: ``conv1`` 16 channels 16 x 16, ``blocks.1`` 12 at 16 x 16, ``blocks.2`` 16 at 8 x 8,
+    ``blocks.4`` 48 at 4 x 4, ``blocks.6`` 160 at 2 x 2. That code trains it as a student with a learning rate of 0.01,
+    ResNets and VGGs with 0.05.
 
     Args:
         num_classes: number of logits.
         in_channels: channels of the images (1 for MNIST and digits).
-        weights: a file for :func:`kdlab.models.load_weights`; published files load as they are.
+        weights: a weights file, see :func:`kdlab.models.load_weights`; published files load unchanged.
 
     Raises:
         InputError: the weights do not fit.
@@ -181,16 +173,17 @@ def mobilenet_v2_half(num_classes: int = 100, in_channels: int = 3, weights: str
 
 
 def mobilenet_v1(num_classes: int = 1000, in_channels: int = 3, weights: str | None = None) -> MobileNetV1:
-    """The :class:`MobileNetV1` of full width: 4,231,976 parameters for 1000 classes.
+    """Build the :class:`MobileNetV1` of full width.
 
-    Howard, Zhu, Chen, Kalenichenko, Wang, Weyand, Andreetto and Adam, "MobileNets: Efficient Convolutional Neural
-    Networks for Mobile Vision Applications", 2017, arXiv 1704.04861; the ImageNet student of the code of Zhao, Cui,
-    Song, Qiu and Liang, "Decoupled Knowledge Distillation", CVPR 2022, arXiv 2203.08679, with PyTorch's initialisation.
+    It has 4,231,976 parameters for 1000 classes. Howard, Zhu, Chen, Kalenichenko, Wang, Weyand, Andreetto and Adam,
+    "MobileNets: Efficient Convolutional Neural Networks for Mobile Vision Applications", 2017, arXiv 1704.04861; the
+    ImageNet student of the code of Zhao, Cui, Song, Qiu and Liang, "Decoupled Knowledge Distillation", CVPR 2022, arXiv
+    2203.08679, with PyTorch's initialization.
 
     Args:
         num_classes: number of logits.
         in_channels: channels of the images.
-        weights: a file for :func:`kdlab.models.load_weights`; published files load as they are.
+        weights: a weights file, see :func:`kdlab.models.load_weights`; published files load unchanged.
 
     Raises:
         InputError: the weights do not fit.

@@ -1,4 +1,4 @@
-"""NORM's student: two linear layers after its last map, which hold many copies of the teacher's map in between."""
+"""NORM's student: two linear layers after its last map, with several copies of the teacher's map in between."""
 
 from __future__ import annotations
 
@@ -12,31 +12,33 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kdlab.errors import InputError
+from kdlab.models.blocks import initialize_convolutions
 from kdlab.models.projected import map_of
 from kdlab.models.surgery import head_of, layer_of, positive
 from kdlab.models.weights import load_weights
 
 
 class Normed(nn.Module):
-    """A network whose last map x becomes x + back(expand(x)), both 1 x 1 convolutions with batch normalisation.
+    """A network whose last map x becomes x + back(expand(x)), both 1 x 1 convolutions with batch normalization.
 
-    ``trunk`` is the network, with its own names; ``expand`` gives the map of ``copies * width`` channels to tap;
-    ``back`` returns to the network's channels. There is no nonlinearity, so :meth:`merged` makes one convolution of
-    all four parts for deployment.
+    ``trunk`` is the network with unchanged layer names; ``expand`` outputs the map of ``copies * width`` channels to
+    tap; ``back`` returns to the network's channels. There is no nonlinearity, so :meth:`merged` fuses all four parts
+    into one convolution for deployment.
 
     Args:
-        network: the network; it is changed by a hook on ``layer``.
-        layer: the layer whose map (B, C, H, W) enters the classifier after pooling, C being the classifier's width.
+        network: the network; a hook on ``layer`` changes it.
+        layer: the layer whose map (B, C, H, W) is pooled and classified; C is the classifier's input width.
         width: channels of the teacher's map.
-        copies: how many copies of it the expanded map holds.
-        logit_scale: if given, the logits are normalised (mean 0, variance 1 over the classes) and multiplied by it, as
-            the released code does with 2.5 in training and in testing.
+        copies: number of copies of the teacher's map in the expanded map.
+        logit_scale: if not ``None``, the logits are normalized (mean 0, variance 1 over the classes) and multiplied by
+            it, as the released code does with 2.5 in training and testing.
 
     Shapes:
         input, output: as the network's.
 
     Raises:
-        InputError: no linear classifier, no such layer, a number out of range; a layer that gives no such map.
+        InputError: there is no linear classifier or no such layer, or a number is out of range; at the first forward,
+            the layer does not return such a map.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class Normed(nn.Module):
         self.trunk = network
         self.expand: nn.Module = _linear(self.channels, expanded)
         self.back: nn.Module = _linear(expanded, self.channels)
-        layer_of(network, layer).register_forward_hook(self._add)  # a method: copies add the copy's own layers
+        layer_of(network, layer).register_forward_hook(self._add)  # deepcopy rebinds a method to the copy
 
     def _add(self, module: nn.Module, args: Any, output: Any) -> Tensor:
         value = map_of(output, self.layer, self.channels)
@@ -59,7 +61,7 @@ class Normed(nn.Module):
         return out
 
     def forward(self, inputs: Any) -> Any:
-        """The network's output, with the changed map."""
+        """Return the network's output with the changed map."""
         out = self.trunk(inputs)
         if self.logit_scale is None:
             return out
@@ -67,17 +69,21 @@ class Normed(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> Normed:
-        """A copy that gives the same in eval mode with one 1 x 1 convolution beside the shortcut; not to be trained."""
+        """Return an equivalent copy in eval mode with one 1 x 1 convolution beside the shortcut; do not train it.
+
+        Raises:
+            InputError: the network is merged already.
+        """
         if not isinstance(self.expand, nn.Sequential) or not isinstance(self.back, nn.Sequential):
             raise InputError("This network is merged already.")
         (first, shift), (second, offset) = _as_matrix(self.expand), _as_matrix(self.back)
-        short = copy.deepcopy(self).eval()
+        fused = copy.deepcopy(self).eval()
         convolution = nn.Conv2d(self.channels, self.channels, 1).to(next(self.expand.parameters()))
         convolution.weight.copy_((second @ first)[:, :, None, None])
         assert convolution.bias is not None
         convolution.bias.copy_(second @ shift + offset)
-        short.expand, short.back = convolution, nn.Identity()
-        return short.eval()
+        fused.expand, fused.back = convolution, nn.Identity()
+        return fused.eval()
 
 
 def normed(
@@ -88,19 +94,23 @@ def normed(
     logit_scale: float | None = None,
     weights: str | None = None,
 ) -> Normed:
-    """:class:`Normed` by class path: the student of NORM.
+    """Build :class:`Normed`, the student of NORM.
 
-    X. Liu, L. Li, C. Li, A. Yao, "NORM: Knowledge Distillation via N-to-One Representation Matching", ICLR 2023. The
-    layer ``expand`` is what :class:`kdlab.losses.NORM` reads. The new convolutions are drawn as in the released code
+    X. Liu, L. Li, C. Li, A. Yao, "NORM: Knowledge Distillation via N-to-One Representation Matching", ICLR 2023.
+    :class:`kdlab.losses.NORM` reads the layer ``expand``. The new convolutions are initialized as in the released code
     (Kaiming, fan out).
 
     Args:
-        network, layer, width, copies, logit_scale: as for :class:`Normed`; ``layer3`` for kdlab's ResNets, and ``relu``
-            for its wide ones.
-        weights: a file for :func:`kdlab.models.load_weights`, of the whole student before :meth:`Normed.merged`.
+        network: the network; a hook on ``layer`` changes it.
+        layer: the layer whose map is pooled and classified: ``layer3`` for kdlab's ResNets, ``relu`` for its wide ones.
+        width: channels of the teacher's map.
+        copies: number of copies of the teacher's map in the expanded map.
+        logit_scale: factor on the normalized logits; ``None`` to leave the logits unchanged.
+        weights: a weights file of the full student before :meth:`Normed.merged`, see
+            :func:`kdlab.models.load_weights`.
 
     Raises:
-        InputError: as for :class:`Normed`; or the weights do not fit.
+        InputError: as for :class:`Normed`, or the weights do not fit.
 
     >>> from kdlab.models import resnet8
     >>> student = normed(resnet8(num_classes=10), layer="layer3", width=256).eval()
@@ -113,13 +123,14 @@ def normed(
 
 
 def _linear(before: int, after: int) -> nn.Sequential:
-    convolution = nn.Conv2d(before, after, 1, bias=False)
-    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-    return nn.Sequential(convolution, nn.BatchNorm2d(after))
+    """Return a 1 x 1 convolution with batch normalization."""
+    layers = nn.Sequential(nn.Conv2d(before, after, 1, bias=False), nn.BatchNorm2d(after))
+    initialize_convolutions(layers)
+    return layers
 
 
 def _as_matrix(part: nn.Sequential) -> tuple[Tensor, Tensor]:
-    """Convolution and normalisation (by running statistics) as one float64 matrix and shift."""
+    """Return convolution and normalization (by running statistics) as one float64 matrix and shift."""
     exact = copy.deepcopy(part).double().eval()
     fused = fuse_conv_bn_eval(cast(nn.Conv2d, exact[0]), cast(nn.BatchNorm2d, exact[1]))
     assert fused.bias is not None

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlab.errors import InputError
+from kdlab.models.blocks import initialize_convolutions
 from kdlab.models.weights import load_weights
 
 
@@ -28,7 +29,7 @@ class BasicBlock(nn.Module):
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, before, H, W) to (B, after, H/stride, W/stride)."""
+        """Map (B, before, H, W) to (B, after, H/stride, W/stride)."""
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu1(self.bn1(self.conv1(x)))
         x = self.preact(self.bn2(self.conv2(x)) + shortcut)
@@ -46,7 +47,7 @@ class ResNet(nn.Module):
     ``preact`` has no parameters: the keys of ``state_dict`` are those of RepDistiller and mdistiller.
 
     Args:
-        depth: 6n+2 for n blocks a stage.
+        depth: 6n+2 for n blocks per stage.
         widths: channels of the stem and of the three stages.
         num_classes: K, the number of logits.
         in_channels: channels of the images.
@@ -55,7 +56,7 @@ class ResNet(nn.Module):
         input (B, in_channels, H, W) of any size (the last map is averaged over all positions); output (B, K).
 
     Raises:
-        InputError: the depth is not 6n+2, or the widths are not four.
+        InputError: the depth is not 6n+2, or there are not four widths.
     """
 
     def __init__(self, depth: int, widths: Sequence[int], num_classes: int = 100, in_channels: int = 3) -> None:
@@ -72,12 +73,10 @@ class ResNet(nn.Module):
         self.layer2 = _stage(blocks, widths[1], widths[2], stride=2)
         self.layer3 = _stage(blocks, widths[2], widths[3], stride=2)
         self.fc = nn.Linear(widths[3], num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialize_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, K) of images (B, in_channels, H, W)."""
+        """Return the logits (B, K) of images (B, in_channels, H, W)."""
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         logits: Tensor = self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
@@ -85,29 +84,32 @@ class ResNet(nn.Module):
 
 
 def _stage(blocks: int, before: int, after: int, stride: int) -> nn.Sequential:
+    """Return the blocks of one stage; the first one has the stride."""
     return nn.Sequential(
         BasicBlock(before, after, stride), *(BasicBlock(after, after, stride=1) for _ in range(blocks - 1))
     )
 
 
 def _build(depth: int, width: int, num_classes: int, in_channels: int, weights: str | None) -> ResNet:
-    """``width`` multiplies 16, 32, 64; the stem of a network of several widths is doubled once (32 channels)."""
+    """Build a ResNet with 16, 32 and 64 channels times ``width``, and a stem of 32 channels if ``width`` is not 1."""
     stem = 16 if width == 1 else 32
     network = ResNet(depth, [stem, 16 * width, 32 * width, 64 * width], num_classes, in_channels)
     return network if weights is None else load_weights(network, weights)
 
 
 def resnet8(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> ResNet:
-    """The :class:`ResNet` of depth 8 and widths 16, 32, 64: 83,892 parameters for 100 classes.
+    """Build ResNet-8, the :class:`ResNet` of depth 8 and widths 16, 32, 64.
+
+    It has 83,892 parameters for 100 classes.
 
     He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv 1512.03385; with the
-    projection shortcuts and the initialisation (Kaiming, fan out) of the code of Tian, Krishnan and Isola, "Contrastive
-    Representation Distillation", ICLR 2020, arXiv 1910.10699. The other ResNets here are built the same way.
+    projection shortcuts and the initialization (Kaiming, fan out) of the code of Tian, Krishnan and Isola, "Contrastive
+    Representation Distillation", ICLR 2020, arXiv 1910.10699. The other ResNets of this module are built the same way.
 
     Args:
         num_classes: number of logits.
         in_channels: channels of the images (1 for MNIST and digits).
-        weights: a file for :func:`kdlab.models.load_weights`; published teachers load as they are.
+        weights: a weights file, see :func:`kdlab.models.load_weights`; published teachers load unchanged.
 
     Raises:
         InputError: the weights do not fit.
@@ -116,64 +118,72 @@ def resnet8(num_classes: int = 100, in_channels: int = 3, weights: str | None = 
 
 
 def resnet14(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> ResNet:
-    """The :class:`ResNet` of depth 14 and widths 16, 32, 64: 181,108 parameters for 100 classes.
+    """Build ResNet-14, the :class:`ResNet` of depth 14 and widths 16, 32, 64.
 
-    Before the stages' last ReLU: ``layer1.1.preact``, ``layer2.1.preact``, ``layer3.1.preact``. See resnet8.
+    It has 181,108 parameters for 100 classes. Taps before the last ReLUs: ``layer1.1.preact``, ``layer2.1.preact``,
+    ``layer3.1.preact``. Paper, arguments and errors as for :func:`resnet8`.
     """
     return _build(14, 1, num_classes, in_channels, weights)
 
 
 def resnet20(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> ResNet:
-    """The :class:`ResNet` of depth 20 and widths 16, 32, 64: 278,324 parameters for 100 classes.
+    """Build ResNet-20, the :class:`ResNet` of depth 20 and widths 16, 32, 64.
 
-    Before the stages' last ReLU: ``layer1.2.preact``, ``layer2.2.preact``, ``layer3.2.preact``. See resnet8.
+    It has 278,324 parameters for 100 classes. Taps before the last ReLUs: ``layer1.2.preact``, ``layer2.2.preact``,
+    ``layer3.2.preact``. Paper, arguments and errors as for :func:`resnet8`.
     """
     return _build(20, 1, num_classes, in_channels, weights)
 
 
 def resnet32(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> ResNet:
-    """The :class:`ResNet` of depth 32 and widths 16, 32, 64: 472,756 parameters for 100 classes.
+    """Build ResNet-32, the :class:`ResNet` of depth 32 and widths 16, 32, 64.
 
-    Before the stages' last ReLU: ``layer1.4.preact``, ``layer2.4.preact``, ``layer3.4.preact``. See resnet8.
+    It has 472,756 parameters for 100 classes. Taps before the last ReLUs: ``layer1.4.preact``, ``layer2.4.preact``,
+    ``layer3.4.preact``. Paper, arguments and errors as for :func:`resnet8`.
     """
     return _build(32, 1, num_classes, in_channels, weights)
 
 
 def resnet44(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> ResNet:
-    """The :class:`ResNet` of depth 44 and widths 16, 32, 64: 667,188 parameters for 100 classes.
+    """Build ResNet-44, the :class:`ResNet` of depth 44 and widths 16, 32, 64.
 
-    Before the stages' last ReLU: ``layer1.6.preact``, ``layer2.6.preact``, ``layer3.6.preact``. See resnet8.
+    It has 667,188 parameters for 100 classes. Taps before the last ReLUs: ``layer1.6.preact``, ``layer2.6.preact``,
+    ``layer3.6.preact``. Paper, arguments and errors as for :func:`resnet8`.
     """
     return _build(44, 1, num_classes, in_channels, weights)
 
 
 def resnet56(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> ResNet:
-    """The :class:`ResNet` of depth 56 and widths 16, 32, 64: 861,620 parameters for 100 classes.
+    """Build ResNet-56, the :class:`ResNet` of depth 56 and widths 16, 32, 64.
 
-    Before the stages' last ReLU: ``layer1.8.preact``, ``layer2.8.preact``, ``layer3.8.preact``. See resnet8.
+    It has 861,620 parameters for 100 classes. Taps before the last ReLUs: ``layer1.8.preact``, ``layer2.8.preact``,
+    ``layer3.8.preact``. Paper, arguments and errors as for :func:`resnet8`.
     """
     return _build(56, 1, num_classes, in_channels, weights)
 
 
 def resnet110(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> ResNet:
-    """The :class:`ResNet` of depth 110 and widths 16, 32, 64: 1,736,564 parameters for 100 classes.
+    """Build ResNet-110, the :class:`ResNet` of depth 110 and widths 16, 32, 64.
 
-    Before the stages' last ReLU: ``layer1.17.preact``, ``layer2.17.preact``, ``layer3.17.preact``. See resnet8.
+    It has 1,736,564 parameters for 100 classes. Taps before the last ReLUs: ``layer1.17.preact``, ``layer2.17.preact``,
+    ``layer3.17.preact``. Paper, arguments and errors as for :func:`resnet8`.
     """
     return _build(110, 1, num_classes, in_channels, weights)
 
 
 def resnet8x4(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> ResNet:
-    """The :class:`ResNet` of depth 8 and widths 64, 128, 256 (stem 32): 1,233,540 parameters for 100 classes.
+    """Build the :class:`ResNet` of depth 8 and widths 64, 128, 256, with a stem of 32 channels.
 
-    Before the stages' last ReLU: ``layer1.0.preact``, ``layer2.0.preact``, ``layer3.0.preact``. See resnet8.
+    It has 1,233,540 parameters for 100 classes. Taps before the last ReLUs: ``layer1.0.preact``, ``layer2.0.preact``,
+    ``layer3.0.preact``. Paper, arguments and errors as for :func:`resnet8`.
     """
     return _build(8, 4, num_classes, in_channels, weights)
 
 
 def resnet32x4(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> ResNet:
-    """The :class:`ResNet` of depth 32 and widths 64, 128, 256 (stem 32): 7,433,860 parameters for 100 classes.
+    """Build the :class:`ResNet` of depth 32 and widths 64, 128, 256, with a stem of 32 channels.
 
-    Before the stages' last ReLU: ``layer1.4.preact``, ``layer2.4.preact``, ``layer3.4.preact``. See resnet8.
+    It has 7,433,860 parameters for 100 classes. Taps before the last ReLUs: ``layer1.4.preact``, ``layer2.4.preact``,
+    ``layer3.4.preact``. Paper, arguments and errors as for :func:`resnet8`.
     """
     return _build(32, 4, num_classes, in_channels, weights)

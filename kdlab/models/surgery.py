@@ -1,4 +1,4 @@
-"""Students that a method changes at their classifier, and what such changes have in common."""
+"""Networks with a changed classifier, and helpers for such changes."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ def embedded(
     num_classes: int | None = None,
     weights: str | None = None,
 ) -> nn.Module:
-    """The network with an embedding of another width: the student of KD++ beside a wider teacher.
+    """Give a network an embedding of another width: the student of KD++ with a wider teacher.
 
-    Its classifier is replaced by batch normalisation, dropout, a linear layer to ``width`` (the new embedding) and a
+    Its classifier is replaced by batch normalization, dropout, a linear layer to ``width`` (the new embedding) and a
     linear classifier, in this order and in the old classifier's place (``fc.norm``, ``fc.embedding``,
-    ``fc.classifier`` where it was ``fc``). The network itself is changed and returned.
+    ``fc.classifier`` if it was ``fc``). The network is changed in place and returned.
 
     Paper: Y. Wang, L. Cheng, M. Duan, Y. Wang, Z. Feng, S. Kong, "Improving Knowledge Distillation via Regularizing
-    Feature Norm and Direction", 2023, arXiv 2305.17007. In the released code the wide embedding serves the loss alone
-    and the classifier still reads the narrow one; here it is the network's embedding, which is what is deployed.
+    Feature Norm and Direction", 2023, arXiv 2305.17007. In the released code only the loss reads the wide embedding
+    and the classifier still reads the narrow one; here the wide one is the network's embedding and is deployed.
 
     Args:
         network: any network whose embedding is read by a linear classifier.
-        width: width of the new embedding, the teacher's.
+        width: width of the new embedding; the teacher's.
         dropout: probability that an entry of the old embedding is dropped in training.
-        num_classes: number of logits; ``None`` is the old classifier's.
-        weights: a file for :func:`kdlab.models.load_weights`, for the changed network.
+        num_classes: number of logits; ``None`` for the old classifier's.
+        weights: a weights file of the changed network, see :func:`kdlab.models.load_weights`.
 
     Raises:
-        InputError: no linear classifier, a number out of range, or weights that do not fit.
+        InputError: there is no linear classifier, a number is out of range, or the weights do not fit.
     """
     old = head_of(network)
     if not 0 <= dropout < 1:
@@ -55,56 +55,56 @@ def embedded(
 
 
 def without_bias(network: nn.Module, weights: str | None = None) -> nn.Module:
-    """The network with a classifier that has no bias: the form that CAT-KD gives to both networks.
+    """Remove the bias of a network's classifier, as CAT-KD does for teacher and student.
 
-    A trained bias is dropped. The network itself is changed and returned.
+    A trained bias is lost. The network is changed in place and returned.
 
     Paper: Z. Guo, H. Yan, H. Li, X. Lin, "Class Attention Transfer Based Knowledge Distillation", CVPR 2023, arXiv
     2304.12777.
 
     Args:
         network: any network whose embedding is read by a linear classifier.
-        weights: a file for :func:`kdlab.models.load_weights`, for the changed network; a file with a bias belongs to
-            ``network`` itself.
+        weights: a weights file of the changed network, see :func:`kdlab.models.load_weights`; load a file with a bias
+            into ``network`` before.
 
     Raises:
-        InputError: no linear classifier, or weights that do not fit.
+        InputError: there is no linear classifier, or the weights do not fit.
     """
     head_of(network).classifier.register_parameter("bias", None)
     return network if weights is None else load_weights(network, weights)
 
 
-class Head(NamedTuple):
+class NamedClassifier(NamedTuple):
     """A network's linear classifier and its name."""
 
     name: str
     classifier: nn.Linear
 
 
-def head_of(network: nn.Module) -> Head:
-    """The linear layer that reads the network's embedding.
+def head_of(network: nn.Module) -> NamedClassifier:
+    """Return the linear layer that reads the network's embedding.
 
     Raises:
-        InputError: there is none that could be replaced.
+        InputError: there is none that can be replaced.
     """
-    found = classifier_of(network)
+    classifier = classifier_of(network)
     names = {id(module): name for name, module in network.named_modules()}
-    if not isinstance(found, nn.Linear) or not names.get(id(found)):
+    if not isinstance(classifier, nn.Linear) or not names.get(id(classifier)):
         raise InputError(f"{type(network).__name__} has no linear layer inside it that reads its embedding.")
-    return Head(names[id(found)], found)
+    return NamedClassifier(names[id(classifier)], classifier)
 
 
 def replace(network: nn.Module, name: str, module: nn.Module) -> None:
-    """Put ``module`` in the place of the layer ``name``."""
+    """Replace the layer ``name`` by ``module``."""
     place, _, last = name.rpartition(".")
     setattr(network.get_submodule(place), last, module)
 
 
 def layer_of(network: nn.Module, name: str) -> nn.Module:
-    """A layer by its name.
+    """Return a layer by its name.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: there is no such layer.
     """
     layers = layer_names(network)
     if name not in layers:
@@ -115,7 +115,11 @@ def layer_of(network: nn.Module, name: str) -> nn.Module:
 
 
 def positive(name: str, value: int) -> int:
-    """``value`` itself if it is a whole number above 0."""
+    """Return ``value`` if it is a whole number above 0.
+
+    Raises:
+        InputError: it is not.
+    """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InputError(f"{name} must be a whole number of at least 1, not {value!r}.")
     return value

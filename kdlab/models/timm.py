@@ -1,4 +1,4 @@
-"""Any network of timm, by its name there."""
+"""Networks of timm by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kdlab.models.weights import load_weights
 def timm_model(
     name: str, num_classes: int, pretrained: bool = False, in_chans: int = 3, weights: str | None = None
 ) -> nn.Module:
-    """A network of timm (``pip install timm``), which the command line can set argument by argument.
+    """Build a network of timm (``pip install timm``).
 
     ``timm.create_model`` works by class path too, but takes ``num_classes`` only through ``dict_kwargs``, not as
     ``--model.student.num_classes=10``.
@@ -19,18 +19,18 @@ def timm_model(
     Args:
         name: timm's name of the network, e.g. ``"resnet18"`` or ``"vit_tiny_patch16_224"``.
         num_classes: number of logits.
-        pretrained: whether timm downloads its own weights.
+        pretrained: whether to load timm's pretrained weights, downloaded on first use.
         in_chans: channels of the images.
-        weights: a file for :func:`kdlab.models.load_weights`.
+        weights: a weights file, see :func:`kdlab.models.load_weights`.
 
     Raises:
         InputError: timm is not installed, has no network of that name, or the weights do not fit.
     """
     try:
-        import timm  # not at the top: an optional dependency
+        import timm  # an optional dependency
     except ImportError as error:
         raise InputError(f"Network {name!r} needs timm: install it with `pip install timm`.") from error
-    if ":" not in name and not timm.is_model(name.partition(".")[0]):  # "hf-hub:..." names are timm's to check
+    if ":" not in name and not timm.is_model(name.partition(".")[0]):  # timm checks "hf-hub:..." names
         raise InputError(f"timm has no network {name!r}; the nearest names are {nearest(name, timm.list_models())}.")
     network: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans)
     return network if weights is None else load_weights(network, weights)

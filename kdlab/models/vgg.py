@@ -1,4 +1,4 @@
-"""VGG networks with batch normalisation for small images, as in the CIFAR-100 distillation benchmarks."""
+"""VGG networks with batch normalization for small images, as in the CIFAR-100 distillation benchmarks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlab.errors import InputError
+from kdlab.models.blocks import initialize_convolutions
 from kdlab.models.weights import load_weights
 
 _WIDTHS = {
@@ -21,9 +22,9 @@ _WIDTHS = {
 
 
 class VGG(nn.Module):
-    """Five blocks of 3x3 convolutions, each with batch normalisation and ReLU, and one linear classifier.
+    """Five blocks of 3x3 convolutions, each with batch normalization and ReLU, and one linear classifier.
 
-    The last ReLU of a block stands outside it. Layers to tap, for images of H x W: ``relu0`` (H x W), ``relu1``
+    The last ReLU of a block is outside it. Layers to tap, for images of H x W: ``relu0`` (H x W), ``relu1``
     (H/2 x W/2), ``relu2`` (H/4 x W/4), ``relu3`` and ``relu4`` (H/8 x W/8) are after that ReLU, ``block0`` to
     ``block4`` BEFORE it. As in the published code, images of height 64 are pooled once more before the last block, so
     their ``relu4`` is H/16 x W/16. ``classifier`` gives the logits; its input is ``relu4`` averaged over all positions.
@@ -38,13 +39,13 @@ class VGG(nn.Module):
         input (B, in_channels, H, W) of at least 8 x 8; output (B, K).
 
     Raises:
-        InputError: the widths are not those of five blocks.
+        InputError: ``widths`` does not give five blocks of at least one convolution each.
     """
 
     def __init__(self, widths: Sequence[Sequence[int]], num_classes: int = 100, in_channels: int = 3) -> None:
         super().__init__()
         if len(widths) != 5 or not all(widths):
-            raise InputError(f"A VGG needs the widths of five blocks, each with a convolution, not {widths!r}.")
+            raise InputError(f"widths must be five lists of channels, one per block and none empty, not {widths!r}.")
         self.block0 = _block(in_channels, widths[0])
         self.relu0 = nn.ReLU()
         self.block1 = _block(widths[0][-1], widths[1])
@@ -56,16 +57,14 @@ class VGG(nn.Module):
         self.block4 = _block(widths[3][-1], widths[4])
         self.relu4 = nn.ReLU()
         self.classifier = nn.Linear(widths[4][-1], num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        initialize_convolutions(self)
         nn.init.normal_(self.classifier.weight, std=0.01)
-        nn.init.zeros_(self.classifier.bias)
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
+                nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, K) of images (B, in_channels, H, W)."""
+        """Return the logits (B, K) of images (B, in_channels, H, W)."""
         tall = x.shape[2] == 64
         x = F.max_pool2d(self.relu0(self.block0(x)), 2)
         x = F.max_pool2d(self.relu1(self.block1(x)), 2)
@@ -79,7 +78,7 @@ class VGG(nn.Module):
 
 
 def _block(before: int, widths: Sequence[int]) -> nn.Sequential:
-    """Convolution, batch normalisation and ReLU for every width, without the last ReLU."""
+    """Return a convolution, batch normalization and ReLU for every width, without the last ReLU."""
     layers: list[nn.Module] = []
     for channels, after in itertools.pairwise((before, *widths)):
         layers += [nn.Conv2d(channels, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
@@ -87,23 +86,27 @@ def _block(before: int, widths: Sequence[int]) -> nn.Sequential:
 
 
 def _build(depth: int, num_classes: int, in_channels: int, weights: str | None) -> VGG:
+    """Build a VGG and load its weights file, if any."""
     network = VGG(_WIDTHS[depth], num_classes, in_channels)
     return network if weights is None else load_weights(network, weights)
 
 
 def vgg8(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> VGG:
-    """The :class:`VGG` of one convolution a block: 3,965,028 parameters for 100 classes.
+    """Build VGG-8, the :class:`VGG` of one convolution per block.
+
+    It has 3,965,028 parameters for 100 classes.
 
     Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015, arXiv
-    1409.1556; in the form for small images, with batch normalisation and one linear classifier, and initialised as in
+    1409.1556; in the form for small images, with batch normalization and one linear classifier, and initialized as in
     the code of Tian, Krishnan and Isola, "Contrastive Representation Distillation", ICLR 2020, arXiv 1910.10699
-    (convolutions Kaiming, fan out; classifier normal with deviation 0.01; biases zero). The numbers in the names count
-    the paper's three linear layers, of which one is left. The other VGGs here are built the same way.
+    (convolutions Kaiming, fan out; classifier normal with standard deviation 0.01; biases zero). The numbers in the
+    names count the paper's three linear layers, of which one is left. The other VGGs of this module are built the same
+    way.
 
     Args:
         num_classes: number of logits.
         in_channels: channels of the images (1 for MNIST and digits).
-        weights: a file for :func:`kdlab.models.load_weights`; published teachers load as they are.
+        weights: a weights file, see :func:`kdlab.models.load_weights`; published teachers load unchanged.
 
     Raises:
         InputError: the weights do not fit.
@@ -112,20 +115,20 @@ def vgg8(num_classes: int = 100, in_channels: int = 3, weights: str | None = Non
 
 
 def vgg11(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> VGG:
-    """The :class:`VGG` of 1, 1, 2, 2, 2 convolutions: 9,277,284 parameters; arguments as for :func:`vgg8`."""
+    """Build VGG-11 (1, 1, 2, 2, 2 convolutions) with 9,277,284 parameters; arguments as for :func:`vgg8`."""
     return _build(11, num_classes, in_channels, weights)
 
 
 def vgg13(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> VGG:
-    """The :class:`VGG` of two convolutions a block: 9,462,180 parameters; arguments as for :func:`vgg8`."""
+    """Build VGG-13 (2, 2, 2, 2, 2 convolutions) with 9,462,180 parameters; arguments as for :func:`vgg8`."""
     return _build(13, num_classes, in_channels, weights)
 
 
 def vgg16(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> VGG:
-    """The :class:`VGG` of 2, 2, 3, 3, 3 convolutions: 14,774,436 parameters; arguments as for :func:`vgg8`."""
+    """Build VGG-16 (2, 2, 3, 3, 3 convolutions) with 14,774,436 parameters; arguments as for :func:`vgg8`."""
     return _build(16, num_classes, in_channels, weights)
 
 
 def vgg19(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> VGG:
-    """The :class:`VGG` of 2, 2, 4, 4, 4 convolutions: 20,086,692 parameters; arguments as for :func:`vgg8`."""
+    """Build VGG-19 (2, 2, 4, 4, 4 convolutions) with 20,086,692 parameters; arguments as for :func:`vgg8`."""
     return _build(19, num_classes, in_channels, weights)

@@ -6,13 +6,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlab.errors import InputError
+from kdlab.models.blocks import initialize_convolutions
 from kdlab.models.weights import load_weights
 
 
 class WideBlock(nn.Module):
     """BatchNorm, ReLU and 3x3 convolution, twice, plus a shortcut.
 
-    The shortcut is the input itself, or a 1x1 convolution of the activated input where the number of channels changes.
+    The shortcut is the input itself, or a 1x1 convolution of the activated input if the number of channels changes.
     """
 
     def __init__(self, before: int, after: int, stride: int) -> None:
@@ -26,7 +27,7 @@ class WideBlock(nn.Module):
         self.convShortcut = None if before == after else nn.Conv2d(before, after, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, before, H, W) to (B, after, H/stride, W/stride)."""
+        """Map (B, before, H, W) to (B, after, H/stride, W/stride)."""
         active = self.relu1(self.bn1(x))
         shortcut = x if self.convShortcut is None else self.convShortcut(active)
         out: Tensor = self.conv2(self.relu2(self.bn2(self.conv1(active)))) + shortcut
@@ -43,13 +44,13 @@ class WideStage(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """The blocks, one after the other."""
+        """Run the blocks one after the other."""
         out: Tensor = self.layer(x)
         return out
 
 
 class WideResNet(nn.Module):
-    """A three-stage wide residual network for small images; its blocks activate before they convolve.
+    """A three-stage wide residual network for small images, with pre-activation blocks.
 
     Layers to tap, for images of H x W: ``conv1`` (stem, H x W), ``block1`` (H x W), ``block2`` (H/2 x W/2), ``block3``
     (H/4 x W/4) are the bare residual sums, as RepDistiller and mdistiller compare them. The same sums after the
@@ -58,7 +59,7 @@ class WideResNet(nn.Module):
     logits; its input is the pooled embedding.
 
     Args:
-        depth: 6n+4 for n blocks a stage.
+        depth: 6n+4 for n blocks per stage.
         width: factor on the channels 16, 32, 64 of the three stages; the stem keeps 16.
         num_classes: K, the number of logits.
         in_channels: channels of the images.
@@ -82,13 +83,11 @@ class WideResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(64 * width)
         self.relu = nn.ReLU()
         self.fc = nn.Linear(64 * width, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialize_convolutions(self)
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, K) of images (B, in_channels, H, W)."""
+        """Return the logits (B, K) of images (B, in_channels, H, W)."""
         x = self.block3(self.block2(self.block1(self.conv1(x))))
         x = self.relu(self.bn1(x))
         logits: Tensor = self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
@@ -96,21 +95,24 @@ class WideResNet(nn.Module):
 
 
 def _build(depth: int, width: int, num_classes: int, in_channels: int, weights: str | None) -> WideResNet:
+    """Build a wide ResNet and load its weights file, if any."""
     network = WideResNet(depth, width, num_classes, in_channels)
     return network if weights is None else load_weights(network, weights)
 
 
 def wrn_16_1(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> WideResNet:
-    """The :class:`WideResNet` of depth 16 and width 1: 180,916 parameters for 100 classes.
+    """Build WRN-16-1, the :class:`WideResNet` of depth 16 and width 1.
 
-    Zagoruyko and Komodakis, "Wide Residual Networks", BMVC 2016, arXiv 1605.07146; without dropout, initialised as in
+    It has 180,916 parameters for 100 classes.
+
+    Zagoruyko and Komodakis, "Wide Residual Networks", BMVC 2016, arXiv 1605.07146; without dropout, initialized as in
     the code of Tian, Krishnan and Isola, "Contrastive Representation Distillation", ICLR 2020, arXiv 1910.10699
-    (Kaiming, fan out; classifier bias zero). The other wide networks here are built the same way.
+    (Kaiming, fan out; classifier bias zero). The other networks of this module are built the same way.
 
     Args:
         num_classes: number of logits.
         in_channels: channels of the images (1 for MNIST and digits).
-        weights: a file for :func:`kdlab.models.load_weights`; published teachers load as they are.
+        weights: a weights file, see :func:`kdlab.models.load_weights`; published teachers load unchanged.
 
     Raises:
         InputError: the weights do not fit.
@@ -119,15 +121,15 @@ def wrn_16_1(num_classes: int = 100, in_channels: int = 3, weights: str | None =
 
 
 def wrn_16_2(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> WideResNet:
-    """The :class:`WideResNet` of depth 16 and width 2: 703,284 parameters; arguments as for :func:`wrn_16_1`."""
+    """Build WRN-16-2 with 703,284 parameters for 100 classes; arguments as for :func:`wrn_16_1`."""
     return _build(16, 2, num_classes, in_channels, weights)
 
 
 def wrn_40_1(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> WideResNet:
-    """The :class:`WideResNet` of depth 40 and width 1: 569,780 parameters; arguments as for :func:`wrn_16_1`."""
+    """Build WRN-40-1 with 569,780 parameters for 100 classes; arguments as for :func:`wrn_16_1`."""
     return _build(40, 1, num_classes, in_channels, weights)
 
 
 def wrn_40_2(num_classes: int = 100, in_channels: int = 3, weights: str | None = None) -> WideResNet:
-    """The :class:`WideResNet` of depth 40 and width 2: 2,255,156 parameters; arguments as for :func:`wrn_16_1`."""
+    """Build WRN-40-2 with 2,255,156 parameters for 100 classes; arguments as for :func:`wrn_16_1`."""
     return _build(40, 2, num_classes, in_channels, weights)

@@ -19,24 +19,30 @@ class DOT(torch.optim.Optimizer):
               v_{kd} \leftarrow (\mu + \Delta) \, v_{kd} + g_{kd}, \qquad
               \theta \leftarrow \theta - lr \, (v_{task} + v_{kd})
 
-    A parameter that only one of the two reaches (an adapter of a loss, a classifier beside a loss on layers) has the
-    usual momentum :math:`\mu` and weight decay. With delta = 0 it is SGD, to rounding.
+    A parameter with only one of the two gradients (an adapter of a loss, a classifier with a loss on layers) has the
+    usual momentum :math:`\mu` and weight decay. With delta = 0, DOT is SGD up to rounding.
 
+<<<<<<< HEAD
     kdlab's modules give it the task's gradient before every backward pass (:meth:`split`); the rest of ``.grad`` is
     the distillation's. Used elsewhere without that, it is SGD. Gradient clipping is refused, as it would change the sum
     and not its parts.
+=======
+    kdlab's modules pass the task's gradient before every backward pass (:meth:`note_task`); the rest of ``.grad`` is
+    the distillation's. Without that call, DOT is SGD. Gradient clipping raises an error, because it would change the
+    sum but not its parts.
+>>>>>>> wt-models
 
     Recipe: momentum 0.9; delta 0.075 on CIFAR-100 and Tiny-ImageNet, 0.09 on ImageNet; with KD at its usual weights.
 
     Args:
         params: parameters or groups of them.
         lr: learning rate.
-        momentum: :math:`\mu`, with delta between 0 and 1.
+        momentum: :math:`\mu`; momentum + delta must be below 1.
         delta: :math:`\Delta`, from 0 to ``momentum``.
         weight_decay: :math:`\lambda`, added to the task's gradient.
 
     Raises:
-        InputError: a number out of range.
+        InputError: a number is out of range.
 
     Paper: B. Zhao, Q. Cui, R. Song, J. Liang, "DOT: A Distillation-Oriented Trainer", ICCV 2023, arXiv 2307.08436.
     Follows mdistiller, without its second full backward pass and its limit to one group of parameters.
@@ -61,6 +67,7 @@ class DOT(torch.optim.Optimizer):
         self._task: dict[nn.Parameter, Tensor] = {}
         self._distilled: set[nn.Parameter] = set()
 
+<<<<<<< HEAD
     def split(
         self, task: Tensor | None, distilled: Tensor | None, scale: float = 1.0, share: float = 1.0, processes: int = 1
     ) -> None:
@@ -72,6 +79,14 @@ class DOT(torch.optim.Optimizer):
             scale: of a gradient scaler.
             share: of this batch in the step's gradient, with accumulation.
             processes: over which gradients are averaged.
+=======
+    def note_task(self, gradients: Mapping[nn.Parameter, Tensor], distilled: Collection[nn.Parameter]) -> None:
+        """Add to the task's part of the next step's gradient.
+
+        Args:
+            gradients: gradients of the weighted task loss, by parameter.
+            distilled: the parameters with a gradient of the distillation losses.
+>>>>>>> wt-models
         """
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         gradients: Sequence[Tensor | None] = [None] * len(parameters)
@@ -89,14 +104,14 @@ class DOT(torch.optim.Optimizer):
                 self._task[parameter] = self._task[parameter] + gradient if parameter in self._task else gradient
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget all gradients, the task's part included."""
+        """Reset all gradients, including the task's part."""
         super().zero_grad(set_to_none)
         self._task.clear()
         self._distilled.clear()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -112,15 +127,16 @@ class DOT(torch.optim.Optimizer):
         task, distilled = self._task.get(parameter), parameter in self._distilled
         decayed = parameter * group["weight_decay"]
         if distilled and task is not None:
-            move = self._moved(parameter, "task_momentum", group["momentum"] - group["delta"], task + decayed)
-            kept = group["momentum"] + group["delta"]
-            move = move + self._moved(parameter, "distillation_momentum", kept, parameter.grad - task)
+            low, high = group["momentum"] - group["delta"], group["momentum"] + group["delta"]
+            velocity = self._velocity(parameter, "task_momentum", low, task + decayed)
+            velocity = velocity + self._velocity(parameter, "distillation_momentum", high, parameter.grad - task)
         else:
             name = "distillation_momentum" if distilled else "task_momentum"
-            move = self._moved(parameter, name, group["momentum"], parameter.grad + decayed)
-        parameter.add_(move, alpha=-group["lr"])
+            velocity = self._velocity(parameter, name, group["momentum"], parameter.grad + decayed)
+        parameter.add_(velocity, alpha=-group["lr"])
 
-    def _moved(self, parameter: nn.Parameter, name: str, momentum: float, gradient: Tensor) -> Tensor:
+    def _velocity(self, parameter: nn.Parameter, name: str, momentum: float, gradient: Tensor) -> Tensor:
+        """Update a momentum buffer and return it."""
         state: dict[str, Tensor] = self.state[parameter]
         if name not in state:
             state[name] = torch.zeros_like(parameter)

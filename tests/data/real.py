@@ -1,4 +1,4 @@
-"""Where the real data are, for tests that check facts about them."""
+"""Location of the real data, for tests that check facts about them."""
 
 from __future__ import annotations
 

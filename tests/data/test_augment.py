@@ -83,7 +83,7 @@ def test_crop_keeps_floats_and_gradients() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
-def test_normalise(dtype: torch.dtype) -> None:
+def test_normalize(dtype: torch.dtype) -> None:
     batch = images()
     mean, std = [0.5071, 0.4867, 0.4408], [0.2675, 0.2565, 0.2761]
     given = batch if dtype == torch.uint8 else batch.to(dtype) / 255

@@ -35,7 +35,7 @@ def test_bits_equal_the_slow_reference() -> None:
 
 
 def test_splitmix64_gives_its_published_numbers() -> None:
-    # Vigna's splitmix64.c from state 1234567: the finaliser and the step are the real ones.
+    # Vigna's splitmix64.c from state 1234567: the finalizer and the step are the real ones.
     state, numbers = 1234567, []
     for _ in range(3):
         state = (state + 0x9E3779B97F4A7C15) & WORD
@@ -63,7 +63,7 @@ def test_uniform_numbers_fill_the_unit_interval() -> None:
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"epoch": 1}, {"stream": counter_rng.RIGHT}, {"index": 1}])
-def test_seeds_epochs_streams_and_neighbours_are_unrelated(change: dict[str, int]) -> None:
+def test_seeds_epochs_streams_and_neighbors_are_unrelated(change: dict[str, int]) -> None:
     first = {"seed": 0, "epoch": 0, "stream": counter_rng.DOWN, "index": 0}
 
     def numbers(seed: int, epoch: int, stream: int, index: int) -> torch.Tensor:

@@ -63,7 +63,7 @@ def _torchvision_window(height: int, width: int) -> tuple[int, int, int, int]:
     return drawn["top"], drawn["left"], drawn["height"], drawn["width"]
 
 
-def test_evaluation_is_torchvisions_resize_and_centre_crop(tmp_path: Path) -> None:
+def test_evaluation_is_torchvisions_resize_and_center_crop(tmp_path: Path) -> None:
     tree = Tree(write(tmp_path, size=31) / "test")
     stream = Streamed(tree, None, size=10, resize=13, train=False, flip=True, seed=0)
     batch = stream[Draw(torch.tensor([3, 8]), 0)]

@@ -1,4 +1,4 @@
-"""Image folders: directory and zip, memory and stream, and every error sentence."""
+"""Image folders: directory and zip, memory and stream, and every error message."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def _other_size(root: Path) -> None:
         (_other_size, r"The image 'cat/4\.png' of .*train is 8x7 pixels where others are 6x6; pass in_memory=false"),
     ],
 )
-def test_error_sentences(tmp_path: Path, damage: Any, message: str) -> None:
+def test_error_messages(tmp_path: Path, damage: Any, message: str) -> None:
     root = write(tmp_path / "data")
     ready(root, in_memory=True)
     damage(root)
@@ -255,12 +255,12 @@ def test_a_damaged_image_in_a_zip_file_is_named(tmp_path: Path) -> None:
         ready(tmp_path)
 
 
-def test_padding_is_refused_for_images_that_stream(tmp_path: Path) -> None:
+def test_padding_raises_for_streamed_images(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="padding=4 is for images in memory"):
         ready(write(tmp_path), in_memory=False, padding=4)
 
 
-def test_grey_and_transparent_images_become_rgb(tmp_path: Path) -> None:
+def test_gray_and_transparent_images_become_rgb(tmp_path: Path) -> None:
     write(tmp_path)
     Image.new("L", (6, 6), 77).save(tmp_path / "test/ant/0.png")
     Image.new("RGBA", (6, 6), (1, 2, 3, 4)).save(tmp_path / "test/ant/1.png")

@@ -1,4 +1,4 @@
-"""The base of the image data: splits, sizes, ranks and errors."""
+"""The base class of image data: splits, sizes, ranks and errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def ready(**options: Any) -> Tiny:
 
 
 def attached(rank: int, world_size: int, epoch: int) -> Any:
-    """As much of a Trainer as the dataloaders look at."""
+    """The part of a Trainer that the dataloaders read."""
     current = SimpleNamespace(processed=epoch, completed=epoch)
     loop = SimpleNamespace(epoch_progress=SimpleNamespace(current=current))
     return SimpleNamespace(global_rank=rank, world_size=world_size, current_epoch=epoch, fit_loop=loop)
@@ -92,7 +92,7 @@ def test_the_train_loader_starts_at_the_trainers_epoch() -> None:
     assert [b.index.tolist() for b in data.train_dataloader()] == [b.index.tolist() for b in plain]
 
 
-def test_prepare_normalises_and_augments_by_epoch() -> None:
+def test_prepare_normalizes_and_augments_by_epoch() -> None:
     data = ready(padding=2)
     batch = next(iter(data.val_dataloader()))
     plain, shown, later = data.prepare(batch), data.prepare(batch, 0), data.prepare(batch, 1)

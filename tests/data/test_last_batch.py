@@ -1,4 +1,4 @@
-"""The batch before: its samples under another augmentation, over epochs, kills, workers and processes."""
+"""The previous batch under another augmentation, over epochs, kills, workers and processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.data.tiny import KilledError, Notes, Tiny, trainer
 
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("kind", [Shuffled, InOrder])
-def test_every_draw_names_the_process_s_own_part_of_the_batch_before(kind: type[Shuffled], world_size: int) -> None:
+def test_every_draw_has_the_process_part_of_the_previous_batch(kind: type[Shuffled], world_size: int) -> None:
     for rank in range(world_size):
         order = kind(21, 4, 3, rank, world_size)
         order.remembers = True
@@ -36,7 +36,7 @@ def test_every_draw_names_the_process_s_own_part_of_the_batch_before(kind: type[
                 assert next(iter(order)).previous.tolist() == whole[start].previous.tolist()  # type: ignore[union-attr]
 
 
-def test_nothing_is_remembered_unless_asked_for() -> None:
+def test_draws_have_no_previous_batch_unless_a_view_needs_it() -> None:
     assert next(iter(Shuffled(21, 4))).previous is None
     assert ready({"mates": SameClass()}).train_dataloader().sampler.remembers is False  # type: ignore[attr-defined]
 
@@ -58,7 +58,7 @@ def test_the_batch_before_has_labels_index_and_other_pixels() -> None:
 
 
 class Seen(Notes):
-    """Notes the samples of every view as well."""
+    """Also records the samples of every view."""
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
@@ -88,7 +88,7 @@ def fitted(folder: Path, kill_after: int = 10**9, every: int | None = None, ckpt
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 @pytest.mark.parametrize("run", RUNS)
-def test_a_run_sees_the_batch_before_over_epochs_and_after_a_kill(tmp_path: Path, run: str) -> None:
+def test_the_previous_batch_spans_epochs_and_kills(tmp_path: Path, run: str) -> None:
     straight = fitted(tmp_path, **RUNS[run])
     before: list[int] = []
     for _, index, _, views in straight:

@@ -1,4 +1,4 @@
-"""A loader's place in the epoch: saved, loaded and counted by what was handed out."""
+"""A loader's position in the epoch: saved, loaded and counted by consumed batches."""
 
 from __future__ import annotations
 

@@ -81,8 +81,8 @@ def test_shares_are_a_function_of_seed_epoch_and_index() -> None:
     assert torch.equal(beta(0.4, 1, 2, INDEX[2:4]), whole[2:4])
     assert not torch.equal(beta(0.4, 2, 2, INDEX), whole)
     assert not torch.equal(beta(0.4, 1, 3, INDEX), whole)
-    neighbours = torch.stack([beta(1.0, 0, 0, MANY), beta(1.0, 0, 0, MANY + 1), beta(1.0, 0, 1, MANY)])
-    assert (torch.corrcoef(neighbours) - torch.eye(3)).abs().max() < 0.035  # five standard deviations
+    neighbors = torch.stack([beta(1.0, 0, 0, MANY), beta(1.0, 0, 0, MANY + 1), beta(1.0, 0, 1, MANY)])
+    assert (torch.corrcoef(neighbors) - torch.eye(3)).abs().max() < 0.035  # five standard deviations
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
@@ -102,7 +102,7 @@ def test_mixup_is_the_weighted_mean_of_two_images(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_cutmix_takes_a_clipped_box_of_the_partner_and_counts_its_pixels(dtype: torch.dtype) -> None:
+def test_cutmix_pastes_a_clipped_box_and_counts_its_pixels(dtype: torch.dtype) -> None:
     height, width = 8, 10
     images = torch.arange(60, dtype=dtype).view(-1, 1, 1, 1).expand(60, 2, height, width)
     index = torch.arange(60) * 3
@@ -167,7 +167,7 @@ def test_training_batches_are_mixed_after_the_augmentation(mixing: Mixing) -> No
 
 
 @pytest.mark.parametrize("mixing", [None, CutMix(0.5)])
-def test_a_mixed_view_leaves_the_batch_alone_and_keeps_its_labels(mixing: Mixing | None) -> None:
+def test_a_mixed_view_keeps_the_batch_and_its_labels(mixing: Mixing | None) -> None:
     data = Tiny(padding=1, flip=True, views={"mixed": Mixed(mixing)})
     data.setup()
     raw = next(iter(data.train_dataloader()))

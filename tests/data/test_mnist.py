@@ -1,4 +1,4 @@
-"""MNIST: the facts of the real data, packed and unpacked files, and damaged ones."""
+"""MNIST: the facts of the real data, gzipped and plain files, and damaged ones."""
 
 from __future__ import annotations
 

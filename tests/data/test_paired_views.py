@@ -59,7 +59,7 @@ def same(first: list[Batch], second: list[Batch], name: str) -> bool:
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_classmates_are_of_the_class_with_their_own_pixels_and_index(count: int) -> None:
+def test_classmates_share_the_class_and_match_pixels_and_index(count: int) -> None:
     data = ready({"mates": SameClass(count)})
     _, labels = data.read(train=True)
     for batch in served(data, 2):
@@ -90,7 +90,7 @@ def test_classmates_are_a_function_of_seed_epoch_and_index() -> None:
     assert {sample: each[:1] for sample, each in mates(3, 3).items()} == first
 
 
-def test_classmates_are_uniform_in_the_class_and_may_be_the_sample_itself() -> None:
+def test_classmates_are_uniform_over_the_class() -> None:
     drawn = ready({"mates": SameClass()}).train_dataloader().dataset._classes  # type: ignore[attr-defined]
     index, seen = torch.arange(21), torch.zeros(21, 21)
     for epoch in range(700):
@@ -118,7 +118,7 @@ def test_classmates_come_from_the_samples_in_use() -> None:
 # The same samples again
 
 
-def test_a_second_view_is_the_batch_under_an_augmentation_of_no_epoch() -> None:
+def test_a_second_view_uses_an_augmentation_of_no_epoch() -> None:
     data = ready({"second": SecondView(), "third": SecondView(2)})
     shown = served(data, 1)
     for batch in shown:
@@ -135,7 +135,7 @@ def test_a_second_view_is_the_batch_under_an_augmentation_of_no_epoch() -> None:
     assert next(iter(data.train_dataloader())).views is None  # made from the batch, not read again
 
 
-def test_second_views_repeat_with_the_augmentation_and_stay_apart_from_it() -> None:
+def test_second_views_repeat_with_the_augmentation() -> None:
     data = ready({"second": SecondView()}, distinct_epochs=2)
     raw = next(iter(data.train_dataloader()))
     shown = [data.prepare(raw, epoch) for epoch in range(4)]
@@ -182,7 +182,7 @@ def test_streamed_companions_are_cropped_like_no_epoch(tmp_path: Path) -> None:
             before = batch.index
 
 
-def test_streamed_companions_are_the_same_with_workers_and_in_memory(tmp_path: Path) -> None:
+def test_streamed_companions_equal_those_of_workers_and_memory(tmp_path: Path) -> None:
     write(tmp_path, size=8)
     plain, workers = streaming(tmp_path, VIEWS), streaming(tmp_path, VIEWS, num_workers=2)
     memory = streaming(tmp_path, VIEWS, in_memory=True)
@@ -197,7 +197,7 @@ def test_streamed_companions_are_the_same_with_workers_and_in_memory(tmp_path: P
 # What is asked for, and what cannot be
 
 
-def test_the_user_s_own_view_stays_and_a_later_demand_replaces_the_earlier() -> None:
+def test_user_views_stay_and_new_requests_replace_old_ones() -> None:
     own = Rotations([180])
     data = Tiny(views={"second": own})
     data.provide({"second": SecondView(), "mates": SameClass()})
@@ -215,7 +215,7 @@ def test_the_user_s_own_view_stays_and_a_later_demand_replaces_the_earlier() -> 
     ("make", "message"),
     [
         (lambda: SecondView(0), "a number from 1 on, not 0"),
-        (lambda: SameClass(0), "at least 1 further sample for each, not 0"),
+        (lambda: SameClass(0), "a count of at least 1, not 0"),
         (
             lambda: Tiny(mixing=MixUp(), views={"turned": Rotations([180])}),
             "'turned' show images before they are mixed",
@@ -233,7 +233,7 @@ def test_a_batch_of_an_older_loader_is_refused(view: View) -> None:
     data = ready({})
     raw = next(iter(data.train_dataloader()))
     data.provide({"late": view})
-    with pytest.raises(InputError, match="have the loader made by train_dataloader"):
+    with pytest.raises(InputError, match="make the loader with train_dataloader"):
         data.prepare(raw, 0)
 
 
@@ -241,12 +241,12 @@ def test_an_older_loader_of_streamed_images_is_refused(tmp_path: Path) -> None:
     data = streaming(write(tmp_path), {})
     raw = next(iter(data.train_dataloader()))
     data.provide({"late": SecondView()})
-    with pytest.raises(InputError, match="have the loader made by train_dataloader"):
+    with pytest.raises(InputError, match="make the loader with train_dataloader"):
         data.prepare(raw, 0)
 
 
 @pytest.mark.parametrize("streams", [False, True])
-def test_what_a_teacher_says_is_kept_for_second_views_alone(tmp_path: Path, streams: bool) -> None:
+def test_only_second_views_can_be_cached(tmp_path: Path, streams: bool) -> None:
     data = streaming(write(tmp_path), {}, in_memory=not streams)
     plain = json.dumps(data.fingerprint())
     for name, view in {"mates": SameClass(), "last": LastBatch(), "mixed": Mixed()}.items():

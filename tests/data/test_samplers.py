@@ -36,7 +36,7 @@ def test_several_processes_see_the_batches_of_one(world_size: int) -> None:
     assert {len(batch) for batch in one} == {8}
 
 
-def test_the_last_batch_is_kept_and_cut_to_a_multiple_of_the_processes() -> None:
+def test_the_last_batch_is_cut_to_a_multiple_of_the_processes() -> None:
     one, two = joined(batches(Shuffled, 21, 8, 1)), batches(Shuffled, 21, 8, 2)
     assert [len(batch) for batch in one] == [8, 8, 5]
     assert joined(two) == [one[0], one[1], one[2][:4]]
@@ -65,7 +65,7 @@ def test_an_epoch_is_a_fair_shuffle() -> None:
 
 @pytest.mark.parametrize("size", [2, 3, 20, 21, 22, 23, 24])
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_evaluation_meets_every_sample_once_in_equally_many_batches(size: int, world_size: int) -> None:
+def test_evaluation_has_every_sample_once_in_equal_batch_counts(size: int, world_size: int) -> None:
     ranks = batches(InOrder, size, 4, world_size, epoch=9)
     assert list(chain(*joined(ranks))) == list(range(size))
     assert len({len(parts) for parts in ranks}) == 1

@@ -46,7 +46,7 @@ def test_rotations_lie_side_by_side() -> None:
     assert torch.equal(turned[0][:, 0], IMAGES[0][:, :, -1])  # 90 degrees counter-clockwise: the right side goes up
 
 
-def test_strong_views_do_not_depend_on_the_batch_and_leave_the_generator_alone() -> None:
+def test_strong_views_ignore_batch_and_global_generator() -> None:
     strong, state = RandAugment(), torch.random.get_rng_state()
     whole = strong(IMAGES, INDEX, 3, 5)
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -84,7 +84,7 @@ def test_bad_arguments(make: Any, message: str) -> None:
         make()
 
 
-def test_the_data_gives_views_of_the_augmented_image_in_training_alone() -> None:
+def test_views_show_the_augmented_image_in_training_only() -> None:
     data = Digits(views={"strong": RandAugment(), "turned": Rotations()}, padding=1, batch_size=6)
     data.setup()
     raw = next(iter(data.train_dataloader()))
@@ -126,7 +126,7 @@ def test_a_training_hands_the_views_of_both_networks_to_the_loss() -> None:
     assert student.views["turned"].logits.shape == teacher.views["turned"].logits.shape == (24, 10)
 
 
-def test_a_missing_view_is_one_sentence() -> None:
+def test_a_missing_view_raises() -> None:
     module = Distiller(network(), network(1), {"twice": Knowledge(Twice("strong"))}, optimizer=sgd)
     with pytest.raises(InputError, match=r"no view 'strong': let the data give it \(data.views\)"):
         trainer().fit(module, Digits(train_size=40))

@@ -1,4 +1,4 @@
-"""A tiny in-memory image set, a module that notes what it trains on, and a way to run both."""
+"""A tiny in-memory image set, a module that records its training batches, and a trainer for both."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Tiny(ImageData):
 
 
 class KilledError(Exception):
-    """Stands for kill -9."""
+    """Simulates kill -9."""
 
 
 class Notes(pl.LightningModule):
-    """Notes the samples and the exact pixels of every training batch, with the epoch."""
+    """Records epoch, samples and exact pixels of every training batch."""
 
     def __init__(self, kill_after: int = 10**9) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What tests of published networks share: shapes by key, batch normalisation by hand, and what may happen to a tap."""
+"""Shared parts of tests of published networks: shapes by key, functional layers and checks of taps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kdlab import models
 
 
 def unfilled(name, *arguments):
-    """The network of a builder with shapes but without values, which takes no time."""
+    """The network of a builder on the meta device: shapes without values, in no time."""
     with torch.device("meta"):
         return getattr(models, name)(*arguments)
 
@@ -20,12 +20,12 @@ def shapes_of(network):
 
 
 def conv(at, before, after, kernel, groups=1):
-    """The one key of a convolution without bias."""
+    """The key of a convolution without bias."""
     return {f"{at}.weight": (after, before // groups, kernel, kernel)}
 
 
 def norm(at, channels):
-    """The five keys of a batch normalisation."""
+    """The five keys of a batch normalization."""
     names = ("weight", "bias", "running_mean", "running_var")
     return {f"{at}.{name}": (channels,) for name in names} | {f"{at}.num_batches_tracked": ()}
 
@@ -34,8 +34,8 @@ def linear(at, before, after):
     return {f"{at}.weight": (after, before), f"{at}.bias": (after,)}
 
 
-def normalise(state, x, at):
-    """Batch normalisation with the kept statistics."""
+def normalize(state, x, at):
+    """Batch normalization with the running statistics."""
     weight, bias, mean, var = (
         state[f"{at}.{name}"].reshape(-1, 1, 1) for name in ("weight", "bias", "running_mean", "running_var")
     )
@@ -48,16 +48,16 @@ def convolve(state, x, at, stride=1, groups=1):
 
 
 def shuffle(x, groups):
-    """Channel i of group g is channel i * groups + g afterwards."""
-    each = x.shape[1] // groups
-    return torch.stack([x[:, g * each + i] for i in range(each) for g in range(groups)], 1)
+    """Channel i of group g becomes channel i * groups + g."""
+    size = x.shape[1] // groups
+    return torch.stack([x[:, g * size + i] for i in range(size) for g in range(groups)], 1)
 
 
 def trained(network):
-    """The network in float64 with values that are not those of initialisation and that pass differences of images on.
+    """The network in float64, eval mode, with random values through which the logits depend strongly on the images.
 
-    Depthwise convolutions as PyTorch or Kaiming's fan out starts them are so small that the biases win, and a wrong
-    stride or shortcut far from the logits would hardly be seen.
+    With PyTorch's or Kaiming fan-out initialization depthwise convolutions are so small that biases dominate, and a
+    wrong stride or shortcut far from the logits would hardly change them.
     """
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -73,21 +73,21 @@ def trained(network):
 
 
 def assert_gradients_are_those_of(reference, network, x):
-    """A loss of the logits gives every parameter the reference's gradient, and every one something."""
+    """Assert that a loss of the logits gives every parameter the reference's gradient, and none is zero."""
     logits = network(x)
     weights = torch.randn_like(logits)
     parameters = dict(network.named_parameters())
     expected = torch.autograd.grad(
         (reference(network.state_dict(keep_vars=True), x)[0] * weights).sum(), parameters.values()
     )
-    given = torch.autograd.grad((logits * weights).sum(), parameters.values())
-    for name, ours, theirs in zip(parameters, given, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, msg=lambda text, name=name: f"{name}: {text}")
-        assert ours.any(), name
+    actual = torch.autograd.grad((logits * weights).sum(), parameters.values())
+    for name, gradient, reference_gradient in zip(parameters, actual, expected, strict=True):
+        torch.testing.assert_close(gradient, reference_gradient, msg=lambda text, name=name: f"{name}: {text}")
+        assert gradient.any(), name
 
 
 def assert_every_layer_runs_once_and_keeps_its_value(network, x, names):
-    """No layer's output is overwritten in place, none runs twice, and the layers ``names`` do run."""
+    """Assert that no output is overwritten in place, no layer runs twice, and the layers ``names`` run."""
     seen = {}
 
     def keep(name):

@@ -10,7 +10,7 @@ from kdlab.outputs import observe
 from tests.models import published
 from tests.models.published import trained, unfilled
 
-NETWORKS = {  # name: (100-class parameters, blocks a stage, channels after a block by its width)
+NETWORKS = {  # name: (100-class parameters, blocks per stage, channels after a block by its width)
     "cifar_resnet18": (11_220_132, (2, 2, 2, 2), 1),
     "cifar_resnet50": (23_705_252, (3, 4, 6, 3), 4),
 }
@@ -41,7 +41,7 @@ def reference(state, x):
 
     def both(x, at, i, stride=1, kind="conv"):
         names = (f"{at}.shortcut.0", f"{at}.shortcut.1") if kind == "shortcut" else (f"{at}conv{i}", f"{at}bn{i}")
-        return published.normalise(state, published.convolve(state, x, names[0], stride), names[1])
+        return published.normalize(state, published.convolve(state, x, names[0], stride), names[1])
 
     x, sums = both(x, "", 1).clamp(min=0), []
     for stage in (1, 2, 3, 4):
@@ -122,5 +122,5 @@ def test_convolutions_start_with_kaiming_fan_out():
 
 @pytest.mark.parametrize("blocks", [(2, 2, 2), (2, 2, 2, 0)])
 def test_impossible_stages_are_named(blocks):
-    with pytest.raises(InputError, match="blocks of four stages"):
+    with pytest.raises(InputError, match="blocks must be four numbers of at least 1"):
         models.FourStageResNet(blocks, False)

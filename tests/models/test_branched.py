@@ -1,4 +1,4 @@
-"""A network with branches: each is the plain network from the fork on, and the trunk is there and runs once."""
+"""A network with branches: each equals the plain network from the fork on, and the trunk runs once."""
 
 import copy
 import pickle
@@ -52,10 +52,10 @@ def same_state(one: nn.Module, other: nn.Module) -> bool:
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_branches_with_copied_weights_are_the_plain_network_bit_for_bit(name, mode):
+def test_copied_branches_equal_the_plain_network_bit_for_bit(name, mode):
     make, fork = NETWORKS[name]
     torch.manual_seed(0)
-    plain, images = make().double(), IMAGES.double()  # a bias before a normalisation has no gradient but rounding
+    plain, images = make().double(), IMAGES.double()  # a bias before a normalization has no gradient but rounding
     plain(images)  # running statistics that are not the initial ones
     network = Branched(copy.deepcopy(plain), fork, redraw=False)
     plain.train(mode == "train")
@@ -73,7 +73,9 @@ def test_branches_with_copied_weights_are_the_plain_network_bit_for_bit(name, mo
     around = network._around
     largest = max(float(parameter.grad.abs().max()) for parameter in plain.parameters())
     for key, parameter in plain.named_parameters():
-        trunk = any(key.startswith(f"{layer}.") for layer in around.before) or "." not in key  # a ViT's own
+        trunk = (
+            any(key.startswith(f"{layer}.") for layer in around.before) or "." not in key
+        )  # a ViT's parameters outside layers
         got = network.network.get_parameter(key).grad
         if trunk:
             torch.testing.assert_close(got, 3 * parameter.grad, rtol=1e-9, atol=1e-9 * largest)
@@ -87,7 +89,7 @@ def test_every_parameter_is_there_once_and_learns(name):
     make, fork = NETWORKS[name]
     plain = make()
     network = Branched(copy.deepcopy(plain), fork)
-    assert same_state(network.network, plain)  # redrawn are the branches alone
+    assert same_state(network.network, plain)  # only the branches are redrawn
     parameters = [id(parameter) for parameter in network.parameters()]
     assert len(parameters) == len(set(parameters))
     before = network._around.before
@@ -124,7 +126,7 @@ def gradients(network: nn.Module, parts: list[str]) -> list[torch.Tensor]:
     return [p.grad.clone() for name, p in network.network.named_parameters() if name.startswith(trunk)]
 
 
-def test_the_trunk_gets_the_mean_or_the_sum_of_the_heads_gradients():
+def test_the_trunk_gets_the_mean_or_sum_of_the_gradients():
     plain, averaged = small().double().eval(), small(average_gradient=True).double().eval()
     heads = ["logits", *BRANCHES]
     single = [gradients(plain, [head]) for head in heads]
@@ -157,7 +159,7 @@ def test_own_inputs_give_every_head_its_part():
     logits = network(IMAGES)
     assert [len(each) for each in logits.values()] == [2, 2, 2]
     for number, (head, reference) in enumerate(references.items()):
-        rows = slice(2 * number, 2 * number + 2)  # at the fork: the trunk normalises over all views, as it runs once
+        rows = slice(2 * number, 2 * number + 2)  # at the fork: the trunk runs once and normalizes over all views
         handle = reference.layer3.register_forward_pre_hook(lambda module, args, rows=rows: (args[0][rows],))
         assert torch.equal(logits[head or "logits"], reference(IMAGES))
         handle.remove()
@@ -167,7 +169,7 @@ def test_own_inputs_give_every_head_its_part():
         assert torch.equal(whole[head or "logits"], network.alone(head)(IMAGES))
 
 
-def test_own_inputs_without_batch_statistics_are_the_branches_on_their_parts():
+def test_own_inputs_equal_the_branches_on_their_parts():
     network = small(own_inputs=True)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -178,12 +180,12 @@ def test_own_inputs_without_batch_statistics_are_the_branches_on_their_parts():
 
 def test_own_inputs_need_equal_parts_in_training_alone():
     network = small(own_inputs=True)
-    with pytest.raises(InputError, match="3 equal parts, one for each head, which 5 rows do not give"):
+    with pytest.raises(InputError, match="3 equal parts, one per head, but it has 5 rows"):
         network(IMAGES[:5])
     assert len(network.eval()(IMAGES[:5])["branch2"]) == 5
 
 
-def test_redrawn_parameters_keep_mean_and_deviation_and_constants():
+def test_redrawn_parameters_keep_mean_std_and_constants():
     torch.manual_seed(0)
     wide = resnet20(7).double()
     with torch.no_grad():
@@ -225,7 +227,7 @@ def test_losses_see_each_head_as_a_network_of_its_own():
 
 
 @pytest.mark.parametrize("fork", ["layer3", "fc"])
-def test_a_fork_at_the_classifier_gives_the_embedding_that_the_head_reads(fork):
+def test_a_fork_at_the_classifier_gives_each_head_its_embedding(fork):
     outputs = Observer(small(fork=fork, own_inputs=True), ["fc"])(IMAGES)
     assert [len(each.embedding) for each in (outputs, *outputs.heads.values())] == [2, 2, 2]
     averaged = small(fork=fork, average_gradient=True)

@@ -1,4 +1,4 @@
-"""Networks by class path, as the command line builds them; and what the room imports."""
+"""Networks by class path, as the command line builds them, and what kdlab.models imports."""
 
 import ast
 import pathlib
@@ -34,7 +34,7 @@ def test_every_builder_works_by_class_path(name):
     assert next(each for each in network.modules() if isinstance(each, nn.Conv2d)).in_channels == 1
 
 
-def test_there_are_twenty_five_of_them():
+def test_there_are_25_builders():
     assert len(BUILDERS) == 25
 
 
@@ -91,18 +91,18 @@ def test_without_timm_the_message_says_how_to_get_it(monkeypatch):
         timm_model("resnet18", 5)
 
 
-def test_the_room_imports_only_what_its_floor_may():
-    """At import time: the standard library, torch, safetensors, kdlab.errors, kdlab.outputs and itself."""
+def test_models_import_only_lower_layers():
+    """The standard library, torch, safetensors, kdlab.errors, kdlab.outputs and itself."""
     allowed = {"torch", "safetensors", *sys.stdlib_module_names}
     files = list(pathlib.Path(kdlab.models.__file__).parent.glob("*.py"))
     assert len(files) >= 7
     for file in files:
         for node in ast.parse(file.read_text()).body:
-            names = [each.name for each in node.names] if isinstance(node, ast.Import) else []
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             for name in names:
-                own = name in ("kdlab.errors", "kdlab.outputs") or name.startswith("kdlab.models.")
-                assert own or name.partition(".")[0] in allowed, f"{file.name} imports {name}"
+                lower = name in ("kdlab.errors", "kdlab.outputs") or name.startswith("kdlab.models.")
+                assert lower or name.partition(".")[0] in allowed, f"{file.name} imports {name}"
 
 
 def test_every_public_name_is_there():

@@ -21,7 +21,7 @@ def test_lists_of_layers_are_taken_apart():
     assert around(mlp(8, [4, 4], 3), "fc").before == ("input_dropout", "hidden.0", "hidden.1", "dropout")
 
 
-def test_layers_before_a_nested_fork_are_shared_and_its_holder_is_not():
+def test_a_nested_fork_shares_its_siblings_and_not_its_parent():
     layer = heads_of(Branched(mlp(8, [4, 4], 3), "hidden.1"))["branch1"].layer
     assert [layer(name) for name in ("hidden.0", "hidden.0.relu", "hidden.1", "fc")] == [
         "network.hidden.0",
@@ -61,12 +61,12 @@ class Odd(nn.Module):
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("unordered", "Odd cannot be cut at 'top', as 'late' runs before it, but is registered after it"),
-        ("uncalled", "as 'stem' is registered before it, but is not called before it"),
-        ("idle", "as it did not run"),
-        ("moody", "as a branch did not reach it"),
-        ("named", "as it gets no tensor as its first argument"),
-        ("twice", "Layer 'stem' runs before the fork and after it too"),
+        ("unordered", "Odd cannot be cut at 'top' because 'late' runs before it, but is registered after it"),
+        ("uncalled", "because 'stem' is registered before it, but is not called before it"),
+        ("idle", "because it did not run"),
+        ("moody", "because a branch did not reach it"),
+        ("named", "because it gets no tensor as its first argument"),
+        ("twice", "Layer 'stem' runs both before and after the fork"),
     ],
 )
 def test_networks_that_cannot_be_cut_are_refused(kind, words):
@@ -80,7 +80,7 @@ def test_networks_that_cannot_be_cut_are_refused(kind, words):
 
 
 @pytest.mark.parametrize("kind", ["plain", "side", "shared", "in place", "late"])
-def test_activations_that_serve_twice_and_shortcuts_over_the_fork(kind):
+def test_reused_activations_and_shortcuts_over_the_fork(kind):
     network = Branched(Odd(kind), "top")
     x = torch.rand(3, 4)
     logits = network(x)
@@ -108,7 +108,7 @@ def test_what_one_head_overwrites_is_not_what_the_next_reads():
     sum(each.sum() for each in logits.values()).backward()
 
 
-def test_the_main_head_is_the_plain_network_where_the_fork_overwrites_what_a_shortcut_reads():
+def test_the_main_head_survives_a_fork_that_writes_in_place():
     class Shortcut(Overwriting):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             x = self.stem(x)
@@ -127,6 +127,6 @@ def test_a_fork_inside_a_block_takes_the_shortcut_along(fork):
         assert torch.equal(logits, references[head if head != "logits" else ""](images))
 
 
-def test_a_shortcut_with_layers_of_its_own_that_run_first_is_refused():
-    with pytest.raises(InputError, match=r"as 'layer3.0.downsample' runs before it, but is registered after it"):
+def test_a_shortcut_whose_layers_run_first_raises():
+    with pytest.raises(InputError, match=r"because 'layer3.0.downsample' runs before it, but is registered after it"):
         Branched(resnet8(5), "layer3.0.conv1")(torch.rand(3, 3, 16, 16))

@@ -1,4 +1,4 @@
-"""A network with exits: it computes what it did, and every exit is an adapter, a pooling and a classifier."""
+"""A network with exits: it is unchanged, and every exit is an adapter, a pooling and a classifier."""
 
 import copy
 import pickle
@@ -11,16 +11,12 @@ from torch import nn
 from kdlab.errors import InputError
 from kdlab.models import WithExits, mlp, resnet8, resnet20, save_weights, wrn_16_1
 from kdlab.outputs import Observer, heads_of, observe
-from tests.models.test_branched import same_state
+from tests.models.test_branched import same_state, timm_resnet
 from tests.models.test_class_paths import build
 from tests.models.test_cutting import Overwriting
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 EXITS = ["exit1", "exit2"]
-
-
-def timm_resnet() -> nn.Module:
-    return pytest.importorskip("timm").create_model("resnet10t", num_classes=5)
 
 
 NETWORKS = {
@@ -41,12 +37,12 @@ def small(**given: object) -> WithExits:
 
 @pytest.mark.parametrize("adapter", ["bottleneck", "stages"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_network_computes_what_it_did_and_the_exits_read_its_layers(name, adapter):
+def test_the_network_is_unchanged_and_exits_read_its_layers(name, adapter):
     make, layers, like = NETWORKS[name]
     torch.manual_seed(0)
     plain = make()
     network = WithExits(copy.deepcopy(plain), layers, like, adapter)
-    assert same_state(network.network, plain)  # the sizes were found without a trace
+    assert same_state(network.network, plain)  # the probing forward left no trace
     assert all(module.training for module in network.modules())
     logits = network(IMAGES)
     assert list(logits) == ["logits", *EXITS]
@@ -168,7 +164,7 @@ def test_an_early_exit_neither_runs_nor_holds_what_comes_later():
     assert early(IMAGES).shape == (4, 5)
 
 
-def test_an_early_exit_keeps_a_layer_that_is_registered_late_but_runs_before():
+def test_an_early_exit_keeps_a_late_registered_layer_that_runs():
     class Late(nn.Module):
         def __init__(self) -> None:
             super().__init__()

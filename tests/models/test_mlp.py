@@ -1,4 +1,4 @@
-"""The fully connected network: sizes, names to tap, dropout and its message for inputs of another size."""
+"""The MLP: sizes, taps, dropout and the error for inputs of another size."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def test_the_networks_of_hinton_have_their_sizes(hidden, parameters):
     assert sum(p.numel() for p in mlp(hidden=hidden).parameters()) == parameters
 
 
-def test_it_computes_a_relu_network_and_its_taps_are_the_hidden_layers():
+def test_it_is_a_relu_network_with_its_hidden_layers_as_taps():
     network = mlp(in_features=12, hidden=[7, 5], num_classes=3).eval()
     weights = dict(network.named_parameters())
     x = torch.randn(4, 3, 2, 2)
@@ -32,7 +32,7 @@ def test_it_computes_a_relu_network_and_its_taps_are_the_hidden_layers():
     torch.testing.assert_close(seen.embedding, second.clamp(min=0))
 
 
-def test_dropout_acts_while_training_only_and_on_the_right_layers():
+def test_dropout_acts_in_training_on_the_right_layers():
     x = torch.ones(200, 50)
     network = mlp(50, [40], 10, dropout=0.5, input_dropout=0.2)
     seen = observe(network.train(), x, ["input_dropout", "hidden.0"])
@@ -44,5 +44,5 @@ def test_dropout_acts_while_training_only_and_on_the_right_layers():
 
 
 def test_an_input_of_another_size_is_named():
-    with pytest.raises(InputError, match="takes 784 features a sample, not 64: set in_features"):
+    with pytest.raises(InputError, match="takes 784 features per sample, not 64: set in_features"):
         mlp()(torch.zeros(2, 1, 8, 8))

@@ -45,7 +45,7 @@ def half_reference(state, x):
 
     def both(x, at, i, stride=1, groups=1):
         x = published.convolve(state, x, f"{at}.{i}", stride, groups)
-        return published.normalise(state, x, f"{at}.{i + 1}")
+        return published.normalize(state, x, f"{at}.{i + 1}")
 
     x = both(x, "conv1", 0, 2).clamp(min=0)
     taps = [x]
@@ -67,12 +67,12 @@ def half_reference(state, x):
 
 def first_reference(state, x):
     """The published computation from the weights alone: logits, and the values before a pair's last ReLU."""
-    x = published.normalise(state, published.convolve(state, x, "model.0.0", 2), "model.0.1")
+    x = published.normalize(state, published.convolve(state, x, "model.0.0", 2), "model.0.1")
     before = [x]
     for i, (channels, _, stride) in enumerate(PAIRS, 1):
         x = published.convolve(state, x.clamp(min=0), f"model.{i}.0", stride, groups=channels)
-        x = published.normalise(state, x, f"model.{i}.1").clamp(min=0)
-        x = published.normalise(state, published.convolve(state, x, f"model.{i}.3"), f"model.{i}.4")
+        x = published.normalize(state, x, f"model.{i}.1").clamp(min=0)
+        x = published.normalize(state, published.convolve(state, x, f"model.{i}.3"), f"model.{i}.4")
         if i in (3, 5, 11, 13):
             before.append(x)
     x = x.clamp(min=0)
@@ -100,7 +100,7 @@ def test_sizes_and_keys_are_the_published_ones(name, parameters, shapes, classes
         (3, 64, (32, 32, 16, 8, 4, 4)),
     ],
 )
-def test_the_half_wide_second_one_equals_a_functional_reference(channels, size, sides):
+def test_half_wide_v2_equals_a_functional_reference(channels, size, sides):
     network = trained(models.mobilenet_v2_half(10, channels))
     x = torch.randn(2, channels, size, size, dtype=torch.float64)
     with torch.no_grad():
@@ -119,7 +119,7 @@ def test_the_half_wide_second_one_equals_a_functional_reference(channels, size, 
     ("channels", "size", "sides"),
     [(1, 28, (14, 7, 4, 2, 1)), (3, 64, (32, 16, 8, 4, 2)), (3, 224, (112, 56, 28, 14, 7))],
 )
-def test_the_first_one_equals_a_functional_reference(channels, size, sides):
+def test_v1_equals_a_functional_reference(channels, size, sides):
     network = trained(models.mobilenet_v1(10, channels))
     x = torch.randn(2, channels, size, size, dtype=torch.float64)
     with torch.no_grad():
@@ -150,7 +150,7 @@ def test_taps_run_once_and_keep_their_values(name, taps):
     published.assert_every_layer_runs_once_and_keeps_its_value(network, torch.randn(2, 3, 32, 32), taps)
 
 
-def test_the_second_one_starts_with_kaiming_fan_out_and_a_small_classifier():
+def test_v2_starts_with_kaiming_fan_out_and_a_small_classifier():
     network = models.mobilenet_v2_half()
     for convolution in (network.conv2[0], network.blocks[5][1].conv[0], network.blocks[6][0].conv[3]):
         fan_out = convolution.out_channels * convolution.kernel_size[0] ** 2
@@ -159,19 +159,19 @@ def test_the_second_one_starts_with_kaiming_fan_out_and_a_small_classifier():
     assert not network.classifier[0].bias.any()
 
 
-def test_the_first_one_starts_as_pytorch_does():
+def test_v1_starts_as_pytorch_does():
     network = models.mobilenet_v1(10)
     for weight, fan_in in ((network.model[12][3].weight, 512), (network.model[13][0].weight, 9)):
         assert weight.abs().max().item() == pytest.approx(fan_in**-0.5, rel=0.01)
         assert weight.std().item() == pytest.approx((3 * fan_in) ** -0.5, rel=0.02)
 
 
-def test_wider_ones_have_a_last_convolution_that_grows_with_them():
+def test_the_last_convolution_grows_with_widths_above_one():
     assert models.MobileNetV2(6, 1.0).conv2[0].out_channels == 1280
     assert models.MobileNetV2(6, 1.5).conv2[0].out_channels == 1920
 
 
 @pytest.mark.parametrize(("expansion", "width"), [(0, 0.5), (6, 0.05)])
 def test_impossible_sizes_are_named(expansion, width):
-    with pytest.raises(InputError, match="expansion of at least 1 and a width of at least 1/16"):
+    with pytest.raises(InputError, match="expansion must be at least 1 and width at least 1/16"):
         models.MobileNetV2(expansion, width)

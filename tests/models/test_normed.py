@@ -1,4 +1,4 @@
-"""NORM's student, and what is left of it at deployment."""
+"""NORM's student and its merged form for deployment."""
 
 import copy
 import pickle
@@ -20,7 +20,7 @@ def student(**given: object) -> nn.Module:
 
 
 def trained() -> nn.Module:
-    """With running statistics and normalisation weights that are not those of a fresh network."""
+    """The student with running statistics and normalization weights that are not the initial ones."""
     network = student()
     for part in network.modules():
         if isinstance(part, nn.BatchNorm2d):
@@ -31,7 +31,7 @@ def trained() -> nn.Module:
     return network.eval()
 
 
-def test_the_map_gets_a_linear_detour_and_the_expanded_map_can_be_tapped():
+def test_the_map_gets_a_linear_branch_that_can_be_tapped():
     network = student().eval()
     bare = resnet8(num_classes=5).eval()
     bare.load_state_dict(network.trunk.state_dict())
@@ -73,7 +73,7 @@ def test_merging_is_exact(scale):
         short.merged()
 
 
-def test_merging_in_the_middle_of_training_gives_a_network_in_eval_mode():
+def test_merging_in_training_gives_a_network_in_eval_mode():
     network = trained().train()
     short = network.merged()
     assert all(part.training for part in network.modules())
@@ -100,11 +100,11 @@ def test_copies_and_pickles_are_independent_and_the_same():
         assert torch.equal(network(IMAGES), before)
 
 
-def test_logits_are_normalised_where_asked():
+def test_logits_are_normalized_on_request():
     plain, scaled = student().eval(), student(logit_scale=2.5).eval()
     logits = plain(IMAGES)
-    centred = logits - logits.mean(1, keepdim=True)
-    expected = 2.5 * centred / (logits.var(1, unbiased=False, keepdim=True) + 1e-7).sqrt()
+    centered = logits - logits.mean(1, keepdim=True)
+    expected = 2.5 * centered / (logits.var(1, unbiased=False, keepdim=True) + 1e-7).sqrt()
     assert torch.allclose(scaled(IMAGES), expected, atol=1e-5)
 
 

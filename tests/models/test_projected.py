@@ -20,7 +20,7 @@ def student(width: int = 12, **given: object) -> nn.Module:
     return projected(resnet8(num_classes=5), "layer3", width, **given)
 
 
-def test_it_is_the_network_up_to_its_map_the_projector_and_a_classifier():
+def test_it_is_network_projector_and_classifier():
     network = student()
     seen = observe(network, IMAGES, ["trunk.layer3", "projector"])
     features, projection = seen.layers

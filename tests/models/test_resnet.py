@@ -8,7 +8,7 @@ from kdlab import models
 from kdlab.errors import InputError
 from kdlab.outputs import observe
 
-PARAMETERS = {  # name: (100-class parameters, blocks a stage, widths)
+PARAMETERS = {  # name: (100-class parameters, blocks per stage, widths)
     "resnet8": (83_892, 1, (16, 16, 32, 64)),
     "resnet14": (181_108, 2, (16, 16, 32, 64)),
     "resnet20": (278_324, 3, (16, 16, 32, 64)),
@@ -58,7 +58,7 @@ def reference(state, x):
 
 
 def trained(network):
-    """The network with BatchNorm statistics and scales that are not those of initialisation."""
+    """The network with BatchNorm statistics and scales that are not those of initialization."""
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             for value in (module.weight, module.bias, module.running_mean):
@@ -78,7 +78,7 @@ def test_sizes_and_key_names_are_the_published_ones(name):
 
 @pytest.mark.parametrize("name", ["resnet20", "resnet8x4"])
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (1, 28), (3, 32), (3, 64)])
-def test_logits_and_taps_equal_a_functional_reference_at_any_image_size(name, channels, size):
+def test_logits_and_taps_equal_a_reference_at_any_image_size(name, channels, size):
     network = trained(getattr(models, name)(10, channels))
     last = PARAMETERS[name][1] - 1
     x = torch.randn(2, channels, size, size)

@@ -8,7 +8,7 @@ from kdlab import models
 from kdlab.errors import InputError
 from kdlab.outputs import observe
 from tests.models import published
-from tests.models.published import convolve, normalise, shuffle, trained, unfilled
+from tests.models.published import convolve, normalize, shuffle, trained, unfilled
 
 PARAMETERS = {"shuffle_v1": 949_258, "shuffle_v2": 1_355_528, "shuffle_v2_x1_5": 2_580_548}
 WIDTHS = {
@@ -62,7 +62,7 @@ def shapes(name, classes, channels):
 
 def both(state, x, at, i, stride=1, groups=1):
     x = convolve(state, x, f"{at}conv{i}", stride, groups)
-    return normalise(state, x, f"{at}bn{i}")
+    return normalize(state, x, f"{at}bn{i}")
 
 
 def pooled(x):
@@ -88,7 +88,7 @@ def first_reference(state, x):
 
 
 def second_reference(state, x):
-    """The same; the half that stays passes no ReLU, as published."""
+    """The same for V2; the identity half passes no ReLU, as published."""
     x = both(state, x, "", 1).clamp(min=0)
     before, after = [], [x]
     for stage, units in ((1, 3), (2, 7), (3, 3)):
@@ -169,5 +169,5 @@ def test_it_starts_as_pytorch_does(name):
 
 @pytest.mark.parametrize("widths", [(116, 232, 464), (116, 233, 464, 1024)])
 def test_impossible_widths_are_named(widths):
-    with pytest.raises(InputError, match="four widths"):
+    with pytest.raises(InputError, match="widths must be four numbers"):
         models.ShuffleNetV2(widths)

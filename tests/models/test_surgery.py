@@ -1,4 +1,4 @@
-"""Networks changed at their classifier: embedded and without_bias, and what all such changes share."""
+"""Networks with a changed classifier: embedded, without_bias, and their shared behavior."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def test_the_embedding_gets_the_width_and_is_what_a_loss_reads():
     assert changed.state_dict().keys() - body.keys() == {f"fc.{part}" for part in parts}
 
 
-def test_the_embedding_is_normalised_dropped_and_projected():
+def test_the_embedding_is_normalized_dropped_and_projected():
     changed = embedded(small(), width=12, dropout=0.25, num_classes=7)
     pooled = torch.rand(6, 64)
     assert changed.fc.dropout.p == 0.25

@@ -37,7 +37,7 @@ def reference(state, x):
     for stage in range(5):
         i = 0
         while f"block{stage}.{i}.weight" in state:
-            x = published.normalise(state, published.convolve(state, x.clamp(min=0) if i else x, f"block{stage}.{i}"),
+            x = published.normalize(state, published.convolve(state, x.clamp(min=0) if i else x, f"block{stage}.{i}"),
                                     f"block{stage}.{i + 1}")  # fmt: skip
             i += 3
         sums.append(x)
@@ -93,7 +93,7 @@ def test_taps_run_once_and_keep_their_values():
     published.assert_every_layer_runs_once_and_keeps_its_value(network, torch.randn(2, 3, 64, 64), TAPS)
 
 
-def test_it_starts_with_kaiming_fan_out_a_small_classifier_and_zero_biases():
+def test_it_starts_with_kaiming_fan_out_and_a_small_classifier():
     network = models.vgg8()
     for convolution in (network.block1[0], network.block3[0]):
         fan_out = convolution.out_channels * 9
@@ -105,5 +105,5 @@ def test_it_starts_with_kaiming_fan_out_a_small_classifier_and_zero_biases():
 
 @pytest.mark.parametrize("widths", [[[64]] * 4, [[64], [64], [], [64], [64]]])
 def test_impossible_widths_are_named(widths):
-    with pytest.raises(InputError, match="widths of five blocks"):
+    with pytest.raises(InputError, match="widths must be five lists of channels"):
         models.VGG(widths)

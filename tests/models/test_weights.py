@@ -1,4 +1,4 @@
-"""Every layout of weights file that users have loads exactly; what is written comes back bit by bit."""
+"""Every common layout of weights file loads exactly; saving and loading is exact to the bit."""
 
 import argparse
 import os
@@ -16,7 +16,7 @@ from tests.models.test_class_paths import BUILDERS
 
 
 def scrambled(network, seed=0):
-    """The network with every tensor of its state drawn anew, so that none can be right by chance."""
+    """The network with every tensor of its state redrawn, so that none can match by accident."""
     generator = torch.Generator().manual_seed(seed)
     for value in network.state_dict().values():
         value.copy_(torch.randint(1, 1000, value.shape, generator=generator) / (1 if value.dtype == torch.int64 else 7))
@@ -37,13 +37,13 @@ def assert_same(network, expected):
 
 SOURCE = scrambled(resnet8(10))
 TEACHER = scrambled(resnet8x4(10), seed=1)
-RIVAL = scrambled(resnet8(10), seed=2)  # fits too, and must not be taken
+RIVAL = scrambled(resnet8(10), seed=2)  # fits too, but must not be loaded
 STATE = SOURCE.state_dict()
 SGD = torch.optim.SGD(SOURCE.parameters(), 0.1, momentum=0.9).state_dict()
 
 
 def published_layouts(state, rival):
-    """What the released codes write for a network of this state; ``rival`` is a teacher's of the same kind."""
+    """What the released codes save for a network of this state; ``rival`` is a teacher's of the same class."""
     return {
         "plain state_dict": state,  # ReviewKD's too
         "RepDistiller epoch": {"epoch": 240, "model": state, "accuracy": torch.tensor([70.1]), "optimizer": SGD},
@@ -108,7 +108,7 @@ def test_every_layout_loads_the_right_tensors(layout, zipped, tmp_path):
 
 
 def marked(network, sign):
-    """A state of the network's shapes where every tensor repeats a number of its own, all in memory that they share."""
+    """A state of the network's shapes where every tensor repeats a different number, in shared memory."""
     state = network.state_dict()
     numbers = sign * torch.arange(1, len(state) + 1)
     shared = {torch.int64: numbers, torch.float32: numbers.float()}
@@ -147,7 +147,7 @@ def test_builders_take_a_file(tmp_path):
     assert_same(with_weights(resnet8(10), str(tmp_path / "resnet.safetensors")), SOURCE)
 
 
-def test_old_files_without_batch_counters_load_and_leave_the_counters(tmp_path):
+def test_files_without_batch_counters_keep_the_counters(tmp_path):
     torch.save({k: v for k, v in STATE.items() if not k.endswith("num_batches_tracked")}, tmp_path / "old.pth")
     network = resnet8(10)
     network.bn1.num_batches_tracked.fill_(17)
@@ -215,7 +215,7 @@ def test_saving_keeps_names_values_dtypes_and_metadata(tmp_path):
     assert os.listdir(path.parent) == ["net.safetensors"]
 
 
-def test_saving_copes_with_shared_and_strided_tensors_and_leaves_the_network(tmp_path):
+def test_saving_handles_shared_and_strided_tensors(tmp_path):
     class Tied(nn.Module):
         def __init__(self):
             super().__init__()
@@ -232,7 +232,7 @@ def test_saving_copes_with_shared_and_strided_tensors_and_leaves_the_network(tmp
     assert_same(load_weights(Tied(), tmp_path / "tied.safetensors"), network)
 
 
-def test_a_compiled_network_is_saved_and_loaded_under_its_own_names(tmp_path):
+def test_a_compiled_network_uses_the_original_names(tmp_path):
     compiled = torch.compile(scrambled(resnet8(10), 6))
     save_weights(compiled, tmp_path / "compiled.safetensors")
     assert set(load_file(tmp_path / "compiled.safetensors")) == set(STATE)

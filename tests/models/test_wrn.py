@@ -8,7 +8,7 @@ from kdlab import models
 from kdlab.errors import InputError
 from kdlab.outputs import observe
 
-PARAMETERS = {  # name: (100-class parameters, blocks a stage, width)
+PARAMETERS = {  # name: (100-class parameters, blocks per stage, width)
     "wrn_16_1": (180_916, 2, 1),
     "wrn_16_2": (703_284, 2, 2),
     "wrn_40_1": (569_780, 6, 1),
@@ -62,7 +62,7 @@ def test_sizes_and_key_names_are_the_published_ones(name):
 
 @pytest.mark.parametrize("name", ["wrn_16_1", "wrn_16_2"])
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (1, 28), (3, 32), (3, 64)])
-def test_logits_and_taps_equal_a_functional_reference_at_any_image_size(name, channels, size):
+def test_logits_and_taps_equal_a_reference_at_any_image_size(name, channels, size):
     network = getattr(models, name)(10, channels)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):

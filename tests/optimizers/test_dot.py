@@ -1,4 +1,4 @@
-"""DOT against its formula by hand, SGD where it must be SGD, and in a training with everything that can go wrong."""
+"""DOT against its formula, against SGD where they are equal, and in trainings that accumulate, resume or scale."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_what_is_distilled_no_longer_has_the_usual_momentum() -> None:
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_the_tasks_gradient_does_not_keep_the_scale_of_mixed_precision(accumulate: int) -> None:
+def test_the_task_gradient_is_unscaled_in_mixed_precision(accumulate: int) -> None:
     net, (x, y) = network(), next(iter(pairs()))
     scalers = {"plain": None, "scaled": SimpleNamespace(get_scale=lambda: 1024.0)}
     noted = {}
