@@ -58,7 +58,7 @@ def test_imagenet(name: str, cifar: list[str], tmp_path: Path, capsys: pytest.Ca
 
 
 @needs_data
-@pytest.mark.parametrize("part", ["trainer/gpu", "teacher/cache"])
+@pytest.mark.parametrize("part", tiered(["trainer/gpu", "teacher/cache"], ["teacher/cache"]))
 def test_parts_that_make_it_faster(part: str, cifar: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     recipe = ["check", str(CONFIGS / "cifar100/distil.yaml")]
     recipe += ["-c", str(CONFIGS / "knowledge/kd.yaml"), "-c", str(CONFIGS / f"{part}.yaml")]
