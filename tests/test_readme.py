@@ -97,7 +97,8 @@ def test_the_table_of_ways_to_learn_together_is_what_the_code_says() -> None:
 def test_every_loss_has_a_config_with_its_own_weight() -> None:
     weights: dict[str, set[float]] = {}
     for path in (*(ROOT / "configs/knowledge").glob("*.yaml"), *(ROOT / "configs/recipes").glob("*.yaml")):
-        for each in (yaml.safe_load(path.read_text())["model"]["init_args"].get("knowledge") or {}).values():
+        model = yaml.safe_load(path.read_text()).get("model", {"init_args": {}})
+        for each in model["init_args"].get("knowledge", {}).values():
             kinds = re.findall(r"kdlab\.losses\.(\w+)", str(each["loss"]))
             for kind in kinds:
                 weights.setdefault(kind, set()).add(float(each.get("weight", 1)))

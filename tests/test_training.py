@@ -16,10 +16,9 @@ from torch import Tensor
 from kdlab.cli import main
 from kdlab.data import ImageFolder
 from kdlab.models import resnet32x4, save_weights
+from tests.config_files import CONFIGS, KNOWLEDGE, tiered
 from tests.data.real import DATA, needs_data
 
-ROOT = Path(__file__).parent.parent
-KNOWLEDGE = sorted(path.stem for path in (ROOT / "configs/knowledge").glob("*.yaml"))
 STEPS = 4
 STAGE = 2  # what lasts epochs in the paper lasts these steps here, and an epoch is one step
 
@@ -62,7 +61,7 @@ def shortened(value: Any) -> Any:
 
 def fit(folder: Path, name: str, images: Path, teacher: Path, epochs: int, *options: str) -> None:
     """A real ``kdlab fit`` of the config; one batch an epoch, always of the same images."""
-    given = shortened(yaml.safe_load((ROOT / f"configs/knowledge/{name}.yaml").read_text()))
+    given = shortened(yaml.safe_load((CONFIGS / f"knowledge/{name}.yaml").read_text()))
     path = folder / "knowledge.yaml"
     path.write_text(yaml.safe_dump(given))
     student = "{class_path: kdlab.models.resnet8x4, init_args: {num_classes: 100}}"
@@ -73,7 +72,7 @@ def fit(folder: Path, name: str, images: Path, teacher: Path, epochs: int, *opti
     swapped += [f"--model.student={student}"] if "student" not in given["model"]["init_args"] else []
     main(
         [
-            *("fit", "-c", str(ROOT / "configs/cifar100/distil.yaml"), "-c", str(path), *swapped),
+            *("fit", "-c", str(CONFIGS / "cifar100/distil.yaml"), "-c", str(path), *swapped),
             *("--data=kdlab.data.ImageFolder", f"--data.root={images}", "--data.batch_size=6"),
             *("--model.optimizer.init_args.lr=0.001", "--trainer.accelerator=cpu", f"--trainer.max_epochs={epochs}"),
             *("--trainer.limit_val_batches=0", "--trainer.num_sanity_val_steps=0", "--trainer.log_every_n_steps=1"),
@@ -101,7 +100,7 @@ def equal(first: Any, second: Any) -> bool:
 
 
 @needs_data
-@pytest.mark.parametrize("name", KNOWLEDGE)
+@pytest.mark.parametrize("name", tiered(KNOWLEDGE, ["crd"]))  # it has parameters and a bank
 def test_it_learns_and_resumes_bit_for_bit(
     name: str, images: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

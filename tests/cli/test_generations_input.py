@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from kdlab.cli import generations as command
 from kdlab.cli import main
 from tests.cli.test_generations import NET, SOFT, recipe, write
+from tests.config_files import layers
 
-CONFIG = Path(__file__).parents[2] / "configs/recipes/born_again.yaml"
+CONFIG = [word for path in layers("born_again") for word in ("-c", str(path))]
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_the_shipped_config(here: Path) -> None:
         "--model.student.in_channels=1",
     ]
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
-    rows = command.generations(["-c", str(CONFIG), *small, *network, *quiet], 2, here / "out")
+    rows = command.generations([*CONFIG, *small, *network, *quiet], 2, here / "out")
     assert [row.members for row in rows] == [1, 1, 2]
     own = yaml.safe_load((here / "out/generation_1/config.yaml").read_text())["model"]["init_args"]
     assert own["knowledge"]["soft"]["loss"]["class_path"] == "kdlab.losses.SoftLabels"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import re
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +13,8 @@ import yaml
 from kdlab import teaching
 from kdlab.cli import main
 from kdlab.cli.methods import HEADER, WAYS, WAYS_HEADER, entries
+from tests.config_files import RECIPES, layers
 
-ROOT = Path(__file__).parent.parent.parent
 PERSON = r"(?:[A-Z]\.[ -])+[A-Z]\w+(?: [A-Z]\w+)?"
 CITATION = re.compile(
     rf'(?<!, )({PERSON}(?:, {PERSON})*)( et al\.)?, "[^"]+"(?: \([^)]*\))?, [^"]*?\b((?:19|20)\d\d)\b(?!\.?\d)'
@@ -76,10 +75,10 @@ def test_the_ways_of_learning_together_alone(capsys: pytest.CaptureFixture[str])
 def test_a_way_is_what_its_configs_and_docstrings_say(way: tuple[str, str, str, str]) -> None:
     name, _, paper, configs = way
     for config in configs.split(", "):
-        read = yaml.safe_load((ROOT / f"configs/recipes/{config}.yaml").read_text())
-        given = read["model"]["init_args"]
-        if read["model"]["class_path"] == "kdlab.CoTrainer":
-            assert given["teaching"]["class_path"] == f"kdlab.teaching.{name}"
+        read = [yaml.safe_load(path.read_text()) for path in layers(config)]
+        options = [each["model"]["init_args"] for each in read if "model" in each]
+        kinds = [each["teaching"]["class_path"] for each in options if "class_path" in each.get("teaching", {})]
+        assert kinds[-1:] == ([] if name == "FrozenTeacher" else [f"kdlab.teaching.{name}"])
         named = re.findall(r"(kdlab\.\w+)\.([A-Z]\w+)", str(read))
         assert not paper or paper in [
             each for room, kind in named for each in cited(getattr(import_module(room), kind))
@@ -88,7 +87,7 @@ def test_a_way_is_what_its_configs_and_docstrings_say(way: tuple[str, str, str, 
 
 def test_every_config_and_every_teaching_is_in_the_table() -> None:
     listed = [config for way in WAYS for config in way.configs.split(", ")]
-    assert sorted(listed) == sorted(path.stem for path in (ROOT / "configs/recipes").glob("*.yaml"))
+    assert sorted(listed) == RECIPES
     kinds = {name for name in teaching.__all__ if issubclass(getattr(teaching, name), teaching.Teaching)}
     assert {way.name for way in WAYS} == kinds - {"Teaching"}
 

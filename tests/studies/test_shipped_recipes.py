@@ -97,25 +97,26 @@ def test_dml2018_trains_one_as_it_trains_two() -> None:
         assert schedule(config) == ([100, 150], 0.1, 200, 128)
     assert configs[0]["model"]["init_args"]["student"]["class_path"] == "kdlab.models.resnet20"
     for config, update in zip(configs[1:], ("simultaneous", "sequential"), strict=True):
-        said = config["model"]["init_args"]
-        networks = {name: each["class_path"] for name, each in said["networks"].items()}
+        options = config["model"]["init_args"]
+        networks = {name: each["class_path"] for name, each in options["networks"].items()}
         assert networks == {"a": "kdlab.models.resnet20", "b": "kdlab.models.resnet110"}
-        assert said["deploy"] == "a"
-        assert said["teaching"]["init_args"]["update"] == update
+        assert options["deploy"] == "a"
+        assert options["teaching"]["init_args"]["update"] == update
         assert soft(config, "soft") == (1.0, 1.0)
 
 
 def test_self_kd_trains_every_method_alike() -> None:
-    found = {each.cells[0].method: dict(each.config) for each in runs(reduced(named("self_kd_cifar100"))) if each.cells}
-    assert len(found) == 20 - 1
-    for method, config in found.items():
+    students = [run for run in runs(reduced(named("self_kd_cifar100"))) if run.cells]
+    configs = {run.cells[0].method: dict(run.config) for run in students}
+    assert len(configs) == 20 - 1
+    for method, config in configs.items():
         assert optimizer(config) == (0.1, 0.9, True, 0.0005)
         assert schedule(config) == ([100, 150], 0.1, *((205, 64) if method == "MixSKD" else (200, 128)))
         assert str(config["model"]).count("'kdlab.models.cifar_resnet18'") == (
             2 if method in ("BAN", "Tf-KD self") else 1
         )
         assert "kdlab.models.resnet" not in str(config["model"])
-    past = found["PS-KD"]["model"]["init_args"]
+    past = configs["PS-KD"]["model"]["init_args"]
     assert [past["task_schedule"]["init_args"][each] for each in ("start", "end", "length")] == [
         1.0,
         pytest.approx(0.2),
@@ -123,17 +124,17 @@ def test_self_kd_trains_every_method_alike() -> None:
     ]
     assert past["knowledge"]["past"]["schedule"]["init_args"]["length"] == 200
     stages = ["layer1", "layer2", "layer3", "layer4"]
-    assert knowledge(found["FRSKD"], "refine")[2] == stages
-    assert knowledge(found["MixSKD"], "mixed")[2] == stages
-    assert knowledge(found["Zipf"], "zipf")[2] == ["layer4"]
-    assert knowledge(found["USKD"], "uskd")[2] == ["layer3"]
+    assert knowledge(configs["FRSKD"], "refine")[2] == stages
+    assert knowledge(configs["MixSKD"], "mixed")[2] == stages
+    assert knowledge(configs["Zipf"], "zipf")[2] == ["layer4"]
+    assert knowledge(configs["USKD"], "uskd")[2] == ["layer3"]
     for method in ("BYOT", "DKS"):
-        exits = found[method]["model"]["init_args"]["networks"]["net"]["init_args"]
+        exits = configs[method]["model"]["init_args"]["networks"]["net"]["init_args"]
         assert (exits["layers"], exits["like"], exits["adapter"]) == (["layer2", "layer3"], "layer4", "stages")
-    assert soft(found["BYOT"], "soft") == (1.0, 4.0)
-    assert knowledge(found["BYOT"], "feature")[0] == 0.05
-    assert found["Tf-KD self"]["model"]["init_args"]["task_weight"] == 0.05
-    weight, temperature = soft(found["Tf-KD self"], "soft")
+    assert soft(configs["BYOT"], "soft") == (1.0, 4.0)
+    assert knowledge(configs["BYOT"], "feature")[0] == 0.05
+    assert configs["Tf-KD self"]["model"]["init_args"]["task_weight"] == 0.05
+    weight, temperature = soft(configs["Tf-KD self"], "soft")
     assert weight == pytest.approx(0.95 * 50 / 100)
     assert temperature == 6.0
 
@@ -143,16 +144,15 @@ def test_hinton2015_trains_what_its_run_trains() -> None:
     folder = "experiments/hinton2015_mnist"
     taught = [f"--config={folder}/soft.yaml"]
     students: dict[str, list[str]] = {"plain": [], "soft": taught, "soft, no 3s": [*taught, "--data.omit=[3]"]}
-    found = runs(named("hinton2015_mnist"))
-    assert len(found) == 1 + 3 * 3
-    for run in [each for each in found if not each.cells or each.seed == 2]:
+    planned = runs(named("hinton2015_mnist"))
+    assert len(planned) == 1 + 3 * 3
+    for run in [each for each in planned if not each.cells or each.seed == 2]:
         if not run.cells:
             options = [f"--config={folder}/teacher.yaml"]
         else:
             options = [f"--config={folder}/plain.yaml", *students[run.cells[0].method]]
             options += [f"--seed_everything={run.seed}", f"--data.seed={run.seed}"]
-        ours, theirs = canonical(dict(run.config)), canonical(resolve(options))
-        assert bare(ours) == bare(theirs)
+        assert bare(canonical(dict(run.config))) == bare(canonical(resolve(options)))
 
 
 def bare(config: Config) -> Config:

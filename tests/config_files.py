@@ -1,0 +1,34 @@
+"""The shipped configs, and the files that each recipe's own command lays over each other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs"
+COMMAND = re.compile(r"^#   kdlab (?:fit|generations)((?: -c \S+)+)", re.M)
+
+
+def names(folder: str) -> list[str]:
+    """The configs of a folder, by stem."""
+    return sorted(path.stem for path in (CONFIGS / folder).glob("*.yaml"))
+
+
+KNOWLEDGE, IMAGENET, RECIPES = names("knowledge"), names("knowledge/imagenet"), names("recipes")
+
+
+def layers(recipe: str) -> list[Path]:
+    """The files that the first command in the recipe's comment names, its bases first."""
+    command = COMMAND.search((CONFIGS / f"recipes/{recipe}.yaml").read_text())
+    assert command is not None, f"the comment of {recipe}.yaml names no command"
+    return [ROOT / word for word in command[1].split() if word != "-c"]
+
+
+def tiered(configs: Iterable[str], quick: Sequence[str]) -> list[Any]:
+    """Parameters of a test: the ``quick`` configs in every run, the others in ``make test-all``."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.full) for name in configs]

@@ -1,0 +1,37 @@
+"""Every file of ``configs/`` resolves: each key, class path and argument in it exists and has the right type."""
+
+from __future__ import annotations
+
+import pytest
+
+from kdlab.studies.preflight import resolve
+from tests.config_files import CONFIGS, IMAGENET, KNOWLEDGE, RECIPES, layers
+
+DISTIL = [CONFIGS / "cifar100/distil.yaml"]
+PARTS = ("trainer/gpu", "teacher/cache", "logger/wandb")
+LAYERS = {
+    **{name: [CONFIGS / f"{name}.yaml"] for name in ("kd_digits", "dml_digits", "cifar100/train")},
+    **{f"recipes/base/{name}": [CONFIGS / f"recipes/base/{name}.yaml"] for name in ("self", "online")},
+    **{f"recipes/{name}": layers(name) for name in RECIPES},
+    **{f"knowledge/{name}": [*DISTIL, CONFIGS / f"knowledge/{name}.yaml"] for name in KNOWLEDGE},
+    **{
+        f"knowledge/imagenet/{name}": [CONFIGS / "imagenet/distil.yaml", CONFIGS / f"knowledge/imagenet/{name}.yaml"]
+        for name in IMAGENET
+    },
+    **{name: [*DISTIL, CONFIGS / f"{name}.yaml"] for name in PARTS},
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_config_resolves(name: str) -> None:
+    resolve([f"--config={path}" for path in LAYERS[name]])
+
+
+def test_every_config_is_resolved() -> None:
+    shipped = {path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "sweeps"}
+    assert {path for layers in LAYERS.values() for path in layers} == shipped
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_names_its_own_command(recipe: str) -> None:
+    assert layers(recipe)[-1] == CONFIGS / f"recipes/{recipe}.yaml"
