@@ -1,4 +1,4 @@
-"""Random crop, horizontal flip and normalisation of a whole batch at once, on the device where the batch is."""
+"""Random crop, horizontal flip and normalization of a full batch at once, on the batch's device."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from kdlab.data import counter_rng
 
 
 def augment(images: Tensor, index: Tensor, seed: int, epoch: int, padding: int = 0, flip: bool = False) -> Tensor:
-    """Crop every image at random after zero padding, and mirror half of them, as a function of (seed, epoch, index).
+    """Crop every image at random after zero padding, and flip half of them, as a function of (seed, epoch, index).
 
     Args:
         images: (B, C, H, W), any dtype.
         index: (B,) int64, the samples' positions in their data set.
-        seed: of the augmentation.
+        seed: seed of the augmentation.
         epoch: the epoch number.
         padding: pixels of zeros on each side before the crop, so shifts of up to this many pixels in each direction.
-        flip: mirror left to right with probability 1/2.
+        flip: flip horizontally with probability 1/2.
 
     Returns:
-        (B, C, H, W) of the same dtype; what a sample gets does not depend on the batch that it is in.
+        (B, C, H, W) of the same dtype; a sample's augmentation does not depend on its batch.
     """
     if not padding and not flip:
         return images
@@ -35,13 +35,13 @@ def augment(images: Tensor, index: Tensor, seed: int, epoch: int, padding: int =
 
 
 def crop(images: Tensor, down: Tensor, right: Tensor, mirror: Tensor | None = None, padding: int = 0) -> Tensor:
-    """Cut from every zero-padded image a window of the image's own size, by one gather for the whole batch.
+    """Cut from every zero-padded image a window of the image's own size, by one gather for the full batch.
 
     Args:
         images: (B, C, H, W), any dtype.
         down: (B,) int64, first row of the window in the padded image, 0 to 2 * padding.
-        right: (B,) int64, first column likewise.
-        mirror: (B,) bool, which windows are mirrored left to right; ``None`` for none.
+        right: (B,) int64, first column, likewise.
+        mirror: (B,) bool, which windows are flipped horizontally; ``None`` for none.
         padding: pixels of zeros on each side.
 
     Returns:
@@ -59,7 +59,7 @@ def crop(images: Tensor, down: Tensor, right: Tensor, mirror: Tensor | None = No
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """``(images / 255 - mean) / std`` for uint8 images, ``(images - mean) / std`` for images in floating point.
+    """Return ``(images / 255 - mean) / std`` for uint8 images, ``(images - mean) / std`` for floating point ones.
 
     Args:
         images: (B, C, H, W), uint8 or floating point.
@@ -77,7 +77,7 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 def _constants(
     mean: tuple[float, ...], std: tuple[float, ...], byte: bool, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    with torch.inference_mode(False):  # the first batch may be one of validation; the tensors outlive it
+    with torch.inference_mode(False):  # the first batch may be a validation batch; the tensors outlive it
         spread = torch.tensor(std, dtype=torch.float64).view(-1, 1, 1)
         shift = torch.tensor(mean, dtype=torch.float64).view(-1, 1, 1) / spread
         scale = 1 / (spread * (255 if byte else 1))

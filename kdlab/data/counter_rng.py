@@ -1,11 +1,11 @@
-"""Random numbers that are a function of (seed, epoch, sample index, stream), so they need no state and no generator."""
+"""Counter-based random numbers: functions of (seed, epoch, sample index, stream), without state."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-# One stream for each thing that is drawn, so that no two of them are related.
-# From 16 on, decoding.py has AREA to LEFT once more for each further try.
+# One independent stream per drawn quantity.
+# From 16 on, decoding.py uses AREA to LEFT again for each further try.
 ORDER, SUBSET, DOWN, RIGHT, FLIP, AREA, RATIO, TOP, LEFT, STRONG = range(10)
 COMPANION, OWN, OTHER, BOX_DOWN, BOX_RIGHT = range(10, 15)
 
@@ -23,25 +23,25 @@ def _signed(value: int) -> int:
 
 
 def _mix(word: int) -> int:
-    """The splitmix64 finaliser on a Python integer."""
+    """Apply the splitmix64 finalizer to a Python integer."""
     word = ((word ^ (word >> 30)) * _FIRST) & _WORD
     word = ((word ^ (word >> 27)) * _SECOND) & _WORD
     return word ^ (word >> 31)
 
 
 def _shifted(words: Tensor, by: int) -> Tensor:
-    """A logical right shift: int64 shifts drag the sign along, so it is masked off."""
+    """Shift right logically: int64 shifts extend the sign, which is masked off."""
     return (words >> by) & ((1 << (64 - by)) - 1)
 
 
 def bits(seed: int, epoch: int, index: Tensor, stream: int) -> Tensor:
-    """64 random bits for every sample: splitmix64 at the sample's position, keyed by seed, epoch and stream.
+    """Return 64 random bits per sample: splitmix64 at the sample's position, keyed by seed, epoch and stream.
 
     Args:
         seed: any integer.
         epoch: any integer, 0 or more.
         index: int64 tensor of any shape, on any device.
-        stream: what the bits are for, one of this file's constants.
+        stream: the use of the bits, one of this module's constants.
 
     Returns:
         int64 tensor of the same shape; the same on every device and in every batch.
@@ -56,18 +56,20 @@ def bits(seed: int, epoch: int, index: Tensor, stream: int) -> Tensor:
 
 
 def shown(epoch: int, distinct_epochs: int | None, number: int = 0) -> int:
-    """The epoch number by which to draw an augmentation.
+    """Return the epoch number for drawing an augmentation.
 
     Args:
         epoch: the epoch number of the training.
-        distinct_epochs: after how many epochs the augmentation repeats; ``None`` for never.
-        number: 0 for the batch's own augmentation; others give further ones, which no epoch has as its own.
+        distinct_epochs: number of epochs after which the augmentation repeats; ``None`` for never.
+        number: 0 for the batch's augmentation; others for further ones, which differ from that of every epoch.
     """
     return (epoch % distinct_epochs if distinct_epochs else epoch) + number * FURTHER
 
 
 def integers(high: int | Tensor, seed: int, epoch: int, index: Tensor, stream: int) -> Tensor:
-    """Uniform integers from 0 to ``high`` - 1, int64, for ``high`` up to 2**31, one or one each; see :func:`bits`.
+    """Draw uniform integers from 0 to ``high`` - 1, int64; see :func:`bits`.
+
+    ``high`` is at most 2**31, one for all samples or one per sample.
 
     >>> import torch
     >>> integers(9, 0, 3, torch.tensor([5, 6, 7]), DOWN).tolist() == [
@@ -78,5 +80,5 @@ def integers(high: int | Tensor, seed: int, epoch: int, index: Tensor, stream: i
 
 
 def uniform(seed: int, epoch: int, index: Tensor, stream: int) -> Tensor:
-    """Uniform float64 numbers in [0, 1), with 53 random bits; see :func:`bits`."""
+    """Draw uniform float64 numbers in [0, 1) with 53 random bits; see :func:`bits`."""
     return _shifted(bits(seed, epoch, index, stream), 11).double() / (1 << 53)

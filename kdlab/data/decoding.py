@@ -1,4 +1,4 @@
-"""Images decoded from a tree of class folders: all at once into memory, or batch by batch in DataLoader workers."""
+"""Decoding images of class folders: all at once into memory, or batch by batch in DataLoader workers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class SizesDifferError(InputError):
 
 
 def decode(tree: Tree, size: tuple[int, int]) -> Tensor:
-    """All images of a tree, (N, 3, H, W) uint8.
+    """Decode all images of a tree, (N, 3, H, W) uint8.
 
     Args:
         tree: the split.
@@ -50,19 +50,19 @@ def decode(tree: Tree, size: tuple[int, int]) -> Tensor:
 
 
 class Streamed(Dataset[Batch]):
-    """Images decoded as they are asked for; ``streamed[draw]`` is a whole batch, (b, 3, size, size) uint8.
+    """Images decoded on access; ``streamed[draw]`` is a full batch, (b, 3, size, size) uint8.
 
     Args:
         tree: the split.
-        rows: (n,) int64, the positions that take part; ``None`` for all. The batch's index counts within these.
-        size: height and width of what comes out, in pixels.
-        resize: length of the shorter side before the centre crop, in pixels; evaluation only.
-        train: a random resized crop, mirrored half of the time if ``flip``, instead of resize and centre crop.
-        flip: see ``train``.
-        seed: of the crops, which are functions of (seed, epoch, index).
+        rows: (n,) int64, the positions in use; ``None`` for all. A batch's index counts within them.
+        size: height and width of the crops, in pixels.
+        resize: length of the shorter side before the center crop, in pixels; evaluation only.
+        train: random resized crop, and horizontal flip if ``flip``, instead of resize and center crop.
+        flip: flip half of the training images horizontally.
+        seed: seed of the crops, which are functions of (seed, epoch, index).
 
     Attributes:
-        distinct_epochs: after how many epochs the crops repeat; ``None`` for new ones each epoch.
+        distinct_epochs: number of epochs after which the crops repeat; ``None`` for never.
     """
 
     distinct_epochs: int | None = None
@@ -86,11 +86,11 @@ class Streamed(Dataset[Batch]):
         return self.several(draw, [draw.number])[0]
 
     def content(self) -> str:
-        """SHA-256 of the names, sizes and times of change of all images, taking part or not; hexadecimal."""
+        """Return the SHA-256 of names, sizes and modification times of all images, in use or not, hexadecimal."""
         return of_tree(self.tree, torch.arange(len(self.tree)))
 
     def several(self, draw: Draw, numbers: Sequence[int]) -> list[Batch]:
-        """The batch under each of these augmentations, decoded once."""
+        """Return the batch under each augmentation of ``numbers``; images are decoded once."""
         decoded = [self.tree.image(row) for row in self.rows[draw.positions].tolist()]
         batches = []
         for number in numbers:
@@ -100,13 +100,13 @@ class Streamed(Dataset[Batch]):
         return batches
 
     def centred(self, image: Tensor) -> Tensor:
-        """One image, (3, H, W), resized and cropped to its centre."""
+        """Resize an image, (3, H, W), and crop its center."""
         shrunk: Tensor = F.resize(image, [self.resize], antialias=True)
         cut: Tensor = F.center_crop(shrunk, [self.size, self.size])
         return cut
 
     def cropped(self, images: list[Tensor], draw: Draw) -> list[Tensor]:
-        """Every image cropped at random, resized, and mirrored or not."""
+        """Crop every image at random, resize it, and flip it with probability 1/2 if ``flip``."""
         sizes = torch.tensor([image.shape[1:] for image in images])
         epoch = counter_rng.shown(draw.epoch, self.distinct_epochs, draw.number)
         windows = random_windows(sizes, draw.positions, self.seed, epoch).tolist()
@@ -119,15 +119,15 @@ class Streamed(Dataset[Batch]):
 
 
 def random_windows(sizes: Tensor, index: Tensor, seed: int, epoch: int) -> Tensor:
-    """Windows of random area and ratio, as torchvision's ``RandomResizedCrop`` draws them, for a whole batch.
+    """Draw windows of random area and ratio like torchvision's ``RandomResizedCrop``, for a full batch.
 
     Area is uniform in 0.08..1 of the image's, the logarithm of width over height uniform between those of 3/4 and 4/3.
-    The first of ten tries that fits is taken; failing all, the largest centred window with a ratio in that range.
+    The first of ten tries that fits is used; if none does, the largest centered window with a ratio in that range.
 
     Args:
         sizes: (B, 2) int64, height and width of every image.
         index: (B,) int64, the samples' positions in their data set.
-        seed: of the augmentation.
+        seed: seed of the augmentation.
         epoch: the epoch number.
 
     Returns:
@@ -139,7 +139,7 @@ def random_windows(sizes: Tensor, index: Tensor, seed: int, epoch: int) -> Tenso
     largest_height = torch.minimum(tall, (wide / RATIOS[0]).round().long())
     height, width = largest_height, largest_width
     top, left = (tall - height) // 2, (wide - width) // 2
-    for attempt in reversed(range(TRIES)):  # so that the first try that fits is written last
+    for attempt in reversed(range(TRIES)):  # the first try that fits is written last
         apart = 16 * attempt  # its own streams
         share = AREAS[0] + (AREAS[1] - AREAS[0]) * counter_rng.uniform(seed, epoch, index, counter_rng.AREA + apart)
         ratio = torch.exp(low + (high - low) * counter_rng.uniform(seed, epoch, index, counter_rng.RATIO + apart))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import inspect
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -38,8 +40,19 @@ def of_tree(tree: Tree, rows: Tensor) -> str:
 
 
 def of_code(*modules: ModuleType) -> str:
-    """Return the SHA-256 of the source of ``modules``, docstrings and comments included, hexadecimal."""
-    return hashlib.sha256("".join(map(inspect.getsource, modules)).encode()).hexdigest()
+    """Return the SHA-256 of the code of ``modules`` without docstrings and comments, hexadecimal."""
+    return hashlib.sha256("\n".join(code_of(inspect.getsource(module)) for module in modules).encode()).hexdigest()
+
+
+def code_of(source: str) -> str:
+    """Return Python source without docstrings, comments and formatting."""
+    tree = ast.parse(textwrap.dedent(source))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
+            first = node.body[0]
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and type(first.value.value) is str:
+                node.body = node.body[1:]
+    return ast.unparse(tree)
 
 
 def of_object(instance: object) -> dict[str, str]:
@@ -52,7 +65,7 @@ def of_object(instance: object) -> dict[str, str]:
     name = f"{kind.__module__}.{kind.__qualname__}"
     attributes = repr(sorted(vars(instance).items()))
     try:
-        code = hashlib.sha256(inspect.getsource(kind).encode()).hexdigest()
+        code = hashlib.sha256(code_of(inspect.getsource(kind)).encode()).hexdigest()
     except (OSError, TypeError) as error:
         raise InputError(
             f"The source of {name} cannot be read, so its outputs cannot be cached: define it in a file."

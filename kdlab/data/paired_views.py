@@ -76,7 +76,7 @@ class SecondView(Companions):
     """The samples of the batch under another augmentation: DDGSD, KDCL, PCL.
 
     Args:
-        number: which; views of the same number are the same, 1 or more.
+        number: number of the augmentation, 1 or more; views of the same number are equal.
 
     Raises:
         InputError: the number is below 1.
@@ -90,7 +90,7 @@ class SecondView(Companions):
         self.numbers = (number,)
 
     def positions(self, draw: Draw, classes: Classes, seed: int, epoch: int) -> list[Tensor]:
-        """Those of the batch."""
+        """Return the positions of the batch."""
         return [draw.positions]
 
 

@@ -54,7 +54,7 @@ class Rotations(View):
         angles: the turns, in degrees.
 
     Raises:
-        InputError: an angle is no multiple of 90; with images that are not square and a quarter turn.
+        InputError: an angle is not a multiple of 90, or images that are not square get a quarter turn.
     """
 
     def __init__(self, angles: Sequence[int] = (90, 180, 270)) -> None:
@@ -63,7 +63,7 @@ class Rotations(View):
         self.angles = tuple(angles)
 
     def __call__(self, images: Tensor, index: Tensor, seed: int, epoch: int) -> Tensor:
-        """All turns of the first image, then all of the second, and so on."""
+        """Return all turns of the first image, then all of the second, and so on."""
         if images.shape[2] != images.shape[3] and any(angle % 180 for angle in self.angles):
             raise InputError(f"Images of {images.shape[2]} x {images.shape[3]} pixels change shape by a quarter turn.")
         return torch.stack([torch.rot90(images, angle // 90, (2, 3)) for angle in self.angles], 1).flatten(0, 1)
@@ -76,11 +76,11 @@ class RandAugment(View):
     Space, 2020, arXiv:1909.13719; torchvision's.) Image by image, about 0.7 ms each for CIFAR on one CPU core.
 
     Args:
-        operations: how many an image.
-        magnitude: their strength, from 0 to 30.
+        operations: number of operations per image.
+        magnitude: strength of the operations, from 0 to 30.
 
     Raises:
-        InputError: a number out of range.
+        InputError: a number is out of range.
     """
 
     def __init__(self, operations: int = 2, magnitude: int = 10) -> None:
@@ -93,7 +93,7 @@ class RandAugment(View):
         self.transform = v2.RandAugment(operations, magnitude)
 
     def __call__(self, images: Tensor, index: Tensor, seed: int, epoch: int) -> Tensor:
-        """One strong view of each image."""
+        """Return one strong view per image."""
         seeds = counter_rng.bits(seed, epoch, index, counter_rng.STRONG).tolist()
         changed = []
         with torch.random.fork_rng(devices=[]):
