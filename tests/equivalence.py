@@ -233,9 +233,8 @@ def compare(first: str, second: str) -> int:
 def _apart(old: Any, new: Any, where: str) -> tuple[float, list[str]]:
     if isinstance(old, dict):
         if old.keys() != new.keys():
-            return 0.0, [
-                f"{where}: only before {sorted(old.keys() - new.keys())[:4]}, only after {sorted(new.keys() - old.keys())[:4]}"
-            ]
+            gone, added = sorted(old.keys() - new.keys())[:4], sorted(new.keys() - old.keys())[:4]
+            return 0.0, [f"{where}: only before {gone}, only after {added}"]
         parts = [_apart(old[key], new[key], f"{where}.{key}") for key in old]
     elif isinstance(old, list):
         if len(old) != len(new):

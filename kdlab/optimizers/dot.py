@@ -22,15 +22,9 @@ class DOT(torch.optim.Optimizer):
     A parameter with only one of the two gradients (an adapter of a loss, a classifier with a loss on layers) has the
     usual momentum :math:`\mu` and weight decay. With delta = 0, DOT is SGD up to rounding.
 
-<<<<<<< HEAD
     kdlab's modules give it the task's gradient before every backward pass (:meth:`split`); the rest of ``.grad`` is
     the distillation's. Used elsewhere without that, it is SGD. Gradient clipping is refused, as it would change the sum
     and not its parts.
-=======
-    kdlab's modules pass the task's gradient before every backward pass (:meth:`note_task`); the rest of ``.grad`` is
-    the distillation's. Without that call, DOT is SGD. Gradient clipping raises an error, because it would change the
-    sum but not its parts.
->>>>>>> wt-models
 
     Recipe: momentum 0.9; delta 0.075 on CIFAR-100 and Tiny-ImageNet, 0.09 on ImageNet; with KD at its usual weights.
 
@@ -67,7 +61,6 @@ class DOT(torch.optim.Optimizer):
         self._task: dict[nn.Parameter, Tensor] = {}
         self._distilled: set[nn.Parameter] = set()
 
-<<<<<<< HEAD
     def split(
         self, task: Tensor | None, distilled: Tensor | None, scale: float = 1.0, share: float = 1.0, processes: int = 1
     ) -> None:
@@ -79,14 +72,6 @@ class DOT(torch.optim.Optimizer):
             scale: of a gradient scaler.
             share: of this batch in the step's gradient, with accumulation.
             processes: over which gradients are averaged.
-=======
-    def note_task(self, gradients: Mapping[nn.Parameter, Tensor], distilled: Collection[nn.Parameter]) -> None:
-        """Add to the task's part of the next step's gradient.
-
-        Args:
-            gradients: gradients of the weighted task loss, by parameter.
-            distilled: the parameters with a gradient of the distillation losses.
->>>>>>> wt-models
         """
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         gradients: Sequence[Tensor | None] = [None] * len(parameters)

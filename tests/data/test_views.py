@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import pytest
 import pytorch_lightning as pl
 import torch
+from kdlab.outputs.see import see
 from torch import Tensor, nn
 
 from kdlab import Distiller, Knowledge
@@ -14,7 +15,6 @@ from kdlab.data import Digits, RandAugment, Rotations, counter_rng
 from kdlab.data.augment import normalise
 from kdlab.errors import InputError
 from kdlab.outputs import Batch, Outputs, observe
-from kdlab.outputs.see import see
 from tests.modules.tiny import count_calls, network, sgd, trainer
 
 IMAGES = torch.randint(0, 256, (6, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from kdlab.modules.gradient_split import note_task
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdlab import Distiller, Knowledge
 from kdlab.errors import InputError
 from kdlab.losses import Hint, SoftTargets
-from kdlab.modules.gradient_split import note_task
 from kdlab.optimizers import DOT
 from kdlab.schedules import Constant
 from tests.modules.test_ddp import train
