@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 import pytest
 import pytorch_lightning as pl
 import torch
-from kdlab.outputs.see import see
 from torch import Tensor, nn
 
 from kdlab import Distiller, Knowledge
@@ -15,6 +14,7 @@ from kdlab.data import Digits, RandAugment, Rotations, counter_rng
 from kdlab.data.augment import normalise
 from kdlab.errors import InputError
 from kdlab.outputs import Batch, Outputs, observe
+from kdlab.outputs.observer import inputs_with_views, with_views
 from tests.modules.tiny import count_calls, network, sgd, trainer
 
 IMAGES = torch.randint(0, 256, (6, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -105,14 +105,15 @@ def test_one_forward_gives_every_view_its_outputs() -> None:
     calls = count_calls(net)
     x, more = torch.rand(4, 64), {"a": torch.rand(4, 64), "b": torch.rand(12, 64)}
     batch = Batch(x, torch.arange(4), torch.arange(4), more)
-    seen = see(lambda inputs: observe(net, inputs, ["hidden.0"]), batch, ["b", "a"])
+    inputs = inputs_with_views(batch, [""], ["b", "a"])
+    seen = with_views(observe(net, inputs, ["hidden.0"]), batch, ["b", "a"])
     assert calls == [20]
     assert torch.allclose(seen.logits, net(x))
     assert torch.allclose(seen.views["b"].logits, net(more["b"]))
     assert torch.allclose(seen.views["a"].layers[0], net.hidden[0](more["a"]))  # type: ignore[index,operator]
     assert (list(seen.views), seen.index) == (["b", "a"], batch.index)
     with pytest.raises(InputError, match="no view 'c'"):
-        see(lambda inputs: observe(net, inputs), batch, ["c"])
+        inputs_with_views(batch, [""], ["c"])
 
 
 def test_a_training_hands_the_views_of_both_networks_to_the_loss() -> None:

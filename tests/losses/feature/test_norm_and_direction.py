@@ -171,7 +171,7 @@ def test_a_wider_teacher_needs_the_wider_student():
     module = Distiller(with_embedding(network(), 24), teacher, nd, optimizer=sgd)
     trainer().fit(module, pairs())
     assert module.losses["direction"].means.values.shape == (10, 24)
-    assert module.rehearsal.idle == []
+    assert module.dry_run.idle == []
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")

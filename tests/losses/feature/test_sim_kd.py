@@ -92,7 +92,7 @@ def test_a_run_its_checkpoint_and_its_export(tmp_path: Path):
     before = {name: value.clone() for name, value in module.student.state_dict().items()}
     fit = trainer(2, limit_val_batches=1.0)
     fit.fit(module, pairs())
-    assert module.rehearsal.idle == []
+    assert module.dry_run.idle == []
     after, teacher = module.student.state_dict(), module.teacher.networks[0]
     assert torch.equal(after["classifier.weight"], teacher.fc.weight)
     assert all(not torch.equal(after[name], before[name]) for name in after if name.endswith("conv.weight"))
