@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdlab.losses.functional import full_precision
-from kdlab.losses.response.logits import rows
+from kdlab.losses.response.logits import PerSample, rows
 from kdlab.outputs import Outputs
 
 
-class Consistency(nn.Module):
+class Consistency(PerSample):
     r"""Mean squared difference of the two networks' class probabilities.
 
     .. math:: L = \frac{1}{BK} \sum_{b=1}^{B} \sum_{k=1}^{K} (q_{bk} - p_{bk})^2, \qquad
@@ -41,11 +41,6 @@ class Consistency(nn.Module):
 
     needs: ClassVar[tuple[str, ...]] = ("logits",)
     recipe_weight: ClassVar[float] = 1.0
-
-    @full_precision
-    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The mean squared difference, a scalar; gradient to the student only."""
-        return self.per_sample(student, teacher, target).mean()
 
     @full_precision
     def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:

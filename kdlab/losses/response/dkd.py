@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdlab.losses.checks import at_least, class_labels
 from kdlab.losses.functional import full_precision
-from kdlab.losses.response.logits import binary_divergence, divergence, rows, split
+from kdlab.losses.response.logits import PerSample, binary_divergence, divergence, rows, split
 from kdlab.outputs import Outputs
 
 
-class DKD(nn.Module):
+class DKD(PerSample):
     r"""Two divergences with weights of their own: label against the rest, and among the rest.
 
     .. math:: L = \alpha \, T^2 \, \mathrm{KL}(b^t \| b^s) + \beta \, T^2 \, \mathrm{KL}(\hat p^t \| \hat p^s)
@@ -56,11 +56,6 @@ class DKD(nn.Module):
         self.alpha = at_least("alpha", alpha, 0)
         self.beta = at_least("beta", beta, 0)
         self.temperature = at_least("temperature", temperature, 0, strictly=True)
-
-    @full_precision
-    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The weighted sum of both parts, a scalar; gradient to the student only."""
-        return self.per_sample(student, teacher, target).mean()
 
     @full_precision
     def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:

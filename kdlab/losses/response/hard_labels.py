@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdlab.losses.functional import full_precision
-from kdlab.losses.response.logits import rows
+from kdlab.losses.response.logits import PerSample, rows
 from kdlab.outputs import Outputs
 
 
-class HardLabels(nn.Module):
+class HardLabels(PerSample):
     r"""Cross-entropy of the student's class probabilities with the teacher's decision.
 
     .. math:: L = -\frac{1}{B} \sum_{b=1}^{B} \log q_{b t_b}, \qquad t_b = \arg\max_k z^t_{bk}, \quad
@@ -44,11 +44,6 @@ class HardLabels(nn.Module):
     needs: ClassVar[tuple[str, ...]] = ("logits",)
     recipe_weight: ClassVar[float] = 0.5
     minimum: ClassVar[float | None] = None
-
-    @full_precision
-    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The cross-entropy, a scalar; gradient to the student only."""
-        return self.per_sample(student, teacher, target).mean()
 
     @full_precision
     def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:

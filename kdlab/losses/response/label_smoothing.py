@@ -6,16 +6,16 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdlab.errors import InputError
 from kdlab.losses.checks import at_least, class_labels
 from kdlab.losses.functional import full_precision
-from kdlab.losses.response.logits import rows
+from kdlab.losses.response.logits import PerSample, rows
 from kdlab.outputs import Outputs
 
 
-class LabelSmoothing(nn.Module):
+class LabelSmoothing(PerSample):
     r"""Cross-entropy of the student's class probabilities with smoothed labels; the teacher's answer does not matter.
 
     .. math:: L = -\frac{1}{B} \sum_b \sum_k u_{bk} \log q_{bk}, \qquad q = \mathrm{softmax}(z^s)
@@ -65,11 +65,6 @@ class LabelSmoothing(nn.Module):
         if over not in ("all", "others"):
             raise InputError(f"over must be 'all' or 'others', not {over!r}.")
         self.over = over
-
-    @full_precision
-    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The cross-entropy, a scalar; gradient to the student only."""
-        return self.per_sample(student, teacher, target).mean()
 
     @full_precision
     def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdlab.losses.checks import class_labels
 from kdlab.losses.functional import full_precision
-from kdlab.losses.response.logits import rows
+from kdlab.losses.response.logits import PerSample, rows
 from kdlab.outputs import Outputs
 
 
-class Labels(nn.Module):
+class Labels(PerSample):
     r"""Cross-entropy of the student's class probabilities with the true labels; the teacher's answer does not matter.
 
     .. math:: L = -\frac{1}{B} \sum_{b=1}^{B} \log q_{b y_b}, \qquad q = \mathrm{softmax}(z^s)
@@ -43,11 +43,6 @@ class Labels(nn.Module):
     needs: ClassVar[tuple[str, ...]] = ("logits", "classes")
     recipe_weight: ClassVar[float] = 0.1
     minimum: ClassVar[float | None] = None
-
-    @full_precision
-    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The cross-entropy, a scalar; gradient to the student only."""
-        return self.per_sample(student, teacher, target).mean()
 
     @full_precision
     def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:

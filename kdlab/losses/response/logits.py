@@ -8,7 +8,21 @@ from torch import Tensor, nn
 
 from kdlab.errors import InputError
 from kdlab.losses.checks import same_logits
+from kdlab.losses.functional import full_precision
 from kdlab.outputs import Outputs
+
+
+class PerSample(nn.Module):
+    """A loss on logits (B, K) that is the mean of one value for every sample."""
+
+    @full_precision
+    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+        """Return the mean over the samples, a scalar; gradient to the student only."""
+        return self.per_sample(student, teacher, target).mean()
+
+    def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+        """Return the value for every sample, (B,); a subclass defines it under :func:`full_precision`."""
+        raise NotImplementedError(f"{type(self).__name__} must define per_sample().")
 
 
 def rows(student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdlab.losses.checks import at_least, class_labels
 from kdlab.losses.functional import full_precision
-from kdlab.losses.response.logits import rows, soft_cross_entropy, split
+from kdlab.losses.response.logits import PerSample, rows, soft_cross_entropy, split
 from kdlab.outputs import Outputs
 
 
-class NKD(nn.Module):
+class NKD(PerSample):
     r"""Cross-entropies with the teacher's probabilities: of the label, and among the normalised other classes.
 
     .. math:: L = -\frac{1}{B} \sum_b \Big( p_{b y} \log q_{b y}
@@ -57,11 +57,6 @@ class NKD(nn.Module):
         super().__init__()
         self.gamma = at_least("gamma", gamma, 0)
         self.temperature = at_least("temperature", temperature, 0, strictly=True)
-
-    @full_precision
-    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The weighted sum of both parts, a scalar; gradient to the student only."""
-        return self.per_sample(student, teacher, target).mean()
 
     @full_precision
     def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:

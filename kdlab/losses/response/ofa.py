@@ -14,11 +14,11 @@ from kdlab.errors import InputError
 from kdlab.losses.checks import at_least, class_labels
 from kdlab.losses.functional import full_precision
 from kdlab.losses.lazy import Lazy
-from kdlab.losses.response.logits import rows
+from kdlab.losses.response.logits import PerSample, rows
 from kdlab.outputs import Outputs
 
 
-class OFA(Lazy):
+class OFA(PerSample, Lazy):
     r"""Cross-entropy with the teacher's probabilities, the label's raised: for networks of different architectures.
 
     .. math:: \ell(z) = -\frac{1}{B} \sum_b \sum_k \big( (p_{bk} + [k = y_b])^\gamma - [k = y_b] \big) \log q_{bk},
@@ -80,11 +80,6 @@ class OFA(Lazy):
         """One branch for each layer, given by its channels and how often it is halved."""
         width = max(channels for channels, _ in layers)
         self.branches = nn.ModuleList(_branch(channels, halvings, width, classes) for channels, halvings in layers)
-
-    @full_precision
-    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The sum over the answer and the exits, a scalar; gradient to the student and the branches only."""
-        return self.per_sample(student, teacher, target).mean()
 
     @full_precision
     def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:

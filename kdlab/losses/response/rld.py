@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdlab.losses.checks import at_least, class_labels
 from kdlab.losses.functional import full_precision
-from kdlab.losses.response.logits import binary_divergence, divergence, rows, split
+from kdlab.losses.response.logits import PerSample, binary_divergence, divergence, rows, split
 from kdlab.outputs import Outputs
 
 
-class RLD(nn.Module):
+class RLD(PerSample):
     r"""Sample confidence: as sure of the label as the teacher of its best class; and, masked, the classes below it.
 
     .. math:: L = \alpha T_c^2 \, \mathrm{KL}\big((p_{\max}, 1 - p_{\max}) \| (q_y, 1 - q_y)\big)
@@ -62,11 +62,6 @@ class RLD(nn.Module):
         self.beta = at_least("beta", beta, 0)
         self.temperature = at_least("temperature", temperature, 0, strictly=True)
         self.confidence_temperature = at_least("confidence_temperature", confidence_temperature, 0, strictly=True)
-
-    @full_precision
-    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The weighted sum of both parts, a scalar; gradient to the student only."""
-        return self.per_sample(student, teacher, target).mean()
 
     @full_precision
     def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:

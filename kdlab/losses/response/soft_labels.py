@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdlab.losses.checks import at_least
 from kdlab.losses.functional import full_precision
-from kdlab.losses.response.logits import rows
+from kdlab.losses.response.logits import PerSample, rows
 from kdlab.outputs import Outputs
 
 
-class SoftLabels(nn.Module):
+class SoftLabels(PerSample):
     r"""Cross-entropy of the student's class probabilities with the teacher's, which alone are softened.
 
     .. math:: L = -\frac{1}{B} \sum_{b=1}^{B} \sum_{k=1}^{K} p_{bk} \log q_{bk}, \qquad
@@ -58,11 +58,6 @@ class SoftLabels(nn.Module):
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()
         self.temperature = at_least("temperature", temperature, 0, strictly=True)
-
-    @full_precision
-    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The cross-entropy, a scalar; gradient to the student only."""
-        return self.per_sample(student, teacher, target).mean()
 
     @full_precision
     def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdlab.losses.checks import at_least
 from kdlab.losses.functional import full_precision
-from kdlab.losses.response.logits import divergence, rows
+from kdlab.losses.response.logits import PerSample, divergence, rows
 from kdlab.outputs import Outputs
 
 
-class TTM(nn.Module):
+class TTM(PerSample):
     r"""Kullback-Leibler divergence from the teacher's power-transformed to the student's plain class probabilities.
 
     .. math:: L = \frac{1}{B} \sum_b \mathrm{KL}(\tilde p_b \| q_b), \qquad
@@ -52,11 +52,6 @@ class TTM(nn.Module):
     def __init__(self, power: float = 0.1) -> None:
         super().__init__()
         self.power = at_least("power", power, 0, strictly=True)
-
-    @full_precision
-    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The divergence, a scalar; gradient to the student only."""
-        return self.per_sample(student, teacher, target).mean()
 
     @full_precision
     def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:

@@ -7,16 +7,16 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdlab.errors import InputError
 from kdlab.losses.checks import at_least, class_labels
 from kdlab.losses.functional import full_precision
-from kdlab.losses.response.logits import rows
+from kdlab.losses.response.logits import PerSample, rows
 from kdlab.outputs import Outputs
 
 
-class VirtualTeacher(nn.Module):
+class VirtualTeacher(PerSample):
     r"""Divergence from a teacher that gives the label probability c and shares the rest evenly; no teacher is read.
 
     .. math:: p_{b y} = c, \qquad p_{bk} = \frac{1 - c}{K - 1} \; (k \ne y)
@@ -82,11 +82,6 @@ class VirtualTeacher(nn.Module):
         if form not in ("paper", "released"):
             raise InputError(f"form must be 'paper' or 'released', not {form!r}.")
         self.form = form
-
-    @full_precision
-    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The divergence, a scalar; gradient to the student only."""
-        return self.per_sample(student, teacher, target).mean()
 
     @full_precision
     def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:

@@ -6,15 +6,15 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdlab.losses.checks import at_least, class_labels
 from kdlab.losses.functional import full_precision
-from kdlab.losses.response.logits import rows, soft_cross_entropy, split
+from kdlab.losses.response.logits import PerSample, rows, soft_cross_entropy, split
 from kdlab.outputs import Outputs
 
 
-class WSLD(nn.Module):
+class WSLD(PerSample):
     r"""Cross-entropy with the teacher's softened probabilities, each sample weighted by how the student trails.
 
     .. math:: L = -T^2 \, \frac{1}{B} \sum_b w_b \sum_k p_{bk} \log q_{bk}, \qquad
@@ -54,11 +54,6 @@ class WSLD(nn.Module):
     def __init__(self, temperature: float = 4.0) -> None:
         super().__init__()
         self.temperature = at_least("temperature", temperature, 0, strictly=True)
-
-    @full_precision
-    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The weighted cross-entropy, a scalar; gradient to the student only."""
-        return self.per_sample(student, teacher, target).mean()
 
     @full_precision
     def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
