@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from kdlab.errors import InputError
 from kdlab.outputs import Outputs
+
+_Choice = TypeVar("_Choice", bound=str | None)
 
 
 class Pair(NamedTuple):
@@ -29,12 +32,52 @@ class Pair(NamedTuple):
         )
 
 
-def at_least(name: str, value: float, least: float, *, strictly: bool = False) -> float:
-    """``value`` itself if it is a finite number not below ``least`` (above it, if ``strictly``)."""
+def at_least(
+    name: str,
+    value: float,
+    least: float,
+    *,
+    strictly: bool = False,
+    below: float = math.inf,
+    most: float = math.inf,
+) -> float:
+    """Return ``value`` if it is a finite number in the range that the other arguments give.
+
+    Args:
+        name: name of the argument, for the message.
+        value: the number to check.
+        least: lower bound.
+        strictly: exclude the lower bound.
+        below: upper bound, excluded.
+        most: upper bound, included.
+
+    Raises:
+        InputError: ``value`` is not a finite number in this range.
+    """
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not number or value < least or (strictly and value == least):
         bound = f"above {least:g}" if strictly else f"of at least {least:g}"
         raise InputError(f"{name} must be a finite number {bound}, not {value!r}.")
+    if value >= below:
+        raise InputError(f"{name} must be below {below:g}, not {value!r}.")
+    if value > most:
+        raise InputError(f"{name} must be at most {most:g}, not {value!r}.")
+    return value
+
+
+def one_of(name: str, value: _Choice, choices: Sequence[_Choice]) -> _Choice:
+    """Return ``value`` if it is one of ``choices``.
+
+    Raises:
+        InputError: it is not.
+
+    >>> one_of("over", "some", ("all", "others"))
+    Traceback (most recent call last):
+    kdlab.errors.InputError: over must be 'all' or 'others', not 'some'.
+    """
+    if value not in choices:
+        *others, last = map(repr, choices)
+        raise InputError(f"{name} must be {', '.join(others)} or {last}, not {value!r}.")
     return value
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlab.errors import InputError
-from kdlab.losses.checks import Pair, layer_pairs
+from kdlab.losses.checks import Pair, layer_pairs, one_of
 from kdlab.losses.feature.connectors import POINTWISE, Geometry, connector, geometry
 from kdlab.losses.functional import full_precision
 from kdlab.losses.lazy import Lazy
@@ -65,9 +65,7 @@ class Hint(Lazy):
 
     def __init__(self, regressor: Literal["conv", "1x1"] | None = "conv") -> None:
         super().__init__()
-        if regressor not in ("conv", "1x1", None):
-            raise InputError(f"regressor must be 'conv', '1x1' or None, not {regressor!r}.")
-        self.regressor = regressor
+        self.regressor = one_of("regressor", regressor, ("conv", "1x1", None))
 
     def build(self, *pairs: tuple[Any, ...]) -> None:
         """One regressor a pair: (student channels, teacher channels, and the numbers of the :class:`Geometry`)."""

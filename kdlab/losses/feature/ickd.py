@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlab.errors import InputError
-from kdlab.losses.checks import Pair, map_pairs
+from kdlab.losses.checks import Pair, map_pairs, one_of
 from kdlab.losses.feature.connectors import connector
 from kdlab.losses.functional import full_precision
 from kdlab.losses.lazy import Lazy
@@ -61,9 +61,8 @@ class ICKD(Lazy):
 
     def __init__(self, scale: Literal["torchdistill", "sample", "paper"] = "torchdistill", embed: bool = False) -> None:
         super().__init__()
-        if scale not in ("torchdistill", "sample", "paper"):
-            raise InputError(f"scale must be 'torchdistill', 'sample' or 'paper', not {scale!r}.")
-        self.scale, self.embed = scale, embed
+        self.scale = one_of("scale", scale, ("torchdistill", "sample", "paper"))
+        self.embed = embed
 
     def build(self, *channels: tuple[int, int]) -> None:
         """One embedding a pair."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlab.errors import InputError
-from kdlab.losses.checks import at_least, map_pairs
+from kdlab.losses.checks import at_least, map_pairs, one_of
 from kdlab.losses.feature.connectors import widened
 from kdlab.losses.functional import full_precision
 from kdlab.losses.lazy import Lazy
@@ -61,12 +61,8 @@ class MGD(Lazy):
 
     def __init__(self, ratio: float = 0.15, masked: Literal["channels", "positions"] = "channels") -> None:
         super().__init__()
-        self.ratio = at_least("ratio", ratio, 0)
-        if self.ratio >= 1:
-            raise InputError(f"ratio must be below 1, not {ratio!r}: it is the share that is masked.")
-        if masked not in ("channels", "positions"):
-            raise InputError(f"masked must be 'channels' or 'positions', not {masked!r}.")
-        self.masked = masked
+        self.ratio = at_least("ratio", ratio, 0, below=1)
+        self.masked = one_of("masked", masked, ("channels", "positions"))
 
     def build(self, *channels: tuple[int, int]) -> None:
         """What widens the student and what generates, for every pair of channels."""

@@ -60,9 +60,7 @@ class BAKE(nn.Module):
     def __init__(self, temperature: float = 4.0, omega: float = 0.5) -> None:
         super().__init__()
         self.temperature = at_least("temperature", temperature, 0, strictly=True)
-        self.omega = at_least("omega", omega, 0)
-        if omega >= 1:
-            raise InputError(f"omega must be below 1, not {omega!r}: at 1 nothing of a sample's own answer is left.")
+        self.omega = at_least("omega", omega, 0, below=1)
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlab.errors import InputError
-from kdlab.losses.checks import at_least, embeddings
+from kdlab.losses.checks import at_least, embeddings, one_of
 from kdlab.losses.functional import full_precision
 from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs
@@ -69,9 +69,7 @@ class CorrelationCongruence(Lazy):
         self, kernel: Literal["rbf"] | None = None, width: int = 128, gamma: float = 0.4, order: int = 2
     ) -> None:
         super().__init__()
-        if kernel not in ("rbf", None):
-            raise InputError(f"kernel must be 'rbf' or None, not {kernel!r}.")
-        self.kernel = kernel
+        self.kernel = one_of("kernel", kernel, ("rbf", None))
         self.width = int(at_least("width", width, 1))
         self.gamma = at_least("gamma", gamma, 0, strictly=True)
         self.order = int(at_least("order", order, 1))

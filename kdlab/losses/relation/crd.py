@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlab.errors import InputError
-from kdlab.losses.checks import at_least, class_labels, embeddings
+from kdlab.losses.checks import at_least, class_labels, embeddings, one_of
 from kdlab.losses.context import Context, copied
 from kdlab.losses.functional import full_precision
 from kdlab.losses.lazy import Lazy
@@ -97,13 +97,9 @@ class CRD(Lazy):
         super().__init__()
         self.negatives = int(at_least("negatives", negatives, 1))
         self.temperature = at_least("temperature", temperature, 0, strictly=True)
-        self.momentum = at_least("momentum", momentum, 0)
+        self.momentum = at_least("momentum", momentum, 0, most=1)
         self.width = int(at_least("width", width, 1))
-        if momentum > 1:
-            raise InputError(f"momentum must be from 0 to 1, not {momentum!r}.")
-        if positive not in ("exact", "relax"):
-            raise InputError(f"positive must be 'exact' or 'relax', not {positive!r}.")
-        self.positive = positive
+        self.positive = one_of("positive", positive, ("exact", "relax"))
         self.samples: int | None = None
         self.register_buffer("known", None, persistent=False)
         self._largest = 0

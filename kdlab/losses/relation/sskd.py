@@ -94,8 +94,8 @@ class SSKD(Lazy):
         self.similarities = at_least("similarities", similarities, 0)
         self.temperature = at_least("temperature", temperature, 0, strictly=True)
         self.similarity_temperature = at_least("similarity_temperature", similarity_temperature, 0, strictly=True)
-        self.keep_answers = _share("keep_answers", keep_answers)
-        self.keep_similarities = _share("keep_similarities", keep_similarities)
+        self.keep_answers = at_least("keep_answers", keep_answers, 0, most=1)
+        self.keep_similarities = at_least("keep_similarities", keep_similarities, 0, most=1)
         self._pretext: tuple[SelfSupervision, ...] = ()
 
     def setup(self, context: Context) -> None:
@@ -140,12 +140,6 @@ class SSKD(Lazy):
         value = self.answers * _divergence(upright, upright_teacher, t, torch.ones_like(upright[:, 0]))
         value = value + self.rotated_answers * _divergence(rotated, rotated_teacher, t, kept)
         return value + self.similarities * _divergence(similar, similar_teacher, tau, kept_similar)
-
-
-def _share(name: str, value: float) -> float:
-    if at_least(name, value, 0) > 1:
-        raise InputError(f"{name} is a share from 0 to 1, not {value}.")
-    return value
 
 
 def _kept(scores: Tensor, truth: Tensor, share: float) -> Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdlab.errors import InputError
-from kdlab.losses.checks import at_least, class_labels
+from kdlab.losses.checks import at_least, class_labels, one_of
 from kdlab.losses.functional import full_precision
 from kdlab.losses.response.logits import PerSample, rows
 from kdlab.outputs import Outputs
@@ -59,12 +59,8 @@ class LabelSmoothing(PerSample):
 
     def __init__(self, epsilon: float = 0.1, over: Literal["all", "others"] = "all") -> None:
         super().__init__()
-        self.epsilon = at_least("epsilon", epsilon, 0)
-        if epsilon >= 1:
-            raise InputError(f"epsilon must be below 1, or nothing is left for the label, but is {epsilon!r}.")
-        if over not in ("all", "others"):
-            raise InputError(f"over must be 'all' or 'others', not {over!r}.")
-        self.over = over
+        self.epsilon = at_least("epsilon", epsilon, 0, below=1)
+        self.over = one_of("over", over, ("all", "others"))
 
     @full_precision
     def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:

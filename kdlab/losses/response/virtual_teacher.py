@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdlab.errors import InputError
-from kdlab.losses.checks import at_least, class_labels
+from kdlab.losses.checks import at_least, class_labels, one_of
 from kdlab.losses.functional import full_precision
 from kdlab.losses.response.logits import PerSample, rows
 from kdlab.outputs import Outputs
@@ -75,13 +75,9 @@ class VirtualTeacher(PerSample):
         self, correct: float = 0.99, temperature: float = 20.0, form: Literal["paper", "released"] = "released"
     ) -> None:
         super().__init__()
-        self.correct = at_least("correct", correct, 0, strictly=True)
-        if correct >= 1:
-            raise InputError(f"correct must be below 1, so that other classes have some, but is {correct!r}.")
+        self.correct = at_least("correct", correct, 0, strictly=True, below=1)
         self.temperature = at_least("temperature", temperature, 0, strictly=True)
-        if form not in ("paper", "released"):
-            raise InputError(f"form must be 'paper' or 'released', not {form!r}.")
-        self.form = form
+        self.form = one_of("form", form, ("paper", "released"))
 
     @full_precision
     def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlab.errors import InputError
-from kdlab.losses.checks import at_least, class_labels
+from kdlab.losses.checks import at_least, class_labels, one_of
 from kdlab.losses.context import Context
 from kdlab.losses.feature.last_map import fits, whole
 from kdlab.losses.functional import full_precision
@@ -76,9 +76,7 @@ class ZipfLabelSmoothing(nn.Module):
     ) -> None:
         super().__init__()
         self.power = at_least("power", power, 0)
-        if ranks not in ("all", "others"):
-            raise InputError(f"ranks must be 'all' or 'others', not {ranks!r}.")
-        self.ranks = ranks
+        self.ranks = one_of("ranks", ranks, ("all", "others"))
         self.only_correct = only_correct
         self.enlarge = whole("enlarge", enlarge)
         self._classifier: tuple[nn.Linear, ...] = ()  # in a tuple: it is the student's, and must not be registered here

@@ -253,7 +253,7 @@ def test_what_cannot_work_is_said():
     ):
         with pytest.raises(InputError, match=words):
             ready()(dataclasses.replace(student, index=index), teacher, labels)
-    for options, words in (({"positive": "near"}, "'exact' or 'relax'"), ({"momentum": 1.5}, "from 0 to 1")):
+    for options, words in (({"positive": "near"}, "'exact' or 'relax'"), ({"momentum": 1.5}, "at most 1")):
         with pytest.raises(InputError, match=words):
             CRD(**options)
 

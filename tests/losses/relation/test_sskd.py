@@ -132,7 +132,7 @@ def test_what_is_missing_is_said():
     ):
         with pytest.raises(InputError, match=words):
             loss(ours, theirs, LABELS)
-    with pytest.raises(InputError, match="keep_answers is a share from 0 to 1"):
+    with pytest.raises(InputError, match="keep_answers must be at most 1"):
         SSKD(keep_answers=1.5)
 
 
