@@ -15,7 +15,7 @@ from tests.oracle_methods.method import Arrays, Method, side
 
 
 def take_margins(loss: Any, arrays: Arrays) -> None:
-    """From batch normalisations with the file's weights, tapped themselves."""
+    """From batch normalizations with the file's weights, tapped themselves."""
     norms = nn.Sequential()
     for i in range(sum(name.startswith("teacher_feature") for name in arrays)):
         weight, bias = arrays[f"teacher_bn_weight_{i}"], arrays[f"teacher_bn_bias_{i}"]
@@ -32,7 +32,7 @@ def fix_mask(loss: Any, arrays: Arrays) -> None:
 
 
 def give_paraphraser(loss: Any, arrays: Arrays) -> None:
-    """One with the file's weights; the file counts a place for a normalisation that there is not."""
+    """One with the file's weights; the file counts a place for a normalization that there is not."""
     paraphraser = losses.Paraphraser()
     paraphraser.encode(arrays["teacher_feature"])
     with torch.no_grad():

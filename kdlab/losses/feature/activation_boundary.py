@@ -22,7 +22,7 @@ class ActivationBoundary(Lazy):
               \max(r_i(s_i) + m, 0)^2 & t_i \le 0 \\ \max(m - r_i(s_i), 0)^2 & t_i > 0 \end{cases}
 
     with s and t the layers BEFORE the ReLU and n layers from shallow to deep, of which the last counts 1, the one
-    before it 1/2. r is nothing where both shapes agree; else a trained convolution with bias and batch normalisation,
+    before it 1/2. r is nothing where both shapes agree; else a trained convolution with bias and batch normalization,
     whose kernel follows from the two sizes as in :class:`Hint`. Equal networks do not give 0: a student's value must
     also be outside of the margin. Computed in float32, or in float64 for float64 layers.
 
@@ -59,21 +59,21 @@ class ActivationBoundary(Lazy):
         self.margin = at_least("margin", margin, 0, strictly=True)
 
     def build(self, *pairs: tuple[Any, ...]) -> None:
-        """One connector a pair: (student channels, teacher channels, and the numbers of the :class:`Geometry`)."""
+        """Build one connector a pair: (student channels, teacher channels, and the numbers of the :class:`Geometry`)."""
         self.connectors = nn.ModuleList(_connector(*pair) for pair in pairs)
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The sum over the layers, a scalar; gradient to the student and to the connectors."""
+        """Return the sum over the layers, a scalar; gradient to the student and to the connectors."""
         pairs = map_pairs(student, teacher)
         self.materialize(pairs[0].student, *(_sizes(pair) for pair in pairs))
-        ours = [connect(pair.student) for connect, pair in zip(self.connectors, pairs, strict=True)]
-        values = [self._distance(x, pair.teacher.detach()) for x, pair in zip(ours, pairs, strict=True)]
+        student_maps = [connect(pair.student) for connect, pair in zip(self.connectors, pairs, strict=True)]
+        values = [self._distance(x, pair.teacher.detach()) for x, pair in zip(student_maps, pairs, strict=True)]
         weighted = [value * 2.0 ** (i + 1 - len(pairs)) for i, value in enumerate(values)]
-        return torch.stack(weighted).sum() * (3 / 1000 / len(ours[0]))
+        return torch.stack(weighted).sum() * (3 / 1000 / len(student_maps[0]))
 
-    def _distance(self, ours: Tensor, theirs: Tensor) -> Tensor:
-        return torch.where(theirs > 0, self.margin - ours, self.margin + ours).relu().square().sum()
+    def _distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return torch.where(teacher > 0, self.margin - student, self.margin + student).relu().square().sum()
 
 
 def _sizes(pair: Pair) -> tuple[Any, ...]:

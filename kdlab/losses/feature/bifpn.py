@@ -68,7 +68,7 @@ def pooled(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _fused(weights: Tensor, parts: Sequence[Tensor]) -> Tensor:
-    """The mean of the maps with trained weights, none negative."""
+    """Return the mean of the maps with trained weights, none negative."""
     shares = weights.relu() / (weights.relu().sum() + 1e-6)
     return torch.stack([share * part for share, part in zip(shares, parts, strict=True)]).sum(0)
 

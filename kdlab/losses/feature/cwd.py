@@ -61,16 +61,16 @@ class CWD(Lazy):
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The sum over the layers, a scalar; gradient to the student and to what widens it."""
+        """Return the sum over the layers, a scalar; gradient to the student and to what widens it."""
         pairs = map_pairs(student, teacher)
         for pair in pairs:
             if pair.student.shape[2:] != pair.teacher.shape[2:]:
                 raise InputError(f"CWD needs maps of one height and width, but {pair.shapes}: tap other layers.")
         self.materialize(pairs[0].student, *((pair.student.shape[1], pair.teacher.shape[1]) for pair in pairs))
-        ours = [align(pair.student) for align, pair in zip(self.aligned, pairs, strict=True)]
-        theirs = [pair.teacher.detach() for pair in pairs]
+        student_maps = [align(pair.student) for align, pair in zip(self.aligned, pairs, strict=True)]
+        teacher_maps = [pair.teacher.detach() for pair in pairs]
         values = [
             kl_divergence(x.flatten(2).flatten(0, 1), y.flatten(2).flatten(0, 1), self.temperature)
-            for x, y in zip(ours, theirs, strict=True)
+            for x, y in zip(student_maps, teacher_maps, strict=True)
         ]
         return torch.stack(values).sum()

@@ -11,7 +11,7 @@ from torch import Tensor
 from kdlab.errors import InputError
 from kdlab.losses.checks import at_least, class_labels, same_logits
 from kdlab.losses.feature.bifpn import BiFPN
-from kdlab.losses.feature.last_map import whole
+from kdlab.losses.feature.last_map import whole_number
 from kdlab.losses.functional import full_precision, kl_divergence
 from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs
@@ -33,15 +33,15 @@ class FRSKD(Lazy):
               o_1 = d_1, \quad o_i = r'_i\big( [e'_i(x_i), \; d_i^+, \; v_i({\downarrow} o_{i-1}^+)] \big)
 
     with + the ReLU, :math:`\tilde x_i = o_i^+` and :math:`\tilde z` a linear layer on the mean of :math:`\tilde x_n`
-    over its positions. e, e', u, v are 1 x 1 convolutions, batch normalisation and ReLU; r, r' are ``depth`` separable
-    convolutions (3 x 3 in each channel, 1 x 1 across, batch normalisation), with ReLU between them. Brackets are means
+    over its positions. e, e', u, v are 1 x 1 convolutions, batch normalization and ReLU; r, r' are ``depth`` separable
+    convolutions (3 x 3 in each channel, 1 x 1 across, batch normalization), with ReLU between them. Brackets are means
     with trained weights, first 1, of which the positive part counts, over its sum plus 10^-6; the deepest :math:`o_n`
-    has no :math:`d_n` in its. The arrow up takes nearest neighbours. The arrow down takes maxima of 3 x 3 with stride 2
+    has no :math:`d_n` in its. The arrow up takes nearest neighbors. The arrow down takes maxima of 3 x 3 with stride 2
     where that gives the deeper map's size, else adaptive ones (which the released code has no case for).
 
     :math:`\tilde x` is a target without gradient, and so is :math:`\tilde z` in the divergence unless
     ``detach_target=False``. The cross-entropy trains the self-teacher and the student's layers below it. No teacher is
-    read. The labels' own term on z belongs to the task. In training mode the self-teacher normalises with the batch's
+    read. The labels' own term on z belongs to the task. In training mode the self-teacher normalizes with the batch's
     statistics. Computed in float32, or in float64 if an input or weight is float64.
 
     Recipe: CIFAR-100 ResNet-18 weight 1 beside weight 1 on the labels, with the defaults here, the ends of all four
@@ -95,26 +95,26 @@ class FRSKD(Lazy):
         self.alpha = at_least("alpha", alpha, 0)
         self.beta = at_least("beta", beta, 0)
         self.temperature = at_least("temperature", temperature, 0, strictly=True)
-        self.width = whole("width", width)
-        self.depth = whole("depth", depth)
+        self.width = whole_number("width", width)
+        self.depth = whole_number("depth", depth)
         self.detach_target = detach_target
 
     def build(self, classes: int, *channels: int) -> None:
-        """The self-teacher."""
+        """Build the self-teacher."""
         self.self_teacher = BiFPN(classes, channels, self.width, self.depth)
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The weighted sum of the three parts, a scalar; gradient to the student and to the self-teacher."""
+        """Return the weighted sum of the three parts, a scalar; gradient to the student and to the self-teacher."""
         same_logits(student, teacher)
-        ours, labels = student.logits, class_labels(target, student.logits)
+        logits, labels = student.logits, class_labels(target, student.logits)
         stages = _stages(student)
-        self.materialize(ours, ours.shape[1], *(x.shape[1] for x in stages))
+        self.materialize(logits, logits.shape[1], *(x.shape[1] for x in stages))
         refined, scores = self.self_teacher(stages)
-        goal = scores.detach() if self.detach_target else scores
-        value = F.cross_entropy(scores, labels) + self.alpha * kl_divergence(ours, goal, self.temperature)
-        active = [F.mse_loss(_activity(x), _activity(y.detach())) for x, y in zip(stages, refined, strict=True)]
-        return value + self.beta * torch.stack(active).sum()
+        target_logits = scores.detach() if self.detach_target else scores
+        value = F.cross_entropy(scores, labels) + self.alpha * kl_divergence(logits, target_logits, self.temperature)
+        distances = [F.mse_loss(_activity(x), _activity(y.detach())) for x, y in zip(stages, refined, strict=True)]
+        return value + self.beta * torch.stack(distances).sum()
 
 
 def _activity(x: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ def _activity(x: Tensor) -> Tensor:
 
 
 def _stages(student: Outputs) -> list[Tensor]:
-    """The student's tapped layers after a ReLU, known to be maps of the batch."""
+    """Return the student's tapped layers after a ReLU, known to be maps of the batch."""
     layers, shapes = student.layers, ", ".join(str(tuple(x.shape)) for x in student.layers)
     if len(layers) < 2:
         raise InputError(

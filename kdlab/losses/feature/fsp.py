@@ -49,16 +49,16 @@ class FSP(nn.Module):
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The sum over consecutive layers, a scalar; gradient to the student only."""
+        """Return the sum over consecutive layers, a scalar; gradient to the student only."""
         pairs = map_pairs(student, teacher)
         if len(pairs) < 2:
             raise InputError("FSP compares consecutive layers: name at least two, from shallow to deep.")
         for pair in pairs:
             if pair.student.shape[1] != pair.teacher.shape[1]:
                 raise InputError(f"FSP needs equal channels, but {pair.shapes}: tap layers of equal width.")
-        ours = _products([pair.student for pair in pairs])
-        theirs = _products([pair.teacher.detach() for pair in pairs])
-        return torch.stack([F.mse_loss(a, b) for a, b in zip(ours, theirs, strict=True)]).sum()
+        student_products = _products([pair.student for pair in pairs])
+        teacher_products = _products([pair.teacher.detach() for pair in pairs])
+        return torch.stack([F.mse_loss(a, b) for a, b in zip(student_products, teacher_products, strict=True)]).sum()
 
 
 def _products(layers: list[Tensor]) -> list[Tensor]:

@@ -17,7 +17,7 @@ from kdlab.outputs import Outputs
 
 
 class ICKD(Lazy):
-    r"""Squared difference of the normalised channel-by-channel correlations, summed over the layers.
+    r"""Squared difference of the normalized channel-by-channel correlations, summed over the layers.
 
     .. math:: L = \frac{1}{n} \sum_b \| R(f^s_b f_b^{s\,T}) - R(f^t_b f_b^{t\,T}) \|_F^2
 
@@ -29,7 +29,7 @@ class ICKD(Lazy):
     - ``"paper"``: C^2 B, the mean over all correlations.
 
     Map sizes may differ; channels may only with ``embed``, which puts a trained 1 x 1 convolution without bias and
-    batch normalisation on the student. Without it, 0 when both networks have the same correlations. Computed in
+    batch normalization on the student. Without it, 0 when both networks have the same correlations. Computed in
     float32, or in float64 for float64 layers.
 
     Recipe: CIFAR-100 (resnet32x4 to resnet8x4) weight 2.5 with ``scale="sample"`` and ``embed=True`` on the last map,
@@ -65,18 +65,18 @@ class ICKD(Lazy):
         self.embed = embed
 
     def build(self, *channels: tuple[int, int]) -> None:
-        """One embedding a pair."""
+        """Build one embedding a pair."""
         self.embeddings = nn.ModuleList([connector(*each, bias=False, relu=False) for each in channels])
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The sum over the layers, a scalar; gradient to the student and to the embeddings."""
+        """Return the sum over the layers, a scalar; gradient to the student and to the embeddings."""
         pairs = map_pairs(student, teacher)
-        ours = [pair.student for pair in pairs]
+        student_maps = [pair.student for pair in pairs]
         if self.embed:
-            self.materialize(ours[0], *((pair.student.shape[1], pair.teacher.shape[1]) for pair in pairs))
-            ours = [embedding(x) for embedding, x in zip(self.embeddings, ours, strict=True)]
-        return torch.stack([self._compare(x, pair) for x, pair in zip(ours, pairs, strict=True)]).sum()
+            self.materialize(student_maps[0], *((pair.student.shape[1], pair.teacher.shape[1]) for pair in pairs))
+            student_maps = [embedding(x) for embedding, x in zip(self.embeddings, student_maps, strict=True)]
+        return torch.stack([self._compare(x, pair) for x, pair in zip(student_maps, pairs, strict=True)]).sum()
 
     def _compare(self, student: Tensor, pair: Pair) -> Tensor:
         if student.shape[1] != pair.teacher.shape[1]:

@@ -63,7 +63,7 @@ class KDSVD(nn.Module):
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The sum over consecutive layers, a scalar; gradient to the student only."""
+        """Return the sum over consecutive layers, a scalar; gradient to the student only."""
         pairs = map_pairs(student, teacher)
         if len(pairs) < 2:
             raise InputError("KDSVD compares consecutive layers: name at least two, from shallow to deep.")
@@ -75,45 +75,45 @@ class KDSVD(nn.Module):
                 raise InputError(f"KDSVD needs at least {self.vectors} channels and positions, but {pair.shapes}.")
         vectors = [self._aligned(pair.student, pair.teacher.detach()) for pair in pairs]
         values = [
-            (_basis(ours, ours_next) - _basis(theirs, theirs_next)).square().sum()
-            for (ours, theirs), (ours_next, theirs_next) in pairwise(vectors)
+            (_basis(student_vectors, student_next) - _basis(teacher_vectors, teacher_next)).square().sum()
+            for (student_vectors, teacher_vectors), (student_next, teacher_next) in pairwise(vectors)
         ]
         return torch.stack(values).sum() / len(pairs[0].student)
 
     def _aligned(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """The vectors (B, C, k) of both, weighted by the teacher's singular values."""
-        theirs, values = _singular(teacher, self.vectors)
-        theirs = theirs * torch.where(theirs.sum(1, keepdim=True) < 0, -1, 1)
-        ours, _ = _singular(student, self.vectors + 3)
-        cosines = ours.detach().transpose(1, 2) @ theirs
+        """Return the vectors (B, C, k) of both, weighted by the teacher's singular values."""
+        teacher_vectors, values = _singular(teacher, self.vectors)
+        teacher_vectors = teacher_vectors * torch.where(teacher_vectors.sum(1, keepdim=True) < 0, -1, 1)
+        student_vectors, _ = _singular(student, self.vectors + 3)
+        cosines = student_vectors.detach().transpose(1, 2) @ teacher_vectors
         best = cosines.abs().argmax(1, keepdim=True)
         signs = cosines.gather(1, best).sign()
-        ours = ours.gather(2, best.expand(-1, ours.shape[1], -1)) * signs
+        student_vectors = student_vectors.gather(2, best.expand(-1, student_vectors.shape[1], -1)) * signs
         factors = F.normalize(values, dim=1)[:, None]
-        return ours * factors, theirs * factors
+        return student_vectors * factors, teacher_vectors * factors
 
 
 def _singular(maps: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The first ``count`` right singular vectors (B, C, count) and values (B, count) of (B, C, H, W) as (B, HW, C)."""
+    """Return the first ``count`` right singular vectors (B, C, count) and values (B, count) of (B, C, H, W) as (B, HW, C)."""
     matrix = maps.flatten(2)
     with torch.no_grad():
         left, values, _ = torch.linalg.svd(matrix, full_matrices=False)
     count = min(count, values.shape[1])
     vectors = left[:, :, :count]
     if maps.requires_grad:
-        vectors = vectors + _change(matrix @ matrix.transpose(1, 2), left, values.square(), count)
+        vectors = vectors + _first_order_change(matrix @ matrix.transpose(1, 2), left, values.square(), count)
     return vectors, values[:, :count]
 
 
-def _change(gram: Tensor, left: Tensor, values: Tensor, count: int) -> Tensor:
+def _first_order_change(gram: Tensor, left: Tensor, values: Tensor, count: int) -> Tensor:
     """0, with the gradient that the first eigenvectors of ``gram`` have: autograd's own is NaN for equal values."""
-    vectors, kept = left[:, :, :count], values[:, None, :count]
+    vectors, selected = left[:, :, :count], values[:, None, :count]
     change = (gram - gram.detach()) @ vectors
     parts = left.transpose(1, 2) @ change
     rest = change - left @ parts
     smallest = torch.finfo(values.dtype).eps * values[:, :1, None].clamp(min=torch.finfo(values.dtype).tiny)
-    gaps = kept - values[:, :, None]
-    return left @ (parts * _inverse(gaps, smallest)) + rest * _inverse(kept, smallest)
+    gaps = selected - values[:, :, None]
+    return left @ (parts * _inverse(gaps, smallest)) + rest * _inverse(selected, smallest)
 
 
 def _inverse(gaps: Tensor, smallest: Tensor) -> Tensor:

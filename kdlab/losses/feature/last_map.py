@@ -10,7 +10,7 @@ from kdlab.outputs import Outputs
 
 
 def one_pair(student: Outputs, teacher: Outputs) -> Pair:
-    """The only pair of tapped maps."""
+    """Return the only pair of tapped maps."""
     pairs = map_pairs(student, teacher)
     if len(pairs) != 1:
         raise InputError(
@@ -19,7 +19,7 @@ def one_pair(student: Outputs, teacher: Outputs) -> Pair:
     return pairs[0]
 
 
-def fits(weight: Tensor, values: Tensor, side: str, layer: str) -> Tensor:
+def checked_weight(weight: Tensor, values: Tensor, side: str, layer: str) -> Tensor:
     """``weight`` (K, C) in the dtype of ``values`` (B, C, ...), known to read its channels."""
     if weight.shape[1] != values.shape[1]:
         raise InputError(
@@ -29,14 +29,14 @@ def fits(weight: Tensor, values: Tensor, side: str, layer: str) -> Tensor:
     return weight.to(values.dtype)
 
 
-def whole(name: str, value: int, least: int = 1) -> int:
+def whole_number(name: str, value: int, least: int = 1) -> int:
     """``value`` itself if it is a whole number not below ``least``."""
     if at_least(name, value, least) != int(value):
         raise InputError(f"{name} must be a whole number, not {value!r}.")
     return int(value)
 
 
-def some(values: Tensor) -> Tensor:
+def non_empty(values: Tensor) -> Tensor:
     """``values`` itself if it holds at least one sample."""
     if not len(values):
         raise InputError("The batch is empty, so there is nothing to compare.")

@@ -71,7 +71,7 @@ class MGD(Lazy):
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The sum over the layers, a scalar; gradient to the student and to all that generates."""
+        """Return the sum over the layers, a scalar; gradient to the student and to all that generates."""
         pairs = map_pairs(student, teacher)
         for pair in pairs:
             if pair.student.shape[2:] != pair.teacher.shape[2:]:
@@ -79,13 +79,13 @@ class MGD(Lazy):
         self.materialize(pairs[0].student, *((pair.student.shape[1], pair.teacher.shape[1]) for pair in pairs))
         values = []
         for align, generate, pair in zip(self.aligned, self.generators, pairs, strict=True):
-            ours = align(pair.student)
-            made = generate(ours * self.kept(self.uniform(ours)))
-            values.append(F.mse_loss(made, pair.teacher.detach(), reduction="sum"))
+            student_map = align(pair.student)
+            generated = generate(student_map * self.kept(self.uniform(student_map)))
+            values.append(F.mse_loss(generated, pair.teacher.detach(), reduction="sum"))
         return torch.stack(values).sum() / len(pairs[0].student)
 
     def uniform(self, x: Tensor) -> Tensor:
-        """One number from [0, 1) for everything that is masked as one."""
+        """Return one number from [0, 1) for everything that is masked as one."""
         shape = (*x.shape[:2], 1, 1) if self.masked == "channels" else (len(x), 1, *x.shape[2:])
         return torch.rand(shape, device=x.device)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kdlab.errors import InputError
 from kdlab.losses.checks import at_least, class_labels, same_logits
-from kdlab.losses.feature.last_map import whole
+from kdlab.losses.feature.last_map import whole_number
 from kdlab.losses.feature.stage_heads import Fused, StageHead, discriminator, reversed_gradient
 from kdlab.losses.functional import full_precision, kl_divergence
 from kdlab.losses.lazy import Lazy
@@ -42,9 +42,9 @@ class MixSKD(Lazy):
 
     :math:`\mathrm{BCE}_i` is the binary cross-entropy (element mean over two outputs) of a trained discriminator on
     the maps' means that tells :math:`\bar f_i` from :math:`\tilde f_i`. The discriminator descends on it and all that
-    is below gets the reversed gradient, in one step of one optimiser. Heads and discriminators are thrown away after
+    is below gets the reversed gradient, in one step of one optimizer. Heads and discriminators are thrown away after
     the training. No teacher is read, and the cross-entropy of :math:`z_n` with y belongs to the task. In training mode
-    the heads normalise with the statistics of plain and mixed images together. Computed in float32, or in float64 if an
+    the heads normalize with the statistics of plain and mixed images together. Computed in float32, or in float64 if an
     input or weight is float64.
 
     Recipe: CIFAR-100 ResNet-18 weight 1 beside weight 1 on the labels of the plain images, with the defaults here, the
@@ -96,12 +96,12 @@ class MixSKD(Lazy):
     ) -> None:
         super().__init__()
         self.temperature = at_least("temperature", temperature, 0, strictly=True)
-        self.blocks = whole("blocks", blocks)
+        self.blocks = whole_number("blocks", blocks)
         self.features = at_least("features", features, 0)
         self.adversarial = at_least("adversarial", adversarial, 0)
 
     def build(self, classes: int, channels: Sequence[int], strides: Sequence[int]) -> None:
-        """A head for every stage but the last, the self-teacher, a discriminator for every stage."""
+        """Build a head for every stage but the last, the self-teacher, a discriminator for every stage."""
         count, last = len(channels), channels[-1]
         self.heads = nn.ModuleList(StageHead(classes, channels[i:], strides[i:], self.blocks) for i in range(count - 1))
         self.self_teacher = Fused(classes, last, count)
@@ -109,68 +109,71 @@ class MixSKD(Lazy):
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The weighted sum, a scalar; gradient to the student and to all trained parts."""
+        """Return the weighted sum, a scalar; gradient to the student and to all trained parts."""
         same_logits(student, teacher)
         labels = class_labels(target, student.logits)
-        view, partner, share = _mixed(student)
+        view, partner, lam = _mixed_view(student)
         stages = _stages(student, view)
         strides = tuple(max(x.shape[2] // y.shape[2], 1) for x, y in pairwise(stages))
         self.materialize(student.logits, student.logits.shape[1], tuple(x.shape[1] for x in stages), strides)
         count, size = len(labels), stages[-1].shape[2:]
-        read = [head(x, size) for head, x in zip(self.heads, stages[:-1], strict=True)]
-        read.append((stages[-1], torch.cat([student.logits, view.logits])))
+        stage_outputs = [head(x, size) for head, x in zip(self.heads, stages[:-1], strict=True)]
+        stage_outputs.append((stages[-1], torch.cat([student.logits, view.logits])))
 
-        def joined(x: Tensor) -> Tensor:
-            weight = share.view(-1, *[1] * (x.dim() - 1))
+        def mix(x: Tensor) -> Tensor:
+            weight = lam.view(-1, *[1] * (x.dim() - 1))
             return weight * x[:count] + (1 - weight) * x[:count][partner]
 
-        maps = [(joined(f), f[count:]) for f, _ in read]
-        answers = [(joined(z), z[count:]) for _, z in read]
-        taught = [self.self_teacher(torch.cat(of_all, 1)) for of_all in zip(*maps, strict=True)]
-        plain = [F.cross_entropy(z[:count], labels) for _, z in read[:-1]]
-        pairs = ((labels, share), (labels[partner], 1 - share))
+        maps = [(mix(f), f[count:]) for f, _ in stage_outputs]
+        logits_pairs = [(mix(z), z[count:]) for _, z in stage_outputs]
+        fused = [self.self_teacher(torch.cat(stage_maps, 1)) for stage_maps in zip(*maps, strict=True)]
+        plain = [F.cross_entropy(z[:count], labels) for _, z in stage_outputs[:-1]]
+        pairs = ((labels, lam), (labels[partner], 1 - lam))
         mixed = [
             (weight * F.cross_entropy(z, y, reduction="none")).mean()
-            for z in (*(theirs for _, theirs in answers), *taught)
+            for z in (*(theirs for _, theirs in logits_pairs), *fused)
             for y, weight in pairs
         ]
-        value = torch.stack([*plain, *mixed, *self._divergences(answers, taught)]).sum()
-        apart = torch.stack([F.mse_loss(ours, theirs) for ours, theirs in maps]).sum()
-        told = [_told(judge, *both) for judge, both in zip(self.discriminators, maps, strict=True)]
-        return value + self.features * apart + self.adversarial * torch.stack(told).sum()
+        value = torch.stack([*plain, *mixed, *self._divergences(logits_pairs, fused)]).sum()
+        feature_distance = torch.stack([F.mse_loss(ours, theirs) for ours, theirs in maps]).sum()
+        adversarial = [
+            _discriminator_loss(discriminator_, *both)
+            for discriminator_, both in zip(self.discriminators, maps, strict=True)
+        ]
+        return value + self.features * feature_distance + self.adversarial * torch.stack(adversarial).sum()
 
-    def _divergences(self, answers: Sequence[tuple[Tensor, Tensor]], taught: Sequence[Tensor]) -> list[Tensor]:
+    def _divergences(self, logits_pairs: Sequence[tuple[Tensor, Tensor]], fused: Sequence[Tensor]) -> list[Tensor]:
         """Each stage's two answers learn from each other, the last ones from the self-teacher's of the other kind."""
-        pairs = [pair for one, other in answers[:-1] for pair in ((one, other), (other, one))]
-        pairs += zip(answers[-1], reversed(taught), strict=True)
-        return [kl_divergence(ours, goal.detach(), self.temperature) for ours, goal in pairs]
+        pairs = [pair for one, other in logits_pairs[:-1] for pair in ((one, other), (other, one))]
+        pairs += zip(logits_pairs[-1], reversed(fused), strict=True)
+        return [kl_divergence(ours, target.detach(), self.temperature) for ours, target in pairs]
 
 
-def _told(judge: nn.Module, joined: Tensor, mixed: Tensor) -> Tensor:
+def _discriminator_loss(discriminator_: nn.Module, mix: Tensor, mixed: Tensor) -> Tensor:
     """How badly the two kinds of maps are told apart."""
-    scores = judge(reversed_gradient(torch.cat([joined, mixed]).mean((2, 3))))
-    kinds = torch.eye(2, dtype=scores.dtype, device=scores.device).repeat_interleave(len(joined), 0)
+    scores = discriminator_(reversed_gradient(torch.cat([mix, mixed]).mean((2, 3))))
+    kinds = torch.eye(2, dtype=scores.dtype, device=scores.device).repeat_interleave(len(mix), 0)
     return F.binary_cross_entropy_with_logits(scores, kinds)
 
 
-def _mixed(student: Outputs) -> tuple[Outputs, Tensor, Tensor]:
-    """The view, the partners (B,) and the shares (B,)."""
+def _mixed_view(student: Outputs) -> tuple[Outputs, Tensor, Tensor]:
+    """Return the view, the partners (B,) and the shares (B,)."""
     view, count = student.views.get(VIEW), len(student.logits)
     if view is None or view.mix is None:
         raise InputError(
             f"MixSKD reads the view {VIEW!r} with its mix, which the student lacks: let the data give mixed images."
         )
-    partner, share = view.mix
-    if view.logits.shape != student.logits.shape or partner.shape != (count,) or share.shape != (count,):
+    partner, lam = view.mix
+    if view.logits.shape != student.logits.shape or partner.shape != (count,) or lam.shape != (count,):
         raise InputError(
             f"MixSKD needs one mixed image for each of {count}, but the view {VIEW!r} has logits "
-            f"{tuple(view.logits.shape)}, partners {tuple(partner.shape)} and shares {tuple(share.shape)}."
+            f"{tuple(view.logits.shape)}, partners {tuple(partner.shape)} and shares {tuple(lam.shape)}."
         )
-    return view, partner.to(view.logits.device), share.to(view.logits)
+    return view, partner.to(view.logits.device), lam.to(view.logits)
 
 
 def _stages(student: Outputs, view: Outputs) -> list[Tensor]:
-    """The tapped maps of the plain and, after them, of the mixed images, (2 B, C, H, W)."""
+    """Return the tapped maps of the plain and, after them, of the mixed images, (2 B, C, H, W)."""
     plain, mixed = ([tuple(x.shape) for x in each.layers] for each in (student, view))
     if not plain:
         raise InputError("MixSKD reads the student's stages and none is tapped: name their ends in student_layers.")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kdlab.errors import InputError
 from kdlab.losses.checks import class_labels, embeddings
 from kdlab.losses.context import Context
-from kdlab.losses.feature.last_map import some
+from kdlab.losses.feature.last_map import non_empty
 from kdlab.losses.functional import full_precision
 from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs
@@ -73,7 +73,7 @@ class NormAndDirection(Lazy):
             del self.means
 
     def build(self, classes: int, width: int) -> None:
-        """The table of class means."""
+        """Build the table of class means."""
         self.means = _Means(classes, width)
 
     def precompute(self, batches: Iterable[tuple[Outputs, Tensor]]) -> None:
@@ -81,9 +81,9 @@ class NormAndDirection(Lazy):
         if self.sizes is not None:
             return
         total: Tensor | None = None  # (K, D + 1): sums, and counts in the last column
-        for seen, target in batches:
-            values, members = _members(seen.only(self._layers) if seen.names else seen, target)
-            batch = members.T @ torch.cat([values, values.new_ones(len(values), 1)], 1)
+        for outputs, target in batches:
+            values, one_hot = _embeddings_and_classes(outputs.only(self._layers) if outputs.names else outputs, target)
+            batch = one_hot.T @ torch.cat([values, values.new_ones(len(values), 1)], 1)
             total = batch if total is None else total + batch
         if total is None:
             raise InputError("The training loader yields no batch, so there are no class means.")
@@ -95,28 +95,30 @@ class NormAndDirection(Lazy):
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The mean over samples, a scalar; gradient to the student only."""
-        ours, theirs = embeddings(student, teacher)
-        theirs = theirs.detach()
-        if ours.shape[1] != theirs.shape[1]:
+        """Return the mean over samples, a scalar; gradient to the student only."""
+        student_embedding, teacher_embedding = embeddings(student, teacher)
+        teacher_embedding = teacher_embedding.detach()
+        if student_embedding.shape[1] != teacher_embedding.shape[1]:
             raise InputError(
-                f"The student's embedding has {ours.shape[1]} entries and the teacher's {theirs.shape[1]}: make the "
-                f"student kdlab.models.embedded(..., width={theirs.shape[1]})."
+                f"The student's embedding has {student_embedding.shape[1]} entries and the teacher's {teacher_embedding.shape[1]}: make the "
+                f"student kdlab.models.embedded(..., width={teacher_embedding.shape[1]})."
             )
-        centres = self._centres(theirs, class_labels(target, some(student.logits)), student.logits.shape[1])
-        along = (ours * F.normalize(centres, dim=1, eps=1e-12)).sum(1)
-        longer = torch.maximum(ours.norm(dim=1), theirs.norm(dim=1)).clamp_min(1e-12)
-        return 1 - (along / longer).mean()
+        centers = self._centers(
+            teacher_embedding, class_labels(target, non_empty(student.logits)), student.logits.shape[1]
+        )
+        projections = (student_embedding * F.normalize(centers, dim=1, eps=1e-12)).sum(1)
+        norms = torch.maximum(student_embedding.norm(dim=1), teacher_embedding.norm(dim=1)).clamp_min(1e-12)
+        return 1 - (projections / norms).mean()
 
-    def _centres(self, teacher: Tensor, labels: Tensor, classes: int) -> Tensor:
+    def _centers(self, teacher: Tensor, labels: Tensor, classes: int) -> Tensor:
         if self.sizes is None:
             if self.training:
                 raise InputError("NormAndDirection needs the teacher's class means: call precompute(batches) first.")
             return teacher
-        known, width = self.means.values.shape
-        if classes > known or width != teacher.shape[1]:
+        num_classes, width = self.means.values.shape
+        if classes > num_classes or width != teacher.shape[1]:
             raise InputError(
-                f"The class means are of {known} classes and {width} entries, but the networks have {classes} classes "
+                f"The class means are of {num_classes} classes and {width} entries, but the networks have {classes} classes "
                 f"and embeddings of {teacher.shape[1]}: give the student the teacher's classes and layer."
             )
         return self.means.values[labels]
@@ -132,11 +134,11 @@ class _Means(nn.Module):
         self.register_buffer("values", torch.zeros(classes, width))
 
 
-def _members(seen: Outputs, target: Tensor) -> tuple[Tensor, Tensor]:
+def _embeddings_and_classes(outputs: Outputs, target: Tensor) -> tuple[Tensor, Tensor]:
     """Embeddings (B, D), and a table (B, K) with 1 at each sample's class."""
-    _, values = embeddings(seen, seen)
-    labels = class_labels(target, seen.logits)
-    classes = seen.logits.shape[1]
+    _, values = embeddings(outputs, outputs)
+    labels = class_labels(target, outputs.logits)
+    classes = outputs.logits.shape[1]
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise InputError(
             f"The training labels go from {int(labels.min())} to {int(labels.max())}, but the teacher has {classes} "

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kdlab.errors import InputError
 from kdlab.losses.context import Context
 from kdlab.losses.feature.connectors import BatchNorm
-from kdlab.losses.feature.last_map import some, whole
+from kdlab.losses.feature.last_map import non_empty, whole_number
 from kdlab.losses.functional import full_precision, pool_to_smaller
 from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs
@@ -26,7 +26,7 @@ class SemCKD(Lazy):
 
     with S student layers; G the B x B matrix of scalar products of a layer's samples; q and k trained two-layer
     perceptrons of its rows, of output norm 1; r trained: 1 x 1, 3 x 3 and 1 x 1 convolution without bias, the first two
-    with batch normalisation and ReLU, on 2 C_j channels. The larger map is pooled (adaptive average) to the smaller.
+    with batch normalization and ReLU, on 2 C_j channels. The larger map is pooled (adaptive average) to the smaller.
     Computed in float32, or in float64 for float64 layers.
 
     The perceptrons read one number for every sample of a full batch: rows of smaller batches are filled up with zeros,
@@ -65,7 +65,7 @@ class SemCKD(Lazy):
 
     def __init__(self, factor: int = 4) -> None:
         super().__init__()
-        self.factor = whole("factor", factor)
+        self.factor = whole_number("factor", factor)
         self.batch_size: int | None = None
 
     def setup(self, context: Context) -> None:
@@ -73,7 +73,7 @@ class SemCKD(Lazy):
         self.batch_size = context.batch_size
 
     def build(self, batch: int, student: Sequence[int], teacher: Sequence[int]) -> None:
-        """A perceptron for every layer, a projection for every pair."""
+        """Build a perceptron for every layer, a projection for every pair."""
         self.queries = nn.ModuleList([self._perceptron(batch) for _ in student])
         self.keys = nn.ModuleList([self._perceptron(batch) for _ in teacher])
         self.projections = nn.ModuleList([nn.ModuleList([_projection(i, j) for j in teacher]) for i in student])
@@ -84,26 +84,28 @@ class SemCKD(Lazy):
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The value, a scalar; gradient to the student and to all trained parts."""
-        ours = _maps(student, "student")
-        theirs = [x.detach() for x in _maps(teacher, "teacher")]
-        if len(ours[0]) != len(theirs[0]):
+        """Return the value, a scalar; gradient to the student and to all trained parts."""
+        student_maps = _maps(student, "student")
+        teacher_maps = [x.detach() for x in _maps(teacher, "teacher")]
+        if len(student_maps[0]) != len(teacher_maps[0]):
             raise InputError(
-                f"The student's maps have {len(ours[0])} samples and the teacher's {len(theirs[0])}; compare one batch."
+                f"The student's maps have {len(student_maps[0])} samples and the teacher's {len(teacher_maps[0])}; compare one batch."
             )
-        full = self._full(len(some(ours[0])))
-        self.materialize(ours[0], full, *(tuple(x.shape[1] for x in side) for side in (ours, theirs)))
-        queries = self._embedded(ours, self.queries, full)
-        keys = self._embedded(theirs, self.keys, full)
+        full = self._full_batch(len(non_empty(student_maps[0])))
+        self.materialize(
+            student_maps[0], full, *(tuple(x.shape[1] for x in side) for side in (student_maps, teacher_maps))
+        )
+        queries = self._embedded(student_maps, self.queries, full)
+        keys = self._embedded(teacher_maps, self.keys, full)
         attention = (queries @ keys.mT).softmax(2)
-        pooled = [[pool_to_smaller(x, y) for y in theirs] for x in ours]
+        pooled = [[pool_to_smaller(x, y) for y in teacher_maps] for x in student_maps]
         projected = [
             [project(x) for project, (x, _) in zip(row, pairs, strict=True)]  # type: ignore[call-overload]
             for row, pairs in zip(self.projections, pooled, strict=True)
         ]
         return combined(projected, [[y for _, y in pairs] for pairs in pooled], attention)
 
-    def _full(self, batch: int) -> int:
+    def _full_batch(self, batch: int) -> int:
         full = self.sizes[0] if self.sizes is not None else self.batch_size
         if full is None:
             raise InputError(
@@ -124,7 +126,7 @@ class SemCKD(Lazy):
 
 
 def combined(student: Sequence[Sequence[Tensor]], teacher: Sequence[Sequence[Tensor]], attention: Tensor) -> Tensor:
-    """The attention (B, S, T) times the squared differences of ``student[i][j]`` and ``teacher[i][j]``."""
+    """Return the attention (B, S, T) times the squared differences of ``student[i][j]`` and ``teacher[i][j]``."""
     distances = [
         torch.stack([(x - y.detach()).square().flatten(1).mean(1) for x, y in zip(*rows, strict=True)], 1)
         for rows in zip(student, teacher, strict=True)

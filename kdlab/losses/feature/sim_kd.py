@@ -53,20 +53,26 @@ class SimKD(nn.Module):
     @torch.no_grad()
     def setup(self, context: Context) -> None:
         """Give the student the teacher's classifier, frozen."""
-        ours, theirs = context.classifier("student"), context.classifier("teacher")
-        if ours.weight.shape != theirs.weight.shape or (ours.bias is None and theirs.bias is not None):
+        student_classifier, teacher_classifier = context.classifier("student"), context.classifier("teacher")
+        if student_classifier.weight.shape != teacher_classifier.weight.shape or (
+            student_classifier.bias is None and teacher_classifier.bias is not None
+        ):
             raise InputError(
-                f"SimKD gives the student the teacher's classifier, {_form(theirs)}, but its own is {_form(ours)}: "
-                f"make it kdlab.models.projected(..., width={theirs.in_features}, num_classes={theirs.out_features})."
+                f"SimKD gives the student the teacher's classifier, {_describe(teacher_classifier)}, but its own is {_describe(student_classifier)}: "
+                f"make it kdlab.models.projected(..., width={teacher_classifier.in_features}, num_classes={teacher_classifier.out_features})."
             )
-        ours.weight.copy_(theirs.weight)
-        if ours.bias is not None:
-            ours.bias.copy_(torch.zeros_like(ours.bias) if theirs.bias is None else theirs.bias)
-        ours.requires_grad_(False)
+        student_classifier.weight.copy_(teacher_classifier.weight)
+        if student_classifier.bias is not None:
+            student_classifier.bias.copy_(
+                torch.zeros_like(student_classifier.bias)
+                if teacher_classifier.bias is None
+                else teacher_classifier.bias
+            )
+        student_classifier.requires_grad_(False)
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The value, a scalar; gradient to the student only."""
+        """Return the value, a scalar; gradient to the student only."""
         pair = one_pair(student, teacher)
         if pair.student.shape[1] != pair.teacher.shape[1]:
             raise InputError(
@@ -76,6 +82,6 @@ class SimKD(nn.Module):
         return F.mse_loss(*pool_to_smaller(pair.student, pair.teacher.detach()))
 
 
-def _form(classifier: nn.Linear) -> str:
+def _describe(classifier: nn.Linear) -> str:
     bias = "with" if classifier.bias is not None else "without"
     return f"{classifier.in_features} to {classifier.out_features} {bias} bias"

@@ -36,7 +36,7 @@ class StageHead(nn.Module):
         self.classifier = nn.Linear(channels[-1], classes)
 
     def forward(self, x: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
-        """The map as the last stage would have it, (B, C, *size), and class scores (B, K)."""
+        """Return the map as the last stage would have it, (B, C, *size), and class scores (B, K)."""
         x = self.stages(x)
         if x.shape[2:] != size:
             x = F.adaptive_avg_pool2d(x, (size[0], size[1]))
@@ -45,7 +45,7 @@ class StageHead(nn.Module):
 
 
 class _Block(nn.Module):
-    """Two 3 x 3 convolutions and a shortcut, with batch normalisation and ReLU (ResNet's basic block)."""
+    """Two 3 x 3 convolutions and a shortcut, with batch normalization and ReLU (ResNet's basic block)."""
 
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()

@@ -29,7 +29,7 @@ class VID(Lazy):
     float32, or in float64 for float64 layers.
 
     Recipe: CIFAR-100 weight 1 beside weight 1 on the labels, the ends of all stages but the stem, first variance 5; the
-    trained numbers are in the optimiser like all others, with its weight decay.
+    trained numbers are in the optimizer like all others, with its weight decay.
 
     Args:
         variance: :math:`\sigma^2` of every channel before training, above 0.0001.
@@ -65,9 +65,11 @@ class VID(Lazy):
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The sum over the layers, a scalar; gradient to the student and to all that predicts."""
+        """Return the sum over the layers, a scalar; gradient to the student and to all that predicts."""
         pairs = [pool_to_smaller(pair.student, pair.teacher.detach()) for pair in map_pairs(student, teacher)]
-        self.materialize(pairs[0][0], *((ours.shape[1], theirs.shape[1]) for ours, theirs in pairs))
+        self.materialize(
+            pairs[0][0], *((student_map.shape[1], teacher_map.shape[1]) for student_map, teacher_map in pairs)
+        )
         return torch.stack([predict(*pair) for predict, pair in zip(self.predictors, pairs, strict=True)]).sum()
 
 
@@ -83,7 +85,7 @@ class _Predictor(nn.Module):
         self.log_scale = nn.Parameter(torch.full((teacher,), start + math.log(-math.expm1(-start))))
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The mean negative log-likelihood, a scalar."""
+        """Return the mean negative log-likelihood, a scalar."""
         variance = (F.softplus(self.log_scale) + EPS)[:, None, None]
         error: Tensor = (self.mean(student) - teacher).square()
         return (error / variance + variance.log()).mean() / 2

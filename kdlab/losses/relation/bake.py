@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kdlab.errors import InputError
 from kdlab.losses.checks import at_least
 from kdlab.losses.functional import full_precision
-from kdlab.losses.response.logits import rows
+from kdlab.losses.response.logits import sample_logits
 from kdlab.outputs import Outputs
 
 
@@ -64,21 +64,21 @@ class BAKE(nn.Module):
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The mean over the batch, a scalar; gradient to the student's logits only."""
-        ours, theirs = rows(student, teacher)
-        shared = self.shared(theirs, _embedding(teacher).detach())
-        log_q = F.log_softmax(ours / self.temperature, 1)
-        return F.kl_div(log_q, shared, reduction="sum") * (self.temperature**2 / len(ours))
+        """Return the mean over the batch, a scalar; gradient to the student's logits only."""
+        student_logits, teacher_logits = sample_logits(student, teacher)
+        shared = self.shared(teacher_logits, _embedding(teacher).detach())
+        log_q = F.log_softmax(student_logits / self.temperature, 1)
+        return F.kl_div(log_q, shared, reduction="sum") * (self.temperature**2 / len(student_logits))
 
     def shared(self, logits: Tensor, embedding: Tensor) -> Tensor:
-        """The targets Q (B, K) from logits (B, K) and embeddings (B, D)."""
+        """Return the targets Q (B, K) from logits (B, K) and embeddings (B, D)."""
         directions = F.normalize(embedding, eps=1e-12)
-        own = torch.eye(len(logits), dtype=logits.dtype, device=logits.device)
+        identity = torch.eye(len(logits), dtype=logits.dtype, device=logits.device)
         # A finite number, not minus infinity: in a batch of one the softmax then gives 1 and Q = P.
-        alike = (directions @ directions.T).masked_fill(own.bool(), -1e9).softmax(1)
-        answers = F.softmax(logits / self.temperature, 1)
+        affinity = (directions @ directions.T).masked_fill(identity.bool(), -1e9).softmax(1)
+        probabilities = F.softmax(logits / self.temperature, 1)
         # Exactly, no entry is negative; rounding may leave a tiny one, of which there is no logarithm.
-        shared: Tensor = torch.linalg.solve(own - self.omega * alike, answers).clamp(min=0)
+        shared: Tensor = torch.linalg.solve(identity - self.omega * affinity, probabilities).clamp(min=0)
         return (1 - self.omega) * shared
 
 

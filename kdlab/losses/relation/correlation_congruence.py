@@ -17,7 +17,7 @@ from kdlab.outputs import Outputs
 
 
 class CorrelationCongruence(Lazy):
-    r"""Products of neighbouring samples' errors, or the difference of two kernel matrices of the batch.
+    r"""Products of neighboring samples' errors, or the difference of two kernel matrices of the batch.
 
     ``kernel=None`` is what the benchmarks run under this name, with two trained linear maps to ``width`` numbers:
 
@@ -31,7 +31,7 @@ class CorrelationCongruence(Lazy):
               k_{ij} = e^{-2 \gamma} \sum_{p=0}^{P} \frac{(2 \gamma)^p}{p!} (\hat x_i \cdot \hat x_j)^p, \quad
               \hat x = \frac{x}{\max(\| x \|_2, 10^{-12})}
 
-    the Gaussian kernel of normalised embeddings, by its Taylor series to order P. Computed in float32, or in float64
+    the Gaussian kernel of normalized embeddings, by its Taylor series to order P. Computed in float32, or in float64
     for float64 embeddings.
 
     Recipe: CIFAR-100 weight 0.02 beside weight 1 on the labels, with ``kernel=None`` and width 128. The paper's kernel
@@ -52,7 +52,7 @@ class CorrelationCongruence(Lazy):
 
     Paper: B. Peng, X. Jin, J. Liu, D. Li, Y. Wu, Y. Liu, S. Zhou, Z. Zhang, "Correlation Congruence for Knowledge
     Distillation", ICCV 2019, arXiv 1904.01802. ``None`` follows RepDistiller; ``"rbf"`` follows
-    Knowledge-Distillation-Zoo. torchdistill leaves the embeddings unnormalised and does not square the difference.
+    Knowledge-Distillation-Zoo. torchdistill leaves the embeddings unnormalized and does not square the difference.
 
     >>> student, teacher = torch.eye(2), torch.tensor([[1.0], [2.0]])
     >>> sides = Outputs(student, embedding=student), Outputs(teacher, embedding=teacher)
@@ -75,19 +75,19 @@ class CorrelationCongruence(Lazy):
         self.order = int(at_least("order", order, 1))
 
     def build(self, student: int, teacher: int) -> None:
-        """Both maps."""
+        """Build both maps."""
         self.embed_student, self.embed_teacher = nn.Linear(student, self.width), nn.Linear(teacher, self.width)
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """A scalar; gradient to the student and to both maps."""
-        ours, theirs = embeddings(student, teacher)
-        if len(ours) < (2 if self.kernel is None else 1):
+        """Return a scalar; gradient to the student and to both maps."""
+        student_embedding, teacher_embedding = embeddings(student, teacher)
+        if len(student_embedding) < (2 if self.kernel is None else 1):
             raise InputError("CorrelationCongruence needs at least 2 samples a batch, with kernel='rbf' at least 1.")
         if self.kernel == "rbf":
-            return F.mse_loss(self._matrix(ours), self._matrix(theirs.detach()))
-        self.materialize(ours, ours.shape[1], theirs.shape[1])
-        errors = (self.embed_student(ours) - self.embed_teacher(theirs.detach())).abs()
+            return F.mse_loss(self._matrix(student_embedding), self._matrix(teacher_embedding.detach()))
+        self.materialize(student_embedding, student_embedding.shape[1], teacher_embedding.shape[1])
+        errors = (self.embed_student(student_embedding) - self.embed_teacher(teacher_embedding.detach())).abs()
         value: Tensor = (errors[:-1] * errors[1:]).sum(1).mean()
         return value
 

@@ -17,7 +17,7 @@ from kdlab.losses.checks import at_least, class_labels, embeddings, one_of
 from kdlab.losses.context import Context, copied
 from kdlab.losses.functional import full_precision
 from kdlab.losses.lazy import Lazy
-from kdlab.losses.relation.memory_bank import Memory, of_all_processes, of_other_classes, of_the_same_class
+from kdlab.losses.relation.memory_bank import MemoryBank, draw_other_classes, draw_same_class, gather_processes
 from kdlab.outputs import Outputs
 
 _log = logging.getLogger("kdlab")
@@ -82,8 +82,10 @@ class CRD(Lazy):
     order_matters: ClassVar[bool] = True  # each row draws its own negatives
 
     known: Tensor | None  # the labels of the training set
-    _seen: tuple[Tensor, Tensor, Tensor, Tensor] | None  # index, labels and vectors of the last batch, not written yet
-    _first: Tensor | None  # log Z of the first batch, not written yet
+    _pending: (
+        tuple[Tensor, Tensor, Tensor, Tensor] | None
+    )  # index, labels and vectors of the last batch, not written yet
+    _first_log_z: Tensor | None  # log Z of the first batch, not written yet
     _constant: bool  # whether log Z is known to be in the memory
 
     def __init__(
@@ -103,7 +105,7 @@ class CRD(Lazy):
         self.samples: int | None = None
         self.register_buffer("known", None, persistent=False)
         self._largest = 0
-        self._forget()
+        self._reset()
 
     def setup(self, context: Context) -> None:
         """Take the size and the labels of the training set; refuse one whose vectors do not fit in memory."""
@@ -115,7 +117,7 @@ class CRD(Lazy):
         if labels is not None and len(labels) != samples:
             raise InputError(f"The training set has {samples} samples, but {len(labels)} labels.")
         if self.sizes is None:
-            _check_room(2 * 4 * samples * self.width, context.device)
+            _check_memory(2 * 4 * samples * self.width, context.device)
         self.samples = samples
         if labels is not None and self.sizes is not None:
             labels = labels.to(self.memory.labels.device)
@@ -123,41 +125,41 @@ class CRD(Lazy):
         self._largest = 0 if labels is None else _largest_class(labels)
 
     def build(self, samples: int, student: int, teacher: int) -> None:
-        """Both maps and both memories."""
+        """Build both maps and both memories."""
         self.embed_student, self.embed_teacher = nn.Linear(student, self.width), nn.Linear(teacher, self.width)
-        self.memory = Memory(samples, self.width)
+        self.memory = MemoryBank(samples, self.width)
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The sum of both directions, a scalar; gradient to the student and to both maps."""
-        ours, theirs = embeddings(student, teacher)
+        """Return the sum of both directions, a scalar; gradient to the student and to both maps."""
+        student_vectors, teacher_vectors = embeddings(student, teacher)
         labels = class_labels(target, student.logits)
         samples = self.sizes[0] if self.sizes is not None else self.samples
         if samples is None:
             raise InputError("CRD must know the number of training samples first: call setup().")
-        index = self._checked(student.index, len(ours), samples)
-        self.materialize(ours, samples, ours.shape[1], theirs.shape[1])
-        ours, theirs = self.vectors(ours, theirs)
-        value = self.contrast(ours, theirs, self.draw(index, labels))
+        index = self._checked(student.index, len(student_vectors), samples)
+        self.materialize(student_vectors, samples, student_vectors.shape[1], teacher_vectors.shape[1])
+        student_vectors, teacher_vectors = self.vectors(student_vectors, teacher_vectors)
+        value = self.contrast(student_vectors, teacher_vectors, self.draw(index, labels))
         if self.training:
-            self._seen = (index, labels, ours.detach(), theirs.detach())
+            self._pending = (index, labels, student_vectors.detach(), teacher_vectors.detach())
         return value
 
     def vectors(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """Both embeddings, mapped to (B, width) and of length 1."""
+        """Return both embeddings, mapped to (B, width) and of length 1."""
         return F.normalize(self.embed_student(student)), F.normalize(self.embed_teacher(teacher.detach()))
 
     def draw(self, index: Tensor, labels: Tensor) -> Tensor:
-        """The samples that each is contrasted with, (B, 1 + K): first the one it belongs to."""
+        """Return the samples that each is contrasted with, (B, 1 + K): first the one it belongs to."""
         classes = self.memory.labels.scatter(0, index, labels) if self.known is None else self.known
-        own = classes[index]
-        others = of_other_classes(classes, own, self.negatives, self._largest or _largest_class(classes))
-        same = index if self.positive == "exact" else of_the_same_class(classes, own)
+        row_classes = classes[index]
+        others = draw_other_classes(classes, row_classes, self.negatives, self._largest or _largest_class(classes))
+        same = index if self.positive == "exact" else draw_same_class(classes, row_classes)
         return torch.cat([same[:, None], others], 1)
 
-    def contrast(self, ours: Tensor, theirs: Tensor, rows: Tensor) -> Tensor:
-        """The loss of vectors (B, width) against the memory rows (B, 1 + K) of the other network."""
-        pairs = ((ours, self.memory.teacher), (theirs, self.memory.student))
+    def contrast(self, student_vectors: Tensor, teacher_vectors: Tensor, rows: Tensor) -> Tensor:
+        """Return the loss of vectors (B, width) against the memory rows (B, 1 + K) of the other network."""
+        pairs = ((student_vectors, self.memory.teacher), (teacher_vectors, self.memory.student))
         # A product with the whole memory costs less than gathering B x K rows of it.
         scores = [(v @ bank.T).gather(1, rows) / self.temperature for v, bank in pairs]
         ratio = (rows.shape[1] - 1) / len(self.memory.labels)
@@ -171,31 +173,31 @@ class CRD(Lazy):
 
     def after_backward(self) -> None:
         """Write the last training batch into the memories; a plain loop calls this after every backward pass."""
-        if self._first is not None:
-            self.memory.log_z.copy_(self._first)
-        if self._seen is not None:
-            index, labels, ours, theirs = map(of_all_processes, self._seen)
-            self.memory.remember(index, labels, ours, theirs, self.momentum)
-        self._seen, self._first = None, None
+        if self._first_log_z is not None:
+            self.memory.log_z.copy_(self._first_log_z)
+        if self._pending is not None:
+            index, labels, student_vectors, teacher_vectors = map(gather_processes, self._pending)
+            self.memory.update(index, labels, student_vectors, teacher_vectors, self.momentum)
+        self._pending, self._first_log_z = None, None
 
-    def _forget(self) -> None:
-        self._seen, self._first, self._constant = None, None, False
+    def _reset(self) -> None:
+        self._pending, self._first_log_z, self._constant = None, None, False
 
     def _log_z(self, scores: list[Tensor]) -> Tensor:
         """log Z of both directions, (2,)."""
         self._constant = self._constant or bool(self.memory.log_z.isfinite().all())
         if self._constant:
             return self.memory.log_z
-        if self._first is None:
+        if self._first_log_z is None:
             sums = torch.stack([s.detach().flatten().logsumexp(0) for s in scores])
             count = sums.new_full((1, 1), scores[0].numel())
             if self.training:
-                sums, count = of_all_processes(sums[None]).logsumexp(0), of_all_processes(count)
-            found = sums - count.sum().log() + math.log(len(self.memory.labels))
+                sums, count = gather_processes(sums[None]).logsumexp(0), gather_processes(count)
+            log_z = sums - count.sum().log() + math.log(len(self.memory.labels))
             if not self.training:
-                return found
-            self._first = found
-        return self._first.to(scores[0].dtype)
+                return log_z
+            self._first_log_z = log_z
+        return self._first_log_z.to(scores[0].dtype)
 
     def _checked(self, index: Tensor | None, batch: int, samples: int) -> Tensor:
         if index is None:
@@ -205,8 +207,8 @@ class CRD(Lazy):
                 f"CRD needs at least 1 sample a batch and one index for each, not {batch} and {len(index)}."
             )
         # In training on a GPU the look would wait for the device; the rehearsal, in eval mode, has looked.
-        waits = self.training and index.device.type != "cpu"
-        if not waits and not 0 <= int(index.min()) <= int(index.max()) < samples:
+        synchronizes = self.training and index.device.type != "cpu"
+        if not synchronizes and not 0 <= int(index.min()) <= int(index.max()) < samples:
             raise InputError(
                 f"A sample index lies outside the training set of {samples} samples: {index.tolist()[:8]}."
             )
@@ -214,15 +216,15 @@ class CRD(Lazy):
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._forget()
+        self._reset()
 
 
 def _largest_class(labels: Tensor) -> int:
     return int(torch.bincount(labels[labels >= 0]).max())
 
 
-def _check_room(size: int, device: torch.device) -> None:
-    if (free := _free(device)) < size:
+def _check_memory(size: int, device: torch.device) -> None:
+    if (free := _free_memory(device)) < size:
         raise InputError(
             f"CRD's vectors of all training samples take {size / 1e6:.0f} MB, but {device} has {free / 1e6:.0f} left: "
             "lower width, or train on fewer samples."
@@ -230,7 +232,7 @@ def _check_room(size: int, device: torch.device) -> None:
     _log.info("CRD keeps the vectors of all training samples: %.0f MB on %s.", size / 1e6, device)
 
 
-def _free(device: torch.device) -> float:
+def _free_memory(device: torch.device) -> float:
     """Bytes that can still be taken."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])

@@ -61,32 +61,36 @@ class IRG(nn.Module):
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The weighted sum, a scalar; gradient to the student only."""
+        """Return the weighted sum, a scalar; gradient to the student only."""
         pairs = layer_pairs(student, teacher)
         if len(pairs) % 2:
             raise InputError(f"IRG takes layers in consecutive pairs, so an even number of them, not {len(pairs)}.")
-        ours, theirs = embeddings(*(Outputs(each.logits, embedding=each.embedding) for each in (student, teacher)))
-        if len(ours) != len(pairs[0].student):
-            raise InputError(f"IRG got embeddings of {len(ours)} samples and layers of {len(pairs[0].student)}.")
-        graph = F.mse_loss(_distances(ours), _distances(theirs.detach()))
-        if ours.shape == theirs.shape:
-            graph = graph + F.mse_loss(ours, theirs.detach())
+        student_embedding, teacher_embedding = embeddings(
+            *(Outputs(each.logits, embedding=each.embedding) for each in (student, teacher))
+        )
+        if len(student_embedding) != len(pairs[0].student):
+            raise InputError(
+                f"IRG got embeddings of {len(student_embedding)} samples and layers of {len(pairs[0].student)}."
+            )
+        graph = F.mse_loss(_distances(student_embedding), _distances(teacher_embedding.detach()))
+        if student_embedding.shape == teacher_embedding.shape:
+            graph = graph + F.mse_loss(student_embedding, teacher_embedding.detach())
         changes = [_change(first, second) for first, second in zip(pairs[::2], pairs[1::2], strict=True)]
         return self.graph * graph + self.transformation * torch.stack(changes).sum()
 
 
 def _change(first: Pair, second: Pair) -> Tensor:
     """How differently both networks change from the first layer to the second."""
-    ours, theirs = (first.student, second.student), (first.teacher.detach(), second.teacher.detach())
-    edges = [F.mse_loss(_distances(one.flatten(1)), _distances(two.flatten(1))) for one, two in (ours, theirs)]
+    student, teacher = (first.student, second.student), (first.teacher.detach(), second.teacher.detach())
+    edges = [F.mse_loss(_distances(one.flatten(1)), _distances(two.flatten(1))) for one, two in (student, teacher)]
     change = (edges[0] - edges[1]).square()
-    if ours[0].shape == ours[1].shape and theirs[0].shape == theirs[1].shape:
-        change = change + (F.mse_loss(*ours) - F.mse_loss(*theirs)).square()
+    if student[0].shape == student[1].shape and teacher[0].shape == teacher[1].shape:
+        change = change + (F.mse_loss(*student) - F.mse_loss(*teacher)).square()
     return change
 
 
 def _distances(x: Tensor) -> Tensor:
-    """Squared distances (B, B) over the largest; from products of centred rows, which need no memory of B^2 D."""
+    """Squared distances (B, B) over the largest; from products of centered rows, which need no memory of B^2 D."""
     x = x - x.mean(0)
     products = x @ x.T
     squares = products.diagonal()

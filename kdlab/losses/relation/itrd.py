@@ -1,4 +1,4 @@
-"""Information-theoretic distillation (ITRD): correlated features and alike neighbours (Miles et al. 2022)."""
+"""Information-theoretic distillation (ITRD): correlated features and alike neighbors (Miles et al. 2022)."""
 
 from __future__ import annotations
 
@@ -61,21 +61,21 @@ class ITRD(Lazy):
         self.alpha = at_least("alpha", alpha, 0, strictly=True)
 
     def build(self, student: int, teacher: int) -> None:
-        """The linear map."""
+        """Build the linear map."""
         self.embed = nn.Linear(student, teacher)
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The weighted sum of both parts, a scalar; gradient to the student and to the map."""
-        ours, theirs = embeddings(student, teacher)
-        if len(ours) < 2:
+        """Return the weighted sum of both parts, a scalar; gradient to the student and to the map."""
+        student_embedding, teacher_embedding = embeddings(student, teacher)
+        if len(student_embedding) < 2:
             raise InputError("ITRD needs at least 2 samples a batch: nothing varies within one.")
-        self.materialize(ours, ours.shape[1], theirs.shape[1])
-        ours, theirs = self.embed(ours), theirs.detach()
-        correlations = (_standard(ours) * _standard(theirs)).sum(0) / len(ours)
+        self.materialize(student_embedding, student_embedding.shape[1], teacher_embedding.shape[1])
+        student_embedding, teacher_embedding = self.embed(student_embedding), teacher_embedding.detach()
+        correlations = (_standard(student_embedding) * _standard(teacher_embedding)).sum(0) / len(student_embedding)
         correlation = (correlations - 1).abs().pow(2 * self.alpha).sum().log2()
-        own = _cosines(ours)
-        mutual = _over_trace(own).square().sum() - _over_trace(own * _cosines(theirs)).square().sum()
+        cosines = _cosines(student_embedding)
+        mutual = _over_trace(cosines).square().sum() - _over_trace(cosines * _cosines(teacher_embedding)).square().sum()
         return self.correlation * correlation + self.mutual * mutual
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdlab.errors import InputError
 from kdlab.losses.checks import at_least, class_labels, embeddings
-from kdlab.losses.feature.last_map import whole
+from kdlab.losses.feature.last_map import whole_number
 from kdlab.losses.functional import full_precision, kl_divergence
 from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs
@@ -97,7 +97,7 @@ class MCL(Lazy):
     ) -> None:
         super().__init__()
         self.temperature = at_least("temperature", temperature, 0, strictly=True)
-        self.width = whole("width", width)
+        self.width = whole_number("width", width)
         self.vanilla = at_least("vanilla", vanilla, 0)
         self.interactive = at_least("interactive", interactive, 0)
         self.soft_vanilla = at_least("soft_vanilla", soft_vanilla, 0)
@@ -105,22 +105,22 @@ class MCL(Lazy):
         self.soft_temperature = at_least("soft_temperature", soft_temperature, 0, strictly=True)
 
     def build(self, student: int, teacher: int) -> None:
-        """Both heads."""
+        """Build both heads."""
         self.student_head, self.teacher_head = _head(student, self.width), _head(teacher, self.width)
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The weighted sum, a scalar; gradient to the student and to both heads."""
-        ours, theirs = embeddings(student, teacher)
+        """Return the weighted sum, a scalar; gradient to the student and to both heads."""
+        student_embedding, teacher_embedding = embeddings(student, teacher)
         labels = class_labels(target, student.logits)
-        if len(ours) < 2 or len(ours) != len(labels):
+        if len(student_embedding) < 2 or len(student_embedding) != len(labels):
             raise InputError(
                 f"MCL contrasts the samples of a batch, so it needs at least 2 and one embedding a label, not "
-                f"{len(ours)} embeddings and {len(labels)} labels."
+                f"{len(student_embedding)} embeddings and {len(labels)} labels."
             )
-        self.materialize(ours, ours.shape[1], theirs.shape[1])
-        a = F.normalize(self.student_head(ours), eps=1e-12)
-        b = F.normalize(self.teacher_head(theirs.detach()), eps=1e-12)
+        self.materialize(student_embedding, student_embedding.shape[1], teacher_embedding.shape[1])
+        a = F.normalize(self.student_head(student_embedding), eps=1e-12)
+        b = F.normalize(self.teacher_head(teacher_embedding.detach()), eps=1e-12)
         within = [a @ a.T / self.temperature, b @ b.T / self.temperature]
         across = a @ b.T / self.temperature
         value = self.vanilla * (contrast(within[0], labels) + contrast(within[1], labels))
@@ -129,7 +129,7 @@ class MCL(Lazy):
         return value + self.soft_interactive * self._mutual(across, across.T)
 
     def _mutual(self, one: Tensor, other: Tensor) -> Tensor:
-        """Both divergences of two tables of similarities (B, B), each towards the other one held."""
+        """Return both divergences of two tables of similarities (B, B), each towards the other one held."""
         pairs = ((one, other.detach()), (other, one.detach()))
         return torch.stack([kl_divergence(x, y, self.soft_temperature) for x, y in pairs]).sum()
 
@@ -140,9 +140,9 @@ def contrast(scores: Tensor, labels: Tensor) -> Tensor:
     >>> contrast(torch.zeros(3, 3), torch.tensor([0, 0, 1]))  # one of two others, and nobody for the third
     tensor(0.6931)
     """
-    own = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    same = (labels[:, None] == labels[None, :]) & ~own
-    log_p = F.log_softmax(scores.masked_fill(own, -torch.inf), 1).masked_fill(~same, 0)
+    diagonal = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    same = (labels[:, None] == labels[None, :]) & ~diagonal
+    log_p = F.log_softmax(scores.masked_fill(diagonal, -torch.inf), 1).masked_fill(~same, 0)
     count = same.sum(1)
     return -(log_p.sum(1) / count.clamp(min=1)).sum() / (count > 0).sum().clamp(min=1)
 

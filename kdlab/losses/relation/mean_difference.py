@@ -51,8 +51,11 @@ class MeanDifference(nn.Module):
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The squared difference, a scalar; gradient to the student, and to the teacher if that is asked for."""
-        ours, theirs = embeddings(student, teacher)
-        if not ours.numel():
+        """Return the squared difference, a scalar; gradient to the student, and to the teacher if that is asked for."""
+        student_embedding, teacher_embedding = embeddings(student, teacher)
+        if not student_embedding.numel():
             raise InputError("The batch has no sample to compare: drop empty batches.")
-        return (ours.mean() - (theirs if self.teacher_gradient else theirs.detach()).mean()) ** 2
+        return (
+            student_embedding.mean()
+            - (teacher_embedding if self.teacher_gradient else teacher_embedding.detach()).mean()
+        ) ** 2

@@ -34,7 +34,7 @@ class RKDDistance(nn.Module):
         InputError: a batch of one (there is no distance); several layers tapped; nothing to compare.
 
     Paper: W. Park, D. Kim, Y. Lu, M. Cho, "Relational Knowledge Distillation", CVPR 2019, arXiv 1904.05068. Follows the
-    authors' code, as RepDistiller and mdistiller do; mmrazor normalises the embeddings first, which this does not.
+    authors' code, as RepDistiller and mdistiller do; mmrazor normalizes the embeddings first, which this does not.
 
     >>> student, teacher = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[0.0], [1.0], [3.0]])
     >>> RKDDistance()(Outputs(student, embedding=student), Outputs(teacher, embedding=teacher), torch.zeros(3))
@@ -46,11 +46,11 @@ class RKDDistance(nn.Module):
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The mean over all pairs, a scalar; gradient to the student only."""
-        ours, theirs = embeddings(student, teacher)
-        if len(ours) < 2:
+        """Return the mean over all pairs, a scalar; gradient to the student only."""
+        student_embedding, teacher_embedding = embeddings(student, teacher)
+        if len(student_embedding) < 2:
             raise InputError("RKDDistance needs at least 2 samples a batch: there is no distance within one.")
-        return F.smooth_l1_loss(_distances(ours), _distances(theirs.detach()))
+        return F.smooth_l1_loss(_distances(student_embedding), _distances(teacher_embedding.detach()))
 
 
 class RKDAngle(nn.Module):
@@ -76,7 +76,7 @@ class RKDAngle(nn.Module):
         InputError: an empty batch; several layers tapped; nothing to compare.
 
     Paper: W. Park, D. Kim, Y. Lu, M. Cho, "Relational Knowledge Distillation", CVPR 2019, arXiv 1904.05068. Follows the
-    authors' code, as RepDistiller and mdistiller do; mmrazor normalises the embeddings first, which this does not.
+    authors' code, as RepDistiller and mdistiller do; mmrazor normalizes the embeddings first, which this does not.
 
     >>> student, teacher = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0], [1.0], [2.0]])
     >>> RKDAngle()(Outputs(student, embedding=student), Outputs(teacher, embedding=teacher), torch.zeros(3))
@@ -88,15 +88,15 @@ class RKDAngle(nn.Module):
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The mean over all triples, a scalar; gradient to the student only."""
-        ours, theirs = embeddings(student, teacher)
-        if len(ours) < 1:
+        """Return the mean over all triples, a scalar; gradient to the student only."""
+        student_embedding, teacher_embedding = embeddings(student, teacher)
+        if len(student_embedding) < 1:
             raise InputError("RKDAngle needs at least 1 sample a batch.")
-        return F.smooth_l1_loss(_cosines(ours), _cosines(theirs.detach()))
+        return F.smooth_l1_loss(_cosines(student_embedding), _cosines(teacher_embedding.detach()))
 
 
 def _distances(x: Tensor) -> Tensor:
-    """Euclidean distances (B, B) over their mean; from products of centred rows, which need no memory of B^2 D."""
+    """Euclidean distances (B, B) over their mean; from products of centered rows, which need no memory of B^2 D."""
     x = x - x.mean(0)
     products = x @ x.T
     squares = products.diagonal()

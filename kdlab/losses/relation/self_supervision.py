@@ -59,12 +59,12 @@ class SelfSupervision(Lazy):
     minimum: ClassVar[float | None] = None  # says nothing of the student
 
     def build(self, width: int) -> None:
-        """The head."""
+        """Build the head."""
         self.head = pretext_head(width)
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The mean over all rotated images, a scalar; gradient to the head only."""
+        """Return the mean over all rotated images, a scalar; gradient to the head only."""
         upright, rotated = (each.detach() for each in upright_and_rotated(teacher, "teacher"))
         if len(student.logits) != len(upright):
             raise InputError(f"The student saw {len(student.logits)} samples and the teacher {len(upright)}.")
@@ -73,7 +73,7 @@ class SelfSupervision(Lazy):
         return F.cross_entropy(cosines(self.head(rotated), self.head(upright)), labels)
 
     def cosines(self, teacher: Outputs) -> Tensor:
-        """The trained head's similarities (V B, B) of rotated to upright images, without gradient."""
+        """Return the trained head's similarities (V B, B) of rotated to upright images, without gradient."""
         embedded = upright_and_rotated(teacher, "teacher")
         with torch.no_grad():
             self.materialize(embedded[0], embedded[0].shape[1])
@@ -94,7 +94,7 @@ def cosines(rotated: Tensor, upright: Tensor) -> Tensor:
 
 
 def upright_and_rotated(outputs: Outputs, side: str) -> tuple[Tensor, Tensor]:
-    """The embedding (B, D) of a network, and that of the rotated images (V B, D)."""
+    """Return the embedding (B, D) of a network, and that of the rotated images (V B, D)."""
     view = rotations(outputs, side)
     if outputs.embedding is None or view.embedding is None:
         raise InputError(f"The {side} has no embedding: its last layer must be linear.")
@@ -102,7 +102,7 @@ def upright_and_rotated(outputs: Outputs, side: str) -> tuple[Tensor, Tensor]:
 
 
 def rotations(outputs: Outputs, side: str) -> Outputs:
-    """The view, known to hold as many images for each of the batch."""
+    """Return the view, known to hold as many images for each of the batch."""
     view, batch = outputs.views.get(VIEW), len(outputs.logits)
     if view is None:
         raise InputError(f"The {side} did not see the view {VIEW!r}: let the data give it, with kdlab.data.Rotations.")

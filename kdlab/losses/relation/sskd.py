@@ -103,23 +103,31 @@ class SSKD(Lazy):
         self._pretext = (context.loss(self.name, SelfSupervision),)
 
     def build(self, width: int) -> None:
-        """The student's head."""
+        """Build the student's head."""
         self.head = pretext_head(width)
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The weighted sum, a scalar; gradient to the student and its head only."""
+        """Return the weighted sum, a scalar; gradient to the student and its head only."""
         same_logits(student, teacher)
         labels = class_labels(target, student.logits)
         upright, rotated = upright_and_rotated(student, "student")
-        ours, theirs = rotations(student, "student"), rotations(teacher, "teacher")
-        same_logits(ours, theirs)
+        student_view, teacher_view = rotations(student, "student"), rotations(teacher, "teacher")
+        same_logits(student_view, teacher_view)
         if not self._pretext:
             raise InputError(f"SSKD needs the teacher's head: call setup() with a loss {self.name!r}.")
         self.materialize(upright, upright.shape[1])
-        guesses = self._pretext[0].cosines(teacher.detach())
-        similar = cosines(self.head(rotated), self.head(upright))
-        return self.combined(student.logits, teacher.logits, ours.logits, theirs.logits, labels, similar, guesses)
+        teacher_similarities = self._pretext[0].cosines(teacher.detach())
+        similarities = cosines(self.head(rotated), self.head(upright))
+        return self.combined(
+            student.logits,
+            teacher.logits,
+            student_view.logits,
+            teacher_view.logits,
+            labels,
+            similarities,
+            teacher_similarities,
+        )
 
     def combined(
         self,
@@ -131,18 +139,18 @@ class SSKD(Lazy):
         similar: Tensor,
         similar_teacher: Tensor,
     ) -> Tensor:
-        """The weighted sum, from logits (B, K), those of rotated images (V B, K), and similarities (V B, B)."""
+        """Return the weighted sum, from logits (B, K), those of rotated images (V B, K), and similarities (V B, B)."""
         views = len(rotated) // len(upright)
-        own = torch.arange(len(upright), device=upright.device).repeat_interleave(views)
-        kept = _kept(rotated_teacher, labels.repeat_interleave(views), self.keep_answers)
-        kept_similar = _kept(similar_teacher, own, self.keep_similarities)
+        image_index = torch.arange(len(upright), device=upright.device).repeat_interleave(views)
+        mask = _row_mask(rotated_teacher, labels.repeat_interleave(views), self.keep_answers)
+        similarity_mask = _row_mask(similar_teacher, image_index, self.keep_similarities)
         t, tau = self.temperature, self.similarity_temperature
         value = self.answers * _divergence(upright, upright_teacher, t, torch.ones_like(upright[:, 0]))
-        value = value + self.rotated_answers * _divergence(rotated, rotated_teacher, t, kept)
-        return value + self.similarities * _divergence(similar, similar_teacher, tau, kept_similar)
+        value = value + self.rotated_answers * _divergence(rotated, rotated_teacher, t, mask)
+        return value + self.similarities * _divergence(similar, similar_teacher, tau, similarity_mask)
 
 
-def _kept(scores: Tensor, truth: Tensor, share: float) -> Tensor:
+def _row_mask(scores: Tensor, truth: Tensor, share: float) -> Tensor:
     """1 for the rows that count, else 0: all with rank 0 of the truth, and the best ranked ``share`` of the others."""
     right = scores.detach().gather(1, truth[:, None])
     rank = (scores.detach() > right).sum(1)
@@ -153,8 +161,8 @@ def _kept(scores: Tensor, truth: Tensor, share: float) -> Tensor:
     return (places < count).to(scores.dtype)
 
 
-def _divergence(student: Tensor, teacher: Tensor, temperature: float, kept: Tensor) -> Tensor:
+def _divergence(student: Tensor, teacher: Tensor, temperature: float, mask: Tensor) -> Tensor:
     """T^2 times the mean over the rows kept; 0 if none is."""
     log_q, log_p = F.log_softmax(student / temperature, 1), F.log_softmax(teacher.detach() / temperature, 1)
     rows = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
-    return temperature**2 * (kept * rows).sum() / kept.sum().clamp(min=1)
+    return temperature**2 * (mask * rows).sum() / mask.sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""TTM: the teacher is softened and the student is not (Zheng and Yang 2024)."""
+"""TTM: divergence from the teacher's power-transformed class probabilities (Zheng and Yang 2024)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kdlab.losses.checks import at_least
 from kdlab.losses.functional import full_precision
-from kdlab.losses.response.logits import PerSample, divergence, rows
+from kdlab.losses.response.logits import PerSample, divergence, sample_logits
 from kdlab.outputs import Outputs
 
 
@@ -19,7 +19,7 @@ class TTM(PerSample):
               \tilde p_k = \frac{p_k^l}{\sum_j p_j^l}, \quad p = \mathrm{softmax}(z^t), \quad q = \mathrm{softmax}(z^s)
 
     which softens the teacher with temperature 1 / l and leaves the student at 1; there is no factor T^2. 0 where the
-    student has learnt the softened probabilities, so equal networks are no minimum unless l = 1. Computed in float32,
+    student gives the softened probabilities, so equal networks are no minimum unless l = 1. Computed in float32,
     or in float64 for float64 logits, from ``softmax(l z)``, which keeps the tail that a power of a float32 softmax
     loses.
 
@@ -55,6 +55,6 @@ class TTM(PerSample):
 
     @full_precision
     def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The divergence for every sample, (B,)."""
-        ours, theirs = rows(student, teacher)
-        return divergence(ours, theirs * self.power)
+        """Return the divergence for every sample, (B,)."""
+        student_logits, teacher_logits = sample_logits(student, teacher)
+        return divergence(student_logits, teacher_logits * self.power)

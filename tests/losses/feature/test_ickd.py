@@ -34,7 +34,7 @@ def test_layers_are_summed():
     assert ICKD()(tapped(*ours), tapped(*theirs), NO_TARGET).item() == pytest.approx(sum(each).item())
 
 
-def test_the_embedding_joins_other_channels_and_is_normalised_over_the_batch():
+def test_the_embedding_joins_other_channels_and_is_normalized_over_the_batch():
     ours, theirs, loss = draw(3, 2, 3, 3, seed=1), draw(3, 4, 3, 3, seed=2), ICKD("sample", embed=True)
     value = loss(tapped(ours), tapped(theirs), NO_TARGET)
     weight = loss.embeddings[0].conv.weight.flatten(1)
@@ -43,7 +43,7 @@ def test_the_embedding_joins_other_channels_and_is_normalised_over_the_batch():
     assert value.item() == pytest.approx(slow((mapped - mean) / (spread + 1e-5).sqrt(), theirs) / 12, rel=1e-10)
     value.backward()
     assert all(parameter.grad is not None for parameter in loss.parameters())
-    assert len(list(loss.parameters())) == 3  # no bias before the normalisation
+    assert len(list(loss.parameters())) == 3  # no bias before the normalization
 
 
 def test_a_dead_channel_has_a_finite_gradient():

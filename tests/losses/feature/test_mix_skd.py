@@ -37,7 +37,7 @@ def sized(student, **options):
     torch.manual_seed(0)
     loss = MixSKD(**options)
     loss(student, student, LABELS)
-    with torch.no_grad():  # the normalisations have something to say too
+    with torch.no_grad():  # the normalizations have something to say too
         for number, (name, value) in enumerate(loss.named_parameters()):
             if "norm" in name:
                 value.copy_((draw(len(value), seed=40 + number) + 0.5).float())

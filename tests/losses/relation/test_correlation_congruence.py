@@ -19,7 +19,7 @@ def mapped(linear, row):
     ]
 
 
-def test_value_of_neighbours():
+def test_value_of_neighbors():
     student, teacher = draw(5, 4, seed=1), draw(5, 7, seed=2)
     loss = CorrelationCongruence(width=3)
     got = loss(embedded(student), embedded(teacher), NO_TARGET).item()

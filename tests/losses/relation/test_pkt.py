@@ -12,7 +12,7 @@ from tests.losses.slow import dot, draw, embedded, tapped
 NO_TARGET = torch.zeros(1)
 
 
-def neighbours(x, eps):
+def neighbors(x, eps):
     rows, places = x.flatten(1).tolist(), range(len(x))
     lengths = [math.sqrt(dot(row, row)) + eps for row in rows]
     near = [[(dot(rows[i], rows[j]) / (lengths[i] * lengths[j]) + 1) / 2 for j in places] for i in places]
@@ -20,7 +20,7 @@ def neighbours(x, eps):
 
 
 def slow(student, teacher, eps=1e-7):
-    ours, theirs, places = neighbours(student, eps), neighbours(teacher, eps), range(len(student))
+    ours, theirs, places = neighbors(student, eps), neighbors(teacher, eps), range(len(student))
     terms = [theirs[i][j] * math.log((theirs[i][j] + eps) / (ours[i][j] + eps)) for i in places for j in places]
     return sum(terms) / len(terms)
 

@@ -127,8 +127,8 @@ def test_what_is_missing_is_said():
     for ours, theirs, words in (
         (dataclasses.replace(student, views={}), teacher, "student did not see the view 'rotations'"),
         (student, dataclasses.replace(teacher, views={}), "teacher did not see the view 'rotations'"),
-        (side(1, 4, views=2), teacher, "not of the same positions"),
-        (side(1, 4, batch=4), teacher, "not of the same positions"),
+        (side(1, 4, views=2), teacher, "differ in batch size"),
+        (side(1, 4, batch=4), teacher, "differ in batch size"),
     ):
         with pytest.raises(InputError, match=words):
             loss(ours, theirs, LABELS)

@@ -1,4 +1,4 @@
-"""The learnt temperature."""
+"""The learned temperature."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Standardised logits against plain loops."""
+"""Standardized logits against plain loops."""
 
 import statistics
 from dataclasses import replace
@@ -35,7 +35,7 @@ def test_scale_and_shift_do_not_matter():
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
-def test_views_are_standardised_and_the_rest_is_left_alone():
+def test_views_are_standardized_and_the_rest_is_left_alone():
     class Seen(nn.Module):
         needs = ("logits", "embedding")
         views = ("strong",)

@@ -67,7 +67,7 @@ def test_value(as_released, rows):
 def test_views_of_other_sizes_are_said():
     student, teacher = two_views(1), two_views(2)
     twice = [replace(x, views={"strong": Outputs(x.logits.repeat(2, 1))}) for x in (student, teacher)]
-    with pytest.raises(InputError, match="one input a sample"):
+    with pytest.raises(InputError, match="one input for each sample"):
         MLKD()(*twice, NO_TARGET)
     with pytest.raises(InputError, match="'weak'"):
         MLKD(view="weak")(student, teacher, NO_TARGET)

@@ -30,7 +30,7 @@ def test_several_inputs_a_sample_share_its_label_and_index():
     loss = OnView()
     expected = Labels()(student.views["strong"], teacher.views["strong"], labels.repeat_interleave(3))
     assert loss(student, teacher, labels) == expected
-    handed, _, _ = loss._seen(student, teacher, labels)
+    handed, _, _ = loss._on_view(student, teacher, labels)
     assert handed.index.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
 
 
