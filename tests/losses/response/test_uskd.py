@@ -150,7 +150,7 @@ def test_refusals():
     one = Outputs(torch.zeros(2, 1), (torch.zeros(2, 3),))
     with pytest.raises(InputError, match="at least 2 classes"):
         USKD()(one, one, torch.zeros(2, dtype=torch.int64))
-    with pytest.raises(InputError, match="name student_layers"):
+    with pytest.raises(InputError, match="set student_layers"):
         USKD()(replace(seen(), layers=()), OTHER, LABELS)
     for layers in [(draw(4, 3), draw(4, 3)), (draw(3, 3),), (draw(4, 2, 3),)]:
         with pytest.raises(InputError, match="reads one map"):
