@@ -1,4 +1,4 @@
-"""Instance relationship graph (IRG): samples, their distances, and how both change over layers (Liu et al. 2019)."""
+"""Instance relationship graph (IRG): sample distances, and their change over layers (Liu et al. 2019)."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from kdlab.outputs import Outputs
 
 
 class IRG(nn.Module):
-    r"""Difference of the embeddings, of their distances, and of how the distances change from stage to stage.
+    r"""Difference of the embeddings, of their distances, and of the change of distances between stages.
 
     .. math:: L = w_g \left( \mathrm{mse}(E^s, E^t) + \mathrm{mse}(x^s, x^t) \right) + w_f \sum_i
               \left( \mathrm{mse}(E^s_{2i}, E^s_{2i+1}) - \mathrm{mse}(E^t_{2i}, E^t_{2i+1}) \right)^2, \qquad
               E_{jk} = \frac{d_{jk}}{\max d + 10^{-12}}
 
     with :math:`d_{jk} = \max(\| x_j - x_k \|^2, 10^{-12})`, 0 for j = k, mse the mean over all elements, x the
-    embedding and :math:`E_i` from the i-th tapped layer, flattened: layers come in consecutive pairs, the two ends of a
-    change. The embeddings themselves are compared only where their widths agree. Where both layers of a change have one
-    shape (in both networks), the square of the difference of :math:`\mathrm{mse}(f_{2i}, f_{2i+1})` is added as well. 0
-    when both networks give the same embedding and layers. Computed in float32, or in float64 for float64 inputs; memory
-    grows with B^2.
+    embedding and :math:`E_i` from the i-th tapped layer, flattened: layers come in consecutive pairs, the start and the
+    end of a transformation. The embeddings themselves are compared only where their widths agree. Where both layers of
+    a transformation have one shape (in both networks), the square of the difference of
+    :math:`\mathrm{mse}(f_{2i}, f_{2i+1})` is added as well. 0 when both networks give the same embedding and layers.
+    Computed in float32, or in float64 for float64 inputs; memory grows with B^2.
 
     Recipe: CIFAR-100 weight 0.005 beside weight 1 on the labels and on soft targets (T = 4), in the SemCKD repository.
 
     Args:
         graph: w_g, of the embeddings and their distances, not negative.
-        transformation: w_f, of the changes, not negative.
+        transformation: w_f, of the transformations, not negative.
 
     Shapes:
         embedding: (B, Ds) and (B, Dt).
@@ -80,7 +80,7 @@ class IRG(nn.Module):
 
 
 def _change(first: Pair, second: Pair) -> Tensor:
-    """How differently both networks change from the first layer to the second."""
+    """Return the difference of both networks' change from the first layer to the second."""
     student, teacher = (first.student, second.student), (first.teacher.detach(), second.teacher.detach())
     edges = [F.mse_loss(_distances(one.flatten(1)), _distances(two.flatten(1))) for one, two in (student, teacher)]
     change = (edges[0] - edges[1]).square()
@@ -90,7 +90,7 @@ def _change(first: Pair, second: Pair) -> Tensor:
 
 
 def _distances(x: Tensor) -> Tensor:
-    """Squared distances (B, B) over the largest; from products of centered rows, which need no memory of B^2 D."""
+    """Return squared distances (B, B) over the largest, from products of centered rows (no B^2 D memory)."""
     x = x - x.mean(0)
     products = x @ x.T
     squares = products.diagonal()

@@ -1,4 +1,4 @@
-"""Samples of the same and of other classes, drawn on the device; and vectors of samples kept from batch to batch."""
+"""Memory bank of sample vectors, and draws of samples of the same and of other classes on the device."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from kdlab.errors import InputError
 
 
 def draw_other_classes(labels: Tensor, row_classes: Tensor, count: int, largest: int) -> Tensor:
-    """For every row, ``count`` samples of other classes than its own, each set of them as probable as any other.
+    """Draw ``count`` samples of other classes for every row, (B, count), all sets equally probable.
 
-    Without replacement where all classes leave enough others, else with. Rows share one permutation, from which each
-    takes the first others after a start of its own; so one row's set says something about another's.
+    Without replacement if every class leaves at least ``count`` others, else with. Rows share one permutation, and each
+    takes the first samples of other classes after a random start; so the sets of two rows are not independent.
 
     Args:
         labels: (N,), the class of every sample.
-        own: (B,), the class of every row.
-        count: how many samples a row.
-        largest: how many samples the largest class has.
+        row_classes: (B,), the class of every row.
+        count: samples for each row.
+        largest: samples of the largest class.
 
     Raises:
         InputError: there is one class only.
 
-    >>> of_other_classes(torch.tensor([0, 0, 1, 1, 1]), torch.tensor([1, 1]), 2, 3).sort(1).values
+    >>> draw_other_classes(torch.tensor([0, 0, 1, 1, 1]), torch.tensor([1, 1]), 2, 3).sort(1).values
     tensor([[0, 1],
             [0, 1]])
     """
     samples, device = len(labels), labels.device
     if largest >= samples:
-        raise InputError("All training samples are of one class, so there are no samples of other classes to contrast.")
+        raise InputError("All training samples are of one class: there are no samples of other classes to contrast.")
     if count > samples - largest:
         order, start, size = _class_ranges(labels, row_classes)
         place = torch.randint(2**62, (len(row_classes), count), device=device) % (samples - size)
@@ -40,31 +40,31 @@ def draw_other_classes(labels: Tensor, row_classes: Tensor, count: int, largest:
     start, span = torch.randint(samples, (len(row_classes),), device=device), count + largest
     other = _windows(labels[order], span)[start] != row_classes[:, None]
     rank = other.cumsum(1)
-    place = torch.where(other & (rank <= count), rank - 1, count)  # the last column takes what is not wanted
+    place = torch.where(other & (rank <= count), rank - 1, count)  # the last column is discarded
     drawn = torch.empty(len(row_classes), count + 1, dtype=torch.int64, device=device)
     return drawn.scatter_(1, place, _windows(order, span)[start])[:, :count]
 
 
 def draw_same_class(labels: Tensor, row_classes: Tensor) -> Tensor:
-    """For every row a sample of its own class, (B,), which may be itself; arguments as above."""
+    """Draw a sample of the same class for every row, (B,), possibly itself; arguments as above."""
     order, start, size = _class_ranges(labels, row_classes)
     return order[start + torch.randint(2**62, start.shape, device=row_classes.device) % size].squeeze(1)
 
 
 def _class_ranges(labels: Tensor, row_classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """All samples in the order of their classes, and where in it each row's class begins and how many it has (B, 1)."""
+    """All samples ordered by class, and the start and the size of each row's class in this order (B, 1)."""
     ordered, order = labels.sort()
     start = torch.searchsorted(ordered, row_classes[:, None])
     return order, start, torch.searchsorted(ordered, row_classes[:, None], right=True) - start
 
 
 def _windows(x: Tensor, span: int) -> Tensor:
-    """(N, span): the ``span`` elements from each one on, around the end; a view that takes no memory."""
+    """Return the ``span`` elements from each one on, cyclically, (N, span), as a view without a copy."""
     return torch.cat([x, x[: span - 1]]).unfold(0, span, 1)
 
 
 class MemoryBank(nn.Module):
-    """One vector of every training sample from either network, the constants of their scores, and labels as seen.
+    """One vector of every training sample for each network, the log Z of both, and the labels seen so far.
 
     Args:
         samples: N.
@@ -86,7 +86,7 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def update(self, index: Tensor, labels: Tensor, student: Tensor, teacher: Tensor, momentum: float) -> None:
-        """Move the vectors of some samples towards new ones; of a sample that is given twice, the first counts."""
+        """Move the vectors of some samples towards new ones; for a repeated sample the first one is used."""
         first = _first_occurrence(index)
         self.labels[index] = labels[first]
         for bank, new in ((self.student, student), (self.teacher, teacher)):
@@ -95,7 +95,7 @@ class MemoryBank(nn.Module):
 
 
 def _first_occurrence(index: Tensor) -> Tensor:
-    """For every position, the first one that has the same value."""
+    """Return the first position with the same value, for every position."""
     ordered, order = index.sort(stable=True)
     places = torch.arange(len(index), device=index.device)
     new = torch.cat([places[:1] == 0, ordered[1:] != ordered[:-1]])
@@ -104,12 +104,12 @@ def _first_occurrence(index: Tensor) -> Tensor:
 
 
 def is_distributed() -> bool:
-    """Whether several processes train together."""
+    """Return whether several processes train together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def gather_processes(x: Tensor) -> Tensor:
-    """Return the rows of all processes, in their order; they may have unequally many."""
+    """Return the rows of all processes, in order of rank; their numbers may differ."""
     if not is_distributed():
         return x
     size = torch.tensor([len(x)], device=x.device)

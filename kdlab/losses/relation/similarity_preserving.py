@@ -1,4 +1,4 @@
-"""Similarity preserving (SP): samples that look alike to the teacher do so to the student (Tung and Mori 2019)."""
+"""Similarity preserving (SP): pairwise similarities of the samples as in the teacher (Tung and Mori 2019)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SimilarityPreserving(nn.Module):
     .. math:: L = \sum_i \frac{1}{B^2} \| \hat G^s_i - \hat G^t_i \|_F^2, \qquad
               G = X X^\top, \quad \hat G_{b} = \frac{G_{b}}{\max(\| G_{b} \|_2, 10^{-12})}
 
-    with X the layer flattened to (B, D); widths may differ. 0 when both networks see the same similarities, and always
+    with X the layer flattened to (B, D); widths may differ. 0 when both networks have the same similarities, and always
     0 for a batch of one. Computed in float32, or in float64 for float64 layers. A sample whose layer is 0 everywhere
     has a row of zeros; the gradient there is very large, as in the released code.
 

@@ -88,9 +88,7 @@ def view_of(outputs: Outputs, name: str) -> Outputs:
         InputError: the network was not run on it.
     """
     if name not in outputs.views:
-        raise InputError(
-            f"This loss reads the view {name!r}, which the outputs lack: add it to data.views."
-        )
+        raise InputError(f"This loss reads the view {name!r}, which the outputs lack: add it to data.views.")
     return outputs.views[name]
 
 

@@ -221,20 +221,20 @@ def test_a_checkpoint_sizes_the_memory_and_sets_the_constants():
     assert same_state(state, used.state_dict())
 
 
-def test_the_size_is_told(caplog, monkeypatch):
+def test_setup_logs_and_checks_the_memory(caplog, monkeypatch):
     with caplog.at_level(logging.INFO, "kdlab"):
         CRD().setup(context(labels=None, samples=50_000))
     assert "51 MB" in caplog.text
-    monkeypatch.setattr("kdlab.losses.relation.crd._free", lambda device: 25e6)
+    monkeypatch.setattr("kdlab.losses.relation.crd._free_memory", lambda device: 25e6)
     with pytest.raises(InputError, match=r"take 51 MB, but cpu has 25 left: lower width"):
         CRD().setup(context(labels=None, samples=50_000))
     CRD(width=60).setup(context(labels=None, samples=50_000))
 
 
-def test_what_cannot_work_is_said():
+def test_invalid_inputs_raise_input_error():
     student, teacher, labels = sides()
     for given, words in (
-        (context(samples=None, labels=None), "how many"),
+        (context(samples=None, labels=None), "the number of training samples"),
         (context(labels=CLASSES[:5]), "20 samples, but 5 labels"),
     ):
         with pytest.raises(InputError, match=words):

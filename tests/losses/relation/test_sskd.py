@@ -125,8 +125,8 @@ def test_what_is_missing_is_said():
         SSKD("other").setup(Context(nn.Identity(), (), losses={"other": SSKD()}))
     loss, _ = ready()
     for ours, theirs, words in (
-        (dataclasses.replace(student, views={}), teacher, "student did not see the view 'rotations'"),
-        (student, dataclasses.replace(teacher, views={}), "teacher did not see the view 'rotations'"),
+        (dataclasses.replace(student, views={}), teacher, "student has no view 'rotations'"),
+        (student, dataclasses.replace(teacher, views={}), "teacher has no view 'rotations'"),
         (side(1, 4, views=2), teacher, "differ in batch size"),
         (side(1, 4, batch=4), teacher, "differ in batch size"),
     ):
