@@ -93,7 +93,7 @@ def finite_or_refused(call: Callable[[], Tensor]) -> Tensor | None:
 
 
 @EVERY
-def test_it_says_what_it_needs(kind):
+def test_class_attributes_and_docstring(kind):
     assert isinstance(needs(kind), tuple)
     assert set(needs(kind)) <= NEEDS
     assert needs(kind)
@@ -106,7 +106,7 @@ def test_it_says_what_it_needs(kind):
 
 
 @EVERY
-def test_it_reads_nothing_else(kind):
+def test_only_declared_inputs_are_read(kind):
     student, teacher, target = sides(kind)
     loss = sized(kind)
     expected = loss(student, teacher, target)
@@ -118,7 +118,7 @@ def test_it_reads_nothing_else(kind):
 
 
 @EVERY
-def test_known_minimum_where_the_student_equals_the_teacher(kind):
+def test_minimum_at_equal_networks(kind):
     minimum = getattr(kind, "minimum", 0.0)
     if minimum is None:
         pytest.skip("the class says that equal networks are not its minimum")
@@ -129,7 +129,7 @@ def test_known_minimum_where_the_student_equals_the_teacher(kind):
 
 
 @EVERY
-def test_the_gradient_reaches_the_student_and_every_trainable_part_and_never_the_teacher(kind):
+def test_gradient_reaches_student_and_parameters_only(kind):
     student, teacher, target = sides(kind)
     loss = sized(kind)
     loss(student, teacher, target).backward()
@@ -175,7 +175,7 @@ def test_gradcheck(kind):
     ],
     ids=lambda each: str(each).removeprefix("torch."),
 )
-def test_value_and_gradient_are_finite_and_right_in_any_precision(kind, given, inputs, weights, ambient):
+def test_any_precision_is_finite_and_close_to_float64(kind, given, inputs, weights, ambient):
     loss = sized(kind, weights, **given)
     student, teacher, target = sides(kind, scale=20.0, dtype=inputs)
     with torch.no_grad():
@@ -193,7 +193,7 @@ def test_value_and_gradient_are_finite_and_right_in_any_precision(kind, given, i
 
 @EVERY
 @pytest.mark.parametrize("batch", [1, 2, 7])
-def test_any_batch_gives_a_finite_value_or_one_sentence(kind, batch):
+def test_any_batch_size_is_finite_or_raises_input_error(kind, batch):
     student, teacher, target = sides(kind, batch=batch, dtype=torch.float32)
     value = finite_or_refused(lambda: sized(kind, torch.float32)(student, teacher, target))
     if value is None:
@@ -204,13 +204,13 @@ def test_any_batch_gives_a_finite_value_or_one_sentence(kind, batch):
 
 
 @EVERY
-def test_an_empty_batch_is_no_nan(kind):
+def test_empty_batch_is_finite_or_raises_input_error(kind):
     student, teacher, target = sides(kind, batch=0, dtype=torch.float32)
     finite_or_refused(lambda: sized(kind, torch.float32)(student, teacher, target))
 
 
 @EVERY
-def test_the_order_of_the_batch_does_not_matter(kind):
+def test_batch_order_does_not_matter(kind):
     if getattr(kind, "order_matters", False):
         pytest.skip("the class says that the order matters")
     student, teacher, target = sides(kind, batch=7)
@@ -226,7 +226,7 @@ def test_the_order_of_the_batch_does_not_matter(kind):
 
 
 @EVERY
-def test_batches_of_different_sizes_are_never_broadcast(kind):
+def test_different_batch_sizes_raise_input_error(kind):
     student, teacher, target = sides(kind, batch=6)
     loss = sized(kind)
     for one, other in ((student.map(lambda x: x[:1]), teacher), (student, teacher.map(lambda x: x[:1]))):
@@ -235,7 +235,7 @@ def test_batches_of_different_sizes_are_never_broadcast(kind):
 
 
 @EVERY
-def test_missing_knowledge_is_one_sentence(kind):
+def test_missing_inputs_raise_input_error(kind):
     student, teacher, target = sides(kind)
     loss = sized(kind)
     if {"layers", "student_layers", "teacher_layers", "embedding", "views"} & set(needs(kind)):
@@ -247,7 +247,7 @@ def test_missing_knowledge_is_one_sentence(kind):
 
 
 @EVERY
-def test_a_state_survives_saving(kind):
+def test_state_dict_round_trip(kind):
     old, new = sized(kind), setup(kind(), context(sides(kind)[0].names or ("one", "two"))).double()
     new.load_state_dict(old.state_dict(), strict=True)
     assert torch.equal(new(*sides(kind)), old(*sides(kind)))
@@ -262,12 +262,12 @@ def test_a_state_survives_saving(kind):
         for value in (-1.0, math.nan, math.inf, "1", *([0] if name == "temperature" else []))
     ],
 )
-def test_the_constructor_rejects_bad_numbers(kind, name, value):
+def test_invalid_numbers_raise_input_error(kind, name, value):
     with pytest.raises(InputError, match=name):
         kind(**{name: value})
 
 
-def test_the_contract_can_fail():
+def test_contract_can_fail():
     class Broadcast(nn.Module):
         """Compares what happens to broadcast, with a gradient to the teacher."""
 
@@ -277,8 +277,8 @@ def test_the_contract_can_fail():
             return (student.logits - teacher.logits).square().mean()
 
     for check in (
-        test_batches_of_different_sizes_are_never_broadcast,
-        test_the_gradient_reaches_the_student_and_every_trainable_part_and_never_the_teacher,
+        test_different_batch_sizes_raise_input_error,
+        test_gradient_reaches_student_and_parameters_only,
     ):
         with pytest.raises((AssertionError, pytest.fail.Exception)):
             check(Broadcast)

@@ -1,4 +1,4 @@
-"""Attention transfer (AT): where a layer is active, not with which channels (Zagoruyko and Komodakis 2017)."""
+"""Attention transfer (AT): spatial attention maps of layers (Zagoruyko and Komodakis 2017)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kdlab.outputs import Outputs
 
 
 class AttentionTransfer(nn.Module):
-    r"""Mean squared difference of normalized maps of activity, summed over the layers.
+    r"""Mean squared difference of normalized spatial attention maps, summed over the layers.
 
     .. math:: L = \sum_i \frac{1}{B H_i W_i} \sum_{b} \| A(f^s_{i,b}) - A(f^t_{i,b}) \|^2, \qquad
               A(f) = \frac{a}{\max(\| a \|_2, 10^{-12})}, \quad a_{hw} = \frac{1}{C} \sum_c |f_{chw}|^p

@@ -1,4 +1,4 @@
-"""CAT-KD: where in the image each class is seen, by both networks' own classifiers (Guo et al. 2023)."""
+"""CAT-KD: class activation maps of both networks (Guo et al. 2023)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdlab.deprecation import renamed
 from kdlab.errors import InputError
 from kdlab.losses.context import Context, copied
 from kdlab.losses.feature.last_map import checked_weight, one_pair, whole_number
@@ -21,11 +22,11 @@ class CATKD(nn.Module):
 
     where W * f is a network's classifier, without its bias, applied at every position of its last map: K maps, one a
     class; P is adaptive average pooling to r x r. With ``normalize`` each class's map is then divided by its Euclidean
-    norm over the positions (at least 1e-12). The student's classifier is trained by this loss too. 0 when both networks
+    norm over the positions (at least 1e-12). The loss trains the student's classifier too. 0 when both networks
     have the same class activation maps. Computed in float32, or in float64 for float64 layers.
 
     The paper removes the bias from both classifiers (:func:`kdlab.models.without_bias`), so that the mean of a class's
-    map is its logit; the loss itself never reads a bias.
+    map is its logit; the loss does not use the bias.
 
     Recipe: CIFAR-100 beside weight 1 on the labels, r = 2: weight 15 (resnet32x4 to resnet8x4), 0.7 (resnet56 to
     resnet20), 1.8 (resnet110 to resnet32), 12 and 1.5 (wrn-40-2 to wrn-16-2 and wrn-40-1), 4.5 (vgg13 to vgg8); with
@@ -34,7 +35,7 @@ class CATKD(nn.Module):
 
     Args:
         resolution: r, at least 1.
-        normalize: divide each class's map by its norm.
+        normalize: divide each class's map by its norm. The old name ``normalise`` is deprecated.
 
     Shapes:
         layers: one pair of maps (B, Cs, Hs, Ws) and (B, Ct, Ht, Wt), each network's last, of at least r x r.
@@ -42,10 +43,11 @@ class CATKD(nn.Module):
 
     Raises:
         InputError: a resolution below 1 or above a map's, not one pair of maps, layers that the classifiers do not
-            read, networks that differ in classes.
+            fit, networks that differ in classes.
 
     Paper: Z. Guo, H. Yan, H. Li, X. Lin, "Class Attention Transfer Based Knowledge Distillation", CVPR 2023, arXiv
-    2304.12777. Follows the authors' code; pooling here comes before the classifier, which is the same and cheaper.
+    2304.12777. Follows the authors' code; pooling here comes before the classifier, which gives the same value at less
+    cost.
 
     >>> import torch
     >>> maps = torch.eye(2).view(1, 1, 2, 2)
@@ -58,20 +60,21 @@ class CATKD(nn.Module):
 
     needs: ClassVar[tuple[str, ...]] = ("layers", "student_classifier", "teacher_classifier")
     recipe_weight: ClassVar[float] = 15.0
-    minimum: ClassVar[float | None] = None  # equal maps, read by different classifiers, do not give 0
+    minimum: ClassVar[float | None] = None  # equal maps with different classifiers do not give 0
     layer_count: ClassVar[int] = 1
 
     teacher_weight: Tensor | None
 
+    @renamed(normalise="normalize")
     def __init__(self, resolution: int = 2, normalize: bool = False) -> None:
         super().__init__()
         self.resolution = whole_number("resolution", resolution)
         self.normalize = normalize
         self.register_buffer("teacher_weight", None, persistent=False)
-        self._student: tuple[nn.Linear, ...] = ()  # in a tuple: it is the student's, and must not be registered here
+        self._student: tuple[nn.Linear, ...] = ()  # in a tuple: the student's, not registered here
 
     def setup(self, context: Context) -> None:
-        """Copy the teacher's classifier and look at the student's."""
+        """Copy the teacher's classifier and store the student's."""
         self.teacher_weight = copied(context.classifier("teacher").weight)
         self._student = (context.classifier("student"),)
 
@@ -86,7 +89,8 @@ class CATKD(nn.Module):
         teacher_weight = checked_weight(self.teacher_weight, teacher_maps, "teacher", pair.teacher_name)
         if len(student_weight) != len(teacher_weight):
             raise InputError(
-                f"The student has {len(student_weight)} classes and the teacher {len(teacher_weight)}; give both the same classes."
+                f"The student has {len(student_weight)} classes and the teacher {len(teacher_weight)}; "
+                "give both the same classes."
             )
         return self.compare(
             F.conv2d(student_maps, student_weight[:, :, None, None]),
@@ -104,7 +108,7 @@ class CATKD(nn.Module):
         return F.mse_loss(student_maps, teacher_maps)
 
     def pooled(self, maps: Tensor) -> Tensor:
-        """Maps at the resolution of the comparison."""
+        """Pool maps to the resolution of the comparison."""
         size = (self.resolution, self.resolution)
         if maps.shape[2] < self.resolution or maps.shape[3] < self.resolution:
             raise InputError(

@@ -1,4 +1,4 @@
-"""Hints (FitNet): the student's inner layers match the teacher's, through a regressor (Romero et al. 2015)."""
+"""Hints (FitNet): regressed student layers match the teacher's (Romero et al. 2015)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Hint(Lazy):
 
     .. math:: L = \sum_i \frac{1}{|f^t_i|} \| r_i(f^s_i) - f^t_i \|^2
 
-    where :math:`|f|` counts all B * C * H * W elements. ``regressor`` says what r is:
+    where :math:`|f|` counts all B * C * H * W elements. ``regressor`` selects r:
 
     - ``"conv"``: convolution with bias, batch normalization, ReLU. The convolution follows from the two sizes: 3 x 3
       with stride 2 if the student's map is twice as large, 4 x 4 transposed with stride 2 if half as large, else valid
@@ -29,7 +29,7 @@ class Hint(Lazy):
     - ``"1x1"``: 1 x 1 convolution without bias, for equal sizes.
     - ``None``: the layers are compared as they are.
 
-    Regressors are trainable and find their sizes at the first forward or from the state dict loaded; in training mode
+    Regressors are trained; their sizes follow from the first forward or from a loaded state dict; in training mode
     they normalize with the batch's statistics. The minimum over the regressors is 0 only where r can express the
     teacher. Computed in float32, or in float64 for float64 layers.
 
@@ -43,7 +43,7 @@ class Hint(Lazy):
         target: not used.
 
     Raises:
-        InputError: no layers, unequal numbers of layers, shapes that the regressor cannot join.
+        InputError: no layers, unequal numbers of layers, shapes that the regressor cannot match.
 
     Paper: A. Romero, N. Ballas, S. Ebrahimi Kahou, A. Chassang, C. Gatta, Y. Bengio, "FitNets: Hints for Thin Deep
     Nets", ICLR 2015, arXiv 1412.6550, which trains the hint first (1/2 of the squared norm) and distills afterwards.
@@ -68,7 +68,7 @@ class Hint(Lazy):
         self.regressor = one_of("regressor", regressor, ("conv", "1x1", None))
 
     def build(self, *pairs: tuple[Any, ...]) -> None:
-        """Build one regressor a pair: (student channels, teacher channels, and the numbers of the :class:`Geometry`)."""
+        """Build a regressor for every pair: (student channels, teacher channels, fields of :class:`Geometry`)."""
         self.regressors = nn.ModuleList(self._regressor(*pair) for pair in pairs)
 
     def _regressor(self, student: int, teacher: int, *form: Any) -> nn.Module:
@@ -94,7 +94,7 @@ class Hint(Lazy):
         return torch.stack([F.mse_loss(x, y) for x, y in zip(student_maps, teacher_maps, strict=True)]).sum()
 
     def _maps(self, pair: Pair) -> tuple[Tensor, Tensor]:
-        """Return both layers as maps (B, C, H, W), known to be joined by this regressor."""
+        """Return both layers as maps (B, C, H, W), checked to match through this regressor."""
         if pair.student.dim() != pair.teacher.dim() or pair.student.dim() not in (2, 4):
             raise InputError(f"Hint compares maps (B, C, H, W) or vectors (B, D), but {pair.shapes}.")
         student_map, teacher_map = (

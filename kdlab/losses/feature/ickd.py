@@ -1,4 +1,4 @@
-"""ICKD: which channels of a map are active together, sample by sample (Liu et al. 2021)."""
+"""ICKD: inter-channel correlations of maps (Liu et al. 2021)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class ICKD(Lazy):
 
     .. math:: L = \frac{1}{n} \sum_b \| R(f^s_b f_b^{s\,T}) - R(f^t_b f_b^{t\,T}) \|_F^2
 
-    where f is a map as a C x HW matrix and R divides each row by its Euclidean norm (at least 1e-12). ``scale`` says
-    what n is:
+    where f is a map as a C x HW matrix and R divides each row by its Euclidean norm (at least 1e-12). ``scale`` selects
+    n:
 
     - ``"torchdistill"``: C B^2, the batch size twice, as in torchdistill and the authors' ImageNet code;
     - ``"sample"``: C B, as in the authors' CIFAR-100 code;
@@ -37,7 +37,7 @@ class ICKD(Lazy):
 
     Args:
         scale: ``"torchdistill"``, ``"sample"`` or ``"paper"``.
-        embed: whether the student's map is embedded first.
+        embed: embed the student's map first.
 
     Shapes:
         layers: pairs of maps (B, Cs, Hs, Ws) and (B, Ct, Ht, Wt).
@@ -65,7 +65,7 @@ class ICKD(Lazy):
         self.embed = embed
 
     def build(self, *channels: tuple[int, int]) -> None:
-        """Build one embedding a pair."""
+        """Build an embedding for every pair."""
         self.embeddings = nn.ModuleList([connector(*each, bias=False, relu=False) for each in channels])
 
     @full_precision
@@ -88,6 +88,6 @@ class ICKD(Lazy):
 
 
 def _correlations(maps: Tensor) -> Tensor:
-    """(B, C, C), rows of norm 1."""
+    """Return the channel correlations (B, C, C), rows of norm 1."""
     rows = maps.flatten(2)
     return F.normalize(rows @ rows.mT, dim=2, eps=1e-12)

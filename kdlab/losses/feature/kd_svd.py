@@ -1,4 +1,4 @@
-"""Singular value distillation (KDSVD): how leading vectors of consecutive layers go together (Lee et al. 2018)."""
+"""Singular value distillation (KDSVD): leading singular vectors of consecutive layers (Lee et al. 2018)."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class KDSVD(nn.Module):
     A map is a matrix of H * W rows and C columns. :math:`v^t` are its first k right singular vectors (one number a
     channel), times their singular values scaled to norm 1 (for k = 1 that factor is 1). :math:`v^s` are those of the
     student's first k + 3 vectors that are closest in angle to each of the teacher's, with the sign and the factors of
-    the teacher's. A vector's sign is free and changes the value: the teacher's is chosen here so that its sum is
-    positive. The gradient of singular vectors is that of perturbation theory; vectors of equal singular values have
+    the teacher's. A vector's sign is arbitrary but changes the value: here the teacher's vectors have a positive
+    sum. The gradient of singular vectors is that of perturbation theory; vectors of equal singular values have
     none among themselves. 0 when both networks give the same maps. Computed in float32, or in float64 for float64
     layers.
 
@@ -44,8 +44,8 @@ class KDSVD(nn.Module):
             channels or positions than vectors.
 
     Paper: S. H. Lee, D. H. Kim, B. C. Song, "Self-supervised Knowledge Distillation Using Singular Value
-    Decomposition", ECCV 2018, arXiv 1807.06819. This follows RepDistiller, whose signs are those that the library
-    happens to give; mdistiller takes (C * H, W) for the matrix, which is another loss.
+    Decomposition", ECCV 2018, arXiv 1807.06819. This follows RepDistiller, whose signs are those of the
+    library; mdistiller uses the matrix (C * H, W), which is another loss.
 
     >>> layers = torch.tensor([[[[1.0]], [[0.0]]]]), torch.tensor([[[[3.0]], [[4.0]]]])
     >>> student = Outputs(torch.zeros(1, 2), layers)
@@ -94,7 +94,7 @@ class KDSVD(nn.Module):
 
 
 def _singular(maps: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the first ``count`` right singular vectors (B, C, count) and values (B, count) of (B, C, H, W) as (B, HW, C)."""
+    """Return the first right singular vectors (B, C, count) and values (B, count) of maps as matrices (B, HW, C)."""
     matrix = maps.flatten(2)
     with torch.no_grad():
         left, values, _ = torch.linalg.svd(matrix, full_matrices=False)
@@ -106,7 +106,7 @@ def _singular(maps: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _first_order_change(gram: Tensor, left: Tensor, values: Tensor, count: int) -> Tensor:
-    """0, with the gradient that the first eigenvectors of ``gram`` have: autograd's own is NaN for equal values."""
+    """Return 0 with the gradient of the first eigenvectors of ``gram``; autograd's is NaN for equal values."""
     vectors, selected = left[:, :, :count], values[:, None, :count]
     change = (gram - gram.detach()) @ vectors
     parts = left.transpose(1, 2) @ change
@@ -117,11 +117,11 @@ def _first_order_change(gram: Tensor, left: Tensor, values: Tensor, count: int) 
 
 
 def _inverse(gaps: Tensor, smallest: Tensor) -> Tensor:
-    """1 / gap, and 0 where the gap is nothing but rounding."""
+    """Return 1 / gap, and 0 where the gap is below rounding."""
     real = gaps.abs() > smallest
     return torch.where(real, gaps, 1).reciprocal() * real
 
 
 def _basis(before: Tensor, after: Tensor) -> Tensor:
-    """(B, D, C, k) from (B, C, k) and (B, D, k)."""
+    """Return the radial basis functions (B, D, C, k) of (B, C, k) and (B, D, k)."""
     return torch.exp(-(after[:, :, None] - before[:, None]).square() / 8)

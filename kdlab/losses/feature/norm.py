@@ -1,4 +1,4 @@
-"""NORM: one expanded map of the student matches many copies of the teacher's map (Liu et al. 2023)."""
+"""NORM: expanded student map against copies of the teacher's map (Liu et al. 2023)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from kdlab.outputs import Outputs
 
 
 class NORM(nn.Module):
-    r"""Mean squared difference of every group of the student's channels and the teacher's map, summed over the groups.
+    r"""Mean squared difference of groups of student channels and the teacher's map, summed over the groups.
 
     .. math:: L = \sum_{n=1}^{N} \frac{1}{B C_t H W} \| f^s_n - f^t \|^2
 
-    where the student's map of N C_t channels is cut into N groups, summed over the layers. The larger map is
+    where the student's map of N C_t channels is split into N groups, summed over the layers. The larger map is
     max-pooled to the smaller height and width. 0 when every group equals the teacher. Computed in float32, or in
     float64 for float64 layers.
 
@@ -38,9 +38,8 @@ class NORM(nn.Module):
             multiple of the teacher's.
 
     Paper: X. Liu, L. Li, C. Li, A. Yao, "NORM: Knowledge Distillation via N-to-One Representation Matching", ICLR 2023,
-    arXiv 2305.13803.
-    Follows the authors' code, which also normalizes the logits of both networks and multiplies them by 2.5 before any
-    loss: for the student that is ``logit_scale`` of :func:`kdlab.models.normed`.
+    arXiv 2305.13803. Follows the authors' code, which also normalizes the logits of both networks and multiplies them
+    by 2.5 before any loss: for the student that is ``logit_scale`` of :func:`kdlab.models.normed`.
 
     >>> student = Outputs(torch.zeros(1, 2), layers=(torch.arange(4.0).view(1, 4, 1, 1),))
     >>> teacher = Outputs(torch.zeros(1, 2), layers=(torch.zeros(1, 2, 1, 1),))

@@ -1,4 +1,4 @@
-"""Neuron selectivity transfer (NST): both networks' channels are spread alike over the image (Huang and Wang 2017)."""
+"""Neuron selectivity transfer (NST): discrepancy of channel distributions over the image (Huang and Wang 2017)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Overhaul of feature distillation (OFD): what the teacher passes on counts, what it blocks less (Heo et al. 2019)."""
+"""Overhaul of feature distillation (OFD): partial distance to pre-ReLU maps with margins (Heo et al. 2019)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from kdlab.outputs import Outputs, layer_names
 
 
 class OFD(Lazy):
-    r"""Squared difference to the teacher's layer before its ReLU, cut off at a margin, where it matters.
+    r"""Partial squared difference to the teacher's layer before its ReLU, with a margin ReLU.
 
     .. math:: L = \frac{1}{B} \sum_{i=1}^{n} 2^{i - n} \sum_{bchw} (r_i(s_i) - t'_i)^2 \,
               [ r_i(s_i) > t'_i \text{ or } t'_i > 0 ], \qquad t' = \max(t, m_c)
 
-    with s and t the layers BEFORE the ReLU and n layers from shallow to deep, of which the last counts 1, the one
+    with s and t the layers BEFORE the ReLU and n layers from shallow to deep, of which the last has weight 1, the one
     before it 1/2. r is a trained 1 x 1 convolution without bias and batch normalization. The margin of a channel is the
-    mean of what the teacher's batch normalization leaves below 0, :math:`m = E[x | x < 0]` for x normal with mean
+    expected negative value after the teacher's batch normalization, :math:`m = E[x | x < 0]` for x normal with mean
     :math:`\beta` and deviation :math:`|\gamma|`; or :math:`-3 |\gamma|` where x < 0 has a probability of at most 0.001.
     Computed in float32, or in float64 for float64 layers; margins are rounded to float32 as in the authors' code.
 
@@ -36,8 +36,8 @@ class OFD(Lazy):
     (``teacher_batchnorm="batch"``).
 
     Args:
-        norms: names of the teacher's batch normalizations, one a layer. If not given: the tapped layer itself, else
-            the last one inside it, else the last one before it in the block that holds it; never one of a shortcut
+        norms: names of the teacher's batch normalizations, one for each layer. By default the tapped layer itself, else
+            the last one inside it, else the last one before it in its block; never one of a shortcut
             (``downsample``, ``shortcut``).
 
     Shapes:
@@ -72,7 +72,7 @@ class OFD(Lazy):
         self._widths: list[int] = []
 
     def setup(self, context: Context) -> None:
-        """Take the margins from the teacher."""
+        """Compute the margins from the teacher's batch normalizations."""
         tapped = context.teacher_layers
         if self.norms is None:
             norms = [_norm_of(context, name) for name in tapped]
@@ -101,7 +101,7 @@ class OFD(Lazy):
         if widths != self._widths:
             raise InputError(
                 f"OFD has margins of the teacher's batch normalizations for {self._widths} channels and the tapped "
-                f"layers have {widths}: let setup() find them, or name others in norms."
+                f"layers have {widths}: call setup(context), or name others in norms."
             )
         self.materialize(pairs[0].student, *((pair.student.shape[1], pair.teacher.shape[1]) for pair in pairs))
         margins = torch.split(self.margins, widths)
@@ -118,7 +118,7 @@ def _distance(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
 
 
 def _norm_of(context: Context, name: str) -> _BatchNorm:
-    """Return the batch normalization that belongs to the teacher's layer of this name."""
+    """Return the batch normalization of the teacher's layer of this name."""
     layer = context.layer("teacher", name)
     if isinstance(layer, _BatchNorm):
         return layer
@@ -137,14 +137,14 @@ def _norm_of(context: Context, name: str) -> _BatchNorm:
 def _checked_norm(layer: nn.Module, name: str) -> _BatchNorm:
     if not isinstance(layer, _BatchNorm):
         raise InputError(
-            f"The teacher's layer {name!r} is no batch normalization, which gives the margins: name in norms the one "
+            f"The teacher's layer {name!r} is no batch normalization, which gives the margins: set norms to the ones "
             "before each ReLU."
         )
     return layer
 
 
 def _margin(norm: _BatchNorm) -> Tensor:
-    """(C,) in float32: the expected value of what is below 0."""
+    """Return the expected negative value of each channel, (C,), in float32."""
     scale = torch.ones(norm.num_features) if norm.weight is None else norm.weight.detach()
     shift = torch.zeros(norm.num_features) if norm.bias is None else norm.bias.detach()
     mean, deviation = shift.cpu().double(), scale.cpu().double().abs()

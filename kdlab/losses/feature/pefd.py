@@ -1,4 +1,4 @@
-"""PEFD: several projectors of the student's embedding, averaged, point to the teacher's (Chen et al. 2022)."""
+"""PEFD: cosine distance of an ensemble of projectors of the embedding (Chen et al. 2022)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Knowledge review (ReviewKD): each layer, fused with all deeper ones, matches a teacher layer (Chen et al. 2021)."""
+"""Knowledge review (ReviewKD): layers fused with all deeper ones match the teacher's (Chen et al. 2021)."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class ReviewKD(Lazy):
     (ResNet-34 to 18) or 8 (ResNet-50 to MobileNetV1), 1 epoch of warm-up, both sides before their last ReLU.
 
     Args:
-        middle: the most that M can be, at least 1.
-        embedding: take both networks' embeddings as one more, deepest layer of size 1 x 1.
+        middle: upper bound of M, at least 1.
+        embedding: use both networks' embeddings as an additional, deepest layer of size 1 x 1.
 
     Shapes:
         layers: pairs of maps (B, Cs, Hs, Ws) and (B, Ct, Ht, Wt), from shallow to deep.
@@ -45,7 +45,7 @@ class ReviewKD(Lazy):
 
     Raises:
         InputError: ``middle`` out of range; no layers, unequal numbers of layers, layers that are not maps; a network
-            without an embedding where one is asked for.
+            without an embedding where one is needed.
 
     Paper: P. Chen, S. Liu, H. Zhao, J. Jia, "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv 2104.09044.
     Follows the authors' code and mdistiller. The authors' CIFAR teacher normalizes with the batch's statistics
@@ -70,7 +70,7 @@ class ReviewKD(Lazy):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Layers, and the embedding if it is one of them."""
+        """Return layers, and the embedding if it is one of them."""
         return ("layers", "embedding") if self.embedding else ("layers",)
 
     def build(self, *channels: tuple[int, int]) -> None:
@@ -100,7 +100,7 @@ class ReviewKD(Lazy):
 
 
 class Fusion(nn.Module):
-    """One student layer, fused with what came of the deeper ones, in the shape of a teacher layer (the paper's ABF)."""
+    """One student layer, fused with the deeper ones, in the shape of a teacher layer (the paper's ABF)."""
 
     def __init__(self, student: int, middle: int, teacher: int, *, deepest: bool) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class Fusion(nn.Module):
         self.attention = None if deepest else nn.Conv2d(2 * middle, 2, 1)
 
     def forward(self, x: Tensor, deeper: Tensor | None, size: torch.Size) -> tuple[Tensor, Tensor]:
-        """What is compared, (B, teacher, *size), and what the next layer is fused with, (B, middle, *size)."""
+        """Return the map to compare, (B, teacher, *size), and that to fuse with the next layer, (B, middle, *size)."""
         fused = self.enter(x)
         if self.attention is not None and deeper is not None:
             deeper = F.interpolate(deeper, fused.shape[2:], mode="nearest")

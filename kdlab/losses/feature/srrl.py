@@ -1,4 +1,4 @@
-"""SRRL: the student's features, read by the teacher's classifier, give the teacher's logits (Yang et al. 2021)."""
+"""SRRL: features and logits of the student through the teacher's classifier (Yang et al. 2021)."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from kdlab.outputs import Outputs
 
 
 class SRRL(Lazy):
-    r"""Squared differences of pooled features and of the logits that the teacher's classifier reads off them.
+    r"""Squared differences of pooled features and of the teacher's classifier's logits on them.
 
     .. math:: L = \alpha \frac{1}{B C_t} \sum_b \| \bar c(f^s_b) - \bar f^t_b \|^2
               + \beta \frac{1}{B K} \sum_b \| W_t \bar c(f^s_b) - W_t \bar f^t_b \|^2
 
     where c is a trained 1 x 1 convolution without bias, batch normalization and ReLU, the bar is the mean over
     positions, and W_t the teacher's classifier with its bias, frozen. Where the teacher pools and classifies its layer
-    as it is, the last term compares with the teacher's logits. The minimum over c is 0 only where c can express the
+    directly, the last term compares with the teacher's logits. The minimum over c is 0 only where c can express the
     teacher. Computed in float32, or in float64 for float64 layers.
 
     Recipe: alpha = beta = 1 and weight 1 beside weight 1 on the labels (ImageNet, 100 epochs, batch 512); CIFAR-100 the
@@ -40,7 +40,7 @@ class SRRL(Lazy):
         target: not used.
 
     Raises:
-        InputError: a number out of range, not one pair of maps, a layer that the teacher's classifier does not read;
+        InputError: a number out of range, not one pair of maps, a layer that the teacher's classifier does not fit;
             training with one value a channel.
 
     Paper: J. Yang, B. Martinez, A. Bulat, G. Tzimiropoulos, "Knowledge Distillation via Softmax Regression

@@ -1,4 +1,4 @@
-"""Variational information distillation (VID): layers predict the teacher's, variances trained (Ahn et al. 2019)."""
+"""Variational information distillation (VID): Gaussian prediction of the teacher's layers (Ahn et al. 2019)."""
 
 from __future__ import annotations
 
@@ -53,19 +53,19 @@ class VID(Lazy):
 
     needs: ClassVar[tuple[str, ...]] = ("layers",)
     recipe_weight: ClassVar[float] = 1.0
-    minimum: ClassVar[float | None] = None  # a log-likelihood has none of its own
+    minimum: ClassVar[float | None] = None  # a log-likelihood has no fixed minimum
 
     def __init__(self, variance: float = 5.0) -> None:
         super().__init__()
         self.variance = at_least("variance", variance, 1e-4, strictly=True)
 
     def build(self, *channels: tuple[int, int]) -> None:
-        """What predicts the teacher, for every pair of channels."""
+        """Build a predictor of the teacher for every pair of channels."""
         self.predictors = nn.ModuleList(_Predictor(*each, self.variance) for each in channels)
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """Return the sum over the layers, a scalar; gradient to the student and to all that predicts."""
+        """Return the sum over the layers, a scalar; gradient to the student and to the predictors."""
         pairs = [pool_to_smaller(pair.student, pair.teacher.detach()) for pair in map_pairs(student, teacher)]
         self.materialize(
             pairs[0][0], *((student_map.shape[1], teacher_map.shape[1]) for student_map, teacher_map in pairs)

@@ -1,4 +1,4 @@
-"""VkD: an orthogonal projection of the student's embedding meets the teacher's, normalized (Miles et al. 2024)."""
+"""VkD: orthogonal projection to the teacher's normalized embedding (Miles et al. 2024)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class VkD(Lazy):
     float64 embeddings.
 
     Recipe: ImageNet (DeiT students, RegNetY-160 teacher) weight 1 beside weight 1 on the labels and KD with T = 1 and
-    weight 1 on a head of its own; there is none for CIFAR-100.
+    weight 1 on a separate head; there is none for CIFAR-100.
 
     Shapes:
         embeddings (B, Ds) and (B, Dt), or one tapped layer on each side, flattened.
@@ -56,7 +56,7 @@ class VkD(Lazy):
 
     def build(self, student: int, teacher: int) -> None:
         """Build the orthogonal projector."""
-        # Not torch's Householder map, its default where widths differ: weight decay makes that one 0 at the first step.
+        # Not torch's Householder map, the default for unequal widths: weight decay sets it to 0 at the first step.
         self.projector = orthogonal(nn.Linear(student, teacher, bias=False), orthogonal_map="matrix_exp")
 
     @full_precision

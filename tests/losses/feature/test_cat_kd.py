@@ -58,7 +58,7 @@ def test_value(resolution, normalize):
     assert loss(tapped(ours), tapped(theirs), NO_TARGET).item() == pytest.approx(expected, rel=1e-11)
 
 
-def test_the_students_classifier_learns_and_the_teachers_is_copied():
+def test_student_classifier_is_trained_and_teachers_copied():
     ours, theirs, (student, teacher) = draw(2, 3, 4, 4, seed=1), draw(2, 4, 4, 4, seed=2), heads()
     loss = ready(student, teacher)
     value = loss(tapped(ours), tapped(theirs), NO_TARGET)
@@ -76,7 +76,7 @@ def test_the_students_classifier_learns_and_the_teachers_is_copied():
     assert not torch.equal(loss(tapped(ours), tapped(theirs), NO_TARGET), value)
 
 
-def test_zero_where_the_networks_are_equal_and_at_r_1_the_distance_of_logits_without_bias():
+def test_equal_networks_give_0_and_resolution_1_compares_logits():
     torch.manual_seed(0)
     one, other = (without_bias(resnet8(num_classes=5)).eval() for _ in range(2))
     images = torch.rand(2, 3, 16, 16)
@@ -93,7 +93,7 @@ def test_dead_maps_have_a_finite_gradient_under_normalization():
     assert ours.grad.isfinite().all()
 
 
-def test_refusals():
+def test_invalid_inputs_raise_input_error():
     ours, theirs = tapped(draw(2, 3, 4, 4), names=("low",)), tapped(draw(2, 4, 4, 4), names=("high",))
     with pytest.raises(InputError, match="call setup"):
         CATKD()(ours, theirs, NO_TARGET)

@@ -52,7 +52,7 @@ def test_value_is_convolution_normalization_relu(relu):
 
 def test_one_value_a_channel_cannot_be_normalized_in_training():
     one, built = torch.rand(1, 3, 1, 1), connector(3, 4)
-    with pytest.raises(InputError, match="more than one value a channel"):
+    with pytest.raises(InputError, match="more than one value per channel"):
         built(one)
     assert built.eval()(one).isfinite().all()
 

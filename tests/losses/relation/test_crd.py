@@ -92,7 +92,7 @@ def test_value_of_two_steps(temperature, monkeypatch):
 
 
 @pytest.mark.parametrize("positive", ["exact", "relax"])
-def test_what_is_drawn_is_what_is_contrasted(positive, monkeypatch):
+def test_drawn_rows_are_contrasted(positive, monkeypatch):
     loss = ready(positive=positive)
     loss.eval()(*sides())
     drawn, seen = CRD.draw, []
@@ -175,7 +175,7 @@ def test_labels_that_are_unknown_are_learned():
     assert (CLASSES[rows[:, 1:]] != CLASSES[INDEX][:, None]).all()
 
 
-def test_a_sample_is_never_its_own_negative_even_if_nothing_is_known():
+def test_sample_is_not_its_own_negative_with_unknown_labels():
     torch.manual_seed(0)
     loss = CRD(negatives=15, width=4)
     loss.setup(context(labels=None))
@@ -187,7 +187,7 @@ def test_a_sample_is_never_its_own_negative_even_if_nothing_is_known():
     assert (loss.memory.labels == -1).all()
 
 
-def test_setting_up_again_keeps_what_was_learnt():
+def test_second_setup_keeps_trained_values():
     loss = ready()
     step(loss, sides())
     before = copy.deepcopy(loss.state_dict())

@@ -54,6 +54,6 @@ def test_a_sample_of_zeros_has_a_finite_gradient():
     assert student.grad.isfinite().all()
 
 
-def test_an_empty_batch_is_said():
+def test_empty_batch_raises_input_error():
     with pytest.raises(InputError, match="at least 1 sample"):
         PKT()(embedded(draw(0, 3)), embedded(draw(0, 3)), NO_TARGET)

@@ -117,7 +117,7 @@ def test_the_teachers_head_stays_the_other_losses_own():
     assert all(parameter.grad is not None for parameter in loss.parameters())
 
 
-def test_what_is_missing_is_said():
+def test_missing_inputs_raise_input_error():
     student, teacher = side(1, 4), side(11, 6)
     with pytest.raises(InputError, match=r"call setup\(\)"):
         SSKD()(student, teacher, LABELS)

@@ -29,7 +29,7 @@ def test_value(t_start, t_end):
 @pytest.mark.parametrize(
     ("epoch", "factor"), [(0, -0.02447174185242318), (1, -0.09549150281252627), (4, -0.5), (9, -1.0), (300, -1.0)]
 )
-def test_theta_climbs_by_a_factor_that_grows_with_the_epochs(epoch, factor):
+def test_theta_ascends_by_a_factor_that_grows_with_epochs(epoch, factor):
     loss = CurriculumTemperature(length=10).double()
     loss.advance(epoch, 0)
     loss(*SIDES, LABELS).backward()
@@ -38,7 +38,7 @@ def test_theta_climbs_by_a_factor_that_grows_with_the_epochs(epoch, factor):
     assert loss.theta.grad.item() == pytest.approx(factor * slope, rel=1e-5)
 
 
-def test_the_students_gradient_is_that_of_the_loss_at_this_temperature():
+def test_student_gradient_is_that_of_the_loss_at_temperature():
     student = SIDES[0].logits.clone().requires_grad_()
     loss = CurriculumTemperature().double()
     loss.advance(5, 0)
@@ -63,7 +63,7 @@ def test_the_loss_keeps_its_temperature_when_it_fails():
     assert inner.temperature == 3.0
 
 
-def test_a_loss_without_temperature_is_said():
+def test_loss_without_temperature_raises_input_error():
     with pytest.raises(InputError, match="TTM has no temperature"):
         CurriculumTemperature(TTM())
 

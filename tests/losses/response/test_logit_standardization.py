@@ -66,19 +66,19 @@ def test_single_samples_only_around_a_loss_that_has_them():
     assert not hasattr(LogitStandardization(DIST()), "per_sample")
 
 
-def test_one_class_is_said():
+def test_one_class_raises_input_error():
     one = Outputs(torch.zeros(2, 1))
     with pytest.raises(InputError, match="at least 2 classes"):
         LogitStandardization()(one, one, NO_TARGET)
 
 
 @pytest.mark.parametrize("kind", [RKDDistance, AttentionTransfer])
-def test_a_loss_that_reads_no_logits_is_refused(kind):
+def test_loss_without_logits_raises_input_error(kind):
     with pytest.raises(InputError, match=f"{kind.__name__} does not read logits"):
         LogitStandardization(kind())
 
 
-def test_a_loss_that_says_nothing_of_its_needs_is_taken():
+def test_loss_without_needs_is_accepted():
     class Difference(nn.Module):
         def forward(self, student, teacher, target):
             return (student.logits - teacher.logits).square().sum()
