@@ -55,12 +55,7 @@ class AttentionTransfer(nn.Module):
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         """Return the sum over the layers, a scalar; gradient to the student only."""
         pairs = [pool_to_smaller(pair.student, pair.teacher.detach()) for pair in map_pairs(student, teacher)]
-        return torch.stack(
-            [
-                F.mse_loss(self._attention(student_map), self._attention(teacher_map))
-                for student_map, teacher_map in pairs
-            ]
-        ).sum()
+        return torch.stack([F.mse_loss(self._attention(s), self._attention(t)) for s, t in pairs]).sum()
 
     def _attention(self, x: Tensor) -> Tensor:
         return F.normalize(x.abs().pow(self.power).mean(1).flatten(1), eps=1e-12)

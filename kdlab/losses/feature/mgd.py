@@ -80,7 +80,7 @@ class MGD(Lazy):
         values = []
         for align, generate, pair in zip(self.aligned, self.generators, pairs, strict=True):
             student_map = align(pair.student)
-            generated = generate(student_map * self.kept(self.uniform(student_map)))
+            generated = generate(student_map * self.keep_mask(self.uniform(student_map)))
             values.append(F.mse_loss(generated, pair.teacher.detach(), reduction="sum"))
         return torch.stack(values).sum() / len(pairs[0].student)
 
@@ -89,7 +89,7 @@ class MGD(Lazy):
         shape = (*x.shape[:2], 1, 1) if self.masked == "channels" else (len(x), 1, *x.shape[2:])
         return torch.rand(shape, device=x.device)
 
-    def kept(self, uniform: Tensor) -> Tensor:
+    def keep_mask(self, uniform: Tensor) -> Tensor:
         """Return the mask of a draw of :meth:`uniform`: true where the student's map is kept."""
         return uniform >= self.ratio if self.masked == "channels" else uniform <= 1 - self.ratio
 

@@ -131,28 +131,25 @@ class MixSKD(Lazy):
         pairs = ((labels, lam), (labels[partner], 1 - lam))
         mixed = [
             (weight * F.cross_entropy(z, y, reduction="none")).mean()
-            for z in (*(theirs for _, theirs in logits_pairs), *fused)
+            for z in (*(logits for _, logits in logits_pairs), *fused)
             for y, weight in pairs
         ]
         value = torch.stack([*plain, *mixed, *self._divergences(logits_pairs, fused)]).sum()
-        feature_distance = torch.stack([F.mse_loss(ours, theirs) for ours, theirs in maps]).sum()
-        adversarial = [
-            _discriminator_loss(discriminator_, *both)
-            for discriminator_, both in zip(self.discriminators, maps, strict=True)
-        ]
+        feature_distance = torch.stack([F.mse_loss(mixture, mixed_map) for mixture, mixed_map in maps]).sum()
+        adversarial = [_discriminator_loss(net, *pair) for net, pair in zip(self.discriminators, maps, strict=True)]
         return value + self.features * feature_distance + self.adversarial * torch.stack(adversarial).sum()
 
     def _divergences(self, logits_pairs: Sequence[tuple[Tensor, Tensor]], fused: Sequence[Tensor]) -> list[Tensor]:
         """Return the divergences of each stage's two logits, and of the last ones from the self-teacher's."""
         pairs = [pair for one, other in logits_pairs[:-1] for pair in ((one, other), (other, one))]
         pairs += zip(logits_pairs[-1], reversed(fused), strict=True)
-        return [kl_divergence(ours, target.detach(), self.temperature) for ours, target in pairs]
+        return [kl_divergence(logits, target.detach(), self.temperature) for logits, target in pairs]
 
 
-def _discriminator_loss(discriminator_: nn.Module, mix: Tensor, mixed: Tensor) -> Tensor:
-    """Return the cross-entropy of a discriminator of mixtures and mixed, with reversed gradient to the maps."""
-    scores = discriminator_(reversed_gradient(torch.cat([mix, mixed]).mean((2, 3))))
-    kinds = torch.eye(2, dtype=scores.dtype, device=scores.device).repeat_interleave(len(mix), 0)
+def _discriminator_loss(net: nn.Module, mixture: Tensor, mixed: Tensor) -> Tensor:
+    """Return the cross-entropy of a discriminator, with reversed gradient to the maps."""
+    scores = net(reversed_gradient(torch.cat([mixture, mixed]).mean((2, 3))))
+    kinds = torch.eye(2, dtype=scores.dtype, device=scores.device).repeat_interleave(len(mixture), 0)
     return F.binary_cross_entropy_with_logits(scores, kinds)
 
 

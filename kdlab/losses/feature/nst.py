@@ -50,9 +50,7 @@ class NST(nn.Module):
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         """Return the sum over the layers, a scalar; gradient to the student only."""
         pairs = [pool_to_smaller(pair.student, pair.teacher.detach()) for pair in map_pairs(student, teacher)]
-        return torch.stack(
-            [_discrepancy(_channels(student_map), _channels(teacher_map)) for student_map, teacher_map in pairs]
-        ).sum()
+        return torch.stack([_discrepancy(_channels(s), _channels(t)) for s, t in pairs]).sum()
 
 
 def _channels(x: Tensor) -> Tensor:
