@@ -46,7 +46,7 @@ def test_student_gradient_is_that_of_the_loss_at_temperature():
 
 
 @pytest.mark.parametrize("inner", [DKD(beta=2.0), LogitStandardization(SoftTargets())])
-def test_other_losses_at_the_learnt_temperature(inner):
+def test_other_losses_at_the_trained_temperature(inner):
     loss = CurriculumTemperature(inner).double()
     value = loss(*SIDES, LABELS)
     part = getattr(inner, "loss", inner)
