@@ -64,7 +64,8 @@ class Context:
         """
         if not self.fixed:
             raise InputError(
-                "This loss reads the teacher's weights at setup, but the teacher is trained: use it with a frozen teacher."
+                "This loss reads the teacher's weights at setup, but the teacher is trained: use it with a frozen "
+                "teacher."
             )
         if len(self.teachers) != 1:
             raise InputError(f"This loss needs one teacher, not an ensemble of {len(self.teachers)}.")
