@@ -91,8 +91,8 @@ def check(tmp_path, capsys):
         path = tmp_path / "cases.json"
         path.write_text(cases if isinstance(cases, str) else json.dumps({"format": "kd-oracles/1", "cases": cases}))
         status = main([str(path), *options])
-        said = capsys.readouterr()
-        return status, said.out.splitlines(), said.err.splitlines()
+        captured = capsys.readouterr()
+        return status, captured.out.splitlines(), captured.err.splitlines()
 
     return run
 

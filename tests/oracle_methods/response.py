@@ -1,4 +1,4 @@
-"""The methods of the oracle file that compare answers."""
+"""The methods of the oracle file that compare logits."""
 
 from __future__ import annotations
 
