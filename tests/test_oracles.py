@@ -91,8 +91,8 @@ def check(tmp_path, capsys):
         path = tmp_path / "cases.json"
         path.write_text(cases if isinstance(cases, str) else json.dumps({"format": "kd-oracles/1", "cases": cases}))
         status = main([str(path), *options])
-        said = capsys.readouterr()
-        return status, said.out.splitlines(), said.err.splitlines()
+        captured = capsys.readouterr()
+        return status, captured.out.splitlines(), captured.err.splitlines()
 
     return run
 
@@ -153,7 +153,7 @@ def test_a_gradient_to_the_teacher_fails(check, cases, monkeypatch):
     assert any("gradient of teacher_logits: got one of norm" in line for line in lines)
 
 
-def test_a_value_that_is_not_finite_fails_even_where_the_released_code_has_none(check, cases, monkeypatch):
+def test_nonfinite_value_fails_even_for_a_hazard_case(check, cases, monkeypatch):
     hazard = copy.deepcopy(cases[0])
     hazard["note"], hazard["results"][0]["loss"] = "HAZARD", "nan"
     assert check([hazard])[0] == 0
@@ -181,19 +181,19 @@ def test_families_and_methods_select(check, cases):
 
 
 @pytest.mark.parametrize("options", [["--methods", "DK"], ["--families", "features"], ["--methods", ""]])
-def test_unknown_names_are_one_sentence(check, cases, options):
+def test_unknown_names_give_one_error_line(check, cases, options):
     status, lines, errors = check(cases, *options)
     assert (status, lines, len(errors)) == (2, [], 1)
     assert "nearest" in errors[0]
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "{}", '{"cases": [{}]}', '{"cases": 3}'])
-def test_unreadable_files_are_one_sentence(check, content):
+def test_unreadable_files_give_one_error_line(check, content):
     status, lines, errors = check(content)
     assert (status, lines, len(errors)) == (2, [], 1)
 
 
-def test_missing_files_are_one_sentence(tmp_path, capsys):
+def test_missing_files_give_one_error_line(tmp_path, capsys):
     assert main([str(tmp_path / "none.json")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 

@@ -1,26 +1,25 @@
-"""What is compared: one plain ``nn.Module`` a method, ``forward(student, teacher, target) -> scalar``.
+"""Distillation losses: one plain ``nn.Module`` for each method, ``forward(student, teacher, target) -> scalar``.
 
-Every loss says in ``needs`` what it reads, out of
+The class attribute ``needs`` lists the inputs of a loss:
 
 - ``"logits"``: class scores of both networks, for the same classes;
 - ``"layers"``: tapped layers, in pairs; ``"student_layers"``, ``"teacher_layers"``: of one side alone;
-- ``"embedding"``: the embedding or one tapped layer; ``"teacher_embedding"``: of the teacher alone;
+- ``"embedding"``: the embedding, or one tapped layer; ``"teacher_embedding"``: of the teacher alone;
 - ``"classes"``: integer class labels; ``"index"``: the sample index;
-- ``"views"``: further views of the batch, those named in its attribute ``views``;
-- ``"student_classifier"``, ``"teacher_classifier"``: the linear layer that reads a network's embedding.
+- ``"views"``: the further views of the batch that the attribute ``views`` names;
+- ``"student_classifier"``, ``"teacher_classifier"``: the linear layer on a network's embedding.
 
-Further class attributes, all but the first where needed:
+Further class attributes; all but the first are optional:
 
-- ``recipe_weight``: the factor in the CIFAR-100 recipe beside weight 1 on the labels, unless the docstring says
-  otherwise;
-- ``minimum``: the value where both networks are equal, if not 0; ``None`` where that is no minimum;
-- ``layer_count``: how many pairs of layers it takes, if not any number;
-- ``order_matters``: the order of the batch changes the value, as samples are compared with their neighbours or each
-  draws numbers of its own;
-- ``several_teachers``: it is for the layers of an ensemble;
-- ``only_views``: it reads what it needs on its views alone, not on the batch itself;
-- ``true_gradient``: false where the gradient is on purpose not the derivative of the value: held weights, parts that
-  learn against the loss.
+- ``recipe_weight``: weight in the CIFAR-100 recipe beside weight 1 on the labels, unless the docstring says otherwise;
+- ``minimum``: value where both networks are equal, 0 by default; ``None`` where that is no minimum;
+- ``layer_count``: number of pairs of layers, any by default;
+- ``order_matters``: true where the value depends on the order of the batch (comparison with the next sample, or random
+  numbers drawn for each sample);
+- ``several_teachers``: true where the loss compares the layers of an ensemble;
+- ``only_views``: true where the loss reads its views alone and not the batch itself;
+- ``true_gradient``: false where the gradient is deliberately not the derivative of the value (detached weights,
+  adversarial parts).
 """
 
 from kdlab.losses import feature, relation, response

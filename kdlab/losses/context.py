@@ -1,4 +1,4 @@
-"""What a loss can ask of a run once, before the first step: networks, data and the other losses."""
+"""The run as a loss sees it at setup: networks, data and the other losses."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Context:
-    """The run as a loss sees it in ``setup(context)``, which it may define; it keeps what it needs of it.
+    """The run that a loss receives in its optional method ``setup(context)``.
 
-    ``setup`` is called at the start of every fit, before the loss' first ``forward`` and before a checkpoint is
-    loaded, so it must leave alone what was learnt. What it keeps of the teacher belongs into non-persistent buffers
-    (``register_buffer(name, value, persistent=False)``): they move with the loss and stay out of checkpoints. What it
-    keeps of the student is no part of the loss: hold it in a tuple, so that it is not registered twice.
+    ``setup`` is called at the start of every fit, before the first ``forward`` and before a checkpoint is loaded, so it
+    must not change trained values. A loss stores teacher tensors in non-persistent buffers
+    (``register_buffer(name, value, persistent=False)``): they move with the loss and stay out of checkpoints. It stores
+    student modules in a tuple, so that they are not registered twice.
 
     Attributes:
-        student: the network that learns.
-        teachers: the networks that teach; one, or several of an ensemble.
-        student_layers: names of the layers that this loss reads on the student's side.
-        teacher_layers: the same on the teacher's side.
-        samples: size of the training set; ``None`` if the loader does not say.
-        labels: (samples,) int64, the label of every training sample by its index; ``None`` if unknown.
+        student: the student.
+        teachers: the teacher, or the teachers of an ensemble.
+        student_layers: names of the student layers that this loss reads.
+        teacher_layers: names of the teacher layers that this loss reads.
+        samples: size of the training set; ``None`` if the loader has no length.
+        labels: (samples,) int64, the label of every training sample by index; ``None`` if unknown.
         batch_size: samples in a full batch of one process; ``None`` if unknown.
         classes: number of classes, the width of the student's logits.
         losses: all losses of the run, by the name of their knowledge.
-        device: where the training will run; the networks may be elsewhere until then.
-        fixed: whether the teachers stay as they are during the training.
-        student_head, teacher_head: which output of a network with several is meant, see
-            :func:`kdlab.outputs.heads_of`.
+        device: device of the training; the networks may be on another one before it.
+        fixed: whether the teachers are frozen.
+        student_head: name of the output head that is compared, see :func:`kdlab.outputs.heads_of`.
+        teacher_head: the same for the teacher.
     """
 
     student: nn.Module
@@ -57,38 +57,37 @@ class Context:
 
     @property
     def teacher(self) -> nn.Module:
-        """The only teacher.
+        """Return the only teacher.
 
         Raises:
-            InputError: there are several, or none that is fixed.
+            InputError: there are several teachers, or they are not frozen.
         """
         if not self.fixed:
             raise InputError(
-                "This loss looks at the teacher before the first step, which says nothing of a teacher that still "
-                "learns: use it with a frozen teacher."
+                "This loss reads the teacher's weights at setup, but the teacher is trained: use it with a frozen "
+                "teacher."
             )
         if len(self.teachers) != 1:
             raise InputError(f"This loss needs one teacher, not an ensemble of {len(self.teachers)}.")
         return self.teachers[0]
 
     def classifier(self, of: Literal["student", "teacher"], number: int | None = None) -> nn.Linear:
-        """The linear layer that reads the embedding; ``number`` picks one of several teachers.
+        """Return the linear layer on the embedding; ``number`` picks one of several teachers.
 
         Raises:
             InputError: there is none.
         """
         network = self.student if of == "student" else self.teacher if number is None else self.teachers[number]
         head = self.student_head if of == "student" else self.teacher_head
-        found = heads_of(network)[head].classifier
-        if not isinstance(found, nn.Linear):
+        layer = heads_of(network)[head].classifier
+        if not isinstance(layer, nn.Linear):
             raise InputError(
-                f"This loss needs the {of}'s classifier, but {type(network).__name__} has no linear layer to read its "
-                "embedding."
+                f"This loss needs the {of}'s classifier, but {type(network).__name__} has none on its embedding."
             )
-        return found
+        return layer
 
     def layer(self, of: Literal["student", "teacher"], name: str) -> nn.Module:
-        """A layer by name.
+        """Return a layer by name.
 
         Raises:
             InputError: the network has no such layer.
@@ -101,18 +100,18 @@ class Context:
         return layers[name]
 
     def loss(self, name: str, kind: type[_Loss]) -> _Loss:
-        """Another knowledge's loss, where one stage of a method builds on another.
+        """Return the loss of another knowledge, for methods with several stages.
 
         Raises:
-            InputError: there is none of that name and kind.
+            InputError: there is none of that name and class.
         """
-        found = self.losses.get(name)
-        if not isinstance(found, kind):
+        loss = self.losses.get(name)
+        if not isinstance(loss, kind):
             raise InputError(f"This loss needs a knowledge named {name!r} whose loss is {kind.__name__}.")
-        return found
+        return loss
 
 
 def copied(tensor: Tensor | None) -> Tensor | None:
-    """A detached copy, for a buffer."""
+    """Return a detached copy, for a buffer."""
     with torch.inference_mode(False), torch.no_grad():
         return None if tensor is None else tensor.detach().clone()

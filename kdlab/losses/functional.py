@@ -1,4 +1,4 @@
-"""Mathematics that several losses share, and the one place where their precision is decided."""
+"""Shared mathematics of the losses, and the precision in which they compute."""
 
 from __future__ import annotations
 
@@ -20,59 +20,59 @@ _Forward = Callable[[_Loss, Outputs, Outputs, Tensor], Tensor]
 
 
 def full_precision(forward: _Forward[_Loss]) -> _Forward[_Loss]:
-    """Make a loss' ``forward`` compute in float32 with autocast off (in float64 if an input or a weight is float64).
+    """Make a ``forward`` compute in float32 with autocast off (in float64 if an input or a weight is float64).
 
     Inputs, parameters and buffers of another floating dtype are converted for the call (``precision="bf16-true"`` makes
-    the loss' own weights bfloat16); gradients arrive in the dtype of the original, and buffers updated in place are
-    written back. Parameters not sized yet take the dtype of the computation. When nothing has to be converted, nothing
-    is done. What a device does inside a float32 product (TF32) stays the user's setting. Works on every device type.
+    the weights of the loss bfloat16); gradients have the dtype of the original, and buffers updated in place are
+    written back. Lazy parameters take the dtype of the computation. Inputs that already have the dtype are passed on
+    unchanged. TF32 inside float32 products stays the user's setting. Works on every device type.
 
     Args:
         forward: the method ``forward(self, student, teacher, target)`` of an ``nn.Module``.
     """
 
     @functools.wraps(forward)
-    def wide(self: _Loss, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+    def wrapper(self: _Loss, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         device = student.logits.device.type
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
-                return wide(self, student, teacher, target)
-        seen = [*student.tensors(), *teacher.tensors()]
-        if not (self._parameters or self._buffers or self._modules) and all(x.dtype is torch.float32 for x in seen):
-            return forward(self, student, teacher, target)  # as most often: the rest would only come to the same
-        own = dict(itertools.chain(self.named_parameters(), self.named_buffers()))
-        own = {name: tensor for name, tensor in own.items() if tensor.is_floating_point()}
-        seen = [tensor for tensor in seen if tensor.is_floating_point()]
-        wanted = torch.float64 if any(t.dtype is torch.float64 for t in (*own.values(), *seen)) else torch.float32
-        if any(map(is_lazy, own.values())):
-            self.to(dtype=wanted)
-            own = {}
-        if any(tensor.dtype is not wanted for tensor in seen):
+                return wrapper(self, student, teacher, target)
+        inputs = [*student.tensors(), *teacher.tensors()]
+        if not (self._parameters or self._buffers or self._modules) and all(x.dtype is torch.float32 for x in inputs):
+            return forward(self, student, teacher, target)  # the common case: the rest would change nothing
+        tensors = dict(itertools.chain(self.named_parameters(), self.named_buffers()))
+        tensors = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+        inputs = [tensor for tensor in inputs if tensor.is_floating_point()]
+        dtype = torch.float64 if any(t.dtype is torch.float64 for t in (*tensors.values(), *inputs)) else torch.float32
+        if any(map(is_lazy, tensors.values())):
+            self.to(dtype=dtype)
+            tensors = {}
+        if any(tensor.dtype is not dtype for tensor in inputs):
             student, teacher = (
-                each.map(lambda t: t.to(wanted) if t.is_floating_point() else t) for each in (student, teacher)
+                each.map(lambda t: t.to(dtype) if t.is_floating_point() else t) for each in (student, teacher)
             )
-        if all(tensor.dtype is wanted for tensor in own.values()):
+        if all(tensor.dtype is dtype for tensor in tensors.values()):
             return forward(self, student, teacher, target)
-        converted = {name: tensor.to(wanted) for name, tensor in own.items()}
-        held = {f"loss.{name}": tensor for name, tensor in converted.items()}
-        loss: Tensor = torch.func.functional_call(_Held(self, forward), held, (student, teacher, target))
+        converted = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+        weights = {f"loss.{name}": tensor for name, tensor in converted.items()}
+        loss: Tensor = torch.func.functional_call(_Functional(self, forward), weights, (student, teacher, target))
         with torch.no_grad():
             for name, buffer in self.named_buffers():
                 if name in converted and converted[name] is not buffer:
                     buffer.copy_(converted[name])
         return loss
 
-    wide.__dict__["widens"] = True
-    return wide
+    wrapper.__dict__["widens"] = True
+    return wrapper
 
 
 def widens(loss: nn.Module) -> bool:
-    """Whether the loss' own ``forward`` is made by :func:`full_precision`."""
+    """Return whether the ``forward`` of the loss is decorated by :func:`full_precision`."""
     return bool(getattr(type(loss).forward, "widens", False))
 
 
-class _Held(nn.Module):
-    """One loss and its plain forward, to be called with other weights."""
+class _Functional(nn.Module):
+    """A loss with its undecorated forward, for ``functional_call`` with converted weights."""
 
     def __init__(self, loss: _Loss, plain: _Forward[_Loss]) -> None:
         super().__init__()
@@ -86,25 +86,26 @@ class _Held(nn.Module):
 def kl_divergence(
     student: Tensor, teacher: Tensor, temperature: float = 1.0, mask: Tensor | None = None, floor: float = 0.0
 ) -> Tensor:
-    """Kullback-Leibler divergence of softened class distributions, teacher first.
+    """Return the Kullback-Leibler divergence of softened class distributions, teacher first.
 
     ``T^2 * mean over positions of sum_k p_k (log p_k - log q_k)`` with ``p = softmax(teacher / T)``,
     ``q = softmax(student / T)`` over the last axis, both from ``log_softmax``.
 
     Args:
-        student, teacher: logits (..., K), of one shape.
+        student: logits (..., K).
+        teacher: logits of the same shape.
         temperature: T, positive.
-        mask: (...), positions where it is 1 (or true) count; ``None`` counts all.
+        mask: (...), 1 (or true) at the positions to average over; ``None`` is all.
         floor: added to each p_k.
 
     Raises:
-        InputError: no position counts.
+        InputError: there is no position to average over.
     """
     if mask is not None:
         student, teacher = student[mask == 1], teacher[mask == 1]
     positions = student.numel() // student.shape[-1]
     if positions == 0:
-        raise InputError("The batch has no position to compare: the mask is 0 everywhere, or the batch is empty.")
+        raise InputError("There is no position to compare: the mask is 0 everywhere, or the batch is empty.")
     log_q = F.log_softmax(student / temperature, dim=-1)
     log_p = F.log_softmax(teacher / temperature, dim=-1)
     if floor:
@@ -113,7 +114,7 @@ def kl_divergence(
 
 
 def pool_to_smaller(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Two maps (B, C, H, W) brought to the smaller height and the smaller width by adaptive average pooling."""
+    """Return both maps (B, C, H, W) pooled (adaptive average) to the smaller height and the smaller width."""
     size = (min(first.shape[2], second.shape[2]), min(first.shape[3], second.shape[3]))
 
     def pooled(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Losses with trained parts whose sizes follow from the first batch, or from the state dict that is loaded."""
+"""Modules whose sizes follow from the first batch or from a loaded state dict."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from kdlab.errors import InputError
 
 
 class Lazy(nn.Module):
-    """Makes its parts at the first forward, and again from their recorded sizes when a state dict is loaded.
+    """A module that creates its submodules at the first forward, or from the sizes in a loaded state dict.
 
-    A subclass defines :meth:`build` and calls ``self.materialize(tensor, *sizes)`` at the head of its ``forward``; from
-    then on its parts are ordinary modules: in the optimizer and in checkpoints, copied and moved like any other. The
+    A subclass defines :meth:`build` and calls ``self.materialize(tensor, *sizes)`` at the start of its ``forward``;
+    from then on its submodules are ordinary ones: in the optimizer and in checkpoints, copied and moved as usual. The
     sizes are part of the state dict.
 
     >>> class Projected(Lazy):
@@ -35,14 +35,14 @@ class Lazy(nn.Module):
         self.sizes: tuple[Any, ...] | None = None
 
     def build(self, *sizes: Any) -> None:
-        """Make the parts (modules, parameters, buffers); initial values are drawn from the global generator."""
+        """Create the submodules, parameters and buffers; initial values are drawn from the global generator."""
         raise NotImplementedError(f"{type(self).__name__} must define build().")
 
     def materialize(self, like: Tensor, *sizes: Any) -> None:
         """Build once, on the device and in the dtype of ``like``; ``sizes`` are plain numbers and tuples of them.
 
         Raises:
-            InputError: the parts were built for other sizes.
+            InputError: the module was built for other sizes.
         """
         if self.sizes is None:
             with torch.inference_mode(False):  # a first forward in validation must not spoil a later training
@@ -52,16 +52,16 @@ class Lazy(nn.Module):
             self.train(self.training)
         elif self.sizes != sizes:
             raise InputError(
-                f"{type(self).__name__} was set up for sizes {_plain(self.sizes)}, but now meets {_plain(sizes)}: give "
-                "it the layers that it was set up with."
+                f"{type(self).__name__} was set up for sizes {_plain(self.sizes)}, but now meets {_plain(sizes)}: tap "
+                "the same layers as before."
             )
 
     def get_extra_state(self) -> Tensor:
-        """The sizes as text in bytes, for the state dict: a tensor, as everything else there."""
+        """Return the sizes as text in a byte tensor, for the state dict."""
         return torch.tensor(list(repr(self.sizes).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Build for the sizes of a state dict that is being loaded, if nothing is built yet."""
+        """Build for the sizes in a state dict that is being loaded, unless already built."""
         sizes = ast.literal_eval(bytes(state.tolist()).decode())
         if self.sizes is None and sizes is not None:
             self.build(*sizes)

@@ -1,4 +1,4 @@
-"""A run as the losses of the contract test see it: two small networks with the layers that :func:`draw` gives."""
+"""The run of the contract test: two small networks with the layers of :func:`draw`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,13 @@ WIDTH = 4
 VIEWS = {"rotations": 3}
 
 
+def seed(value: int) -> None:
+    """Seed the generator of the CPU alone: ``torch.manual_seed`` also queues seeds for devices, which is slow."""
+    torch.default_generator.manual_seed(value)
+
+
 class Net(nn.Module):
-    """Has the names and widths of what :func:`draw` gives, and BatchNorms to read; it is never run."""
+    """Names and widths of the outputs of :func:`draw`, with BatchNorms; it is never run."""
 
     def __init__(self, width: int = WIDTH) -> None:
         super().__init__()
@@ -32,7 +37,7 @@ class Net(nn.Module):
 
 
 def draw(batch: int, seed: int, scale: float = 1.0, views: Sequence[str] = ()) -> Outputs:
-    """Everything that a network can put out, in float64."""
+    """All outputs that a network can have, in float64."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(rows: int, *shape: int) -> Tensor:
@@ -51,7 +56,7 @@ def draw(batch: int, seed: int, scale: float = 1.0, views: Sequence[str] = ()) -
 
 def context(names: Sequence[str] = ("one", "two"), dtype: torch.dtype = torch.float64) -> Context:
     """A run of 12 samples in 5 classes, in batches of up to 7."""
-    torch.manual_seed(5)
+    seed(5)
     student, teacher = Net().to(dtype), Net().to(dtype)
     return Context(
         student,
@@ -67,7 +72,7 @@ def context(names: Sequence[str] = ("one", "two"), dtype: torch.dtype = torch.fl
 
 
 def others(dtype: torch.dtype) -> dict[str, nn.Module]:
-    """The losses that other losses build on, by the names that these ask for."""
+    """The losses that other losses build on, by name."""
     head, paraphraser = SelfSupervision(), Paraphraser()
     for each in (head, paraphraser):
         each.materialize(torch.zeros(1, dtype=dtype), WIDTH)
@@ -83,7 +88,7 @@ def setup(loss: nn.Module, given: Context) -> nn.Module:
             part.setup(given)
         if hasattr(part, "precompute"):
             part.precompute([(draw(10, seed=9).map(lambda x: x.float()), torch.arange(10) % NUM_CLASSES)])
-    loss.register_forward_pre_hook(lambda *_: torch.manual_seed(7) and None)  # what it draws, it draws at every call
+    loss.register_forward_pre_hook(lambda *_: seed(7))  # the same draws in every call
     return loss
 
 

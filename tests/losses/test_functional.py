@@ -59,7 +59,7 @@ def test_sides_of_different_dtypes_meet():
     assert probe.seen == {torch.float32}
 
 
-def test_nothing_is_copied_where_nothing_has_to_be_done():
+def test_inputs_in_the_right_dtype_are_not_copied():
     class Identity(nn.Module):
         @full_precision
         def forward(self, student, teacher, target):
@@ -71,7 +71,7 @@ def test_nothing_is_copied_where_nothing_has_to_be_done():
     assert loss.seen is outputs
 
 
-def test_a_loss_built_on_another_counts_once_whatever_the_weights():
+def test_subclass_forward_runs_once_in_any_precision():
     class Twice(Probe):
         def forward(self, student, teacher, target):
             return 2 * super().forward(student, teacher, target)

@@ -37,7 +37,7 @@ def call(loss: Projected, student: int = 4, teacher: int = 6, dtype: torch.dtype
     return value
 
 
-def test_it_grows_once_in_the_dtype_and_mode_of_the_call() -> None:
+def test_materialize_once_in_dtype_and_mode_of_the_call() -> None:
     loss = Projected().eval()
     assert len(list(loss.parameters())) == 1
     call(loss, dtype=torch.float64)
@@ -77,7 +77,7 @@ def test_a_state_dict_brings_the_sizes(tmp_path) -> None:
     assert empty.sizes is None
 
 
-def test_what_a_state_dict_brings_has_the_mode_of_the_loss() -> None:
+def test_loaded_modules_have_the_mode_of_the_loss() -> None:
     loss = Projected()
     call(loss)
     for mode in (True, False):
@@ -106,7 +106,7 @@ def test_a_first_call_in_inference_mode_can_be_trained_later() -> None:
     assert loss.projector[0].weight.grad is not None
 
 
-def test_other_sizes_are_one_sentence() -> None:
+def test_other_sizes_raise_input_error() -> None:
     loss = Projected()
     call(loss)
     with pytest.raises(InputError, match=r"Projected was set up for sizes \(4, 6\), but now meets \(5, 6\)"):

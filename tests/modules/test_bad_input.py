@@ -101,7 +101,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "maps against vectors": (
         {"student": conv(), "knowledge": one(AttentionTransfer(), ["layer2"], HIDDEN)},
-        r"Maps of shape.*'layer2'.*\(8, 32, 4, 4\).*'hidden.0'.*\(8, 16\)",
+        r"needs feature maps.*'layer2'.*\(8, 32, 4, 4\).*'hidden.0'.*\(8, 16\)",
     ),
     "user loss on other shapes": (
         {"teacher": network(1, (24,)), "knowledge": one(Loss(mse_layers), HIDDEN)},

@@ -42,7 +42,7 @@ OF_A_FIXED_TEACHER = {
         "takes over the teacher's classifier before the first step, which makes no sense while",
     ),
     "NormAndDirection": "looks with the teacher at the training set before the first step, which makes no sense while",
-    "OFD": "looks at the teacher before the first step, which says nothing of a teacher that still learns",
+    "OFD": "reads the teacher's weights at setup, but the teacher is trained",
 }
 REFUSED = {(name, teaching): why for name, why in OF_A_FIXED_TEACHER.items() for teaching in TEACHINGS[1:]}
 

@@ -1,4 +1,4 @@
-"""The methods of the oracle file in which networks, branches, exits or views teach each other."""
+"""The online methods of the oracle file: networks, branches, exits and views as teachers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.oracle_methods.method import Arrays, Method
 
 
 class Taught(nn.Module):
-    """What a step makes of given outputs: the answers to the labels, and the lessons."""
+    """The losses of a step on given outputs: those on the labels, and those of the lessons."""
 
     def __init__(self, teaching: Teaching, **knowledge: Knowledge) -> None:
         super().__init__()
@@ -68,13 +68,13 @@ def one(loss: Taught, arrays: Arrays) -> Tensor:
 
 
 def viewed(view: str, loss: Taught, arrays: Arrays) -> Tensor:
-    """The student on the batch, taught by what it gives on another view."""
+    """The student on the batch, with its logits on another view as the teacher."""
     seen = Outputs(arrays["student_logits"], views={view: Outputs(arrays["teacher_logits"])})
     return loss.lessons({"net": seen}, torch.zeros(1))
 
 
 def dlb(loss: Taught, arrays: Arrays) -> Tensor:
-    """The student on the last batch again, taught by what it said of it then."""
+    """The student on the last batch again, with its earlier logits as the teacher."""
     teaching, said = loss.teaching, Outputs(arrays["teacher_logits"])
     index = torch.arange(len(said.logits))
     before = Batch(torch.empty(0), torch.zeros(len(index)), index)

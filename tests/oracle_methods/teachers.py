@@ -1,4 +1,4 @@
-"""The methods of the oracle file in which several teachers teach."""
+"""The methods of the oracle file with several teachers."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Fixed(nn.Module):
         return self.logits
 
 
-def taught(ensemble: Ensemble, knowledge: Knowledge, arrays: Arrays) -> Tensor:
-    """The loss to the teachers of ``arrays``, all the way that a training step takes."""
+def ensemble_loss(ensemble: Ensemble, knowledge: Knowledge, arrays: Arrays) -> Tensor:
+    """The loss to the teachers of ``arrays``, computed as in a training step."""
     teachers = [Fixed(value.detach()) for name, value in arrays.items() if name.startswith("teacher_logits")]
     student, labels = Outputs(arrays["student_logits"]), arrays["labels"]
     batch = Batch(torch.zeros(len(labels), 1), labels)
@@ -37,6 +37,6 @@ def taught(ensemble: Ensemble, knowledge: Knowledge, arrays: Arrays) -> Tensor:
 METHODS: dict[str, Method] = {
     "multi-teacher-logits": Method(
         lambda h: losses.SoftTargets(h["T"]),
-        compute=lambda loss, arrays: taught(MeanOfLosses(), Knowledge(loss), arrays),
+        compute=lambda loss, arrays: ensemble_loss(MeanOfLosses(), Knowledge(loss), arrays),
     ),
 }

@@ -1,4 +1,4 @@
-"""Losses on what networks compute on the way: their layers."""
+"""Losses on intermediate layers."""
 
 from kdlab.losses.feature.activation_boundary import ActivationBoundary
 from kdlab.losses.feature.attention_transfer import AttentionTransfer

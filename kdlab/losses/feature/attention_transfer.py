@@ -1,4 +1,4 @@
-"""Attention transfer (AT): where a layer is active, not with which channels (Zagoruyko and Komodakis 2017)."""
+"""Attention transfer (AT): spatial attention maps of layers (Zagoruyko and Komodakis 2017)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kdlab.outputs import Outputs
 
 
 class AttentionTransfer(nn.Module):
-    r"""Mean squared difference of normalised maps of activity, summed over the layers.
+    r"""Mean squared difference of normalized spatial attention maps, summed over the layers.
 
     .. math:: L = \sum_i \frac{1}{B H_i W_i} \sum_{b} \| A(f^s_{i,b}) - A(f^t_{i,b}) \|^2, \qquad
               A(f) = \frac{a}{\max(\| a \|_2, 10^{-12})}, \quad a_{hw} = \frac{1}{C} \sum_c |f_{chw}|^p
@@ -53,9 +53,9 @@ class AttentionTransfer(nn.Module):
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The sum over the layers, a scalar; gradient to the student only."""
+        """Return the sum over the layers, a scalar; gradient to the student only."""
         pairs = [pool_to_smaller(pair.student, pair.teacher.detach()) for pair in map_pairs(student, teacher)]
-        return torch.stack([F.mse_loss(self._attention(ours), self._attention(theirs)) for ours, theirs in pairs]).sum()
+        return torch.stack([F.mse_loss(self._attention(s), self._attention(t)) for s, t in pairs]).sum()
 
     def _attention(self, x: Tensor) -> Tensor:
         return F.normalize(x.abs().pow(self.power).mean(1).flatten(1), eps=1e-12)

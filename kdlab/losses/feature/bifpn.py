@@ -1,4 +1,4 @@
-"""A pyramid over a network's stages that hands what they know down to the shallow ones and up again."""
+"""Bidirectional feature pyramid over the stages of a network, for FRSKD."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from kdlab.losses.feature.connectors import BatchNorm
 
 
 class BiFPN(nn.Module):
-    """FRSKD's self-teacher: as many refined maps as stages, each of its stage's size, and class scores.
+    """FRSKD's self-teacher: a refined map for each stage, of the stage's size, and logits.
 
     Args:
         classes: K.
         channels: channels of the stages' maps, from shallow to deep.
         width: the pyramid's maps have this many times their stage's channels.
-        depth: how many separable convolutions refine one map.
+        depth: separable convolutions that refine one map.
     """
 
     def __init__(self, classes: int, channels: Sequence[int], width: int, depth: int) -> None:
@@ -36,7 +36,7 @@ class BiFPN(nn.Module):
         self.classifier = nn.Linear(wide[-1], classes)
 
     def forward(self, stages: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """From the stages' maps (B, C, H, W), none negative, the refined maps, none negative, and scores (B, K)."""
+        """Return the refined maps and logits (B, K) from the stages' maps (B, C, H, W), all maps nonnegative."""
         entered = [enter(x) for enter, x in zip(self.enter, stages, strict=True)]
         down, last = [entered[-1]], len(stages) - 1
         for i in reversed(range(last)):
@@ -45,7 +45,7 @@ class BiFPN(nn.Module):
         up = [down[0]]
         for i in range(last):
             shallower = self.from_shallower[i](pooled(up[-1].relu(), stages[i + 1].shape[2:]))
-            # The deepest map has no refined one of its own yet: it only entered.
+            # The deepest stage has no top-down map.
             between = [down[i + 1].relu()] if i < last - 1 else []
             parts = [self.skip[i](stages[i + 1]), *between, shallower]
             up.append(self.refine_up[i](_fused(self.weights_up[i], parts)))
@@ -55,7 +55,7 @@ class BiFPN(nn.Module):
 
 
 def pooled(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Maxima of a map that is not negative: 3 x 3 with stride 2 where that gives ``size``, else adaptive.
+    """Max-pool a nonnegative map: 3 x 3 with stride 2 where that gives ``size``, else adaptive.
 
     >>> pooled(torch.arange(4.0).view(1, 1, 1, 4), (1, 2))
     tensor([[[[2., 3.]]]])
@@ -68,7 +68,7 @@ def pooled(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _fused(weights: Tensor, parts: Sequence[Tensor]) -> Tensor:
-    """The mean of the maps with trained weights, none negative."""
+    """Return the mean of the maps with trained nonnegative weights."""
     shares = weights.relu() / (weights.relu().sum() + 1e-6)
     return torch.stack([share * part for share, part in zip(shares, parts, strict=True)]).sum(0)
 

@@ -1,4 +1,4 @@
-"""Convolutions that bring a student's map to the shape of a teacher's."""
+"""Convolutions from the shape of a student's map to that of a teacher's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ POINTWISE = Geometry()
 
 
 def geometry(student: torch.Size, teacher: torch.Size) -> Geometry | None:
-    """The convolution of RepDistiller from one map size to another; ``None`` where it has none.
+    """Return RepDistiller's convolution from one map size to another, or ``None`` if there is none.
 
     Twice as large: 3 x 3 with stride 2; half as large: 4 x 4 transposed with stride 2; else not smaller: a valid
     convolution with kernel 1 + Hs - Ht, which is 1 x 1 for equal sizes.
@@ -39,13 +39,13 @@ def geometry(student: torch.Size, teacher: torch.Size) -> Geometry | None:
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """``torch.nn.BatchNorm2d`` that says in one sentence that it cannot train on one value a channel."""
+    """``torch.nn.BatchNorm2d`` with an :class:`InputError` when training on one value per channel."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """The normalised map."""
+        """Return the normalized map."""
         if self.training and input.numel() == input.shape[1]:
             raise InputError(
-                f"Batch normalisation needs more than one value a channel to train, not {tuple(input.shape)}: use "
+                f"Batch normalization needs more than one value per channel in training, not {tuple(input.shape)}: use "
                 "batches of at least 2 samples."
             )
         return super().forward(input)
@@ -54,9 +54,9 @@ class BatchNorm(nn.BatchNorm2d):
 def connector(
     student: int, teacher: int, form: Geometry = POINTWISE, *, bias: bool = True, relu: bool = True
 ) -> nn.Sequential:
-    """Convolution from ``student`` to ``teacher`` channels, batch normalisation and, with ``relu``, ReLU.
+    """Return convolution from ``student`` to ``teacher`` channels, batch normalization and, with ``relu``, ReLU.
 
-    Initial values are drawn as PyTorch's own layers draw them. The parts are named ``conv``, ``norm`` and ``relu``.
+    Initial values are PyTorch's defaults. The parts are named ``conv``, ``norm`` and ``relu``.
     """
     make = nn.ConvTranspose2d if form.transposed else nn.Conv2d
     padding = 1 if form.stride == 2 else 0
@@ -66,5 +66,5 @@ def connector(
 
 
 def widened(student: int, teacher: int) -> nn.Module:
-    """A 1 x 1 convolution with bias from ``student`` to ``teacher`` channels, where these differ."""
+    """Return a 1 x 1 convolution with bias from ``student`` to ``teacher`` channels, or the identity if equal."""
     return nn.Identity() if student == teacher else nn.Conv2d(student, teacher, 1)

@@ -1,4 +1,4 @@
-"""Channel-wise distillation (CWD): every channel is a distribution over the image (Shu et al. 2021)."""
+"""Channel-wise distillation (CWD): divergence of channel-wise spatial distributions (Shu et al. 2021)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class CWD(Lazy):
     .. math:: L = \sum_i \frac{T^2}{B C_i} \sum_{b, c} \mathrm{KL} \left( \mathrm{softmax}_{hw}(f^t_{i,bc} / T) \,\|\,
               \mathrm{softmax}_{hw}(r_i(f^s_{i,bc}) / T) \right)
 
-    r is a trained 1 x 1 convolution where the channels differ, else nothing. 0 when the channels agree up to a constant
-    each. Computed in float32, or in float64 for float64 layers.
+    r is a trained 1 x 1 convolution where the channels differ, else the identity. 0 when the channels agree up to a
+    constant each. Computed in float32, or in float64 for float64 layers.
 
-    Recipe: T = 4. The paper is about segmentation: weight 3 on Cityscapes for the map of scores, beside weight 1 on the
+    Recipe: T = 4. The paper is about segmentation: weight 3 on Cityscapes for the map of logits, beside weight 1 on the
     labels; it gives no CIFAR-100 setting.
 
     Args:
@@ -56,21 +56,21 @@ class CWD(Lazy):
         self.temperature = at_least("temperature", temperature, 0, strictly=True)
 
     def build(self, *channels: tuple[int, int]) -> None:
-        """What widens the student, for every pair of channels."""
+        """Build the alignment of the student for every pair of channels."""
         self.aligned = nn.ModuleList(widened(*each) for each in channels)
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The sum over the layers, a scalar; gradient to the student and to what widens it."""
+        """Return the sum over the layers, a scalar; gradient to the student and to the alignment."""
         pairs = map_pairs(student, teacher)
         for pair in pairs:
             if pair.student.shape[2:] != pair.teacher.shape[2:]:
                 raise InputError(f"CWD needs maps of one height and width, but {pair.shapes}: tap other layers.")
         self.materialize(pairs[0].student, *((pair.student.shape[1], pair.teacher.shape[1]) for pair in pairs))
-        ours = [align(pair.student) for align, pair in zip(self.aligned, pairs, strict=True)]
-        theirs = [pair.teacher.detach() for pair in pairs]
+        student_maps = [align(pair.student) for align, pair in zip(self.aligned, pairs, strict=True)]
+        teacher_maps = [pair.teacher.detach() for pair in pairs]
         values = [
             kl_divergence(x.flatten(2).flatten(0, 1), y.flatten(2).flatten(0, 1), self.temperature)
-            for x, y in zip(ours, theirs, strict=True)
+            for x, y in zip(student_maps, teacher_maps, strict=True)
         ]
         return torch.stack(values).sum()

@@ -1,4 +1,4 @@
-"""FRSKD: a pyramid on the network's own stages becomes its teacher while both learn (Ji et al. 2021)."""
+"""FRSKD: a feature pyramid on the network's stages as its self-teacher (Ji et al. 2021)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 from kdlab.errors import InputError
 from kdlab.losses.checks import at_least, class_labels, same_logits
 from kdlab.losses.feature.bifpn import BiFPN
-from kdlab.losses.feature.last_map import whole
+from kdlab.losses.feature.last_map import whole_number
 from kdlab.losses.functional import full_precision, kl_divergence
 from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs
 
 
 class FRSKD(Lazy):
-    r"""Cross-entropy of a self-teacher, the divergence from its answer, and the distance from where it is active.
+    r"""Cross-entropy of a self-teacher, divergence from its logits, and distance from its attention maps.
 
     .. math:: L = \frac{1}{B} \sum_b \Big( -\log \mathrm{softmax}(\tilde z_b)_{y_b}
               + \alpha T^2 \, \mathrm{KL}\big( \mathrm{softmax}(\tilde z_b / T) \,\|\, \mathrm{softmax}(z_b / T) \big)
@@ -26,22 +26,22 @@ class FRSKD(Lazy):
               A(x) = \frac{a}{\max(\| a \|_2, 10^{-12})}, \; a_{hw} = \frac{1}{C} \sum_c x_{chw}^2
 
     with z the student's logits and :math:`x_i` the ReLU of its n tapped layers, from shallow to deep. The self-teacher,
-    trained here and thrown away afterwards, refines them to :math:`\tilde x_i` of the same height and width and of
+    trained here and discarded afterwards, refines them to :math:`\tilde x_i` of the same height and width and of
     ``width`` times the channels:
 
     .. math:: d_n = e_n(x_n), \quad d_i = r_i\big( [e_i(x_i), \; u_i({\uparrow} d_{i+1}^+)] \big), \qquad
               o_1 = d_1, \quad o_i = r'_i\big( [e'_i(x_i), \; d_i^+, \; v_i({\downarrow} o_{i-1}^+)] \big)
 
     with + the ReLU, :math:`\tilde x_i = o_i^+` and :math:`\tilde z` a linear layer on the mean of :math:`\tilde x_n`
-    over its positions. e, e', u, v are 1 x 1 convolutions, batch normalisation and ReLU; r, r' are ``depth`` separable
-    convolutions (3 x 3 in each channel, 1 x 1 across, batch normalisation), with ReLU between them. Brackets are means
-    with trained weights, first 1, of which the positive part counts, over its sum plus 10^-6; the deepest :math:`o_n`
-    has no :math:`d_n` in its. The arrow up takes nearest neighbours. The arrow down takes maxima of 3 x 3 with stride 2
-    where that gives the deeper map's size, else adaptive ones (which the released code has no case for).
+    over its positions. e, e', u, v are 1 x 1 convolutions, batch normalization and ReLU; r, r' are ``depth`` separable
+    convolutions (3 x 3 in each channel, 1 x 1 across, batch normalization), with ReLU between them. Brackets are means
+    with trained weights, initially 1, by the positive part over its sum plus 10^-6; the deepest :math:`o_n` does not
+    contain :math:`d_n`. The arrow up is nearest-neighbor interpolation. The arrow down is 3 x 3 max pooling with stride
+    2 where that gives the deeper map's size, else adaptive max pooling (a case that the released code lacks).
 
     :math:`\tilde x` is a target without gradient, and so is :math:`\tilde z` in the divergence unless
     ``detach_target=False``. The cross-entropy trains the self-teacher and the student's layers below it. No teacher is
-    read. The labels' own term on z belongs to the task. In training mode the self-teacher normalises with the batch's
+    read. The cross-entropy of z is the task loss. In training mode the self-teacher normalizes with the batch's
     statistics. Computed in float32, or in float64 if an input or weight is float64.
 
     Recipe: CIFAR-100 ResNet-18 weight 1 beside weight 1 on the labels, with the defaults here, the ends of all four
@@ -49,11 +49,11 @@ class FRSKD(Lazy):
 
     Args:
         alpha: weight of the divergence, not negative.
-        beta: weight of the maps of activity, not negative.
+        beta: weight of the attention maps, not negative.
         temperature: T, positive.
-        width: the self-teacher's channels over the student's, at least 1.
-        depth: separable convolutions in a row, at least 1.
-        detach_target: whether the divergence leaves the self-teacher as it is.
+        width: ratio of the self-teacher's channels to the student's, at least 1.
+        depth: consecutive separable convolutions, at least 1.
+        detach_target: detach the self-teacher's logits in the divergence.
 
     Shapes:
         logits: (B, K), the same for both networks.
@@ -66,7 +66,7 @@ class FRSKD(Lazy):
 
     Paper: M. Ji, S. Shin, S. Hwang, G. Park, I.-C. Moon, "Refine Myself by Teaching Myself: Feature Refinement via
     Self-Knowledge Distillation", CVPR 2021, arXiv 2103.08273. Follows the authors' code with its defaults (BiFPNc,
-    attention), where the target of the divergence is cut from the graph; in Self-KD-Lib it is not, which is
+    attention), where the target of the divergence is detached; in Self-KD-Lib it is not, which is
     ``detach_target=False``, and there the pyramid's maps are compared before their last ReLU.
 
     >>> student = Outputs(torch.zeros(2, 5), layers=(torch.rand(2, 3, 8, 8), torch.rand(2, 6, 4, 4)))
@@ -79,8 +79,8 @@ class FRSKD(Lazy):
 
     needs: ClassVar[tuple[str, ...]] = ("logits", "student_layers", "classes")
     recipe_weight: ClassVar[float] = 1.0
-    minimum: ClassVar[float | None] = None  # says nothing of the teacher
-    true_gradient: ClassVar[bool] = False  # what the self-teacher says is held
+    minimum: ClassVar[float | None] = None  # the teacher is not read
+    true_gradient: ClassVar[bool] = False  # the self-teacher's targets are detached
 
     def __init__(
         self,
@@ -95,39 +95,39 @@ class FRSKD(Lazy):
         self.alpha = at_least("alpha", alpha, 0)
         self.beta = at_least("beta", beta, 0)
         self.temperature = at_least("temperature", temperature, 0, strictly=True)
-        self.width = whole("width", width)
-        self.depth = whole("depth", depth)
+        self.width = whole_number("width", width)
+        self.depth = whole_number("depth", depth)
         self.detach_target = detach_target
 
     def build(self, classes: int, *channels: int) -> None:
-        """The self-teacher."""
+        """Build the self-teacher."""
         self.self_teacher = BiFPN(classes, channels, self.width, self.depth)
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The weighted sum of the three parts, a scalar; gradient to the student and to the self-teacher."""
+        """Return the weighted sum of the three parts, a scalar; gradient to the student and to the self-teacher."""
         same_logits(student, teacher)
-        ours, labels = student.logits, class_labels(target, student.logits)
+        logits, labels = student.logits, class_labels(target, student.logits)
         stages = _stages(student)
-        self.materialize(ours, ours.shape[1], *(x.shape[1] for x in stages))
+        self.materialize(logits, logits.shape[1], *(x.shape[1] for x in stages))
         refined, scores = self.self_teacher(stages)
-        goal = scores.detach() if self.detach_target else scores
-        value = F.cross_entropy(scores, labels) + self.alpha * kl_divergence(ours, goal, self.temperature)
-        active = [F.mse_loss(_activity(x), _activity(y.detach())) for x, y in zip(stages, refined, strict=True)]
-        return value + self.beta * torch.stack(active).sum()
+        target_logits = scores.detach() if self.detach_target else scores
+        value = F.cross_entropy(scores, labels) + self.alpha * kl_divergence(logits, target_logits, self.temperature)
+        distances = [F.mse_loss(_activity(x), _activity(y.detach())) for x, y in zip(stages, refined, strict=True)]
+        return value + self.beta * torch.stack(distances).sum()
 
 
 def _activity(x: Tensor) -> Tensor:
-    """Where a map is active, as rows of length 1."""
+    """Return the spatial attention map (B, H W) with rows of norm 1."""
     return F.normalize(x.square().mean(1).flatten(1), eps=1e-12)
 
 
 def _stages(student: Outputs) -> list[Tensor]:
-    """The student's tapped layers after a ReLU, known to be maps of the batch."""
+    """Return the student's tapped layers after a ReLU, checked to be maps of the batch."""
     layers, shapes = student.layers, ", ".join(str(tuple(x.shape)) for x in student.layers)
     if len(layers) < 2:
         raise InputError(
-            f"FRSKD joins two or more of the student's stages, but {len(layers)} layers are tapped: name the ends of "
+            f"FRSKD needs two or more of the student's stages, but {len(layers)} layers are tapped: name the ends of "
             "its stages in student_layers."
         )
     if any(x.dim() != 4 or len(x) != len(student.logits) or not x.numel() for x in layers):

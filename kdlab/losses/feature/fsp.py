@@ -1,4 +1,4 @@
-"""Flow of the solution procedure (FSP): how one layer's channels go with the next one's (Yim et al. 2017)."""
+"""Flow of the solution procedure (FSP): Gram matrices of consecutive layers (Yim et al. 2017)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class FSP(nn.Module):
     Computed in float32, or in float64 for float64 layers.
 
     Recipe: weight 1 for 30 epochs without labels, on the stem and the ends of all stages; then 240 epochs of CIFAR-100
-    on the labels alone. Released code keeps a weight of 50 for the second stage, where it multiplies 0.
+    on the labels alone. Released code has a weight of 50 for the second stage, where it multiplies 0.
 
     Shapes:
         layers: at least two pairs of maps (B, C, Hs, Ws) and (B, C, Ht, Wt), from shallow to deep.
@@ -49,19 +49,19 @@ class FSP(nn.Module):
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The sum over consecutive layers, a scalar; gradient to the student only."""
+        """Return the sum over consecutive layers, a scalar; gradient to the student only."""
         pairs = map_pairs(student, teacher)
         if len(pairs) < 2:
             raise InputError("FSP compares consecutive layers: name at least two, from shallow to deep.")
         for pair in pairs:
             if pair.student.shape[1] != pair.teacher.shape[1]:
                 raise InputError(f"FSP needs equal channels, but {pair.shapes}: tap layers of equal width.")
-        ours = _products([pair.student for pair in pairs])
-        theirs = _products([pair.teacher.detach() for pair in pairs])
-        return torch.stack([F.mse_loss(a, b) for a, b in zip(ours, theirs, strict=True)]).sum()
+        student_products = _products([pair.student for pair in pairs])
+        teacher_products = _products([pair.teacher.detach() for pair in pairs])
+        return torch.stack([F.mse_loss(a, b) for a, b in zip(student_products, teacher_products, strict=True)]).sum()
 
 
 def _products(layers: list[Tensor]) -> list[Tensor]:
-    """(B, C, D) for every two consecutive maps of C and of D channels."""
+    """Return the products (B, C, D) of every two consecutive maps of C and D channels."""
     pooled = [pool_to_smaller(*pair) for pair in pairwise(layers)]
     return [a.flatten(2) @ b.flatten(2).transpose(1, 2) / a[0, 0].numel() for a, b in pooled]

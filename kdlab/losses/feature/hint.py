@@ -1,4 +1,4 @@
-"""Hints (FitNet): the student's inner layers match the teacher's, through a regressor (Romero et al. 2015)."""
+"""Hints (FitNet): regressed student layers match the teacher's (Romero et al. 2015)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlab.errors import InputError
-from kdlab.losses.checks import Pair, layer_pairs
+from kdlab.losses.checks import Pair, layer_pairs, one_of
 from kdlab.losses.feature.connectors import POINTWISE, Geometry, connector, geometry
 from kdlab.losses.functional import full_precision
 from kdlab.losses.lazy import Lazy
@@ -21,16 +21,16 @@ class Hint(Lazy):
 
     .. math:: L = \sum_i \frac{1}{|f^t_i|} \| r_i(f^s_i) - f^t_i \|^2
 
-    where :math:`|f|` counts all B * C * H * W elements. ``regressor`` says what r is:
+    where :math:`|f|` counts all B * C * H * W elements. ``regressor`` selects r:
 
-    - ``"conv"``: convolution with bias, batch normalisation, ReLU. The convolution follows from the two sizes: 3 x 3
+    - ``"conv"``: convolution with bias, batch normalization, ReLU. The convolution follows from the two sizes: 3 x 3
       with stride 2 if the student's map is twice as large, 4 x 4 transposed with stride 2 if half as large, else valid
       with kernel 1 + Hs - Ht (1 x 1 for equal sizes). The teacher layer is taken after its ReLU.
     - ``"1x1"``: 1 x 1 convolution without bias, for equal sizes.
     - ``None``: the layers are compared as they are.
 
-    Regressors are trainable and find their sizes at the first forward or from the state dict loaded; in training mode
-    they normalise with the batch's statistics. The minimum over the regressors is 0 only where r can express the
+    Regressors are trained; their sizes follow from the first forward or from a loaded state dict; in training mode
+    they normalize with the batch's statistics. The minimum over the regressors is 0 only where r can express the
     teacher. Computed in float32, or in float64 for float64 layers.
 
     Recipe: CIFAR-100 weight 100 beside weight 1 on the labels, one layer, the end of the second stage.
@@ -43,10 +43,10 @@ class Hint(Lazy):
         target: not used.
 
     Raises:
-        InputError: no layers, unequal numbers of layers, shapes that the regressor cannot join.
+        InputError: no layers, unequal numbers of layers, shapes that the regressor cannot match.
 
     Paper: A. Romero, N. Ballas, S. Ebrahimi Kahou, A. Chassang, C. Gatta, Y. Bengio, "FitNets: Hints for Thin Deep
-    Nets", ICLR 2015, arXiv 1412.6550, which trains the hint first (1/2 of the squared norm) and distils afterwards.
+    Nets", ICLR 2015, arXiv 1412.6550, which trains the hint first (1/2 of the squared norm) and distills afterwards.
     Released code: ``"conv"`` follows RepDistiller and mdistiller, which train both at once with the element mean;
     ``"1x1"`` follows lenscloth/RKD, with its initial values.
 
@@ -65,12 +65,10 @@ class Hint(Lazy):
 
     def __init__(self, regressor: Literal["conv", "1x1"] | None = "conv") -> None:
         super().__init__()
-        if regressor not in ("conv", "1x1", None):
-            raise InputError(f"regressor must be 'conv', '1x1' or None, not {regressor!r}.")
-        self.regressor = regressor
+        self.regressor = one_of("regressor", regressor, ("conv", "1x1", None))
 
     def build(self, *pairs: tuple[Any, ...]) -> None:
-        """One regressor a pair: (student channels, teacher channels, and the numbers of the :class:`Geometry`)."""
+        """Build a regressor for every pair: (student channels, teacher channels, fields of :class:`Geometry`)."""
         self.regressors = nn.ModuleList(self._regressor(*pair) for pair in pairs)
 
     def _regressor(self, student: int, teacher: int, *form: Any) -> nn.Module:
@@ -82,26 +80,35 @@ class Hint(Lazy):
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The sum over the layers, a scalar; gradient to the student and to the regressors."""
+        """Return the sum over the layers, a scalar; gradient to the student and to the regressors."""
         maps = [self._maps(pair) for pair in layer_pairs(student, teacher)]
-        ours, theirs = [ours for ours, _ in maps], [theirs for _, theirs in maps]
+        student_maps, teacher_maps = (
+            [student_maps for student_maps, _ in maps],
+            [teacher_maps for _, teacher_maps in maps],
+        )
         if self.regressor is not None:
             forms = [geometry(x.shape, y.shape) or POINTWISE for x, y in maps]
             sizes = [(x.shape[1], y.shape[1], *form) for (x, y), form in zip(maps, forms, strict=True)]
-            self.materialize(ours[0], *sizes)
-            ours = [regressor(x) for regressor, x in zip(self.regressors, ours, strict=True)]
-        return torch.stack([F.mse_loss(x, y) for x, y in zip(ours, theirs, strict=True)]).sum()
+            self.materialize(student_maps[0], *sizes)
+            student_maps = [regressor(x) for regressor, x in zip(self.regressors, student_maps, strict=True)]
+        return torch.stack([F.mse_loss(x, y) for x, y in zip(student_maps, teacher_maps, strict=True)]).sum()
 
     def _maps(self, pair: Pair) -> tuple[Tensor, Tensor]:
-        """Both layers as maps (B, C, H, W), known to be joined by this regressor."""
+        """Return both layers as maps (B, C, H, W), checked to match through this regressor."""
         if pair.student.dim() != pair.teacher.dim() or pair.student.dim() not in (2, 4):
             raise InputError(f"Hint compares maps (B, C, H, W) or vectors (B, D), but {pair.shapes}.")
-        ours, theirs = (x if x.dim() == 4 else x[:, :, None, None] for x in (pair.student, pair.teacher.detach()))
-        way = geometry(ours.shape, theirs.shape)
-        joined = {"conv": way is not None, "1x1": ours.shape[2:] == theirs.shape[2:], None: ours.shape == theirs.shape}
+        student_map, teacher_map = (
+            x if x.dim() == 4 else x[:, :, None, None] for x in (pair.student, pair.teacher.detach())
+        )
+        form = geometry(student_map.shape, teacher_map.shape)
+        joined = {
+            "conv": form is not None,
+            "1x1": student_map.shape[2:] == teacher_map.shape[2:],
+            None: student_map.shape == teacher_map.shape,
+        }
         if not joined[self.regressor]:
-            help_ = (
-                "Hint(regressor='conv') joins them" if way is not None else "no regressor joins them: tap other layers"
+            advice = (
+                "Hint(regressor='conv') joins them" if form is not None else "no regressor joins them: tap other layers"
             )
-            raise InputError(f"Hint(regressor={self.regressor!r}) cannot compare these, {pair.shapes}; {help_}.")
-        return ours, theirs
+            raise InputError(f"Hint(regressor={self.regressor!r}) cannot compare these, {pair.shapes}; {advice}.")
+        return student_map, teacher_map

@@ -1,4 +1,4 @@
-"""ICKD: which channels of a map are active together, sample by sample (Liu et al. 2021)."""
+"""ICKD: inter-channel correlations of maps (Liu et al. 2021)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlab.errors import InputError
-from kdlab.losses.checks import Pair, map_pairs
+from kdlab.losses.checks import Pair, map_pairs, one_of
 from kdlab.losses.feature.connectors import connector
 from kdlab.losses.functional import full_precision
 from kdlab.losses.lazy import Lazy
@@ -17,19 +17,19 @@ from kdlab.outputs import Outputs
 
 
 class ICKD(Lazy):
-    r"""Squared difference of the normalised channel-by-channel correlations, summed over the layers.
+    r"""Squared difference of the normalized channel-by-channel correlations, summed over the layers.
 
     .. math:: L = \frac{1}{n} \sum_b \| R(f^s_b f_b^{s\,T}) - R(f^t_b f_b^{t\,T}) \|_F^2
 
-    where f is a map as a C x HW matrix and R divides each row by its Euclidean norm (at least 1e-12). ``scale`` says
-    what n is:
+    where f is a map as a C x HW matrix and R divides each row by its Euclidean norm (at least 1e-12). ``scale`` selects
+    n:
 
     - ``"torchdistill"``: C B^2, the batch size twice, as in torchdistill and the authors' ImageNet code;
     - ``"sample"``: C B, as in the authors' CIFAR-100 code;
     - ``"paper"``: C^2 B, the mean over all correlations.
 
     Map sizes may differ; channels may only with ``embed``, which puts a trained 1 x 1 convolution without bias and
-    batch normalisation on the student. Without it, 0 when both networks have the same correlations. Computed in
+    batch normalization on the student. Without it, 0 when both networks have the same correlations. Computed in
     float32, or in float64 for float64 layers.
 
     Recipe: CIFAR-100 (resnet32x4 to resnet8x4) weight 2.5 with ``scale="sample"`` and ``embed=True`` on the last map,
@@ -37,7 +37,7 @@ class ICKD(Lazy):
 
     Args:
         scale: ``"torchdistill"``, ``"sample"`` or ``"paper"``.
-        embed: whether the student's map is embedded first.
+        embed: embed the student's map first.
 
     Shapes:
         layers: pairs of maps (B, Cs, Hs, Ws) and (B, Ct, Ht, Wt).
@@ -61,23 +61,22 @@ class ICKD(Lazy):
 
     def __init__(self, scale: Literal["torchdistill", "sample", "paper"] = "torchdistill", embed: bool = False) -> None:
         super().__init__()
-        if scale not in ("torchdistill", "sample", "paper"):
-            raise InputError(f"scale must be 'torchdistill', 'sample' or 'paper', not {scale!r}.")
-        self.scale, self.embed = scale, embed
+        self.scale = one_of("scale", scale, ("torchdistill", "sample", "paper"))
+        self.embed = embed
 
     def build(self, *channels: tuple[int, int]) -> None:
-        """One embedding a pair."""
+        """Build an embedding for every pair."""
         self.embeddings = nn.ModuleList([connector(*each, bias=False, relu=False) for each in channels])
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The sum over the layers, a scalar; gradient to the student and to the embeddings."""
+        """Return the sum over the layers, a scalar; gradient to the student and to the embeddings."""
         pairs = map_pairs(student, teacher)
-        ours = [pair.student for pair in pairs]
+        student_maps = [pair.student for pair in pairs]
         if self.embed:
-            self.materialize(ours[0], *((pair.student.shape[1], pair.teacher.shape[1]) for pair in pairs))
-            ours = [embedding(x) for embedding, x in zip(self.embeddings, ours, strict=True)]
-        return torch.stack([self._compare(x, pair) for x, pair in zip(ours, pairs, strict=True)]).sum()
+            self.materialize(student_maps[0], *((pair.student.shape[1], pair.teacher.shape[1]) for pair in pairs))
+            student_maps = [embedding(x) for embedding, x in zip(self.embeddings, student_maps, strict=True)]
+        return torch.stack([self._compare(x, pair) for x, pair in zip(student_maps, pairs, strict=True)]).sum()
 
     def _compare(self, student: Tensor, pair: Pair) -> Tensor:
         if student.shape[1] != pair.teacher.shape[1]:
@@ -89,6 +88,6 @@ class ICKD(Lazy):
 
 
 def _correlations(maps: Tensor) -> Tensor:
-    """(B, C, C), rows of norm 1."""
+    """Return the channel correlations (B, C, C), rows of norm 1."""
     rows = maps.flatten(2)
     return F.normalize(rows @ rows.mT, dim=2, eps=1e-12)

@@ -1,4 +1,4 @@
-"""Singular value distillation (KDSVD): how leading vectors of consecutive layers go together (Lee et al. 2018)."""
+"""Singular value distillation (KDSVD): leading singular vectors of consecutive layers (Lee et al. 2018)."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class KDSVD(nn.Module):
     A map is a matrix of H * W rows and C columns. :math:`v^t` are its first k right singular vectors (one number a
     channel), times their singular values scaled to norm 1 (for k = 1 that factor is 1). :math:`v^s` are those of the
     student's first k + 3 vectors that are closest in angle to each of the teacher's, with the sign and the factors of
-    the teacher's. A vector's sign is free and changes the value: the teacher's is chosen here so that its sum is
-    positive. The gradient of singular vectors is that of perturbation theory; vectors of equal singular values have
+    the teacher's. A vector's sign is arbitrary but changes the value: here the teacher's vectors have a positive
+    sum. The gradient of singular vectors is that of perturbation theory; vectors of equal singular values have
     none among themselves. 0 when both networks give the same maps. Computed in float32, or in float64 for float64
     layers.
 
@@ -44,8 +44,8 @@ class KDSVD(nn.Module):
             channels or positions than vectors.
 
     Paper: S. H. Lee, D. H. Kim, B. C. Song, "Self-supervised Knowledge Distillation Using Singular Value
-    Decomposition", ECCV 2018, arXiv 1807.06819. This follows RepDistiller, whose signs are those that the library
-    happens to give; mdistiller takes (C * H, W) for the matrix, which is another loss.
+    Decomposition", ECCV 2018, arXiv 1807.06819. This follows RepDistiller, whose signs are those of the
+    library; mdistiller uses the matrix (C * H, W), which is another loss.
 
     >>> layers = torch.tensor([[[[1.0]], [[0.0]]]]), torch.tensor([[[[3.0]], [[4.0]]]])
     >>> student = Outputs(torch.zeros(1, 2), layers)
@@ -63,7 +63,7 @@ class KDSVD(nn.Module):
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The sum over consecutive layers, a scalar; gradient to the student only."""
+        """Return the sum over consecutive layers, a scalar; gradient to the student only."""
         pairs = map_pairs(student, teacher)
         if len(pairs) < 2:
             raise InputError("KDSVD compares consecutive layers: name at least two, from shallow to deep.")
@@ -75,53 +75,53 @@ class KDSVD(nn.Module):
                 raise InputError(f"KDSVD needs at least {self.vectors} channels and positions, but {pair.shapes}.")
         vectors = [self._aligned(pair.student, pair.teacher.detach()) for pair in pairs]
         values = [
-            (_basis(ours, ours_next) - _basis(theirs, theirs_next)).square().sum()
-            for (ours, theirs), (ours_next, theirs_next) in pairwise(vectors)
+            (_basis(student_vectors, student_next) - _basis(teacher_vectors, teacher_next)).square().sum()
+            for (student_vectors, teacher_vectors), (student_next, teacher_next) in pairwise(vectors)
         ]
         return torch.stack(values).sum() / len(pairs[0].student)
 
     def _aligned(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """The vectors (B, C, k) of both, weighted by the teacher's singular values."""
-        theirs, values = _singular(teacher, self.vectors)
-        theirs = theirs * torch.where(theirs.sum(1, keepdim=True) < 0, -1, 1)
-        ours, _ = _singular(student, self.vectors + 3)
-        cosines = ours.detach().transpose(1, 2) @ theirs
+        """Return the vectors (B, C, k) of both, weighted by the teacher's singular values."""
+        teacher_vectors, values = _singular(teacher, self.vectors)
+        teacher_vectors = teacher_vectors * torch.where(teacher_vectors.sum(1, keepdim=True) < 0, -1, 1)
+        student_vectors, _ = _singular(student, self.vectors + 3)
+        cosines = student_vectors.detach().transpose(1, 2) @ teacher_vectors
         best = cosines.abs().argmax(1, keepdim=True)
         signs = cosines.gather(1, best).sign()
-        ours = ours.gather(2, best.expand(-1, ours.shape[1], -1)) * signs
+        student_vectors = student_vectors.gather(2, best.expand(-1, student_vectors.shape[1], -1)) * signs
         factors = F.normalize(values, dim=1)[:, None]
-        return ours * factors, theirs * factors
+        return student_vectors * factors, teacher_vectors * factors
 
 
 def _singular(maps: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The first ``count`` right singular vectors (B, C, count) and values (B, count) of (B, C, H, W) as (B, HW, C)."""
+    """Return the first right singular vectors (B, C, count) and values (B, count) of maps as matrices (B, HW, C)."""
     matrix = maps.flatten(2)
     with torch.no_grad():
         left, values, _ = torch.linalg.svd(matrix, full_matrices=False)
     count = min(count, values.shape[1])
     vectors = left[:, :, :count]
     if maps.requires_grad:
-        vectors = vectors + _change(matrix @ matrix.transpose(1, 2), left, values.square(), count)
+        vectors = vectors + _first_order_change(matrix @ matrix.transpose(1, 2), left, values.square(), count)
     return vectors, values[:, :count]
 
 
-def _change(gram: Tensor, left: Tensor, values: Tensor, count: int) -> Tensor:
-    """0, with the gradient that the first eigenvectors of ``gram`` have: autograd's own is NaN for equal values."""
-    vectors, kept = left[:, :, :count], values[:, None, :count]
+def _first_order_change(gram: Tensor, left: Tensor, values: Tensor, count: int) -> Tensor:
+    """Return 0 with the gradient of the first eigenvectors of ``gram``; autograd's is NaN for equal values."""
+    vectors, selected = left[:, :, :count], values[:, None, :count]
     change = (gram - gram.detach()) @ vectors
     parts = left.transpose(1, 2) @ change
     rest = change - left @ parts
     smallest = torch.finfo(values.dtype).eps * values[:, :1, None].clamp(min=torch.finfo(values.dtype).tiny)
-    gaps = kept - values[:, :, None]
-    return left @ (parts * _inverse(gaps, smallest)) + rest * _inverse(kept, smallest)
+    gaps = selected - values[:, :, None]
+    return left @ (parts * _inverse(gaps, smallest)) + rest * _inverse(selected, smallest)
 
 
 def _inverse(gaps: Tensor, smallest: Tensor) -> Tensor:
-    """1 / gap, and 0 where the gap is nothing but rounding."""
+    """Return 1 / gap, and 0 where the gap is below rounding."""
     real = gaps.abs() > smallest
     return torch.where(real, gaps, 1).reciprocal() * real
 
 
 def _basis(before: Tensor, after: Tensor) -> Tensor:
-    """(B, D, C, k) from (B, C, k) and (B, D, k)."""
+    """Return the radial basis functions (B, D, C, k) of (B, C, k) and (B, D, k)."""
     return torch.exp(-(after[:, :, None] - before[:, None]).square() / 8)

@@ -1,4 +1,4 @@
-"""What losses on the last maps share: exactly one pair, and the classifiers that read them."""
+"""Shared checks of losses on the last feature map and its classifier."""
 
 from __future__ import annotations
 
@@ -10,34 +10,50 @@ from kdlab.outputs import Outputs
 
 
 def one_pair(student: Outputs, teacher: Outputs) -> Pair:
-    """The only pair of tapped maps."""
+    """Return the only pair of tapped maps.
+
+    Raises:
+        InputError: as :func:`~kdlab.losses.checks.map_pairs`, or several pairs.
+    """
     pairs = map_pairs(student, teacher)
     if len(pairs) != 1:
         raise InputError(
-            f"This loss compares one pair of maps, but {len(pairs)} are tapped: name the last map of each network."
+            f"This loss compares one pair of maps, but {len(pairs)} are tapped: tap the last map of each network."
         )
     return pairs[0]
 
 
-def fits(weight: Tensor, values: Tensor, side: str, layer: str) -> Tensor:
-    """``weight`` (K, C) in the dtype of ``values`` (B, C, ...), known to read its channels."""
+def checked_weight(weight: Tensor, values: Tensor, side: str, layer: str) -> Tensor:
+    """Return a classifier's ``weight`` (K, C) in the dtype of ``values`` (B, C, ...).
+
+    Raises:
+        InputError: their channels differ.
+    """
     if weight.shape[1] != values.shape[1]:
         raise InputError(
             f"The {side}'s classifier reads {weight.shape[1]} channels, but layer {layer!r} has {values.shape[1]}: "
-            "name the last map, which is pooled and classified."
+            "tap the last map, which is pooled and classified."
         )
     return weight.to(values.dtype)
 
 
-def whole(name: str, value: int, least: int = 1) -> int:
-    """``value`` itself if it is a whole number not below ``least``."""
+def whole_number(name: str, value: int, least: int = 1) -> int:
+    """Return ``value`` as an int.
+
+    Raises:
+        InputError: it is not a whole number of at least ``least``.
+    """
     if at_least(name, value, least) != int(value):
         raise InputError(f"{name} must be a whole number, not {value!r}.")
     return int(value)
 
 
-def some(values: Tensor) -> Tensor:
-    """``values`` itself if it holds at least one sample."""
+def non_empty(values: Tensor) -> Tensor:
+    """Return ``values``.
+
+    Raises:
+        InputError: it has no sample.
+    """
     if not len(values):
-        raise InputError("The batch is empty, so there is nothing to compare.")
+        raise InputError("The batch is empty: drop empty batches.")
     return values

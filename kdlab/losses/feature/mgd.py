@@ -1,4 +1,4 @@
-"""Masked generative distillation (MGD): the teacher's map is made from a part of the student's (Yang et al. 2022)."""
+"""Masked generative distillation (MGD): the teacher's map generated from the masked student map (Yang et al. 2022)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlab.errors import InputError
-from kdlab.losses.checks import at_least, map_pairs
+from kdlab.losses.checks import at_least, map_pairs, one_of
 from kdlab.losses.feature.connectors import widened
 from kdlab.losses.functional import full_precision
 from kdlab.losses.lazy import Lazy
@@ -17,12 +17,12 @@ from kdlab.outputs import Outputs
 
 
 class MGD(Lazy):
-    r"""Squared difference of the teacher's map and one made from the masked student map, summed over the layers.
+    r"""Squared difference of the teacher's map and one generated from the masked student map, summed over the layers.
 
     .. math:: L = \sum_i \frac{1}{B} \| G_i(M \odot r_i(s_i)) - t_i \|^2
 
-    M sets each channel (or each position) of each sample to 0 with probability ``ratio`` and leaves the others as they
-    are. r is a trained 1 x 1 convolution where the channels differ, else nothing; G is two trained 3 x 3 convolutions
+    M sets each channel (or each position) of each sample to 0 with probability ``ratio``.
+    r is a trained 1 x 1 convolution where the channels differ, else the identity; G is two trained 3 x 3 convolutions
     with ReLU between them. Masks are drawn anew at every call from the global generator. Computed in float32, or in
     float64 for float64 layers.
 
@@ -31,7 +31,7 @@ class MGD(Lazy):
     positions of five levels; segmentation: 0.00002, ratio 0.75.
 
     Args:
-        ratio: what share of the student is masked on average, in [0, 1).
+        ratio: expected share of the student's map that is masked, in [0, 1).
         masked: ``"channels"`` or ``"positions"``.
 
     Shapes:
@@ -57,25 +57,21 @@ class MGD(Lazy):
     needs: ClassVar[tuple[str, ...]] = ("layers",)
     recipe_weight: ClassVar[float] = 0.0012
     minimum: ClassVar[float | None] = None  # a fresh generator is not the identity
-    order_matters: ClassVar[bool] = True  # each sample has a mask of its own
+    order_matters: ClassVar[bool] = True  # a mask is drawn for each sample
 
     def __init__(self, ratio: float = 0.15, masked: Literal["channels", "positions"] = "channels") -> None:
         super().__init__()
-        self.ratio = at_least("ratio", ratio, 0)
-        if self.ratio >= 1:
-            raise InputError(f"ratio must be below 1, not {ratio!r}: it is the share that is masked.")
-        if masked not in ("channels", "positions"):
-            raise InputError(f"masked must be 'channels' or 'positions', not {masked!r}.")
-        self.masked = masked
+        self.ratio = at_least("ratio", ratio, 0, below=1)
+        self.masked = one_of("masked", masked, ("channels", "positions"))
 
     def build(self, *channels: tuple[int, int]) -> None:
-        """What widens the student and what generates, for every pair of channels."""
+        """Build the alignment and the generator for every pair of channels."""
         self.aligned = nn.ModuleList(widened(*each) for each in channels)
         self.generators = nn.ModuleList(_generator(teacher) for _, teacher in channels)
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The sum over the layers, a scalar; gradient to the student and to all that generates."""
+        """Return the sum over the layers, a scalar; gradient to the student, alignment and generators."""
         pairs = map_pairs(student, teacher)
         for pair in pairs:
             if pair.student.shape[2:] != pair.teacher.shape[2:]:
@@ -83,18 +79,18 @@ class MGD(Lazy):
         self.materialize(pairs[0].student, *((pair.student.shape[1], pair.teacher.shape[1]) for pair in pairs))
         values = []
         for align, generate, pair in zip(self.aligned, self.generators, pairs, strict=True):
-            ours = align(pair.student)
-            made = generate(ours * self.kept(self.uniform(ours)))
-            values.append(F.mse_loss(made, pair.teacher.detach(), reduction="sum"))
+            student_map = align(pair.student)
+            generated = generate(student_map * self.keep_mask(self.uniform(student_map)))
+            values.append(F.mse_loss(generated, pair.teacher.detach(), reduction="sum"))
         return torch.stack(values).sum() / len(pairs[0].student)
 
     def uniform(self, x: Tensor) -> Tensor:
-        """One number from [0, 1) for everything that is masked as one."""
+        """Draw a number from [0, 1) for every channel, (B, C, 1, 1), or every position, (B, 1, H, W)."""
         shape = (*x.shape[:2], 1, 1) if self.masked == "channels" else (len(x), 1, *x.shape[2:])
         return torch.rand(shape, device=x.device)
 
-    def kept(self, uniform: Tensor) -> Tensor:
-        """Where these numbers leave the student as it is."""
+    def keep_mask(self, uniform: Tensor) -> Tensor:
+        """Return the mask of a draw of :meth:`uniform`: true where the student's map is kept."""
         return uniform >= self.ratio if self.masked == "channels" else uniform <= 1 - self.ratio
 
 

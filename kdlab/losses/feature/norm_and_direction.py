@@ -1,4 +1,4 @@
-"""Norm and direction (KD++): long embeddings that point to the teacher's mean of the class (Wang et al. 2023)."""
+"""Norm and direction (KD++): long embeddings along the teacher's class means (Wang et al. 2023)."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from torch import Tensor, nn
 from kdlab.errors import InputError
 from kdlab.losses.checks import class_labels, embeddings
 from kdlab.losses.context import Context
-from kdlab.losses.feature.last_map import some
+from kdlab.losses.feature.last_map import non_empty
 from kdlab.losses.functional import full_precision
 from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs
 
 
 class NormAndDirection(Lazy):
-    r"""One minus the student's component along its class, in units of the longer of both embeddings.
+    r"""One minus the projection on the teacher's class mean, in units of the larger of both norms.
 
     .. math:: L = \frac{1}{B} \sum_b \Bigl( 1 - \frac{\langle h^s_b, e_{y_b} \rangle}
               {\max(\| h^s_b \|, \| h^t_b \|)} \Bigr), \qquad e_k = \frac{m_k}{\| m_k \|}
 
     where m_k is the mean of the teacher's embeddings over the training samples of class k (norms are at least 1e-12).
-    The embedding is pulled towards the direction of its class and, while shorter than the teacher's, to be longer; 0
-    where it has the class's direction and at least the teacher's length. Put it beside any other knowledge: KD++ is KD
-    with it. Computed in float32, or in float64 for float64 embeddings.
+    It aligns the embedding with its class and, while it is shorter than the teacher's, increases its norm; 0 where it
+    has the direction of the class and at least the teacher's norm. It is added to any other knowledge: KD++ is KD with
+    it. Computed in float32, or in float64 for float64 embeddings.
 
-    The means are taken at the start of a fit over all batches of the training set as the networks see them
-    (:meth:`precompute`), summed over processes, and kept in the checkpoint. Before, in evaluation mode, the teacher's
-    own embedding stands in for its class's mean.
+    The means are computed at the start of a fit over all batches of the training set, augmented as in training
+    (:meth:`precompute`), summed over processes, and saved in the checkpoint. Before that, in evaluation mode, the
+    teacher's embedding of the sample replaces the class mean.
 
     Recipe: CIFAR-100 beside weight 1 on the labels and KD (T = 4, warm-up over 20 epochs): weight 2 (resnet56 to
     resnet20, KD 1; resnet32x4 to resnet8x4, KD 3.5), 1.5 (wrn-40-2 to wrn-40-1, KD 1; resnet32x4 to ShuffleNetV1, KD
@@ -44,7 +44,7 @@ class NormAndDirection(Lazy):
 
     Raises:
         InputError: no embedding, several layers, other widths, an empty batch, labels that are not class indices or
-            are outside of the classes surveyed; training before the survey.
+            are outside of the precomputed classes; training before ``precompute``.
 
     Paper: Y. Wang, L. Cheng, M. Duan, Y. Wang, Z. Feng, S. Kong, "Improving Knowledge Distillation via Regularizing
     Feature Norm and Direction", 2023, arXiv 2305.17007. Follows the authors' code, which reads the means from a file
@@ -59,34 +59,34 @@ class NormAndDirection(Lazy):
 
     needs: ClassVar[tuple[str, ...]] = ("embedding", "classes")
     recipe_weight: ClassVar[float] = 2.0
-    minimum: ClassVar[float | None] = None  # the teacher's own embedding does not have its class's direction
+    minimum: ClassVar[float | None] = None  # the teacher's embedding differs in direction from its class mean
 
     def __init__(self) -> None:
         super().__init__()
         self._layers: tuple[str, ...] = ()
 
     def setup(self, context: Context) -> None:
-        """Forget the means of an earlier fit, whose teacher may have been another; a checkpoint brings its own."""
+        """Delete the means of an earlier fit, whose teacher may differ; a checkpoint restores its means."""
         self._layers = context.teacher_layers if len(context.teacher_layers) == 1 else ()
         if self.sizes is not None:
             self.sizes = None
             del self.means
 
     def build(self, classes: int, width: int) -> None:
-        """The table of class means."""
+        """Build the table of class means."""
         self.means = _Means(classes, width)
 
     def precompute(self, batches: Iterable[tuple[Outputs, Tensor]]) -> None:
-        """Take the class means over all batches and all processes, unless a checkpoint brought them."""
+        """Compute the class means over all batches and all processes, unless a checkpoint restored them."""
         if self.sizes is not None:
             return
         total: Tensor | None = None  # (K, D + 1): sums, and counts in the last column
-        for seen, target in batches:
-            values, members = _members(seen.only(self._layers) if seen.names else seen, target)
-            batch = members.T @ torch.cat([values, values.new_ones(len(values), 1)], 1)
+        for outputs, target in batches:
+            values, one_hot = _embeddings_and_classes(outputs.only(self._layers) if outputs.names else outputs, target)
+            batch = one_hot.T @ torch.cat([values, values.new_ones(len(values), 1)], 1)
             total = batch if total is None else total + batch
         if total is None:
-            raise InputError("The training loader yields no batch, so there are no class means.")
+            raise InputError("The training loader yields no batch to compute class means from.")
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(total)
         sums, counts = total[:, :-1], total[:, -1:]
@@ -95,29 +95,32 @@ class NormAndDirection(Lazy):
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The mean over samples, a scalar; gradient to the student only."""
-        ours, theirs = embeddings(student, teacher)
-        theirs = theirs.detach()
-        if ours.shape[1] != theirs.shape[1]:
+        """Return the mean over samples, a scalar; gradient to the student only."""
+        student_embedding, teacher_embedding = embeddings(student, teacher)
+        teacher_embedding = teacher_embedding.detach()
+        if student_embedding.shape[1] != teacher_embedding.shape[1]:
             raise InputError(
-                f"The student's embedding has {ours.shape[1]} entries and the teacher's {theirs.shape[1]}: make the "
-                f"student kdlab.models.embedded(..., width={theirs.shape[1]})."
+                f"The student's embedding has {student_embedding.shape[1]} entries and the teacher's "
+                f"{teacher_embedding.shape[1]}: make the student kdlab.models.embedded(..., "
+                f"width={teacher_embedding.shape[1]})."
             )
-        centres = self._centres(theirs, class_labels(target, some(student.logits)), student.logits.shape[1])
-        along = (ours * F.normalize(centres, dim=1, eps=1e-12)).sum(1)
-        longer = torch.maximum(ours.norm(dim=1), theirs.norm(dim=1)).clamp_min(1e-12)
-        return 1 - (along / longer).mean()
+        centers = self._centers(
+            teacher_embedding, class_labels(target, non_empty(student.logits)), student.logits.shape[1]
+        )
+        projections = (student_embedding * F.normalize(centers, dim=1, eps=1e-12)).sum(1)
+        norms = torch.maximum(student_embedding.norm(dim=1), teacher_embedding.norm(dim=1)).clamp_min(1e-12)
+        return 1 - (projections / norms).mean()
 
-    def _centres(self, teacher: Tensor, labels: Tensor, classes: int) -> Tensor:
+    def _centers(self, teacher: Tensor, labels: Tensor, classes: int) -> Tensor:
         if self.sizes is None:
             if self.training:
                 raise InputError("NormAndDirection needs the teacher's class means: call precompute(batches) first.")
             return teacher
-        known, width = self.means.values.shape
-        if classes > known or width != teacher.shape[1]:
+        num_classes, width = self.means.values.shape
+        if classes > num_classes or width != teacher.shape[1]:
             raise InputError(
-                f"The class means are of {known} classes and {width} entries, but the networks have {classes} classes "
-                f"and embeddings of {teacher.shape[1]}: give the student the teacher's classes and layer."
+                f"The class means are of {num_classes} classes and {width} entries, but the networks have {classes} "
+                f"classes and embeddings of {teacher.shape[1]}: use the teacher's classes and layer for the student."
             )
         return self.means.values[labels]
 
@@ -132,15 +135,15 @@ class _Means(nn.Module):
         self.register_buffer("values", torch.zeros(classes, width))
 
 
-def _members(seen: Outputs, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Embeddings (B, D), and a table (B, K) with 1 at each sample's class."""
-    _, values = embeddings(seen, seen)
-    labels = class_labels(target, seen.logits)
-    classes = seen.logits.shape[1]
+def _embeddings_and_classes(outputs: Outputs, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return embeddings (B, D) and one-hot classes (B, K)."""
+    _, values = embeddings(outputs, outputs)
+    labels = class_labels(target, outputs.logits)
+    classes = outputs.logits.shape[1]
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise InputError(
             f"The training labels go from {int(labels.min())} to {int(labels.max())}, but the teacher has {classes} "
-            "classes: give it those of the data."
+            "classes: use a teacher with the classes of the data."
         )
     values = values.detach() if values.dtype is torch.float64 else values.detach().float()
     return values, F.one_hot(labels, classes).to(values)

@@ -1,4 +1,4 @@
-"""Neuron selectivity transfer (NST): both networks' channels are spread alike over the image (Huang and Wang 2017)."""
+"""Neuron selectivity transfer (NST): discrepancy of channel distributions over the image (Huang and Wang 2017)."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ class NST(nn.Module):
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The sum over the layers, a scalar; gradient to the student only."""
+        """Return the sum over the layers, a scalar; gradient to the student only."""
         pairs = [pool_to_smaller(pair.student, pair.teacher.detach()) for pair in map_pairs(student, teacher)]
-        return torch.stack([_discrepancy(_channels(ours), _channels(theirs)) for ours, theirs in pairs]).sum()
+        return torch.stack([_discrepancy(_channels(s), _channels(t)) for s, t in pairs]).sum()
 
 
 def _channels(x: Tensor) -> Tensor:
     return F.normalize(x.flatten(2), dim=2, eps=1e-12)
 
 
-def _discrepancy(ours: Tensor, theirs: Tensor) -> Tensor:
-    return _kernel(theirs, theirs) + _kernel(ours, ours) - 2 * _kernel(ours, theirs)
+def _discrepancy(student: Tensor, teacher: Tensor) -> Tensor:
+    return _kernel(teacher, teacher) + _kernel(student, student) - 2 * _kernel(student, teacher)
 
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Overhaul of feature distillation (OFD): what the teacher passes on counts, what it blocks less (Heo et al. 2019)."""
+"""Overhaul of feature distillation (OFD): partial distance to pre-ReLU maps with margins (Heo et al. 2019)."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from kdlab.outputs import Outputs, layer_names
 
 
 class OFD(Lazy):
-    r"""Squared difference to the teacher's layer before its ReLU, cut off at a margin, where it matters.
+    r"""Partial squared difference to the teacher's layer before its ReLU, with a margin ReLU.
 
     .. math:: L = \frac{1}{B} \sum_{i=1}^{n} 2^{i - n} \sum_{bchw} (r_i(s_i) - t'_i)^2 \,
               [ r_i(s_i) > t'_i \text{ or } t'_i > 0 ], \qquad t' = \max(t, m_c)
 
-    with s and t the layers BEFORE the ReLU and n layers from shallow to deep, of which the last counts 1, the one
-    before it 1/2. r is a trained 1 x 1 convolution without bias and batch normalisation. The margin of a channel is the
-    mean of what the teacher's batch normalisation leaves below 0, :math:`m = E[x | x < 0]` for x normal with mean
+    with s and t the layers BEFORE the ReLU and n layers from shallow to deep, of which the last has weight 1, the one
+    before it 1/2. r is a trained 1 x 1 convolution without bias and batch normalization. The margin of a channel is the
+    expected negative value after the teacher's batch normalization, :math:`m = E[x | x < 0]` for x normal with mean
     :math:`\beta` and deviation :math:`|\gamma|`; or :math:`-3 |\gamma|` where x < 0 has a probability of at most 0.001.
     Computed in float32, or in float64 for float64 layers; margins are rounded to float32 as in the authors' code.
 
     Recipe: CIFAR-100 weight 0.001 beside weight 1 on the labels, the ends of all stages but the stem, before their
-    ReLU; ImageNet weight 0.0001. The authors' teacher normalises with the batch's statistics
+    ReLU; ImageNet weight 0.0001. The authors' teacher normalizes with the batch's statistics
     (``teacher_batchnorm="batch"``).
 
     Args:
-        norms: names of the teacher's batch normalisations, one a layer. If not given: the tapped layer itself, else
-            the last one inside it, else the last one before it in the block that holds it; never one of a shortcut
+        norms: names of the teacher's batch normalizations, one for each layer. By default the tapped layer itself, else
+            the last one inside it, else the last one before it in its block; never one of a shortcut
             (``downsample``, ``shortcut``).
 
     Shapes:
@@ -45,7 +45,7 @@ class OFD(Lazy):
         target: not used.
 
     Raises:
-        InputError: no batch normalisation found, or of other channels than the layer; several teachers; no layers,
+        InputError: no batch normalization found, or of other channels than the layer; several teachers; no layers,
             unequal numbers of layers, layers that are not maps or differ in height or width.
 
     Paper: B. Heo, J. Kim, S. Yun, H. Park, N. Kwak, J. Y. Choi, "A Comprehensive Overhaul of Feature Distillation",
@@ -72,27 +72,27 @@ class OFD(Lazy):
         self._widths: list[int] = []
 
     def setup(self, context: Context) -> None:
-        """Take the margins from the teacher."""
+        """Compute the margins from the teacher's batch normalizations."""
         tapped = context.teacher_layers
         if self.norms is None:
-            found = [_norm_of(context, name) for name in tapped]
+            norms = [_norm_of(context, name) for name in tapped]
         elif len(self.norms) == len(tapped):
-            found = [_checked(context.layer("teacher", name), name) for name in self.norms]
+            norms = [_checked_norm(context.layer("teacher", name), name) for name in self.norms]
         else:
             raise InputError(f"norms must name one layer for each of {len(tapped)} tapped ones, not {len(self.norms)}.")
-        margins = [_margin(norm) for norm in found]
+        margins = [_margin(norm) for norm in norms]
         self._widths = [len(margin) for margin in margins]
         self.register_buffer("margins", torch.cat(margins) if margins else torch.empty(0), persistent=False)
 
     def build(self, *channels: tuple[int, int]) -> None:
-        """One connector for every pair of channels."""
+        """Build one connector for every pair of channels."""
         self.connectors = nn.ModuleList(connector(*each, bias=False, relu=False) for each in channels)
         for each in self.connectors:
             nn.init.kaiming_normal_(each.get_parameter("conv.weight"), mode="fan_out")
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The sum over the layers, a scalar; gradient to the student and to the connectors."""
+        """Return the sum over the layers, a scalar; gradient to the student and to the connectors."""
         pairs = map_pairs(student, teacher)
         for pair in pairs:
             if pair.student.shape[2:] != pair.teacher.shape[2:]:
@@ -100,8 +100,8 @@ class OFD(Lazy):
         widths = [pair.teacher.shape[1] for pair in pairs]
         if widths != self._widths:
             raise InputError(
-                f"OFD has margins of the teacher's batch normalisations for {self._widths} channels and the tapped "
-                f"layers have {widths}: let setup() find them, or name others in norms."
+                f"OFD has margins of the teacher's batch normalizations for {self._widths} channels and the tapped "
+                f"layers have {widths}: call setup(context), or name others in norms."
             )
         self.materialize(pairs[0].student, *((pair.student.shape[1], pair.teacher.shape[1]) for pair in pairs))
         margins = torch.split(self.margins, widths)
@@ -112,13 +112,13 @@ class OFD(Lazy):
         return torch.stack(values).sum() / len(pairs[0].student)
 
 
-def _distance(ours: Tensor, theirs: Tensor, margin: Tensor) -> Tensor:
-    theirs = torch.maximum(theirs, margin[:, None, None])
-    return ((ours - theirs).square() * ((ours > theirs) | (theirs > 0))).sum()
+def _distance(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
+    teacher = torch.maximum(teacher, margin[:, None, None])
+    return ((student - teacher).square() * ((student > teacher) | (teacher > 0))).sum()
 
 
 def _norm_of(context: Context, name: str) -> _BatchNorm:
-    """The batch normalisation that belongs to the teacher's layer of this name."""
+    """Return the batch normalization of the teacher's layer of this name."""
     layer = context.layer("teacher", name)
     if isinstance(layer, _BatchNorm):
         return layer
@@ -126,25 +126,25 @@ def _norm_of(context: Context, name: str) -> _BatchNorm:
     names, block = list(layers), name.rpartition(".")[0]
     inside = [each for each in names if each.startswith(f"{name}.")]
     before = [each for each in names[: names.index(name)] if not block or each.startswith(f"{block}.")]
-    found = [
+    norms = [
         each
         for each in (*before, *inside)
         if isinstance(layers[each], _BatchNorm) and not {"downsample", "shortcut"} & set(each.split("."))
     ]
-    return _checked(layers[found[-1]] if found else layer, name)
+    return _checked_norm(layers[norms[-1]] if norms else layer, name)
 
 
-def _checked(layer: nn.Module, name: str) -> _BatchNorm:
+def _checked_norm(layer: nn.Module, name: str) -> _BatchNorm:
     if not isinstance(layer, _BatchNorm):
         raise InputError(
-            f"The teacher's layer {name!r} is no batch normalisation, which gives the margins: name in norms the one "
+            f"The teacher's layer {name!r} is no batch normalization, which gives the margins: set norms to the ones "
             "before each ReLU."
         )
     return layer
 
 
 def _margin(norm: _BatchNorm) -> Tensor:
-    """(C,) in float32: the expected value of what is below 0."""
+    """Return the expected negative value of each channel, (C,), in float32."""
     scale = torch.ones(norm.num_features) if norm.weight is None else norm.weight.detach()
     shift = torch.zeros(norm.num_features) if norm.bias is None else norm.bias.detach()
     mean, deviation = shift.cpu().double(), scale.cpu().double().abs()

@@ -1,4 +1,4 @@
-"""Paraphraser (FT): the teacher's layer through a bottleneck, which factor transfer learns from (Kim et al. 2018)."""
+"""Paraphraser (FT): autoencoder of the teacher's layer, the first stage of factor transfer (Kim et al. 2018)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Paraphraser(Lazy):
 
     where :math:`|f|` counts all B * C * H * W elements. E is three 3 x 3 convolutions (C to C, F, F channels), D three
     transposed ones (F to F, C, C), each with bias and followed by a LeakyReLU of slope 0.1. F is ``rate`` times C,
-    rounded down. Nothing is learnt by the student; :class:`FactorTransfer` compares it with E afterwards. Computed in
+    rounded down. The student is not trained; :class:`FactorTransfer` compares it with E afterwards. Computed in
     float32, or in float64 for float64 layers.
 
     Recipe: weight 1, rate 0.5, the end of the teacher's last stage, 30 epochs of CIFAR-100 without anything else, with
@@ -37,7 +37,7 @@ class Paraphraser(Lazy):
         target: not used.
 
     Raises:
-        InputError: a rate out of range, or one that leaves no channel; not one layer, or one that is no map.
+        InputError: a rate out of range, or one that leaves no channel; not one layer, or one that is not a map.
 
     Paper: J. Kim, S. Park, N. Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer", NeurIPS
     2018, arXiv 1802.04977. This follows RepDistiller.
@@ -52,7 +52,7 @@ class Paraphraser(Lazy):
 
     needs: ClassVar[tuple[str, ...]] = ("teacher_layers",)
     recipe_weight: ClassVar[float] = 1.0
-    minimum: ClassVar[float | None] = None  # the student does not matter
+    minimum: ClassVar[float | None] = None  # the student is not read
     layer_count: ClassVar[int] = 1
 
     def __init__(self, rate: float = 0.5) -> None:
@@ -60,13 +60,13 @@ class Paraphraser(Lazy):
         self.rate = at_least("rate", rate, 0, strictly=True)
 
     def factors(self, channels: int) -> int:
-        """F, the channels of the factor of a layer of so many channels."""
+        """Return F, the channels of the factor of a layer with ``channels`` channels."""
         if (factors := int(channels * self.rate)) < 1:
             raise InputError(f"rate={self.rate} leaves no channel of {channels}: raise it.")
         return factors
 
     def build(self, channels: int) -> None:
-        """The encoder and the decoder."""
+        """Build the encoder and the decoder."""
         factors = self.factors(channels)
         down = [(channels, channels), (channels, factors), (factors, factors)]
         up = [(factors, factors), (factors, channels), (channels, channels)]
@@ -75,22 +75,22 @@ class Paraphraser(Lazy):
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The mean squared error, a scalar; gradient to the paraphraser only."""
+        """Return the mean squared error, a scalar; gradient to the paraphraser only."""
         if len(teacher.layers) != 1 or teacher.layers[0].dim() != 4 or not teacher.layers[0].numel():
             shapes = [tuple(layer.shape) for layer in teacher.layers]
             raise InputError(f"Paraphraser needs one teacher layer of shape (B, C, H, W), not {shapes}.")
-        theirs = teacher.layers[0].detach()
-        if len(student.logits) != len(theirs):
-            raise InputError(f"The student saw {len(student.logits)} samples and the teacher {len(theirs)}.")
-        self.materialize(theirs, theirs.shape[1])
-        return F.mse_loss(self.decoder(self.encoder(theirs)), theirs)
+        teacher_map = teacher.layers[0].detach()
+        if len(student.logits) != len(teacher_map):
+            raise InputError(f"The student has {len(student.logits)} samples and the teacher {len(teacher_map)}.")
+        self.materialize(teacher_map, teacher_map.shape[1])
+        return F.mse_loss(self.decoder(self.encoder(teacher_map)), teacher_map)
 
-    def encode(self, theirs: Tensor) -> Tensor:
-        """The factor (B, F, H, W) of a teacher's map (B, C, H, W), without a gradient and in the map's precision."""
-        self.materialize(theirs, theirs.shape[1])
+    def encode(self, teacher_map: Tensor) -> Tensor:
+        """Return the factor (B, F, H, W) of a teacher's map (B, C, H, W), detached and in the map's dtype."""
+        self.materialize(teacher_map, teacher_map.shape[1])
         with torch.no_grad():
-            weights = {name: weight.to(theirs.dtype) for name, weight in self.encoder.named_parameters()}
-            factor: Tensor = torch.func.functional_call(self.encoder, weights, (theirs,))
+            weights = {name: weight.to(teacher_map.dtype) for name, weight in self.encoder.named_parameters()}
+            factor: Tensor = torch.func.functional_call(self.encoder, weights, (teacher_map,))
         return factor
 
 

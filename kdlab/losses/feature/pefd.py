@@ -1,4 +1,4 @@
-"""PEFD: several projectors of the student's embedding, averaged, point to the teacher's (Chen et al. 2022)."""
+"""PEFD: cosine distance of an ensemble of projectors of the embedding (Chen et al. 2022)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlab.losses.checks import embeddings
-from kdlab.losses.feature.last_map import some, whole
+from kdlab.losses.feature.last_map import non_empty, whole_number
 from kdlab.losses.functional import full_precision
 from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs
@@ -55,16 +55,16 @@ class PEFD(Lazy):
 
     def __init__(self, projectors: int = 3) -> None:
         super().__init__()
-        self.count = whole("projectors", projectors)
+        self.count = whole_number("projectors", projectors)
 
     def build(self, student: int, teacher: int) -> None:
-        """The projectors."""
+        """Build the projectors."""
         self.projectors = nn.ModuleList([nn.Linear(student, teacher) for _ in range(self.count)])
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The mean over samples, a scalar; gradient to the student and to the projectors."""
-        ours, theirs = embeddings(student, teacher)
-        self.materialize(some(ours), ours.shape[1], theirs.shape[1])
-        projected = torch.stack([F.relu(projector(ours)) for projector in self.projectors]).mean(0)
-        return 1 - F.cosine_similarity(projected, theirs.detach(), eps=1e-12).mean()
+        """Return the mean over samples, a scalar; gradient to the student and to the projectors."""
+        student_embedding, teacher_embedding = embeddings(student, teacher)
+        self.materialize(non_empty(student_embedding), student_embedding.shape[1], teacher_embedding.shape[1])
+        projected = torch.stack([F.relu(projector(student_embedding)) for projector in self.projectors]).mean(0)
+        return 1 - F.cosine_similarity(projected, teacher_embedding.detach(), eps=1e-12).mean()

@@ -1,4 +1,4 @@
-"""Knowledge review (ReviewKD): each layer, fused with all deeper ones, matches a teacher layer (Chen et al. 2021)."""
+"""Knowledge review (ReviewKD): layers fused with all deeper ones match the teacher's (Chen et al. 2021)."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class ReviewKD(Lazy):
               y_i = a_i \odot U_i(s_i) + b_i \odot y_{i+1}, \qquad y_n = U_n(s_n)
 
     with n layers from shallow to deep. U is a 1 x 1 convolution to M channels and V a 3 x 3 one to the teacher's, both
-    without bias and with batch normalisation; :math:`(a, b)` are two maps, the sigmoid of a 1 x 1 convolution of both
-    terms. :math:`y_{i+1}` is resized to :math:`s_i`, and :math:`y_i` to :math:`t_i` (nearest neighbours). M is
+    without bias and with batch normalization; :math:`(a, b)` are two maps, the sigmoid of a 1 x 1 convolution of both
+    terms. :math:`y_{i+1}` is resized to :math:`s_i`, and :math:`y_i` to :math:`t_i` (nearest neighbors). M is
     ``middle`` or the channels of the deepest student layer, whichever is less. HCL is
     :func:`hierarchical_distance`. Computed in float32, or in float64 for float64 layers.
 
@@ -35,8 +35,8 @@ class ReviewKD(Lazy):
     (ResNet-34 to 18) or 8 (ResNet-50 to MobileNetV1), 1 epoch of warm-up, both sides before their last ReLU.
 
     Args:
-        middle: the most that M can be, at least 1.
-        embedding: take both networks' embeddings as one more, deepest layer of size 1 x 1.
+        middle: upper bound of M, at least 1.
+        embedding: use both networks' embeddings as an additional, deepest layer of size 1 x 1.
 
     Shapes:
         layers: pairs of maps (B, Cs, Hs, Ws) and (B, Ct, Ht, Wt), from shallow to deep.
@@ -45,10 +45,10 @@ class ReviewKD(Lazy):
 
     Raises:
         InputError: ``middle`` out of range; no layers, unequal numbers of layers, layers that are not maps; a network
-            without an embedding where one is asked for.
+            without an embedding where one is needed.
 
     Paper: P. Chen, S. Liu, H. Zhao, J. Jia, "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv 2104.09044.
-    Follows the authors' code and mdistiller. The authors' CIFAR teacher normalises with the batch's statistics
+    Follows the authors' code and mdistiller. The authors' CIFAR teacher normalizes with the batch's statistics
     (``teacher_batchnorm="batch"``).
 
     >>> student = Outputs(torch.zeros(2, 2), layers=(torch.rand(2, 3, 8, 8), torch.rand(2, 6, 4, 4)))
@@ -70,44 +70,46 @@ class ReviewKD(Lazy):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Layers, and the embedding if it is one of them."""
+        """Return layers, and the embedding if it is one of them."""
         return ("layers", "embedding") if self.embedding else ("layers",)
 
     def build(self, *channels: tuple[int, int]) -> None:
-        """One fusion for every pair of channels."""
+        """Build one fusion for every pair of channels."""
         middle = min(self.middle, channels[-1][0])
         last = len(channels) - 1
         self.fusions = nn.ModuleList(
-            Fusion(student, middle, teacher, alone=i == last) for i, (student, teacher) in enumerate(channels)
+            Fusion(student, middle, teacher, deepest=i == last) for i, (student, teacher) in enumerate(channels)
         )
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The sum over the layers, a scalar; gradient to the student and to the fusions."""
+        """Return the sum over the layers, a scalar; gradient to the student and to the fusions."""
         pairs = [(pair.student, pair.teacher.detach()) for pair in map_pairs(student, teacher)]
         if self.embedding:
             pairs.append((_as_map(student, "student"), _as_map(teacher, "teacher").detach()))
             if len(pairs[-1][0]) != len(pairs[-1][1]) or len(pairs[0][0]) != len(pairs[-1][0]):
                 raise InputError("Layers and embeddings must be of one batch.")
-        self.materialize(pairs[0][0], *((ours.shape[1], theirs.shape[1]) for ours, theirs in pairs))
+        self.materialize(
+            pairs[0][0], *((student_map.shape[1], teacher_map.shape[1]) for student_map, teacher_map in pairs)
+        )
         deeper, values = None, []
-        for fusion, (ours, theirs) in reversed(list(zip(self.fusions, pairs, strict=True))):
-            out, deeper = fusion(ours, deeper, theirs.shape[2:])
-            values.append(hierarchical_distance(out, theirs))
+        for fusion, (student_map, teacher_map) in reversed(list(zip(self.fusions, pairs, strict=True))):
+            out, deeper = fusion(student_map, deeper, teacher_map.shape[2:])
+            values.append(hierarchical_distance(out, teacher_map))
         return torch.stack(values).sum()
 
 
 class Fusion(nn.Module):
-    """One student layer, fused with what came of the deeper ones, in the shape of a teacher layer (the paper's ABF)."""
+    """One student layer, fused with the deeper ones, in the shape of a teacher layer (the paper's ABF)."""
 
-    def __init__(self, student: int, middle: int, teacher: int, *, alone: bool) -> None:
+    def __init__(self, student: int, middle: int, teacher: int, *, deepest: bool) -> None:
         super().__init__()
         self.enter = _convolution(student, middle, 1)
         self.leave = _convolution(middle, teacher, 3)
-        self.attention = None if alone else nn.Conv2d(2 * middle, 2, 1)
+        self.attention = None if deepest else nn.Conv2d(2 * middle, 2, 1)
 
     def forward(self, x: Tensor, deeper: Tensor | None, size: torch.Size) -> tuple[Tensor, Tensor]:
-        """What is compared, (B, teacher, *size), and what the next layer is fused with, (B, middle, *size)."""
+        """Return the map to compare, (B, teacher, *size), and that to fuse with the next layer, (B, middle, *size)."""
         fused = self.enter(x)
         if self.attention is not None and deeper is not None:
             deeper = F.interpolate(deeper, fused.shape[2:], mode="nearest")
@@ -119,7 +121,7 @@ class Fusion(nn.Module):
 
 
 def hierarchical_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    r"""The paper's hierarchical context loss (HCL) of two maps of one shape (B, C, H, W).
+    r"""Return the paper's hierarchical context loss (HCL) of two maps of one shape (B, C, H, W).
 
     Mean squared difference of the maps, with weight 1, and of the maps pooled (adaptive average) to 4 x 4, 2 x 2 and
     1 x 1 as far as these are smaller than H, with weights 1/2, 1/4, 1/8 in the order used; divided by the sum of the

@@ -1,4 +1,4 @@
-"""SemCKD: each student stage learns from all teacher stages, by learned attention (Chen et al. 2021)."""
+"""SemCKD: all pairs of student and teacher stages, weighted by learned attention (Chen et al. 2021)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kdlab.errors import InputError
 from kdlab.losses.context import Context
 from kdlab.losses.feature.connectors import BatchNorm
-from kdlab.losses.feature.last_map import some, whole
+from kdlab.losses.feature.last_map import non_empty, whole_number
 from kdlab.losses.functional import full_precision, pool_to_smaller
 from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs
@@ -26,12 +26,12 @@ class SemCKD(Lazy):
 
     with S student layers; G the B x B matrix of scalar products of a layer's samples; q and k trained two-layer
     perceptrons of its rows, of output norm 1; r trained: 1 x 1, 3 x 3 and 1 x 1 convolution without bias, the first two
-    with batch normalisation and ReLU, on 2 C_j channels. The larger map is pooled (adaptive average) to the smaller.
+    with batch normalization and ReLU, on 2 C_j channels. The larger map is pooled (adaptive average) to the smaller.
     Computed in float32, or in float64 for float64 layers.
 
-    The perceptrons read one number for every sample of a full batch: rows of smaller batches are filled up with zeros,
-    larger batches are refused. So the value depends on the batch size and on the order of the samples, and a run goes
-    on only with the batch size that it began with.
+    The perceptrons have one input for every sample of a full batch: rows of smaller batches are padded with zeros,
+    larger batches are an error. So the value depends on the batch size and on the order of the samples, and a run can
+    be resumed only with the same batch size.
 
     Recipe: CIFAR-100 weight 400 beside weight 1 on the labels and KD with T = 4 and weight 1, the ends of
     all stages but the stem; ImageNet weight 50, 90 epochs.
@@ -44,11 +44,11 @@ class SemCKD(Lazy):
         target: not used.
 
     Raises:
-        InputError: a number out of range; no layers, layers that are not maps, batches larger than that of set-up;
+        InputError: a number out of range; no layers, layers that are not maps, batches larger than that of ``setup``;
             training with one value a channel.
 
     Paper: D. Chen, J.-P. Mei, Y. Zhang, C. Wang, Z. Wang, Y. Feng, C. Chen, "Cross-Layer Distillation with Semantic
-    Calibration", AAAI 2021, arXiv 2012.03236. Follows the authors' code, which leaves incomplete batches out.
+    Calibration", AAAI 2021, arXiv 2012.03236. Follows the authors' code, which drops incomplete batches.
 
     >>> student = Outputs(torch.zeros(4, 5), layers=(torch.rand(4, 3, 4, 4), torch.rand(4, 6, 2, 2)))
     >>> teacher = Outputs(torch.zeros(4, 5), layers=(torch.rand(4, 8, 4, 4),))
@@ -61,19 +61,19 @@ class SemCKD(Lazy):
     needs: ClassVar[tuple[str, ...]] = ("student_layers", "teacher_layers")
     recipe_weight: ClassVar[float] = 400.0
     minimum: ClassVar[float | None] = None  # fresh projections are not the identity
-    order_matters: ClassVar[bool] = True  # the perceptrons have one weight for each place in the batch
+    order_matters: ClassVar[bool] = True  # the perceptrons have one input for each position in the batch
 
     def __init__(self, factor: int = 4) -> None:
         super().__init__()
-        self.factor = whole("factor", factor)
+        self.factor = whole_number("factor", factor)
         self.batch_size: int | None = None
 
     def setup(self, context: Context) -> None:
-        """Note the size of a full batch."""
+        """Store the size of a full batch."""
         self.batch_size = context.batch_size
 
     def build(self, batch: int, student: Sequence[int], teacher: Sequence[int]) -> None:
-        """A perceptron for every layer, a projection for every pair."""
+        """Build a perceptron for every layer, a projection for every pair."""
         self.queries = nn.ModuleList([self._perceptron(batch) for _ in student])
         self.keys = nn.ModuleList([self._perceptron(batch) for _ in teacher])
         self.projections = nn.ModuleList([nn.ModuleList([_projection(i, j) for j in teacher]) for i in student])
@@ -84,30 +84,33 @@ class SemCKD(Lazy):
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The value, a scalar; gradient to the student and to all trained parts."""
-        ours = _maps(student, "student")
-        theirs = [x.detach() for x in _maps(teacher, "teacher")]
-        if len(ours[0]) != len(theirs[0]):
+        """Return the value, a scalar; gradient to the student and to all trained parts."""
+        student_maps = _maps(student, "student")
+        teacher_maps = [x.detach() for x in _maps(teacher, "teacher")]
+        if len(student_maps[0]) != len(teacher_maps[0]):
             raise InputError(
-                f"The student's maps have {len(ours[0])} samples and the teacher's {len(theirs[0])}; compare one batch."
+                f"The student's maps have {len(student_maps[0])} samples and the teacher's {len(teacher_maps[0])}; "
+                "compare one batch."
             )
-        full = self._full(len(some(ours[0])))
-        self.materialize(ours[0], full, *(tuple(x.shape[1] for x in side) for side in (ours, theirs)))
-        queries = self._embedded(ours, self.queries, full)
-        keys = self._embedded(theirs, self.keys, full)
+        full = self._full_batch(len(non_empty(student_maps[0])))
+        self.materialize(
+            student_maps[0], full, *(tuple(x.shape[1] for x in side) for side in (student_maps, teacher_maps))
+        )
+        queries = self._embedded(student_maps, self.queries, full)
+        keys = self._embedded(teacher_maps, self.keys, full)
         attention = (queries @ keys.mT).softmax(2)
-        pooled = [[pool_to_smaller(x, y) for y in theirs] for x in ours]
+        pooled = [[pool_to_smaller(x, y) for y in teacher_maps] for x in student_maps]
         projected = [
             [project(x) for project, (x, _) in zip(row, pairs, strict=True)]  # type: ignore[call-overload]
             for row, pairs in zip(self.projections, pooled, strict=True)
         ]
         return combined(projected, [[y for _, y in pairs] for pairs in pooled], attention)
 
-    def _full(self, batch: int) -> int:
+    def _full_batch(self, batch: int) -> int:
         full = self.sizes[0] if self.sizes is not None else self.batch_size
         if full is None:
             raise InputError(
-                "SemCKD needs the size of a full batch: call setup(context) with one, or give the loader a fixed one."
+                "SemCKD needs the size of a full batch: use a loader with a fixed batch size, or call setup(context)."
             )
         if batch > full:
             raise InputError(
@@ -116,7 +119,7 @@ class SemCKD(Lazy):
         return int(full)
 
     def _embedded(self, layers: Sequence[Tensor], perceptrons: nn.ModuleList, full: int) -> Tensor:
-        """(B, layers, width), the last axis of norm 1."""
+        """Return the embedded Gram matrices (B, layers, width), the last axis of norm 1."""
         rows = [x.flatten(1) for x in layers]
         gram = [F.pad(x @ x.mT, (0, full - len(x))) for x in rows]
         embedded = [perceptron(x) for perceptron, x in zip(perceptrons, gram, strict=True)]
@@ -124,7 +127,7 @@ class SemCKD(Lazy):
 
 
 def combined(student: Sequence[Sequence[Tensor]], teacher: Sequence[Sequence[Tensor]], attention: Tensor) -> Tensor:
-    """The attention (B, S, T) times the squared differences of ``student[i][j]`` and ``teacher[i][j]``."""
+    """Return the attention (B, S, T) times the squared differences of ``student[i][j]`` and ``teacher[i][j]``."""
     distances = [
         torch.stack([(x - y.detach()).square().flatten(1).mean(1) for x, y in zip(*rows, strict=True)], 1)
         for rows in zip(student, teacher, strict=True)
@@ -147,7 +150,7 @@ def _projection(student: int, teacher: int) -> nn.Sequential:
 
 def _maps(outputs: Outputs, side: str) -> list[Tensor]:
     if not outputs.layers:
-        raise InputError(f"SemCKD compares layers and none of the {side}'s is tapped: name {side}_layers.")
+        raise InputError(f"SemCKD compares layers and none of the {side}'s is tapped: set {side}_layers.")
     for number, layer in enumerate(outputs.layers):
         if layer.dim() != 4 or len(layer) != len(outputs.layers[0]):
             name = outputs.names[number] if number < len(outputs.names) else f"number {number}"

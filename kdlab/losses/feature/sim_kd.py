@@ -1,4 +1,4 @@
-"""SimKD: the student learns the teacher's last map and takes over its classifier (Chen et al. 2022)."""
+"""SimKD: the student matches the teacher's last map and reuses its classifier (Chen et al. 2022)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SimKD(nn.Module):
 
     The student is :func:`kdlab.models.projected`, which holds the projector g and whose layer ``projector`` is the one
     to tap. At the start of every fit the teacher's classifier is copied into the student's and frozen there, so the
-    student is validated, saved and exported as it is deployed.
+    student is validated, saved and exported as deployed.
 
     Recipe: weight 1 and weight 0 on the labels, for CIFAR-100 and ImageNet (120 epochs, batch 256, learning rate 0.1).
 
@@ -52,21 +52,22 @@ class SimKD(nn.Module):
 
     @torch.no_grad()
     def setup(self, context: Context) -> None:
-        """Give the student the teacher's classifier, frozen."""
-        ours, theirs = context.classifier("student"), context.classifier("teacher")
-        if ours.weight.shape != theirs.weight.shape or (ours.bias is None and theirs.bias is not None):
+        """Copy the teacher's classifier into the student and freeze it."""
+        student, teacher = context.classifier("student"), context.classifier("teacher")
+        if student.weight.shape != teacher.weight.shape or (student.bias is None and teacher.bias is not None):
             raise InputError(
-                f"SimKD gives the student the teacher's classifier, {_form(theirs)}, but its own is {_form(ours)}: "
-                f"make it kdlab.models.projected(..., width={theirs.in_features}, num_classes={theirs.out_features})."
+                f"SimKD copies the teacher's classifier, {_describe(teacher)}, into the student, whose classifier is "
+                f"{_describe(student)}: make the student kdlab.models.projected(..., width={teacher.in_features}, "
+                f"num_classes={teacher.out_features})."
             )
-        ours.weight.copy_(theirs.weight)
-        if ours.bias is not None:
-            ours.bias.copy_(torch.zeros_like(ours.bias) if theirs.bias is None else theirs.bias)
-        ours.requires_grad_(False)
+        student.weight.copy_(teacher.weight)
+        if student.bias is not None:
+            student.bias.copy_(torch.zeros_like(student.bias) if teacher.bias is None else teacher.bias)
+        student.requires_grad_(False)
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The value, a scalar; gradient to the student only."""
+        """Return the value, a scalar; gradient to the student only."""
         pair = one_pair(student, teacher)
         if pair.student.shape[1] != pair.teacher.shape[1]:
             raise InputError(
@@ -76,6 +77,6 @@ class SimKD(nn.Module):
         return F.mse_loss(*pool_to_smaller(pair.student, pair.teacher.detach()))
 
 
-def _form(classifier: nn.Linear) -> str:
+def _describe(classifier: nn.Linear) -> str:
     bias = "with" if classifier.bias is not None else "without"
     return f"{classifier.in_features} to {classifier.out_features} {bias} bias"

@@ -1,4 +1,4 @@
-"""Parts that read a network's stages: heads that grow a stage into the last one, and one that says from where it is."""
+"""Trained parts on the stages of a network: heads, a fused classifier, a discriminator."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ HIDDEN = 128  # of a discriminator
 
 
 class StageHead(nn.Module):
-    """Residual blocks in place of the stages that a map has not seen, and a classifier.
+    """Residual blocks in place of the later stages, and a classifier.
 
     Args:
         classes: K.
-        channels: of the map and of every stage after it.
-        strides: of every stage after it.
-        blocks: residual blocks in place of each of those stages.
+        channels: channels of the map and of every later stage.
+        strides: strides of the later stages.
+        blocks: residual blocks in place of each later stage.
     """
 
     def __init__(self, classes: int, channels: Sequence[int], strides: Sequence[int], blocks: int) -> None:
@@ -36,7 +36,7 @@ class StageHead(nn.Module):
         self.classifier = nn.Linear(channels[-1], classes)
 
     def forward(self, x: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
-        """The map as the last stage would have it, (B, C, *size), and class scores (B, K)."""
+        """Return the map in the shape of the last stage, (B, C, *size), and logits (B, K)."""
         x = self.stages(x)
         if x.shape[2:] != size:
             x = F.adaptive_avg_pool2d(x, (size[0], size[1]))
@@ -45,7 +45,7 @@ class StageHead(nn.Module):
 
 
 class _Block(nn.Module):
-    """Two 3 x 3 convolutions and a shortcut, with batch normalisation and ReLU (ResNet's basic block)."""
+    """Two 3 x 3 convolutions and a shortcut, with batch normalization and ReLU (ResNet's basic block)."""
 
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
@@ -57,13 +57,13 @@ class _Block(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), BatchNorm(after))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, before, H, W) to (B, after, H / stride, W / stride), rounded up."""
+        """Map (B, before, H, W) to (B, after, H / stride, W / stride), rounded up."""
         inner = F.relu(self.norm1(self.conv1(x)))
         return F.relu(self.norm2(self.conv2(inner)) + self.shortcut(x))
 
 
 class Fused(nn.Module):
-    """Class scores from several maps of one shape: a 1 x 1 convolution across all, mean over positions, linear."""
+    """Logits from several maps of one shape: a 1 x 1 convolution, mean over positions, linear."""
 
     def __init__(self, classes: int, channels: int, maps: int) -> None:
         super().__init__()
@@ -71,18 +71,18 @@ class Fused(nn.Module):
         self.classifier = nn.Linear(channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, maps * channels, H, W) to (B, K)."""
+        """Map (B, maps * channels, H, W) to logits (B, K)."""
         scores: Tensor = self.classifier(self.conv(x).mean((2, 3)))
         return scores
 
 
 def discriminator(channels: int) -> nn.Sequential:
-    """Linear, ReLU, linear, to two numbers: one for each kind."""
+    """Return linear, ReLU, linear, with two outputs, one for each kind of map."""
     return nn.Sequential(nn.Linear(channels, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2))
 
 
 def reversed_gradient(x: Tensor) -> Tensor:
-    """``x`` itself, but what learns through it learns the opposite.
+    """Return ``x`` with a reversed gradient.
 
     >>> x = torch.tensor(3.0, requires_grad=True)
     >>> reversed_gradient(x).square().backward()

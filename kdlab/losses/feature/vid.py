@@ -1,4 +1,4 @@
-"""Variational information distillation (VID): layers predict the teacher's, variances trained (Ahn et al. 2019)."""
+"""Variational information distillation (VID): Gaussian prediction of the teacher's layers (Ahn et al. 2019)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class VID(Lazy):
     float32, or in float64 for float64 layers.
 
     Recipe: CIFAR-100 weight 1 beside weight 1 on the labels, the ends of all stages but the stem, first variance 5; the
-    trained numbers are in the optimiser like all others, with its weight decay.
+    trained numbers are in the optimizer like all others, with its weight decay.
 
     Args:
         variance: :math:`\sigma^2` of every channel before training, above 0.0001.
@@ -53,21 +53,23 @@ class VID(Lazy):
 
     needs: ClassVar[tuple[str, ...]] = ("layers",)
     recipe_weight: ClassVar[float] = 1.0
-    minimum: ClassVar[float | None] = None  # a log-likelihood has none of its own
+    minimum: ClassVar[float | None] = None  # a log-likelihood has no fixed minimum
 
     def __init__(self, variance: float = 5.0) -> None:
         super().__init__()
         self.variance = at_least("variance", variance, 1e-4, strictly=True)
 
     def build(self, *channels: tuple[int, int]) -> None:
-        """What predicts the teacher, for every pair of channels."""
+        """Build a predictor of the teacher for every pair of channels."""
         self.predictors = nn.ModuleList(_Predictor(*each, self.variance) for each in channels)
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The sum over the layers, a scalar; gradient to the student and to all that predicts."""
+        """Return the sum over the layers, a scalar; gradient to the student and to the predictors."""
         pairs = [pool_to_smaller(pair.student, pair.teacher.detach()) for pair in map_pairs(student, teacher)]
-        self.materialize(pairs[0][0], *((ours.shape[1], theirs.shape[1]) for ours, theirs in pairs))
+        self.materialize(
+            pairs[0][0], *((student_map.shape[1], teacher_map.shape[1]) for student_map, teacher_map in pairs)
+        )
         return torch.stack([predict(*pair) for predict, pair in zip(self.predictors, pairs, strict=True)]).sum()
 
 
@@ -83,7 +85,7 @@ class _Predictor(nn.Module):
         self.log_scale = nn.Parameter(torch.full((teacher,), start + math.log(-math.expm1(-start))))
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The mean negative log-likelihood, a scalar."""
+        """Return the mean negative log-likelihood, a scalar."""
         variance = (F.softplus(self.log_scale) + EPS)[:, None, None]
         error: Tensor = (self.mean(student) - teacher).square()
         return (error / variance + variance.log()).mean() / 2

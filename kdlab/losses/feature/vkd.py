@@ -1,4 +1,4 @@
-"""VkD: an orthogonal projection of the student's embedding meets the teacher's, normalised (Miles et al. 2024)."""
+"""VkD: orthogonal projection to the teacher's normalized embedding (Miles et al. 2024)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal
 
 from kdlab.losses.checks import embeddings
-from kdlab.losses.feature.last_map import some
+from kdlab.losses.feature.last_map import non_empty
 from kdlab.losses.functional import full_precision
 from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs
 
 
 class VkD(Lazy):
-    r"""Smooth L1 distance of the orthogonally projected embedding and the teacher's layer-normalised one.
+    r"""Smooth L1 distance of the orthogonally projected embedding and the teacher's layer-normalized one.
 
     .. math:: L = \frac{1}{B D_t} \sum_{b,d} \rho\bigl( (A h^s_b)_d - \mathrm{LN}(h^t_b)_d \bigr), \qquad A^T A = I
 
@@ -27,7 +27,7 @@ class VkD(Lazy):
     float64 embeddings.
 
     Recipe: ImageNet (DeiT students, RegNetY-160 teacher) weight 1 beside weight 1 on the labels and KD with T = 1 and
-    weight 1 on a head of its own; there is none for CIFAR-100.
+    weight 1 on a separate head; there is none for CIFAR-100.
 
     Shapes:
         embeddings (B, Ds) and (B, Dt), or one tapped layer on each side, flattened.
@@ -38,7 +38,7 @@ class VkD(Lazy):
 
     Paper: R. Miles, I. Elezi, J. Deng, "VkD: Improving Knowledge Distillation using Orthogonal Projections", CVPR 2024,
     arXiv 2403.06213, which whitens the teacher instead for generative tasks. Follows the authors' code, where the
-    student's embedding is the mean of its image tokens and the teacher's the pooled last map, and A is parametrised by
+    student's embedding is the mean of its image tokens and the teacher's the pooled last map, and A is parametrized by
     Householder reflections where widths differ.
 
     >>> import torch
@@ -52,16 +52,18 @@ class VkD(Lazy):
 
     needs: ClassVar[tuple[str, ...]] = ("embedding",)
     recipe_weight: ClassVar[float] = 1.0
-    minimum: ClassVar[float | None] = None  # a fresh projection is not the identity, and only one side is normalised
+    minimum: ClassVar[float | None] = None  # a fresh projection is not the identity, and only one side is normalized
 
     def build(self, student: int, teacher: int) -> None:
-        """The orthogonal projector."""
-        # Not torch's Householder map, its default where widths differ: weight decay makes that one 0 at the first step.
+        """Build the orthogonal projector."""
+        # Not torch's Householder map, the default for unequal widths: weight decay sets it to 0 at the first step.
         self.projector = orthogonal(nn.Linear(student, teacher, bias=False), orthogonal_map="matrix_exp")
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The mean over all entries, a scalar; gradient to the student and to the projector."""
-        ours, theirs = embeddings(student, teacher)
-        self.materialize(some(ours), ours.shape[1], theirs.shape[1])
-        return F.smooth_l1_loss(self.projector(ours), F.layer_norm(theirs.detach(), theirs.shape[1:]))
+        """Return the mean over all entries, a scalar; gradient to the student and to the projector."""
+        student_embedding, teacher_embedding = embeddings(student, teacher)
+        self.materialize(non_empty(student_embedding), student_embedding.shape[1], teacher_embedding.shape[1])
+        return F.smooth_l1_loss(
+            self.projector(student_embedding), F.layer_norm(teacher_embedding.detach(), teacher_embedding.shape[1:])
+        )

@@ -1,4 +1,4 @@
-"""Losses on how samples relate to each other."""
+"""Losses on relations between samples."""
 
 from kdlab.losses.relation.bake import BAKE
 from kdlab.losses.relation.correlation_congruence import CorrelationCongruence

@@ -1,4 +1,4 @@
-"""Correlation congruence (CC): samples relate to each other as in the teacher (Peng et al. 2019)."""
+"""Correlation congruence (CC): correlations between samples as in the teacher (Peng et al. 2019)."""
 
 from __future__ import annotations
 
@@ -10,41 +10,41 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlab.errors import InputError
-from kdlab.losses.checks import at_least, embeddings
+from kdlab.losses.checks import at_least, embeddings, one_of
 from kdlab.losses.functional import full_precision
 from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs
 
 
 class CorrelationCongruence(Lazy):
-    r"""Products of neighbouring samples' errors, or the difference of two kernel matrices of the batch.
+    r"""Products of consecutive samples' errors, or the difference of both networks' kernel matrices.
 
-    ``kernel=None`` is what the benchmarks run under this name, with two trained linear maps to ``width`` numbers:
+    ``kernel=None`` is the loss of the benchmarks, with two trained linear maps to ``width`` features:
 
     .. math:: L = \frac{1}{B - 1} \sum_{i=1}^{B-1} \sum_d |e_{id}| \, |e_{i+1,d}|, \qquad
               e_i = W_s x^s_i + b_s - W_t x^t_i - b_t
 
-    It depends on the order of the batch, and both maps can shrink it to 0. ``kernel="rbf"`` is the paper's loss, on the
+    It depends on the order of the batch, and both maps can reduce it to 0. ``kernel="rbf"`` is the paper's loss, on the
     embeddings themselves, whose widths may differ:
 
     .. math:: L = \frac{1}{B^2} \sum_{i,j} (k^s_{ij} - k^t_{ij})^2, \qquad
               k_{ij} = e^{-2 \gamma} \sum_{p=0}^{P} \frac{(2 \gamma)^p}{p!} (\hat x_i \cdot \hat x_j)^p, \quad
               \hat x = \frac{x}{\max(\| x \|_2, 10^{-12})}
 
-    the Gaussian kernel of normalised embeddings, by its Taylor series to order P. Computed in float32, or in float64
+    the Gaussian kernel of normalized embeddings, by its Taylor series to order P. Computed in float32, or in float64
     for float64 embeddings.
 
     Recipe: CIFAR-100 weight 0.02 beside weight 1 on the labels, with ``kernel=None`` and width 128. The paper's kernel
-    has gamma = 0.4 and order 2, and a sampler that fills each batch with several samples of each class.
+    has gamma = 0.4 and order 2, and a sampler with several samples of each class in a batch.
 
     Args:
         kernel: ``None`` or ``"rbf"``.
-        width: numbers that both embeddings are mapped to, without a kernel.
+        width: features that both embeddings are mapped to, without a kernel.
         gamma: of the kernel, positive.
         order: P of the kernel, at least 1.
 
     Shapes:
-        embedding: (B, Ds) and (B, Dt), or one tapped layer a network, flattened.
+        embedding: (B, Ds) and (B, Dt), or one tapped layer of each network, flattened.
         target: not used.
 
     Raises:
@@ -52,7 +52,7 @@ class CorrelationCongruence(Lazy):
 
     Paper: B. Peng, X. Jin, J. Liu, D. Li, Y. Wu, Y. Liu, S. Zhou, Z. Zhang, "Correlation Congruence for Knowledge
     Distillation", ICCV 2019, arXiv 1904.01802. ``None`` follows RepDistiller; ``"rbf"`` follows
-    Knowledge-Distillation-Zoo. torchdistill leaves the embeddings unnormalised and does not square the difference.
+    Knowledge-Distillation-Zoo. torchdistill leaves the embeddings unnormalized and does not square the difference.
 
     >>> student, teacher = torch.eye(2), torch.tensor([[1.0], [2.0]])
     >>> sides = Outputs(student, embedding=student), Outputs(teacher, embedding=teacher)
@@ -62,34 +62,32 @@ class CorrelationCongruence(Lazy):
 
     needs: ClassVar[tuple[str, ...]] = ("embedding",)
     recipe_weight: ClassVar[float] = 0.02
-    minimum: ClassVar[float | None] = None  # two maps with weights of their own: equal embeddings do not give 0
+    minimum: ClassVar[float | None] = None  # two separate maps: equal embeddings do not give 0
     order_matters: ClassVar[bool] = True
 
     def __init__(
         self, kernel: Literal["rbf"] | None = None, width: int = 128, gamma: float = 0.4, order: int = 2
     ) -> None:
         super().__init__()
-        if kernel not in ("rbf", None):
-            raise InputError(f"kernel must be 'rbf' or None, not {kernel!r}.")
-        self.kernel = kernel
+        self.kernel = one_of("kernel", kernel, ("rbf", None))
         self.width = int(at_least("width", width, 1))
         self.gamma = at_least("gamma", gamma, 0, strictly=True)
         self.order = int(at_least("order", order, 1))
 
     def build(self, student: int, teacher: int) -> None:
-        """Both maps."""
+        """Build both linear maps."""
         self.embed_student, self.embed_teacher = nn.Linear(student, self.width), nn.Linear(teacher, self.width)
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """A scalar; gradient to the student and to both maps."""
-        ours, theirs = embeddings(student, teacher)
-        if len(ours) < (2 if self.kernel is None else 1):
-            raise InputError("CorrelationCongruence needs at least 2 samples a batch, with kernel='rbf' at least 1.")
+        """Return a scalar; gradient to the student and to both maps."""
+        student_embedding, teacher_embedding = embeddings(student, teacher)
+        if len(student_embedding) < (2 if self.kernel is None else 1):
+            raise InputError("CorrelationCongruence needs at least 2 samples in a batch, with kernel='rbf' at least 1.")
         if self.kernel == "rbf":
-            return F.mse_loss(self._matrix(ours), self._matrix(theirs.detach()))
-        self.materialize(ours, ours.shape[1], theirs.shape[1])
-        errors = (self.embed_student(ours) - self.embed_teacher(theirs.detach())).abs()
+            return F.mse_loss(self._matrix(student_embedding), self._matrix(teacher_embedding.detach()))
+        self.materialize(student_embedding, student_embedding.shape[1], teacher_embedding.shape[1])
+        errors = (self.embed_student(student_embedding) - self.embed_teacher(teacher_embedding.detach())).abs()
         value: Tensor = (errors[:-1] * errors[1:]).sum(1).mean()
         return value
 

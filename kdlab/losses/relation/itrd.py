@@ -1,4 +1,4 @@
-"""Information-theoretic distillation (ITRD): correlated features and alike neighbours (Miles et al. 2022)."""
+"""Information-theoretic distillation (ITRD): correlated features and sample similarities (Miles et al. 2022)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kdlab.outputs import Outputs
 
 
 class ITRD(Lazy):
-    r"""Every feature correlates with the teacher's, and samples are as alike as in the teacher.
+    r"""Correlation of every feature with the teacher's, and mutual information of sample similarities.
 
     .. math:: L = \lambda_c \log_2 \sum_d |c_d - 1|^{2 \alpha} + \lambda_m \sum_{i,j} \left( (\bar G^s_{ij})^2 -
               (\bar M_{ij})^2 \right), \qquad c_d = \frac{1}{B} \sum_b \tilde x^s_{bd} \, \tilde x^t_{bd}
@@ -34,15 +34,15 @@ class ITRD(Lazy):
         alpha: exponent of the first part, positive.
 
     Shapes:
-        embedding: (B, Ds) and (B, Dt), or one tapped layer a network, flattened.
+        embedding: (B, Ds) and (B, Dt), or one tapped layer of each network, flattened.
         target: not used.
 
     Raises:
-        InputError: a batch of one (nothing varies); several layers tapped; nothing to compare.
+        InputError: a batch of one (no variance); several layers tapped; nothing to compare.
 
     Paper: R. Miles, A. Lopez Rodriguez, K. Mikolajczyk, "Information Theoretic Representation Distillation", BMVC 2022,
-    arXiv 2112.00459. Follows the code in the TTM repository, except that a feature that is the same in the whole batch
-    (as a ReLU's may be) counts as uncorrelated, where that code gives NaN.
+    arXiv 2112.00459. Follows the code in the TTM repository, except that a feature that is constant in the batch (as
+    after a ReLU) counts as uncorrelated, where that code gives NaN.
 
     >>> import torch
     >>> student, teacher = torch.eye(2), torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
@@ -61,21 +61,21 @@ class ITRD(Lazy):
         self.alpha = at_least("alpha", alpha, 0, strictly=True)
 
     def build(self, student: int, teacher: int) -> None:
-        """The linear map."""
+        """Build the linear map."""
         self.embed = nn.Linear(student, teacher)
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The weighted sum of both parts, a scalar; gradient to the student and to the map."""
-        ours, theirs = embeddings(student, teacher)
-        if len(ours) < 2:
-            raise InputError("ITRD needs at least 2 samples a batch: nothing varies within one.")
-        self.materialize(ours, ours.shape[1], theirs.shape[1])
-        ours, theirs = self.embed(ours), theirs.detach()
-        correlations = (_standard(ours) * _standard(theirs)).sum(0) / len(ours)
+        """Return the weighted sum of both parts, a scalar; gradient to the student and to the map."""
+        student_embedding, teacher_embedding = embeddings(student, teacher)
+        if len(student_embedding) < 2:
+            raise InputError("ITRD needs at least 2 samples in a batch: one has no variance.")
+        self.materialize(student_embedding, student_embedding.shape[1], teacher_embedding.shape[1])
+        student_embedding, teacher_embedding = self.embed(student_embedding), teacher_embedding.detach()
+        correlations = (_standard(student_embedding) * _standard(teacher_embedding)).sum(0) / len(student_embedding)
         correlation = (correlations - 1).abs().pow(2 * self.alpha).sum().log2()
-        own = _cosines(ours)
-        mutual = _over_trace(own).square().sum() - _over_trace(own * _cosines(theirs)).square().sum()
+        cosines = _cosines(student_embedding)
+        mutual = _over_trace(cosines).square().sum() - _over_trace(cosines * _cosines(teacher_embedding)).square().sum()
         return self.correlation * correlation + self.mutual * mutual
 
 

@@ -1,4 +1,4 @@
-"""Mean difference: the overall means of two embeddings come together, DDGSD re-implemented (Xu and Liu 2019)."""
+"""Mean difference: squared difference of mean embeddings, as in a port of DDGSD (Xu and Liu 2019)."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ class MeanDifference(nn.Module):
 
     0 for equal means. Computed in float32, or in float64 for float64 embeddings.
 
-    Recipe: DDGSD (Self-KD-Lib) weight 5e-4 for the two views together. :class:`~kdlab.teaching.TwoViews` gives two
-    lessons; with the teacher's side cut off, weight 5e-4 gives the same gradient and twice the value.
+    Recipe: DDGSD (Self-KD-Lib) weight 5e-4 for the two views together. :class:`~kdlab.teaching.TwoViews` compares
+    them in both directions; with the teacher's side detached, weight 5e-4 gives the same gradient and twice the value.
 
     Args:
-        teacher_gradient: let the gradient through to the teacher's side.
+        teacher_gradient: keep the gradient to the teacher's side.
 
     Shapes:
-        embedding: (B, Ds) and (B, Dt), or one tapped layer each.
+        embedding: (B, Ds) and (B, Dt), or one tapped layer of each network.
         target: not used.
 
     Raises:
         InputError: no embedding, several layers, or an empty batch.
 
     Paper: T.-B. Xu, C.-L. Liu, "Data-Distortion Guided Self-Distillation for Deep Neural Networks", AAAI 2019, whose
-    term is a maximum mean discrepancy of the features. This follows Self-KD-Lib, a re-implementation: a mean over
-    features as well, which is less than a discrepancy.
+    term is a maximum mean discrepancy of the features. This follows Self-KD-Lib, a re-implementation, which takes
+    the mean over features as well and so is weaker than the discrepancy.
 
     >>> import torch
     >>> one, other = (Outputs(torch.zeros(2, 3), embedding=torch.full((2, 4), each)) for each in (1.0, 3.0))
@@ -51,8 +51,11 @@ class MeanDifference(nn.Module):
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The squared difference, a scalar; gradient to the student, and to the teacher if that is asked for."""
-        ours, theirs = embeddings(student, teacher)
-        if not ours.numel():
+        """Return the squared difference, a scalar; gradient to the student, with ``teacher_gradient`` to both sides."""
+        student_embedding, teacher_embedding = embeddings(student, teacher)
+        if not student_embedding.numel():
             raise InputError("The batch has no sample to compare: drop empty batches.")
-        return (ours.mean() - (theirs if self.teacher_gradient else theirs.detach()).mean()) ** 2
+        return (
+            student_embedding.mean()
+            - (teacher_embedding if self.teacher_gradient else teacher_embedding.detach()).mean()
+        ) ** 2

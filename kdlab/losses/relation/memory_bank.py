@@ -1,4 +1,4 @@
-"""Samples of the same and of other classes, drawn on the device; and vectors of samples kept from batch to batch."""
+"""Memory bank of sample vectors, and draws of samples of the same and of other classes on the device."""
 
 from __future__ import annotations
 
@@ -10,61 +10,61 @@ from torch import Tensor, nn
 from kdlab.errors import InputError
 
 
-def of_other_classes(labels: Tensor, own: Tensor, count: int, largest: int) -> Tensor:
-    """For every row, ``count`` samples of other classes than its own, each set of them as probable as any other.
+def draw_other_classes(labels: Tensor, row_classes: Tensor, count: int, largest: int) -> Tensor:
+    """Draw ``count`` samples of other classes for every row, (B, count), all sets equally probable.
 
-    Without replacement where all classes leave enough others, else with. Rows share one permutation, from which each
-    takes the first others after a start of its own; so one row's set says something about another's.
+    Without replacement if every class leaves at least ``count`` others, else with. Rows share one permutation, and each
+    takes the first samples of other classes after a random start; so the sets of two rows are not independent.
 
     Args:
         labels: (N,), the class of every sample.
-        own: (B,), the class of every row.
-        count: how many samples a row.
-        largest: how many samples the largest class has.
+        row_classes: (B,), the class of every row.
+        count: samples for each row.
+        largest: samples of the largest class.
 
     Raises:
         InputError: there is one class only.
 
-    >>> of_other_classes(torch.tensor([0, 0, 1, 1, 1]), torch.tensor([1, 1]), 2, 3).sort(1).values
+    >>> draw_other_classes(torch.tensor([0, 0, 1, 1, 1]), torch.tensor([1, 1]), 2, 3).sort(1).values
     tensor([[0, 1],
             [0, 1]])
     """
     samples, device = len(labels), labels.device
     if largest >= samples:
-        raise InputError("All training samples are of one class, so there are no samples of other classes to contrast.")
+        raise InputError("All training samples are of one class: there are no samples of other classes to contrast.")
     if count > samples - largest:
-        order, start, size = _ranges(labels, own)
-        place = torch.randint(2**62, (len(own), count), device=device) % (samples - size)
+        order, start, size = _class_ranges(labels, row_classes)
+        place = torch.randint(2**62, (len(row_classes), count), device=device) % (samples - size)
         return order[torch.where(place < start, place, place + size)]
     order = torch.randperm(samples, device=device)
-    start, span = torch.randint(samples, (len(own),), device=device), count + largest
-    other = _windows(labels[order], span)[start] != own[:, None]
+    start, span = torch.randint(samples, (len(row_classes),), device=device), count + largest
+    other = _windows(labels[order], span)[start] != row_classes[:, None]
     rank = other.cumsum(1)
-    place = torch.where(other & (rank <= count), rank - 1, count)  # the last column takes what is not wanted
-    drawn = torch.empty(len(own), count + 1, dtype=torch.int64, device=device)
+    place = torch.where(other & (rank <= count), rank - 1, count)  # the last column is discarded
+    drawn = torch.empty(len(row_classes), count + 1, dtype=torch.int64, device=device)
     return drawn.scatter_(1, place, _windows(order, span)[start])[:, :count]
 
 
-def of_the_same_class(labels: Tensor, own: Tensor) -> Tensor:
-    """For every row a sample of its own class, (B,), which may be itself; arguments as above."""
-    order, start, size = _ranges(labels, own)
-    return order[start + torch.randint(2**62, start.shape, device=own.device) % size].squeeze(1)
+def draw_same_class(labels: Tensor, row_classes: Tensor) -> Tensor:
+    """Draw a sample of the same class for every row, (B,), possibly itself; arguments as above."""
+    order, start, size = _class_ranges(labels, row_classes)
+    return order[start + torch.randint(2**62, start.shape, device=row_classes.device) % size].squeeze(1)
 
 
-def _ranges(labels: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """All samples in the order of their classes, and where in it each row's class begins and how many it has (B, 1)."""
+def _class_ranges(labels: Tensor, row_classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """All samples ordered by class, and the start and the size of each row's class in this order (B, 1)."""
     ordered, order = labels.sort()
-    start = torch.searchsorted(ordered, own[:, None])
-    return order, start, torch.searchsorted(ordered, own[:, None], right=True) - start
+    start = torch.searchsorted(ordered, row_classes[:, None])
+    return order, start, torch.searchsorted(ordered, row_classes[:, None], right=True) - start
 
 
 def _windows(x: Tensor, span: int) -> Tensor:
-    """(N, span): the ``span`` elements from each one on, around the end; a view that takes no memory."""
+    """Return the ``span`` elements from each one on, cyclically, (N, span), as a view without a copy."""
     return torch.cat([x, x[: span - 1]]).unfold(0, span, 1)
 
 
-class Memory(nn.Module):
-    """One vector of every training sample from either network, the constants of their scores, and labels as seen.
+class MemoryBank(nn.Module):
+    """One vector of every training sample for each network, the log Z of both, and the labels seen so far.
 
     Args:
         samples: N.
@@ -85,17 +85,17 @@ class Memory(nn.Module):
         self.register_buffer("labels", torch.full((samples,), -1))
 
     @torch.no_grad()
-    def remember(self, index: Tensor, labels: Tensor, student: Tensor, teacher: Tensor, momentum: float) -> None:
-        """Move the vectors of some samples towards new ones; of a sample that is given twice, the first counts."""
-        first = _first_of_each(index)
+    def update(self, index: Tensor, labels: Tensor, student: Tensor, teacher: Tensor, momentum: float) -> None:
+        """Move the vectors of some samples towards new ones; for a repeated sample the first one is used."""
+        first = _first_occurrence(index)
         self.labels[index] = labels[first]
         for bank, new in ((self.student, student), (self.teacher, teacher)):
             moved = momentum * bank[index].to(new.dtype) + (1 - momentum) * new[first]
             bank[index] = F.normalize(moved, eps=1e-12).to(bank.dtype)
 
 
-def _first_of_each(index: Tensor) -> Tensor:
-    """For every position, the first one that has the same value."""
+def _first_occurrence(index: Tensor) -> Tensor:
+    """Return the first position with the same value, for every position."""
     ordered, order = index.sort(stable=True)
     places = torch.arange(len(index), device=index.device)
     new = torch.cat([places[:1] == 0, ordered[1:] != ordered[:-1]])
@@ -103,14 +103,14 @@ def _first_of_each(index: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(0, order, order[begins])
 
 
-def parallel() -> bool:
-    """Whether several processes train together."""
+def is_distributed() -> bool:
+    """Return whether several processes train together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def of_all_processes(x: Tensor) -> Tensor:
-    """The rows of all processes, in their order; they may have unequally many."""
-    if not parallel():
+def gather_processes(x: Tensor) -> Tensor:
+    """Return the rows of all processes, in order of rank; their numbers may differ."""
+    if not is_distributed():
         return x
     size = torch.tensor([len(x)], device=x.device)
     sizes = [torch.empty_like(size) for _ in range(dist.get_world_size())]

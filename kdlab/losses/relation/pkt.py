@@ -1,4 +1,4 @@
-"""Probabilistic knowledge transfer (PKT): how probably samples are neighbours (Passalis and Tefas 2018)."""
+"""Probabilistic knowledge transfer (PKT): divergence of neighbor probabilities (Passalis and Tefas 2018)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from kdlab.outputs import Outputs
 
 
 class PKT(nn.Module):
-    r"""Divergence of the students' neighbourhoods in the batch from the teacher's, by cosine similarity.
+    r"""Divergence of the student's neighbor probabilities from the teacher's, by cosine similarity.
 
     .. math:: L = \frac{1}{B^2} \sum_{i,j} p^t_{ij} \log \frac{p^t_{ij} + \epsilon}{p^s_{ij} + \epsilon}, \qquad
               p_{ij} = \frac{c_{ij}}{\sum_k c_{ik}}, \quad c_{ij} = \frac{1}{2} \left( 1 +
               \frac{x_i \cdot x_j}{(\| x_i \| + \epsilon)(\| x_j \| + \epsilon)} \right)
 
-    A sample is its own neighbour too. 0 when both networks see the same neighbourhoods, and always 0 for a batch of
+    A sample is its own neighbor too. 0 when both networks have the same probabilities, and always 0 for a batch of
     one. Computed in float32, or in float64 for float64 embeddings; memory grows with B^2.
 
     Recipe: CIFAR-100 weight 30000 beside weight 1 on the labels. The mean over B^2 makes the weight depend on the batch
@@ -30,7 +30,7 @@ class PKT(nn.Module):
         epsilon: keeps denominators and logarithms finite, positive.
 
     Shapes:
-        embedding: (B, Ds) and (B, Dt), or one tapped layer a network, flattened; widths may differ.
+        embedding: (B, Ds) and (B, Dt), or one tapped layer of each network, flattened; widths may differ.
         target: not used.
 
     Raises:
@@ -54,14 +54,14 @@ class PKT(nn.Module):
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The mean over all pairs, a scalar; gradient to the student only."""
-        ours, theirs = embeddings(student, teacher)
-        if len(ours) < 1:
-            raise InputError("PKT needs at least 1 sample a batch.")
-        p_s, p_t = self._neighbours(ours), self._neighbours(theirs.detach())
+        """Return the mean over all pairs, a scalar; gradient to the student only."""
+        student_embedding, teacher_embedding = embeddings(student, teacher)
+        if len(student_embedding) < 1:
+            raise InputError("PKT needs at least 1 sample in a batch.")
+        p_s, p_t = self._neighbors(student_embedding), self._neighbors(teacher_embedding.detach())
         return (p_t * ((p_t + self.epsilon).log() - (p_s + self.epsilon).log())).mean()
 
-    def _neighbours(self, x: Tensor) -> Tensor:
+    def _neighbors(self, x: Tensor) -> Tensor:
         x = x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + self.epsilon)
         similar = ((x @ x.T + 1) / 2).clamp(min=0)  # rounding can go below
         return similar / similar.sum(1, keepdim=True)

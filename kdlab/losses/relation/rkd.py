@@ -21,20 +21,20 @@ class RKDDistance(nn.Module):
               d_{ij} = \sqrt{\max(\| x_i - x_j \|^2, 10^{-12})} \; (i \ne j), \quad d_{ii} = 0
 
     with :math:`\bar d` the mean over i other than j, and h(u) = u^2 / 2 for |u| < 1, else |u| - 1/2. 0 when both
-    networks see the same relative distances, and always 0 for a batch of two. Computed in float32, or in float64 for
+    networks have the same relative distances, and always 0 for a batch of two. Computed in float32, or in float64 for
     float64 embeddings; memory grows with B^2.
 
     Recipe: weight 25, with 50 on :class:`RKDAngle`, beside weight 1 on the labels; the embedding before the classifier.
 
     Shapes:
-        embedding: (B, Ds) and (B, Dt), or one tapped layer a network, flattened; widths may differ.
+        embedding: (B, Ds) and (B, Dt), or one tapped layer of each network, flattened; widths may differ.
         target: not used.
 
     Raises:
         InputError: a batch of one (there is no distance); several layers tapped; nothing to compare.
 
     Paper: W. Park, D. Kim, Y. Lu, M. Cho, "Relational Knowledge Distillation", CVPR 2019, arXiv 1904.05068. Follows the
-    authors' code, as RepDistiller and mdistiller do; mmrazor normalises the embeddings first, which this does not.
+    authors' code, as RepDistiller and mdistiller do; mmrazor normalizes the embeddings first, which this does not.
 
     >>> student, teacher = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[0.0], [1.0], [3.0]])
     >>> RKDDistance()(Outputs(student, embedding=student), Outputs(teacher, embedding=teacher), torch.zeros(3))
@@ -46,11 +46,11 @@ class RKDDistance(nn.Module):
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The mean over all pairs, a scalar; gradient to the student only."""
-        ours, theirs = embeddings(student, teacher)
-        if len(ours) < 2:
-            raise InputError("RKDDistance needs at least 2 samples a batch: there is no distance within one.")
-        return F.smooth_l1_loss(_distances(ours), _distances(theirs.detach()))
+        """Return the mean over all pairs, a scalar; gradient to the student only."""
+        student_embedding, teacher_embedding = embeddings(student, teacher)
+        if len(student_embedding) < 2:
+            raise InputError("RKDDistance needs at least 2 samples in a batch: one has no distances.")
+        return F.smooth_l1_loss(_distances(student_embedding), _distances(teacher_embedding.detach()))
 
 
 class RKDAngle(nn.Module):
@@ -59,24 +59,24 @@ class RKDAngle(nn.Module):
     .. math:: L = \frac{1}{B^3} \sum_{i,j,k} h\left( e^s_{ij} \cdot e^s_{ik} - e^t_{ij} \cdot e^t_{ik} \right), \qquad
               e_{ij} = \frac{x_j - x_i}{\max(\| x_j - x_i \|_2, 10^{-12})}
 
-    with h(u) = u^2 / 2 for |u| < 1, else |u| - 1/2. 0 when both networks see the same angles, and always 0 for a batch
+    with h(u) = u^2 / 2 for |u| < 1, else |u| - 1/2. 0 when both networks have the same angles, and always 0 for a batch
     of one or two. Computed in float32, or in float64 for float64 embeddings; memory grows with B^3 + B^2 D.
 
-    The gradient at two identical student samples is huge (about 10^9), since their direction is divided by 10^-12; the
-    released code has the same, so this keeps it: clip gradients if a batch can hold a sample twice.
+    The gradient at two identical student samples is huge (about 10^9), because their direction is divided by 10^-12, as
+    in the released code: clip gradients if a batch can hold a sample twice.
 
     Recipe: weight 50, with 25 on :class:`RKDDistance`, beside weight 1 on the labels; the embedding before the
     classifier.
 
     Shapes:
-        embedding: (B, Ds) and (B, Dt), or one tapped layer a network, flattened; widths may differ.
+        embedding: (B, Ds) and (B, Dt), or one tapped layer of each network, flattened; widths may differ.
         target: not used.
 
     Raises:
         InputError: an empty batch; several layers tapped; nothing to compare.
 
     Paper: W. Park, D. Kim, Y. Lu, M. Cho, "Relational Knowledge Distillation", CVPR 2019, arXiv 1904.05068. Follows the
-    authors' code, as RepDistiller and mdistiller do; mmrazor normalises the embeddings first, which this does not.
+    authors' code, as RepDistiller and mdistiller do; mmrazor normalizes the embeddings first, which this does not.
 
     >>> student, teacher = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0], [1.0], [2.0]])
     >>> RKDAngle()(Outputs(student, embedding=student), Outputs(teacher, embedding=teacher), torch.zeros(3))
@@ -88,15 +88,15 @@ class RKDAngle(nn.Module):
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The mean over all triples, a scalar; gradient to the student only."""
-        ours, theirs = embeddings(student, teacher)
-        if len(ours) < 1:
-            raise InputError("RKDAngle needs at least 1 sample a batch.")
-        return F.smooth_l1_loss(_cosines(ours), _cosines(theirs.detach()))
+        """Return the mean over all triples, a scalar; gradient to the student only."""
+        student_embedding, teacher_embedding = embeddings(student, teacher)
+        if len(student_embedding) < 1:
+            raise InputError("RKDAngle needs at least 1 sample in a batch.")
+        return F.smooth_l1_loss(_cosines(student_embedding), _cosines(teacher_embedding.detach()))
 
 
 def _distances(x: Tensor) -> Tensor:
-    """Euclidean distances (B, B) over their mean; from products of centred rows, which need no memory of B^2 D."""
+    """Return Euclidean distances (B, B) over their mean, from products of centered rows (no B^2 D memory)."""
     x = x - x.mean(0)
     products = x @ x.T
     squares = products.diagonal()

@@ -1,4 +1,4 @@
-"""Similarity preserving (SP): samples that look alike to the teacher do so to the student (Tung and Mori 2019)."""
+"""Similarity preserving (SP): pairwise similarities of the samples as in the teacher (Tung and Mori 2019)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from kdlab.outputs import Outputs
 
 
 class SimilarityPreserving(nn.Module):
-    r"""Mean squared difference of row-normalised similarity matrices of the batch, summed over the layers.
+    r"""Mean squared difference of row-normalized similarity matrices of the batch, summed over the layers.
 
     .. math:: L = \sum_i \frac{1}{B^2} \| \hat G^s_i - \hat G^t_i \|_F^2, \qquad
               G = X X^\top, \quad \hat G_{b} = \frac{G_{b}}{\max(\| G_{b} \|_2, 10^{-12})}
 
-    with X the layer flattened to (B, D); widths may differ. 0 when both networks see the same similarities, and always
+    with X the layer flattened to (B, D); widths may differ. 0 when both networks have the same similarities, and always
     0 for a batch of one. Computed in float32, or in float64 for float64 layers. A sample whose layer is 0 everywhere
     has a row of zeros; the gradient there is very large, as in the released code.
 
@@ -33,7 +33,7 @@ class SimilarityPreserving(nn.Module):
         InputError: no layers, unequal numbers of layers, unequal batches.
 
     Paper: F. Tung, G. Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, arXiv 1907.09682. Follows
-    RepDistiller and mdistiller, which have the paper's L2 rows; torchdistill normalises rows with the L1 norm.
+    RepDistiller and mdistiller, which have the paper's L2 rows; torchdistill normalizes rows with the L1 norm.
 
     >>> student, teacher = torch.eye(2), torch.ones(2, 3)
     >>> SimilarityPreserving()(Outputs(student, (student,)), Outputs(teacher, (teacher,)), torch.zeros(2))
@@ -45,7 +45,7 @@ class SimilarityPreserving(nn.Module):
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The sum over the layers, a scalar; gradient to the student only."""
+        """Return the sum over the layers, a scalar; gradient to the student only."""
         pairs = layer_pairs(student, teacher)
         return torch.stack([F.mse_loss(_similarity(p.student), _similarity(p.teacher.detach())) for p in pairs]).sum()
 

@@ -1,4 +1,4 @@
-"""Losses on what networks answer: their logits."""
+"""Losses on logits."""
 
 from kdlab.losses.response.consistency import Consistency
 from kdlab.losses.response.curriculum_temperature import CurriculumTemperature

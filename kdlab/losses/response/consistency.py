@@ -1,17 +1,17 @@
-"""Consistency: the squared difference of class probabilities, as mean teacher takes it (Tarvainen and Valpola 2017)."""
+"""Consistency: mean squared difference of class probabilities, as in mean teacher (Tarvainen and Valpola 2017)."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdlab.losses.functional import full_precision
-from kdlab.losses.response.logits import rows
+from kdlab.losses.response.logits import PerSample, sample_logits
 from kdlab.outputs import Outputs
 
 
-class Consistency(nn.Module):
+class Consistency(PerSample):
     r"""Mean squared difference of the two networks' class probabilities.
 
     .. math:: L = \frac{1}{BK} \sum_{b=1}^{B} \sum_{k=1}^{K} (q_{bk} - p_{bk})^2, \qquad
@@ -20,14 +20,14 @@ class Consistency(nn.Module):
     0 when both give the same probabilities. Computed in float32, or in float64 for float64 logits.
 
     Recipe: mean teacher with :class:`~kdlab.teaching.MovingAverage` and an :class:`~kdlab.schedules.ExponentialRamp`
-    of the weight; weight 100 in the authors' CIFAR-10 runs with few labels was not checked, so 1 stands here.
+    of the weight; weight 100 in the authors' CIFAR-10 runs with few labels was not verified, so the default here is 1.
 
     Shapes:
         logits: (B, K), the same for both networks.
         target: not used.
 
     Raises:
-        InputError: logits of another form, networks that differ in classes or batch, an empty batch.
+        InputError: logits of another shape, networks that differ in classes or batch, an empty batch.
 
     Paper: A. Tarvainen, H. Valpola, "Mean teachers are better role models: Weight-averaged consistency targets improve
     semi-supervised deep learning results", NIPS 2017, arXiv 1703.01780; the mean over classes follows the formula's
@@ -43,12 +43,7 @@ class Consistency(nn.Module):
     recipe_weight: ClassVar[float] = 1.0
 
     @full_precision
-    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The mean squared difference, a scalar; gradient to the student only."""
-        return self.per_sample(student, teacher, target).mean()
-
-    @full_precision
     def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The mean squared difference over the classes for every sample, (B,)."""
-        ours, theirs = rows(student, teacher)
-        return (ours.softmax(1) - theirs.softmax(1)).square().mean(1)
+        """Return the mean squared difference over the classes for every sample, (B,)."""
+        student_logits, teacher_logits = sample_logits(student, teacher)
+        return (student_logits.softmax(1) - teacher_logits.softmax(1)).square().mean(1)

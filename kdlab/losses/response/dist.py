@@ -1,4 +1,4 @@
-"""DIST: class probabilities correlate, within every sample and within every class (Huang et al. 2022)."""
+"""DIST: correlation of class probabilities within samples and within classes (Huang et al. 2022)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kdlab.losses.checks import at_least
 from kdlab.losses.functional import full_precision
-from kdlab.losses.response.logits import rows
+from kdlab.losses.response.logits import sample_logits
 from kdlab.outputs import Outputs
 
 
@@ -64,8 +64,8 @@ class DIST(nn.Module):
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The weighted sum of both parts, a scalar; gradient to the student only."""
-        q, p = (F.softmax(logits / self.temperature, 1) for logits in rows(student, teacher))
+        """Return the weighted sum of both parts, a scalar; gradient to the student only."""
+        q, p = (F.softmax(logits / self.temperature, 1) for logits in sample_logits(student, teacher))
         within_samples = 1 - _correlation(q, p).mean()
         within_classes = 1 - _correlation(q.T, p.T).mean()
         return (self.beta * within_samples + self.gamma * within_classes) * self.temperature**2

@@ -1,25 +1,25 @@
-"""Decoupled knowledge distillation (DKD): target class and other classes are weighted apart (Zhao et al. 2022)."""
+"""Decoupled knowledge distillation (DKD): separate weights for target and other classes (Zhao et al. 2022)."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdlab.losses.checks import at_least, class_labels
 from kdlab.losses.functional import full_precision
-from kdlab.losses.response.logits import binary_divergence, divergence, rows, split
+from kdlab.losses.response.logits import PerSample, binary_divergence, divergence, sample_logits, split
 from kdlab.outputs import Outputs
 
 
-class DKD(nn.Module):
-    r"""Two divergences with weights of their own: label against the rest, and among the rest.
+class DKD(PerSample):
+    r"""Weighted divergences of label versus other classes, and among the other classes.
 
     .. math:: L = \alpha \, T^2 \, \mathrm{KL}(b^t \| b^s) + \beta \, T^2 \, \mathrm{KL}(\hat p^t \| \hat p^s)
 
     with :math:`p = \mathrm{softmax}(z / T)`, :math:`b = (p_y, 1 - p_y)` and :math:`\hat p` the softmax over the K - 1
     classes other than the label y; both summed over classes and averaged over samples. 0 when both networks give the
-    same probabilities. With K = 2 the second part is 0 whatever the networks say. Computed in float32, or in float64
+    same probabilities. With K = 2 the second part is always 0. Computed in float32, or in float64
     for float64 logits.
 
     Recipe: CIFAR-100 alpha = 1, T = 4, beta = 8 (resnet32x4 to resnet8x4 and to ShuffleNets), 6 (WRN and VGG pairs) or
@@ -58,16 +58,13 @@ class DKD(nn.Module):
         self.temperature = at_least("temperature", temperature, 0, strictly=True)
 
     @full_precision
-    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The weighted sum of both parts, a scalar; gradient to the student only."""
-        return self.per_sample(student, teacher, target).mean()
-
-    @full_precision
     def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The weighted sum of both parts for every sample, (B,)."""
-        ours, theirs = rows(student, teacher)
-        labels = class_labels(target, ours)
-        our_odds, our_others = split(ours / self.temperature, labels)
-        their_odds, their_others = split(theirs / self.temperature, labels)
-        parts = self.alpha * binary_divergence(our_odds, their_odds) + self.beta * divergence(our_others, their_others)
+        """Return the weighted sum of both parts for every sample, (B,)."""
+        student_logits, teacher_logits = sample_logits(student, teacher)
+        labels = class_labels(target, student_logits)
+        student_odds, student_others = split(student_logits / self.temperature, labels)
+        teacher_odds, teacher_others = split(teacher_logits / self.temperature, labels)
+        parts = self.alpha * binary_divergence(student_odds, teacher_odds) + self.beta * divergence(
+            student_others, teacher_others
+        )
         return parts * self.temperature**2

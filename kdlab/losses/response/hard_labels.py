@@ -1,39 +1,39 @@
-"""Hard distillation (DeiT): the class that the teacher is surest of serves as a second label (Touvron et al. 2021)."""
+"""Hard distillation (DeiT): the teacher's predicted class as a second label (Touvron et al. 2021)."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdlab.losses.functional import full_precision
-from kdlab.losses.response.logits import rows
+from kdlab.losses.response.logits import PerSample, sample_logits
 from kdlab.outputs import Outputs
 
 
-class HardLabels(nn.Module):
-    r"""Cross-entropy of the student's class probabilities with the teacher's decision.
+class HardLabels(PerSample):
+    r"""Cross-entropy of the student's class probabilities with the teacher's predicted class.
 
     .. math:: L = -\frac{1}{B} \sum_{b=1}^{B} \log q_{b t_b}, \qquad t_b = \arg\max_k z^t_{bk}, \quad
               q = \mathrm{softmax}(z^s)
 
-    Equal networks are no minimum: a surer student has a lower value. Computed in float32, or in float64 for float64
-    logits.
+    Equal networks are no minimum: a more confident student has a lower value. Computed in float32, or in float64 for
+    float64 logits.
 
-    Recipe: ImageNet weight 0.5 with weight 0.5 on the labels, the teacher on the same augmented image; taken over for
-    CIFAR-100, where the paper has no from-scratch setting.
+    Recipe: ImageNet weight 0.5 with weight 0.5 on the labels, the teacher on the same augmented image; the same here
+    for CIFAR-100, where the paper has no from-scratch setting.
 
     Shapes:
         logits: (B, K), the same for both networks.
         target: not used.
 
     Raises:
-        InputError: the networks differ in classes or batch, logits of another form, an empty batch.
+        InputError: the networks differ in classes or batch, logits of another shape, an empty batch.
 
     Paper: H. Touvron, M. Cord, M. Douze, F. Massa, A. Sablayrolles, H. Jégou, "Training data-efficient image
     transformers & distillation through attention", ICML 2021, arXiv 2012.12877. Released code (deit) has the same
-    value, on the logits of a distillation token of its own; here the student has one answer.
+    value, on the logits of a separate distillation token; here the student has one output.
 
     >>> import torch
     >>> student, teacher = Outputs(torch.tensor([[2.0, 0.0]])), Outputs(torch.tensor([[1.0, 3.0]]))
@@ -46,12 +46,7 @@ class HardLabels(nn.Module):
     minimum: ClassVar[float | None] = None
 
     @full_precision
-    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The cross-entropy, a scalar; gradient to the student only."""
-        return self.per_sample(student, teacher, target).mean()
-
-    @full_precision
     def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The cross-entropy of every sample, (B,)."""
-        ours, theirs = rows(student, teacher)
-        return F.cross_entropy(ours, theirs.argmax(1), reduction="none")
+        """Return the cross-entropy of every sample, (B,)."""
+        student_logits, teacher_logits = sample_logits(student, teacher)
+        return F.cross_entropy(student_logits, teacher_logits.argmax(1), reduction="none")

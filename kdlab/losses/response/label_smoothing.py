@@ -1,4 +1,4 @@
-"""Label smoothing: some of every label's weight goes to the other classes, evenly (Szegedy et al. 2016)."""
+"""Label smoothing: cross-entropy with labels mixed with the uniform distribution (Szegedy et al. 2016)."""
 
 from __future__ import annotations
 
@@ -6,34 +6,34 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdlab.errors import InputError
-from kdlab.losses.checks import at_least, class_labels
+from kdlab.losses.checks import at_least, class_labels, one_of
 from kdlab.losses.functional import full_precision
-from kdlab.losses.response.logits import rows
+from kdlab.losses.response.logits import PerSample, sample_logits
 from kdlab.outputs import Outputs
 
 
-class LabelSmoothing(nn.Module):
-    r"""Cross-entropy of the student's class probabilities with smoothed labels; the teacher's answer does not matter.
+class LabelSmoothing(PerSample):
+    r"""Cross-entropy of the student's class probabilities with smoothed labels; the teacher is not read.
 
     .. math:: L = -\frac{1}{B} \sum_b \sum_k u_{bk} \log q_{bk}, \qquad q = \mathrm{softmax}(z^s)
 
-    where u is, by ``over``,
+    where u depends on ``over``:
 
     - ``"all"``: epsilon / K on every class, and 1 - epsilon more on the label;
     - ``"others"``: 1 - epsilon on the label and epsilon / (K - 1) on every other class.
 
     ``"others"`` with epsilon is ``"all"`` with epsilon K / (K - 1). Up to a constant it is 1 - epsilon times the labels
-    plus epsilon times the divergence from a teacher that finds all classes equally likely, which is why methods without
-    a teacher should be compared with it. Computed in float32, or in float64 for float64 logits.
+    plus epsilon times the divergence from a uniform teacher, so it is the baseline for methods without a teacher.
+    Computed in float32, or in float64 for float64 logits.
 
-    Recipe: it is the whole loss on the labels: weight 1 with weight 0 on the labels. CIFAR-100 epsilon = 0.1 in the
+    Recipe: it replaces the loss on the labels: weight 1 with weight 0 on the labels. CIFAR-100 epsilon = 0.1 in the
     baselines of Tf-KD and of Zipf's label smoothing, there with ``"others"``.
 
     Args:
-        epsilon: the weight that is spread, at least 0 and below 1.
+        epsilon: the weight of the smoothing, at least 0 and below 1.
         over: ``"all"`` or ``"others"``.
 
     Shapes:
@@ -41,7 +41,7 @@ class LabelSmoothing(nn.Module):
         target: (B,) integer class labels.
 
     Raises:
-        InputError: epsilon out of range, another ``over``; logits of another form, labels that are not class indices,
+        InputError: epsilon out of range, another ``over``; logits of another shape, labels that are not class indices,
             one class only, an empty batch.
 
     Paper: C. Szegedy, V. Vanhoucke, S. Ioffe, J. Shlens, Z. Wojna, "Rethinking the Inception Architecture for Computer
@@ -59,27 +59,18 @@ class LabelSmoothing(nn.Module):
 
     def __init__(self, epsilon: float = 0.1, over: Literal["all", "others"] = "all") -> None:
         super().__init__()
-        self.epsilon = at_least("epsilon", epsilon, 0)
-        if epsilon >= 1:
-            raise InputError(f"epsilon must be below 1, or nothing is left for the label, but is {epsilon!r}.")
-        if over not in ("all", "others"):
-            raise InputError(f"over must be 'all' or 'others', not {over!r}.")
-        self.over = over
-
-    @full_precision
-    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The cross-entropy, a scalar; gradient to the student only."""
-        return self.per_sample(student, teacher, target).mean()
+        self.epsilon = at_least("epsilon", epsilon, 0, below=1)
+        self.over = one_of("over", over, ("all", "others"))
 
     @full_precision
     def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The cross-entropy of every sample, (B,)."""
-        ours, _ = rows(student, teacher)
-        labels = class_labels(target, ours)
+        """Return the cross-entropy of every sample, (B,)."""
+        logits, _ = sample_logits(student, teacher)
+        labels = class_labels(target, logits)
         if self.over == "all":
-            return F.cross_entropy(ours, labels, reduction="none", label_smoothing=self.epsilon)
-        if ours.shape[1] < 2:
-            raise InputError("LabelSmoothing(over='others') needs another class: give it logits of at least 2 classes.")
-        spread = torch.full_like(ours, self.epsilon / (ours.shape[1] - 1))
+            return F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.epsilon)
+        if logits.shape[1] < 2:
+            raise InputError("LabelSmoothing(over='others') needs logits of at least 2 classes.")
+        spread = torch.full_like(logits, self.epsilon / (logits.shape[1] - 1))
         smoothed = spread.scatter(1, labels[:, None], 1 - self.epsilon)
-        return -(smoothed * F.log_softmax(ours, 1)).sum(1)
+        return -(smoothed * F.log_softmax(logits, 1)).sum(1)

@@ -1,25 +1,25 @@
-"""Labels: cross-entropy with the true labels as one more knowledge, on a view or with a schedule of its own."""
+"""Labels: cross-entropy with the true labels as one more knowledge, on a view or with its own schedule."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdlab.losses.checks import class_labels
 from kdlab.losses.functional import full_precision
-from kdlab.losses.response.logits import rows
+from kdlab.losses.response.logits import PerSample, sample_logits
 from kdlab.outputs import Outputs
 
 
-class Labels(nn.Module):
-    r"""Cross-entropy of the student's class probabilities with the true labels; the teacher's answer does not matter.
+class Labels(PerSample):
+    r"""Cross-entropy of the student's class probabilities with the true labels; the teacher is not read.
 
     .. math:: L = -\frac{1}{B} \sum_{b=1}^{B} \log q_{b y_b}, \qquad q = \mathrm{softmax}(z^s)
 
-    The labels of the batch itself are the task, with its own weight; this is for labels elsewhere, such as on another
-    view (:class:`~kdlab.losses.OnView`). Computed in float32, or in float64 for float64 logits.
+    The task loss covers the labels of the batch itself; this loss is for labels elsewhere, such as on another view
+    (:class:`~kdlab.losses.OnView`). Computed in float32, or in float64 for float64 logits.
 
     Recipe: CIFAR-100 multi-level logit distillation puts it on the strong view with weight 0.1.
 
@@ -28,9 +28,9 @@ class Labels(nn.Module):
         target: (B,) integer class labels.
 
     Raises:
-        InputError: logits of another form, labels that are not class indices, an empty batch.
+        InputError: logits of another shape, labels that are not class indices, an empty batch.
 
-    Paper: none of its own.
+    Paper: none.
 
     >>> import torch
     >>> student = Outputs(torch.tensor([[2.0, 0.0]]))
@@ -45,12 +45,7 @@ class Labels(nn.Module):
     minimum: ClassVar[float | None] = None
 
     @full_precision
-    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The cross-entropy, a scalar; gradient to the student only."""
-        return self.per_sample(student, teacher, target).mean()
-
-    @full_precision
     def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The cross-entropy of every sample, (B,)."""
-        ours, _ = rows(student, teacher)
-        return F.cross_entropy(ours, class_labels(target, ours), reduction="none")
+        """Return the cross-entropy of every sample, (B,)."""
+        logits, _ = sample_logits(student, teacher)
+        return F.cross_entropy(logits, class_labels(target, logits), reduction="none")

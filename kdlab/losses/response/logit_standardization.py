@@ -1,4 +1,4 @@
-"""Logit standardisation (LSKD): a loss sees logits with mean 0 and spread 1 in every sample (Sun et al. 2024)."""
+"""Logit standardization (LSKD): a loss on logits with mean 0 and deviation 1 in every sample (Sun et al. 2024)."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ class LogitStandardization(nn.Module):
               \tilde z = \frac{z - \mathrm{mean}_k z}{\mathrm{std}_k z + 10^{-7}}
 
     with the mean and the unbiased standard deviation (K - 1) over the classes of each sample, on both sides and on
-    every view that the loss reads; the gradient goes through both. As many classes as 2 leave only the sign. What else
-    the loss reads stays as it is. Computed in float32, or in float64 for float64 logits.
+    every view that the loss reads; the gradient goes through both. With 2 classes only the sign is left. The other
+    inputs of the loss are unchanged. Computed in float32, or in float64 for float64 logits.
 
     Recipe: CIFAR-100 soft targets with T = 2, weight 9, with weight 0.1 on the labels (T = 2 or 3 and weights 1 to 18
     by pair); ImageNet T = 1, weights 0.5 and 1. Around DKD the weight multiplies alpha and beta.
 
     Args:
-        loss: what compares the standardised logits; ``None`` is soft targets with T = 2.
+        loss: the loss on the standardized logits; ``None`` is soft targets with T = 2.
 
     Shapes:
         logits: (..., K) with K of at least 2; the rest as the loss takes it.
 
     Raises:
-        InputError: logits of one class, an empty batch, and whatever the loss refuses.
+        InputError: logits of one class, an empty batch, or an error of the loss.
 
     Paper: S. Sun, W. Ren, J. Li, R. Wang, X. Cao, "Logit Standardization in Knowledge Distillation", CVPR 2024, arXiv
-    2403.01427. This gives the value of the authors' code, whose variant of multi-level distillation standardises only
+    2403.01427. This gives the value of the authors' code, whose variant of multi-level distillation standardizes only
     its soft targets.
 
     >>> import torch
@@ -56,36 +56,35 @@ class LogitStandardization(nn.Module):
         self.loss = SoftTargets(2.0) if loss is None else loss
         if needs_of(self.loss) and "logits" not in needs_of(self.loss):
             raise InputError(
-                f"{type(self.loss).__name__} does not read logits, which LogitStandardization changes: give a loss "
-                "that does."
+                f"{type(self.loss).__name__} does not read logits, which LogitStandardization changes; use another."
             )
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What the loss inside needs, and logits."""
+        """Return the inputs that the wrapped loss needs, and logits."""
         return tuple(dict.fromkeys(("logits", *needs_of(self.loss))))
 
     @property
     def views(self) -> tuple[str, ...]:
-        """The views that the loss inside reads."""
+        """Return the views that the wrapped loss reads."""
         return views_of(self.loss)
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The inner loss, a scalar."""
-        value: Tensor = self.loss(_standardised(student), _standardised(teacher), target)
+        """Return the wrapped loss on standardized logits, a scalar."""
+        value: Tensor = self.loss(_standardize(student), _standardize(teacher), target)
         return value
 
     @property
     def per_sample(self) -> Callable[[Outputs, Outputs, Tensor], Tensor]:
-        """The inner loss for every sample, (B,), if it has that."""
+        """Return the ``per_sample`` of the wrapped loss, on standardized logits."""
         inner: Any = self.loss.per_sample
-        return lambda student, teacher, target: inner(_standardised(student), _standardised(teacher), target)
+        return lambda student, teacher, target: inner(_standardize(student), _standardize(teacher), target)
 
 
-def _standardised(outputs: Outputs) -> Outputs:
+def _standardize(outputs: Outputs) -> Outputs:
     z = outputs.logits
     if z.shape[-1] < 2 or not z.numel():
-        raise InputError(f"Logits {tuple(z.shape)} have no spread: at least 2 classes and 1 sample are needed.")
+        raise InputError(f"Logits {tuple(z.shape)} cannot be standardized: at least 2 classes and 1 sample are needed.")
     z = (z - z.mean(-1, keepdim=True)) / (z.std(-1, keepdim=True) + 1e-7)
-    return replace(outputs, logits=z, views={name: _standardised(view) for name, view in outputs.views.items()})
+    return replace(outputs, logits=z, views={name: _standardize(view) for name, view in outputs.views.items()})

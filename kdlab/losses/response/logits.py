@@ -1,4 +1,4 @@
-"""What losses on class scores (B, K) share: their checks, and divergences sample by sample."""
+"""Shared parts of the losses on logits (B, K): base class, checks, divergences for every sample."""
 
 from __future__ import annotations
 
@@ -8,36 +8,50 @@ from torch import Tensor, nn
 
 from kdlab.errors import InputError
 from kdlab.losses.checks import same_logits
+from kdlab.losses.functional import full_precision
 from kdlab.outputs import Outputs
 
 
-def rows(student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
-    """The logits (B, K) of both sides, the teacher's cut from the graph.
+class PerSample(nn.Module):
+    """A loss on logits (B, K) that is the mean of one value for every sample."""
+
+    @full_precision
+    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+        """Return the mean over the samples, a scalar; gradient to the student only."""
+        return self.per_sample(student, teacher, target).mean()
+
+    def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+        """Return the value for every sample, (B,); a subclass defines it under :func:`full_precision`."""
+        raise NotImplementedError(f"{type(self).__name__} must define per_sample().")
+
+
+def sample_logits(student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
+    """Return the logits (B, K) of both sides, the teacher's detached.
 
     Raises:
         InputError: they are not of one shape (B, K), or the batch is empty.
     """
     same_logits(student, teacher)
     if student.logits.dim() != 2:
-        raise InputError(f"This loss needs logits (B, K), one row a sample, not {tuple(student.logits.shape)}.")
+        raise InputError(f"This loss needs logits (B, K), one row for each sample, not {tuple(student.logits.shape)}.")
     if not student.logits.numel():
         raise InputError("The batch has no sample to compare: drop empty batches.")
     return student.logits, teacher.logits.detach()
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL of softened class distributions (B, K), teacher first: (B,), without a factor T^2."""
+    """Return the KL divergence of softened class distributions (B, K), teacher first: (B,), without a factor T^2."""
     log_q, log_p = F.log_softmax(student / temperature, 1), F.log_softmax(teacher / temperature, 1)
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
 
 
 def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """Cross-entropy with softened class distributions (B, K), teacher first: (B,), without a factor T^2."""
+    """Return the cross-entropy of softened class distributions (B, K), teacher first: (B,), without a factor T^2."""
     return -(F.softmax(teacher / temperature, 1) * F.log_softmax(student / temperature, 1)).sum(1)
 
 
 def split(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The label's log-odds against all others (B,), and the logits of the others (B, K - 1).
+    """Return the label's log-odds against all other classes (B,), and the logits of these (B, K - 1).
 
     Raises:
         InputError: there is no other class.
@@ -50,17 +64,17 @@ def split(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def binary_divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL of two-way distributions given as log-odds (B,), teacher first."""
+    """Return the KL divergence of Bernoulli distributions given as log-odds (B,), teacher first: (B,)."""
     # log p = logsigmoid(u) and log(1 - p) = logsigmoid(-u) stay finite where p is 0 or 1.
     yes = torch.sigmoid(teacher) * (F.logsigmoid(teacher) - F.logsigmoid(student))
     return yes + torch.sigmoid(-teacher) * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
 
 
 def needs_of(loss: nn.Module) -> tuple[str, ...]:
-    """What a loss inside another says it needs."""
+    """Return the inputs that a wrapped loss needs."""
     return tuple(getattr(loss, "needs", ()))
 
 
 def views_of(loss: nn.Module) -> tuple[str, ...]:
-    """The views that a loss inside another reads."""
+    """Return the views that a wrapped loss reads."""
     return tuple(getattr(loss, "views", ()))

@@ -1,4 +1,4 @@
-"""MLKD: samples, their similarities and those of classes, at many temperatures, on two views (Jin et al. 2023)."""
+"""MLKD: predictions, sample and class similarities at several temperatures on two views (Jin et al. 2023)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kdlab.errors import InputError
 from kdlab.losses.checks import at_least
 from kdlab.losses.functional import full_precision
-from kdlab.losses.response.logits import divergence, rows, split
+from kdlab.losses.response.logits import divergence, sample_logits, split
 from kdlab.losses.response.on_view import view_of
 from kdlab.outputs import Outputs
 
@@ -23,13 +23,13 @@ class MLKD(nn.Module):
               + \frac{\bar m}{B} \| P P^\top - Q Q^\top \|_F^2 + \frac{\bar c}{K} \| P^\top P - Q^\top Q \|_F^2 \Big)
 
     with :math:`P, Q` (B, K) the softmax of :math:`z / T` of teacher and student on the batch and
-    :math:`K_{T b} = T^2 \, \mathrm{KL}(P_b \| Q_b)`. The masks m and c keep the samples on which the teacher is no
-    surer (largest probability at T = 1) than in the median, and the classes to which it gives no more than the median;
-    :math:`\bar m, \bar c` are the shares kept. 0 when both networks agree on both views. Computed in float32, or in
-    float64 for float64 logits.
+    :math:`K_{T b} = T^2 \, \mathrm{KL}(P_b \| Q_b)`. The masks m and c select the samples on which the teacher's
+    confidence (largest probability at T = 1) is at most the median, and the classes whose total probability is at most
+    the median; :math:`\bar m, \bar c` are the selected shares. 0 when both networks agree on both views. Computed in
+    float32, or in float64 for float64 logits.
 
     As released (the default), :math:`m_b` is :math:`\bar m` too, so that nothing is selected, and the second term uses
-    the strong view for all temperatures but the last two, which use the batch again. Otherwise the masks select:
+    the strong view for all temperatures but the last two, for which it uses the batch. Otherwise the masks select:
     samples in the first term, rows of the Gram matrices in the last two; the second term uses the strong view
     throughout; and the Gram terms are added for the strong view, with the same masks.
 
@@ -39,7 +39,7 @@ class MLKD(nn.Module):
     Args:
         temperatures: T, positive; of the released code's five, the first is the base temperature.
         view: name of the strong view.
-        as_released: what the code computes; ``False`` for what it means to compute.
+        as_released: compute what the released code computes; ``False``: what it means to compute.
 
     Shapes:
         logits: (B, K), the same for both networks and on the view.
@@ -49,7 +49,8 @@ class MLKD(nn.Module):
         InputError: temperatures out of range, networks or views that differ in classes or batch, no such view, an empty
             batch.
 
-    Paper: Y. Jin, J. Wang, D. Lin, "Multi-Level Logit Distillation", CVPR 2023. This follows the authors' code as said.
+    Paper: Y. Jin, J. Wang, D. Lin, "Multi-Level Logit Distillation", CVPR 2023. This follows the authors' code as
+    described above.
 
     >>> from dataclasses import replace
     >>> student, teacher = Outputs(torch.tensor([[2.0, 0.0]])), Outputs(torch.tensor([[0.0, 2.0]]))
@@ -69,24 +70,27 @@ class MLKD(nn.Module):
     ) -> None:
         super().__init__()
         if not temperatures:
-            raise InputError("temperatures must name at least one temperature.")
+            raise InputError("temperatures must have at least one entry.")
         self.temperatures = tuple(at_least("temperatures", each, 0, strictly=True) for each in temperatures)
         self.view = view
         self.as_released = as_released
 
     @property
     def views(self) -> tuple[str, ...]:
-        """The strong view."""
+        """Return the strong view."""
         return (self.view,)
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The sum of all terms, a scalar; gradient to the student only."""
-        weak, strong = rows(student, teacher), rows(view_of(student, self.view), view_of(teacher, self.view))
+        """Return the sum of all terms, a scalar; gradient to the student only."""
+        weak, strong = (
+            sample_logits(student, teacher),
+            sample_logits(view_of(student, self.view), view_of(teacher, self.view)),
+        )
         if weak[0].shape != strong[0].shape:
             raise InputError(
-                f"MLKD needs one input a sample on the view {self.view!r}, but logits are {tuple(weak[0].shape)} on "
-                f"the batch and {tuple(strong[0].shape)} on the view."
+                f"MLKD needs one input for each sample on the view {self.view!r}, but logits are "
+                f"{tuple(weak[0].shape)} on the batch and {tuple(strong[0].shape)} on the view."
             )
         samples, classes = _masks(weak[1])
         if self.as_released:
@@ -94,22 +98,22 @@ class MLKD(nn.Module):
         terms = []
         for number, temperature in enumerate(self.temperatures):
             last_two = number >= len(self.temperatures) - 2
-            again = weak if self.as_released and last_two else strong
+            second = weak if self.as_released and last_two else strong
             terms.append(temperature**2 * (samples * divergence(*weak, temperature)).mean())
-            terms.append(temperature**2 * divergence(*again, temperature).mean())
+            terms.append(temperature**2 * divergence(*second, temperature).mean())
             for view in (weak,) if self.as_released else (weak, strong):
                 q, p = (F.softmax(logits / temperature, 1) for logits in view)
-                terms += [_gram_gap(q, p, samples), _gram_gap(q.T, p.T, classes)]
+                terms += [_gram_difference(q, p, samples), _gram_difference(q.T, p.T, classes)]
         return torch.stack(terms).sum()
 
 
 def _masks(teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """1 for the half of the samples on which the teacher is least sure, and for the half of the classes with least."""
-    # Both compared by monotone functions of probabilities, which tell sure samples apart where float32 rounds to 1.
+    """Return masks of the half of the samples with the least confidence and of the classes with the least mass."""
+    # Both compared by monotone functions of probabilities, which still differ where float32 probabilities round to 1.
     surest, mass = split(teacher, teacher.argmax(1))[0], F.log_softmax(teacher, 1).logsumexp(0)
     return (surest <= surest.median()).to(teacher.dtype), (mass <= mass.median()).to(teacher.dtype)
 
 
-def _gram_gap(q: Tensor, p: Tensor, kept: Tensor) -> Tensor:
-    """Squared differences of both Gram matrices of rows, summed over each row and averaged, rows not kept as 0."""
-    return (kept * (p @ p.T - q @ q.T).square().sum(1)).mean()
+def _gram_difference(q: Tensor, p: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean over rows of the squared difference of both Gram matrices; rows masked out count 0."""
+    return (mask * (p @ p.T - q @ q.T).square().sum(1)).mean()

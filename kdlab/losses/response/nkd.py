@@ -1,20 +1,20 @@
-"""NKD: the label's probability as weight of the labels, the rest normalised and compared apart (Yang et al. 2023)."""
+"""NKD: target-class cross-entropy and the normalized non-target probabilities (Yang et al. 2023)."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdlab.losses.checks import at_least, class_labels
 from kdlab.losses.functional import full_precision
-from kdlab.losses.response.logits import rows, soft_cross_entropy, split
+from kdlab.losses.response.logits import PerSample, sample_logits, soft_cross_entropy, split
 from kdlab.outputs import Outputs
 
 
-class NKD(nn.Module):
-    r"""Cross-entropies with the teacher's probabilities: of the label, and among the normalised other classes.
+class NKD(PerSample):
+    r"""Cross-entropies with the teacher's probabilities: of the label, and among the normalized other classes.
 
     .. math:: L = -\frac{1}{B} \sum_b \Big( p_{b y} \log q_{b y}
               + \gamma T^2 \sum_{k \ne y} \hat p_{bk} \log \hat q_{bk} \Big)
@@ -59,16 +59,14 @@ class NKD(nn.Module):
         self.temperature = at_least("temperature", temperature, 0, strictly=True)
 
     @full_precision
-    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The weighted sum of both parts, a scalar; gradient to the student only."""
-        return self.per_sample(student, teacher, target).mean()
-
-    @full_precision
     def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The weighted sum of both parts for every sample, (B,)."""
-        ours, theirs = rows(student, teacher)
-        labels = class_labels(target, ours)
-        (our_odds, our_others), (their_odds, their_others) = split(ours, labels), split(theirs, labels)
-        of_label = -their_odds.sigmoid() * F.logsigmoid(our_odds)
-        of_others = soft_cross_entropy(our_others, their_others, self.temperature)
-        return of_label + self.gamma * self.temperature**2 * of_others
+        """Return the weighted sum of both parts for every sample, (B,)."""
+        student_logits, teacher_logits = sample_logits(student, teacher)
+        labels = class_labels(target, student_logits)
+        (student_odds, student_others), (teacher_odds, teacher_others) = (
+            split(student_logits, labels),
+            split(teacher_logits, labels),
+        )
+        label_term = -teacher_odds.sigmoid() * F.logsigmoid(student_odds)
+        other_term = soft_cross_entropy(student_others, teacher_others, self.temperature)
+        return label_term + self.gamma * self.temperature**2 * other_term

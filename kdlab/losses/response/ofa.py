@@ -1,4 +1,4 @@
-"""OFA: the label counts more where the teacher is sure, at the answer and at exits on the way (Hao et al. 2023)."""
+"""OFA: target-enhanced cross-entropy for different architectures, at the output and at exits (Hao et al. 2023)."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from kdlab.errors import InputError
 from kdlab.losses.checks import at_least, class_labels
 from kdlab.losses.functional import full_precision
 from kdlab.losses.lazy import Lazy
-from kdlab.losses.response.logits import rows
+from kdlab.losses.response.logits import PerSample, sample_logits
 from kdlab.outputs import Outputs
 
 
-class OFA(Lazy):
-    r"""Cross-entropy with the teacher's probabilities, the label's raised: for networks of different architectures.
+class OFA(PerSample, Lazy):
+    r"""Cross-entropy with the teacher's probabilities, that of the label raised.
 
     .. math:: \ell(z) = -\frac{1}{B} \sum_b \sum_k \big( (p_{bk} + [k = y_b])^\gamma - [k = y_b] \big) \log q_{bk},
               \qquad L = \ell(z^s) + w \sum_i \ell(z_i)
 
     with :math:`p, q` the softmax of :math:`z / T` of teacher and student, without T^2. gamma = 1 is the cross-entropy
-    with the teacher's probabilities; above 1 the label counts more and the rest less, the more so the surer the
-    teacher. With ``exits`` each of the student's layers i is led to logits of its own by a trained branch, thrown away
-    after the training: separable convolutions that halve the map until it is as small as the smallest layer's, global
-    average, a linear layer. Equal networks are no minimum. Computed in float32, or in float64 if an input or weight is
+    with the teacher's probabilities; above 1 the label counts more and the rest less, the more so the more confident
+    the teacher. With ``exits`` a trained branch, discarded after the training, gives logits for each of the student's
+    layers i: separable convolutions that halve the map until it is as small as the smallest layer's, global average
+    pooling, a linear layer. Equal networks are no minimum. Computed in float32, or in float64 if an input or weight is
     float64.
 
     Recipe: CIFAR-100 gamma = 1, T = 1, weight 1 with weight 1 on the labels, exits at all stages with weight 1;
@@ -37,7 +37,7 @@ class OFA(Lazy):
     Args:
         gamma: the power, not negative.
         temperature: T, positive.
-        exits: whether the student's layers answer too.
+        exits: whether the student's layers have exits.
         exit_weight: w, not negative.
 
     Shapes:
@@ -52,7 +52,7 @@ class OFA(Lazy):
     Paper: Z. Hao, J. Guo, K. Han, Y. Tang, H. Hu, Y. Wang, C. Xu, "One-for-All: Bridge the Gap Between Heterogeneous
     Architectures in Knowledge Distillation", NeurIPS 2023, arXiv 2310.19444. This gives the value of the authors' code,
     which takes the logarithm of a softmax and underflows. The branches follow its convolutional ones but are as wide as
-    the student's widest layer, there as the wider network's embedding; branches of transformers are not here.
+    the student's widest layer, there as the wider network's embedding; branches for transformers are not implemented.
 
     >>> student, teacher = Outputs(torch.tensor([[2.0, 0.0, 1.0]])), Outputs(torch.tensor([[3.0, 1.0, 0.0]]))
     >>> OFA(gamma=1.5)(student, teacher, torch.tensor([0]))
@@ -73,39 +73,34 @@ class OFA(Lazy):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Logits and labels, and the student's layers if there are exits."""
+        """Return logits and labels, and the student's layers if there are exits."""
         return ("logits", "classes", *(["student_layers"] if self.exits else []))
 
     def build(self, classes: int, layers: tuple[tuple[int, int], ...]) -> None:
-        """One branch for each layer, given by its channels and how often it is halved."""
+        """Build one branch for each layer, given by its channels and how often it is halved."""
         width = max(channels for channels, _ in layers)
         self.branches = nn.ModuleList(_branch(channels, halvings, width, classes) for channels, halvings in layers)
 
     @full_precision
-    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The sum over the answer and the exits, a scalar; gradient to the student and the branches only."""
-        return self.per_sample(student, teacher, target).mean()
-
-    @full_precision
     def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The sum over the answer and the exits for every sample, (B,)."""
-        ours, theirs = rows(student, teacher)
-        label = F.one_hot(class_labels(target, ours), ours.shape[1]).to(theirs.dtype)
-        weights = (F.softmax(theirs / self.temperature, 1) + label).pow(self.gamma) - label
+        """Return the sum over the output and the exits for every sample, (B,)."""
+        student_logits, teacher_logits = sample_logits(student, teacher)
+        label = F.one_hot(class_labels(target, student_logits), student_logits.shape[1]).to(teacher_logits.dtype)
+        weights = (F.softmax(teacher_logits / self.temperature, 1) + label).pow(self.gamma) - label
 
-        def compare(logits: Tensor) -> Tensor:
+        def cross_entropy(logits: Tensor) -> Tensor:
             return -(weights * F.log_softmax(logits / self.temperature, 1)).sum(1)
 
-        value = compare(ours)
+        value = cross_entropy(student_logits)
         if self.exits:
-            self._grow(student)
-            answers = [branch(layer) for branch, layer in zip(self.branches, student.layers, strict=True)]
-            value = value + self.exit_weight * torch.stack([compare(answer) for answer in answers]).sum(0)
+            self._materialize_exits(student)
+            exit_logits = [branch(layer) for branch, layer in zip(self.branches, student.layers, strict=True)]
+            value = value + self.exit_weight * torch.stack([cross_entropy(logits) for logits in exit_logits]).sum(0)
         return value
 
-    def _grow(self, student: Outputs) -> None:
+    def _materialize_exits(self, student: Outputs) -> None:
         if not student.layers:
-            raise InputError("OFA with exits reads the student's layers and none is tapped: name student_layers.")
+            raise InputError("OFA with exits reads the student's layers and none is tapped: set student_layers.")
         for layer in student.layers:
             if layer.dim() != 4 or len(layer) != len(student.logits):
                 raise InputError(f"OFA's exits read maps (B, C, H, W) of the batch, not {tuple(layer.shape)}.")
@@ -117,7 +112,7 @@ class OFA(Lazy):
 def _branch(channels: int, halvings: int, width: int, classes: int) -> nn.Module:
     steps = [*(channels * 2**i for i in range(max(halvings, 1))), width]
     blocks = [
-        _halve(inputs, outputs) if halvings else nn.Conv2d(inputs, outputs, 1)
+        _halving_block(inputs, outputs) if halvings else nn.Conv2d(inputs, outputs, 1)
         for inputs, outputs in itertools.pairwise(steps)
     ]
     branch = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
@@ -130,8 +125,8 @@ def _branch(channels: int, halvings: int, width: int, classes: int) -> nn.Module
     return branch
 
 
-def _halve(channels: int, outputs: int) -> nn.Module:
-    """Two separable convolutions, the first with stride 2."""
+def _halving_block(channels: int, outputs: int) -> nn.Module:
+    """Return two separable convolutions, the first with stride 2."""
     layers: list[nn.Module] = []
     for stride, width in ((2, channels), (1, outputs)):
         layers += [

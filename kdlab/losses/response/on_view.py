@@ -1,4 +1,4 @@
-"""A loss on one view of the batch: what a network says of the strongly augmented images, say, instead of the plain."""
+"""OnView: a loss on one view of the batch, such as the strongly augmented images, instead of the batch itself."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kdlab.outputs import Outputs
 
 
 class OnView(nn.Module):
-    r"""Hands a loss both networks' outputs on one view, in place of those on the batch itself.
+    r"""A loss on both networks' outputs on one view, instead of those on the batch itself.
 
     .. math:: L = \mathrm{loss}(student_{view}, teacher_{view}, target)
 
@@ -25,16 +25,16 @@ class OnView(nn.Module):
     Recipe: CIFAR-100 multi-level logit distillation: the labels on the view "strong" with weight 0.1.
 
     Args:
-        loss: what is computed on the view; ``None`` is the cross-entropy with the true labels.
+        loss: the loss on the view; ``None`` is the cross-entropy with the true labels.
         view: the view's name.
 
     Shapes:
         as the loss takes them, on the view.
 
     Raises:
-        InputError: the networks were not run on the view, and whatever the loss refuses.
+        InputError: the networks were not run on the view, or an error of the loss.
 
-    Paper: none of its own; Y. Jin, J. Wang, D. Lin, "Multi-Level Logit Distillation", CVPR 2023, trains on the labels
+    Paper: none; Y. Jin, J. Wang, D. Lin, "Multi-Level Logit Distillation", CVPR 2023, trains on the labels
     of two views.
 
     >>> import torch
@@ -57,41 +57,38 @@ class OnView(nn.Module):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What the loss inside needs, on the view."""
+        """Return the inputs that the wrapped loss needs, and views."""
         return tuple(dict.fromkeys((*needs_of(self.loss), "views")))
 
     @property
     def views(self) -> tuple[str, ...]:
-        """The view."""
+        """Return the view, and those that the wrapped loss reads."""
         return (self.view, *views_of(self.loss))
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The inner loss, a scalar."""
-        value: Tensor = self.loss(*self._seen(student, teacher, target))
+        """Return the wrapped loss on the view, a scalar."""
+        value: Tensor = self.loss(*self._on_view(student, teacher, target))
         return value
 
-    def _seen(self, student: Outputs, teacher: Outputs, target: Tensor) -> tuple[Outputs, Outputs, Tensor]:
-        ours, theirs = view_of(student, self.view), view_of(teacher, self.view)
-        count = max(len(ours.logits) // max(len(student.logits), 1), 1)
+    def _on_view(self, student: Outputs, teacher: Outputs, target: Tensor) -> tuple[Outputs, Outputs, Tensor]:
+        student_view, teacher_view = view_of(student, self.view), view_of(teacher, self.view)
+        count = max(len(student_view.logits) // max(len(student.logits), 1), 1)
         return (
-            replace(ours, index=_repeated(student.index, count)),
-            replace(theirs, index=_repeated(teacher.index, count)),
+            replace(student_view, index=_repeated(student.index, count)),
+            replace(teacher_view, index=_repeated(teacher.index, count)),
             target.repeat_interleave(count, 0),
         )
 
 
 def view_of(outputs: Outputs, name: str) -> Outputs:
-    """The outputs on a view.
+    """Return the outputs on a view.
 
     Raises:
         InputError: the network was not run on it.
     """
     if name not in outputs.views:
-        raise InputError(
-            f"This loss reads the view {name!r}, which the outputs lack: name it in the loss' views and let the data "
-            "give it."
-        )
+        raise InputError(f"This loss reads the view {name!r}, which the outputs lack: add it to data.views.")
     return outputs.views[name]
 
 

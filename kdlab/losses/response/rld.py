@@ -1,27 +1,27 @@
-"""RLD: the teacher's confidence goes to the label, and its order only of classes below the label (Sun et al. 2025)."""
+"""RLD: the teacher's confidence for the label, and its ranking of the classes below the label (Sun et al. 2025)."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdlab.losses.checks import at_least, class_labels
 from kdlab.losses.functional import full_precision
-from kdlab.losses.response.logits import binary_divergence, divergence, rows, split
+from kdlab.losses.response.logits import PerSample, binary_divergence, divergence, sample_logits, split
 from kdlab.outputs import Outputs
 
 
-class RLD(nn.Module):
-    r"""Sample confidence: as sure of the label as the teacher of its best class; and, masked, the classes below it.
+class RLD(PerSample):
+    r"""Divergence of the label's probability from the teacher's confidence, and of the classes below the label.
 
     .. math:: L = \alpha T_c^2 \, \mathrm{KL}\big((p_{\max}, 1 - p_{\max}) \| (q_y, 1 - q_y)\big)
               + \beta T^2 \, \mathrm{KL}(\hat p \| \hat q)
 
     with :math:`p, q` the softmax of :math:`z / T_c` of teacher and student, and :math:`\hat p, \hat q` the softmax of
-    :math:`z / T` over the classes whose teacher logit is below the label's. Where the teacher puts the label last, no
-    class is left and the second part is 0. Averaged over samples. A wrong teacher asks for another student than itself,
-    so equal networks are no minimum. Computed in float32, or in float64 for float64 logits.
+    :math:`z / T` over the classes whose teacher logit is below the label's. Where the teacher ranks the label last, no
+    class is left and the second part is 0. Averaged over samples. Where the teacher is wrong, the target differs from
+    the teacher, so equal networks are no minimum. Computed in float32, or in float64 for float64 logits.
 
     Recipe: CIFAR-100 alpha = 1, beta = 8, T = 4, T_c = 1, weight 1 with weight 1 on the labels, rising linearly over
     the first 20 epochs; ImageNet beta = 0.5, T = 1, 1 epoch of warm-up.
@@ -64,19 +64,16 @@ class RLD(nn.Module):
         self.confidence_temperature = at_least("confidence_temperature", confidence_temperature, 0, strictly=True)
 
     @full_precision
-    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The weighted sum of both parts, a scalar; gradient to the student only."""
-        return self.per_sample(student, teacher, target).mean()
-
-    @full_precision
     def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The weighted sum of both parts for every sample, (B,)."""
-        ours, theirs = rows(student, teacher)
-        labels = class_labels(target, ours)
-        our_odds, _ = split(ours / self.confidence_temperature, labels)
-        their_odds, _ = split(theirs / self.confidence_temperature, theirs.argmax(1))
-        confidence = binary_divergence(our_odds, their_odds) * self.confidence_temperature**2
-        # Far below any logit, but finite: where nothing is left both are uniform and the divergence is 0, not NaN.
-        not_below = theirs >= theirs.gather(1, labels[:, None])
-        q, p = (logits.div(self.temperature).masked_fill(not_below, -1e9) for logits in (ours, theirs))
+        """Return the weighted sum of both parts for every sample, (B,)."""
+        student_logits, teacher_logits = sample_logits(student, teacher)
+        labels = class_labels(target, student_logits)
+        student_odds, _ = split(student_logits / self.confidence_temperature, labels)
+        teacher_odds, _ = split(teacher_logits / self.confidence_temperature, teacher_logits.argmax(1))
+        confidence = binary_divergence(student_odds, teacher_odds) * self.confidence_temperature**2
+        # Finite, so that where no class is left both are uniform and the divergence is 0, not NaN.
+        not_below = teacher_logits >= teacher_logits.gather(1, labels[:, None])
+        q, p = (
+            logits.div(self.temperature).masked_fill(not_below, -1e9) for logits in (student_logits, teacher_logits)
+        )
         return self.alpha * confidence + self.beta * self.temperature**2 * divergence(q, p)

@@ -1,4 +1,4 @@
-"""SDD: every region of the image is classified and compared for itself, ambiguous ones twice (Wei et al. 2024)."""
+"""SDD: a loss on the logits of image regions, with weight 2 on ambiguous ones (Wei et al. 2024)."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from kdlab.outputs import Outputs
 
 
 class ScaleDecoupled(nn.Module):
-    r"""A loss on the logits of regions: both networks' last maps pooled on grids and read by their own classifiers.
+    r"""A loss on the logits of regions: both networks' last maps, pooled on grids and classified.
 
     .. math:: L = \frac{1}{B M} \sum_{m=1}^{M} \sum_{b=1}^{B} w_{mb} \, \mathrm{loss}_b(z^s_m, z^t_m, y), \qquad
               z_m = W \, \mathrm{pool}_m(f) + c
 
-    with M cells: one for the whole map, and g x g for each further grid g. w is 2 where the teacher is right about the
-    whole image and wrong about the cell, or the reverse, and 1 elsewhere. The logits of the networks themselves are not
-    read. The student's classifier learns from all cells, the teacher's is fixed. Around the default loss 0 where both
-    give the same probabilities everywhere; equal maps alone are no minimum, as each has its own classifier. Computed in
+    with M regions: one for the full map, and g x g for each further grid g. w is 2 where the teacher is right about the
+    full image and wrong about the region, or the reverse, and 1 elsewhere. The logits of the networks are not read. The
+    student's classifier is trained on all regions, the teacher's is fixed. With the default loss 0 where both give the
+    same probabilities everywhere; equal maps alone are no minimum, as each network has its own classifier. Computed in
     float32, or in float64 if an input is float64.
 
     Recipe: CIFAR-100 around DKD (alpha = 1, beta = 8, T = 4), grids 1 and 2 (resnet32x4 to resnet8x4) or 1, 2 and 4
@@ -35,9 +35,9 @@ class ScaleDecoupled(nn.Module):
     epochs; around soft targets 1 epoch of warm-up.
 
     Args:
-        loss: what compares the cells' logits, averaged over samples; it may need logits and classes only. ``None`` is
+        loss: the loss on the regions' logits, averaged over samples; it may need logits and classes only. ``None`` is
             DKD with the recipe's values.
-        grids: cells along each side, 1 among them; none finer than the maps.
+        grids: regions along each side, 1 among them; none finer than the maps.
 
     Shapes:
         layers: one pair of maps (B, Cs, Hs, Ws) and (B, Ct, Ht, Wt) whose channel averages the classifiers read.
@@ -72,7 +72,7 @@ class ScaleDecoupled(nn.Module):
         self.loss = DKD(1.0, 8.0, 4.0) if loss is None else loss
         if not set(needs_of(self.loss)) <= {"logits", "classes"}:
             raise InputError(
-                f"{type(self.loss).__name__} needs more than logits and classes, which is all that a cell has: give "
+                f"{type(self.loss).__name__} needs more than logits and classes, the only inputs for a region: use "
                 "another loss."
             )
         if 1 not in grids or not all(isinstance(each, int) and each > 0 for each in grids):
@@ -80,48 +80,52 @@ class ScaleDecoupled(nn.Module):
         self.grids = tuple(sorted(set(grids)))
         self.register_buffer("weight", None, persistent=False)
         self.register_buffer("bias", None, persistent=False)
-        self._classifier: tuple[nn.Linear, ...] = ()  # a tuple is not registered: the student's layer stays its own
+        self._classifier: tuple[nn.Linear, ...] = ()  # in a tuple: the student's, not registered here
 
     def setup(self, context: Context) -> None:
         """Find the student's classifier and copy the teacher's."""
         self._classifier = (context.classifier("student"),)
-        theirs = context.classifier("teacher")
-        self.weight, self.bias = copied(theirs.weight), copied(theirs.bias)
+        classifier = context.classifier("teacher")
+        self.weight, self.bias = copied(classifier.weight), copied(classifier.bias)
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The weighted average over cells and samples, a scalar; gradient to the student and its classifier only."""
+        """Return the weighted mean over regions and samples; gradient to the student and its classifier only."""
         pairs = map_pairs(student, teacher)
         if len(pairs) != 1:
-            raise InputError(f"ScaleDecoupled reads the last map of either network, not {len(pairs)} pairs of layers.")
+            raise InputError(
+                f"ScaleDecoupled needs one pair of layers, each network's last map, not {len(pairs)} pairs."
+            )
         if not self._classifier or self.weight is None:
-            raise InputError("ScaleDecoupled has not seen the classifiers yet: call setup(context) before it.")
-        ours = self._cells(pairs[0].student, self._classifier[0].weight, self._classifier[0].bias, "student")
-        theirs = self._cells(pairs[0].teacher.detach(), self.weight, self.bias, "teacher")
-        return self.compare(ours, theirs, target)
+            raise InputError("ScaleDecoupled needs both classifiers: call setup(context) before the first forward.")
+        student_logits = self._region_logits(
+            pairs[0].student, self._classifier[0].weight, self._classifier[0].bias, "student"
+        )
+        teacher_logits = self._region_logits(pairs[0].teacher.detach(), self.weight, self.bias, "teacher")
+        return self.compare(student_logits, teacher_logits, target)
 
     def compare(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
-        """The weighted average of the loss over cells' logits (M, B, K), the whole map's first."""
+        """Return the weighted mean of the loss over the regions' logits (M, B, K), those of the full map first."""
         labels = class_labels(target, teacher[0])
-        right = teacher.argmax(-1) == labels
-        twice = (right != right[0]).flatten()
-        rows, labels = (student.flatten(0, 1), teacher.flatten(0, 1)), labels.repeat(len(teacher))
+        correct = teacher.argmax(-1) == labels
+        ambiguous = (correct != correct[0]).flatten()
+        logits, labels = (student.flatten(0, 1), teacher.flatten(0, 1)), labels.repeat(len(teacher))
         inner: Any = self.loss
         if callable(getattr(inner, "per_sample", None)):
-            each: Tensor = inner.per_sample(Outputs(rows[0]), Outputs(rows[1]), labels)
-            return (each * (1 + twice.to(each.dtype))).mean()
-        value: Tensor = inner(Outputs(rows[0]), Outputs(rows[1]), labels)
-        count = int(twice.sum())
-        if count:  # the average over some rows, times their share, is what they count once more in the average over all
-            again = [Outputs(side[twice]) for side in rows]
-            value = value + inner(*again, labels[twice]) * (count / len(twice))
+            values: Tensor = inner.per_sample(Outputs(logits[0]), Outputs(logits[1]), labels)
+            return (values * (1 + ambiguous.to(values.dtype))).mean()
+        value: Tensor = inner(Outputs(logits[0]), Outputs(logits[1]), labels)
+        count = int(ambiguous.sum())
+        if count:  # their mean times their share adds them once more to the mean over all rows
+            repeated = [Outputs(side[ambiguous]) for side in logits]
+            value = value + inner(*repeated, labels[ambiguous]) * (count / len(ambiguous))
         return value
 
-    def _cells(self, maps: Tensor, weight: Tensor, bias: Tensor | None, side: str) -> Tensor:
+    def _region_logits(self, maps: Tensor, weight: Tensor, bias: Tensor | None, side: str) -> Tensor:
         if maps.shape[1] != weight.shape[1]:
             raise InputError(
-                f"The {side}'s classifier reads {weight.shape[1]} channels, but the layer has {maps.shape[1]}: name "
-                "the layer whose average it reads."
+                f"The {side}'s classifier reads {weight.shape[1]} channels, but the layer has {maps.shape[1]}: tap "
+                "the layer that is pooled and classified."
             )
         if self.grids[-1] > min(maps.shape[2:]):
             raise InputError(f"A grid of {self.grids[-1]} is finer than the {side}'s maps {tuple(maps.shape)}.")

@@ -1,4 +1,4 @@
-"""Soft targets (KD): the student matches the teacher's softened class probabilities (Hinton et al. 2015)."""
+"""Soft targets (KD): divergence from the teacher's softened class probabilities (Hinton et al. 2015)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from kdlab.errors import InputError
 from kdlab.losses.checks import at_least, same_logits
 from kdlab.losses.functional import full_precision, kl_divergence
-from kdlab.losses.response.logits import divergence, rows
+from kdlab.losses.response.logits import divergence, sample_logits
 from kdlab.outputs import Outputs
 
 
@@ -29,7 +29,7 @@ class SoftTargets(nn.Module):
         temperature: T, positive; the factor T^2 keeps the gradient's size when T changes.
         floor: added to each of the teacher's probabilities, which then sum to more than 1; 1e-7 in the released code of
             ONE and OKDDip, 0 in the formula.
-        teacher_gradient: let the gradient through to the teacher's side, for targets that have trained parts in them
+        teacher_gradient: keep the gradient to the teacher's side, for targets with trained parts
             (:class:`~kdlab.teaching.Leader`).
 
     Shapes:
@@ -37,12 +37,12 @@ class SoftTargets(nn.Module):
         target: not used.
 
     Raises:
-        InputError: a number out of range; the networks differ in classes or positions; no position counts.
+        InputError: a number out of range; the networks differ in classes or positions; the mask excludes all positions.
 
     Paper: G. Hinton, O. Vinyals, J. Dean, "Distilling the Knowledge in a Neural Network", NIPS 2014 Deep Learning
     Workshop, arXiv 1503.02531. Released code: RepDistiller, mdistiller and mmrazor give this value. torchdistill
-    without labels drops T^2, Tf-KD and DeiT also divide by K, cls_KD gives the cross-entropy (same gradient): none is
-    followed.
+    without labels drops T^2, Tf-KD and DeiT also divide by K, cls_KD gives the cross-entropy (same gradient); this
+    follows none of these.
 
     >>> import torch
     >>> student, teacher = Outputs(torch.tensor([[2.0, 0.0]])), Outputs(torch.tensor([[0.0, 2.0]]))
@@ -61,9 +61,9 @@ class SoftTargets(nn.Module):
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The divergence, a scalar; gradient to the student, and to the teacher if that is asked for."""
+        """Return the divergence, a scalar; gradient to the student, and to the teacher with ``teacher_gradient``."""
         same_logits(student, teacher)
-        # Logits of whole sequences (B, K) come with a mask of the tokens read, which says nothing about them.
+        # The mask of sequence logits (B, K) is over the input tokens, not over these logits.
         mask = student.mask if student.logits.dim() == 3 else None
         if mask is not None and mask.shape != student.logits.shape[:2]:
             raise InputError(f"The mask {tuple(mask.shape)} does not fit token logits {tuple(student.logits.shape)}.")
@@ -72,7 +72,7 @@ class SoftTargets(nn.Module):
 
     @full_precision
     def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The divergence for every sample, (B,), of logits (B, K) only."""
+        """Return the divergence for every sample, (B,), of logits (B, K) only."""
         if self.floor or self.teacher_gradient:
-            raise InputError("Teachers that count differently for each sample take no floor and no teacher_gradient.")
-        return divergence(*rows(student, teacher), self.temperature) * self.temperature**2
+            raise InputError("Teacher weights for each sample do not support floor and teacher_gradient.")
+        return divergence(*sample_logits(student, teacher), self.temperature) * self.temperature**2

@@ -1,25 +1,25 @@
-"""TTM: the teacher is softened and the student is not (Zheng and Yang 2024)."""
+"""TTM: divergence from the teacher's power-transformed class probabilities (Zheng and Yang 2024)."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdlab.losses.checks import at_least
 from kdlab.losses.functional import full_precision
-from kdlab.losses.response.logits import divergence, rows
+from kdlab.losses.response.logits import PerSample, divergence, sample_logits
 from kdlab.outputs import Outputs
 
 
-class TTM(nn.Module):
+class TTM(PerSample):
     r"""Kullback-Leibler divergence from the teacher's power-transformed to the student's plain class probabilities.
 
     .. math:: L = \frac{1}{B} \sum_b \mathrm{KL}(\tilde p_b \| q_b), \qquad
               \tilde p_k = \frac{p_k^l}{\sum_j p_j^l}, \quad p = \mathrm{softmax}(z^t), \quad q = \mathrm{softmax}(z^s)
 
     which softens the teacher with temperature 1 / l and leaves the student at 1; there is no factor T^2. 0 where the
-    student has learnt the softened probabilities, so equal networks are no minimum unless l = 1. Computed in float32,
+    student gives the softened probabilities, so equal networks are no minimum unless l = 1. Computed in float32,
     or in float64 for float64 logits, from ``softmax(l z)``, which keeps the tail that a power of a float32 softmax
     loses.
 
@@ -54,12 +54,7 @@ class TTM(nn.Module):
         self.power = at_least("power", power, 0, strictly=True)
 
     @full_precision
-    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The divergence, a scalar; gradient to the student only."""
-        return self.per_sample(student, teacher, target).mean()
-
-    @full_precision
     def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The divergence for every sample, (B,)."""
-        ours, theirs = rows(student, teacher)
-        return divergence(ours, theirs * self.power)
+        """Return the divergence for every sample, (B,)."""
+        student_logits, teacher_logits = sample_logits(student, teacher)
+        return divergence(student_logits, teacher_logits * self.power)

@@ -1,4 +1,4 @@
-"""USKD: NKD without a teacher, from the student's own answer and a weak head on an inner layer (Yang et al. 2023)."""
+"""USKD: NKD without a teacher, with targets from the student's logits and a weak head (Yang et al. 2023)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kdlab.errors import InputError
 from kdlab.losses.checks import at_least, class_labels
 from kdlab.losses.functional import full_precision
 from kdlab.losses.lazy import Lazy
-from kdlab.losses.response.logits import rows, split
+from kdlab.losses.response.logits import sample_logits, split
 from kdlab.outputs import Outputs
 
 SMOOTHING = 0.1  # of the weak head's labels
@@ -27,13 +27,13 @@ class USKD(Lazy):
 
     with q the softmax of the student's logits, :math:`\hat q` the one over the K - 1 classes other than the label y,
     and w that of the weak head: a trained linear layer on the student's tapped layer, averaged over its positions. u is
-    0.9 on the label plus 0.1 / K on every class. :math:`\zeta_{bk} \propto 1 / r_{bk}`, normalised over the other
+    0.9 on the label plus 0.1 / K on every class. :math:`\zeta_{bk} \propto 1 / r_{bk}`, normalized over the other
     classes, where r is the place of class k among all K by
 
     .. math:: \frac{w_{bk}}{1 - w_{b y} + 10^{-6}} + \frac{\log q_{bk}}{1 - \log q_{b y} + 10^{-6}}
 
     (of equal ones the lower class comes first). P and :math:`\zeta` are targets: no gradient passes through them. The
-    weak head's term trains the layers below the tap too; the head is thrown away after the training. No teacher is
+    weak head's term trains the layers below the tap too; the head is discarded after the training. No teacher is
     read. The mean in P is over the batch of one process. Computed in float32, or in float64 if an input or weight is
     float64.
 
@@ -57,7 +57,7 @@ class USKD(Lazy):
     Paper: Z. Yang, A. Zeng, Z. Li, T. Zhang, C. Yuan, Y. Li, "From Knowledge Distillation to Self-Knowledge
     Distillation: A Unified Approach with Normalized Loss and Customized Soft Labels", ICCV 2023, arXiv 2303.13005. This
     follows the authors' code (cls_KD) for integer labels: it ranks by the logarithm of the student's probability, where
-    the method is described with the probability, and weighs mixed labels too, which is not here.
+    the paper has the probability; its support for mixed labels is not implemented.
 
     >>> import torch
     >>> student = Outputs(torch.tensor([[2.0, 0.0, 1.0]]), layers=(torch.rand(1, 8, 4, 4),))
@@ -72,7 +72,7 @@ class USKD(Lazy):
     recipe_weight: ClassVar[float] = 1.0
     minimum: ClassVar[float | None] = None
     layer_count: ClassVar[int] = 1
-    true_gradient: ClassVar[bool] = False  # the label's weight P is held
+    true_gradient: ClassVar[bool] = False  # the label's weight P is detached
 
     def __init__(self, alpha: float = 1.0, beta: float = 0.1, mu: float = 0.005) -> None:
         super().__init__()
@@ -81,29 +81,29 @@ class USKD(Lazy):
         self.mu = at_least("mu", mu, 0)
 
     def build(self, width: int, classes: int) -> None:
-        """The weak head."""
+        """Build the weak head."""
         self.weak_head = nn.Linear(width, classes)
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The weighted sum of the three parts, a scalar; gradient to the student and to the weak head."""
-        ours, _ = rows(student, teacher)
-        labels = class_labels(target, ours)
-        _, others = split(ours, labels)
-        inner = _pooled(student)
-        self.materialize(inner, inner.shape[1], ours.shape[1])
-        weak, log_q = self.weak_head(inner), F.log_softmax(ours, 1)
+        """Return the weighted sum of the three parts, a scalar; gradient to the student and to the weak head."""
+        logits, _ = sample_logits(student, teacher)
+        labels = class_labels(target, logits)
+        _, others = split(logits, labels)
+        features = _pooled(student)
+        self.materialize(features, features.shape[1], logits.shape[1])
+        weak, log_q = self.weak_head(features), F.log_softmax(logits, 1)
         log_label = log_q.gather(1, labels[:, None]).squeeze(1)
         squares = log_label.detach().exp().square()
-        of_label = -((squares + 1 - squares.mean()) * log_label).mean()
-        zipf = _zipf(weak.detach().softmax(1), log_q.detach(), labels)
-        of_others = -(zipf * F.log_softmax(others, 1)).sum(1).mean()
-        of_weak = F.cross_entropy(weak, labels, label_smoothing=SMOOTHING)
-        return self.alpha * of_label + self.beta * of_others + self.mu * of_weak
+        label_term = -((squares + 1 - squares.mean()) * log_label).mean()
+        zipf = _zipf_labels(weak.detach().softmax(1), log_q.detach(), labels)
+        other_term = -(zipf * F.log_softmax(others, 1)).sum(1).mean()
+        weak_term = F.cross_entropy(weak, labels, label_smoothing=SMOOTHING)
+        return self.alpha * label_term + self.beta * other_term + self.mu * weak_term
 
 
-def _zipf(weak: Tensor, log_q: Tensor, labels: Tensor) -> Tensor:
-    """The other classes' soft labels (B, K - 1), by the places of their scores among all classes."""
+def _zipf_labels(weak: Tensor, log_q: Tensor, labels: Tensor) -> Tensor:
+    """Return the other classes' soft labels (B, K - 1), by the ranks of their scores among all classes."""
     weak_label, log_label = (each.gather(1, labels[:, None]) for each in (weak, log_q))
     scores = weak / (1 - weak_label + 1e-6) + log_q / (1 - log_label + 1e-6)
     places = scores.argsort(stable=True, dim=1, descending=True).argsort(1)
@@ -112,9 +112,9 @@ def _zipf(weak: Tensor, log_q: Tensor, labels: Tensor) -> Tensor:
 
 
 def _pooled(student: Outputs) -> Tensor:
-    """The student's only tapped layer as vectors (B, C)."""
+    """Return the student's only tapped layer as vectors (B, C)."""
     if not student.layers:
-        raise InputError("USKD reads one inner layer of the student and none is tapped: name student_layers.")
+        raise InputError("USKD reads one layer of the student and none is tapped: set student_layers.")
     layer = student.layers[0]
     if len(student.layers) != 1 or layer.dim() not in (2, 4) or len(layer) != len(student.logits) or not layer.numel():
         shapes = ", ".join(str(tuple(each.shape)) for each in student.layers)

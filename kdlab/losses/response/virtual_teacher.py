@@ -1,4 +1,4 @@
-"""Virtual teacher (Tf-KD): a teacher made by hand that is nearly sure of every label (Yuan et al. 2020)."""
+"""Virtual teacher (Tf-KD): divergence from a hand-made teacher that is confident of every label (Yuan et al. 2020)."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdlab.errors import InputError
-from kdlab.losses.checks import at_least, class_labels
+from kdlab.losses.checks import at_least, class_labels, one_of
 from kdlab.losses.functional import full_precision
-from kdlab.losses.response.logits import rows
+from kdlab.losses.response.logits import PerSample, sample_logits
 from kdlab.outputs import Outputs
 
 
-class VirtualTeacher(nn.Module):
-    r"""Divergence from a teacher that gives the label probability c and shares the rest evenly; no teacher is read.
+class VirtualTeacher(PerSample):
+    r"""Divergence from a virtual teacher with probability c for the label and the rest uniform; no teacher is read.
 
     .. math:: p_{b y} = c, \qquad p_{bk} = \frac{1 - c}{K - 1} \; (k \ne y)
 
-    ``form`` says how it is softened and compared, both without T^2:
+    ``form`` selects the softening and the reduction, both without T^2:
 
-    - ``"paper"``: both sides are softened and classes are summed,
+    - ``"paper"``: both sides are softened, the sum over classes,
 
       .. math:: L = \frac{1}{B} \sum_b \sum_k \tilde p_{bk} \log \frac{\tilde p_{bk}}{\tilde q_{bk}}, \qquad
                 \tilde p \propto p^{1/T}, \quad \tilde q = \mathrm{softmax}(z^s / T)
@@ -34,8 +34,8 @@ class VirtualTeacher(nn.Module):
       .. math:: L = \frac{1}{B K} \sum_b \sum_k \tilde p_{bk} \log \frac{\tilde p_{bk}}{q_{bk}}, \qquad
                 \tilde p = \mathrm{softmax}(p / T), \quad q = \mathrm{softmax}(z^s)
 
-      With 100 classes and T = 20 that leaves 0.0105 for the label and 0.009995 for every other class: it punishes
-      confidence and hardly says which class is right.
+      With 100 classes and T = 20 that leaves 0.0105 for the label and 0.009995 for every other class: it penalizes
+      confidence and is almost uniform.
 
     Computed in float32, or in float64 for float64 logits.
 
@@ -53,12 +53,12 @@ class VirtualTeacher(nn.Module):
         target: (B,) integer class labels.
 
     Raises:
-        InputError: a number out of range, another ``form``; logits of another form, labels that are not class indices,
+        InputError: a number out of range, another ``form``; logits of another shape, labels that are not class indices,
             one class only, an empty batch.
 
     Paper: L. Yuan, F. E. H. Tay, G. Li, T. Wang, J. Feng, "Revisiting Knowledge Distillation via Label Smoothing
     Regularization" (Tf-KD_reg), CVPR 2020, arXiv 1909.11723. Released code: the authors' and that of Zipf's label
-    smoothing have ``"released"``; Self-KD-Lib has a third form under this name, which is not here.
+    smoothing have ``"released"``; Self-KD-Lib has a third form under this name, which is not implemented.
 
     >>> student, labels = Outputs(torch.tensor([[2.0, 0.0]])), torch.tensor([0])
     >>> VirtualTeacher(temperature=2.0, form="paper")(student, student, labels)
@@ -75,33 +75,24 @@ class VirtualTeacher(nn.Module):
         self, correct: float = 0.99, temperature: float = 20.0, form: Literal["paper", "released"] = "released"
     ) -> None:
         super().__init__()
-        self.correct = at_least("correct", correct, 0, strictly=True)
-        if correct >= 1:
-            raise InputError(f"correct must be below 1, so that other classes have some, but is {correct!r}.")
+        self.correct = at_least("correct", correct, 0, strictly=True, below=1)
         self.temperature = at_least("temperature", temperature, 0, strictly=True)
-        if form not in ("paper", "released"):
-            raise InputError(f"form must be 'paper' or 'released', not {form!r}.")
-        self.form = form
-
-    @full_precision
-    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The divergence, a scalar; gradient to the student only."""
-        return self.per_sample(student, teacher, target).mean()
+        self.form = one_of("form", form, ("paper", "released"))
 
     @full_precision
     def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The divergence for every sample, (B,)."""
-        ours, _ = rows(student, teacher)
-        labels = class_labels(target, ours)
-        classes = ours.shape[1]
+        """Return the divergence for every sample, (B,)."""
+        logits, _ = sample_logits(student, teacher)
+        labels = class_labels(target, logits)
+        classes = logits.shape[1]
         if classes < 2:
-            raise InputError("VirtualTeacher shares a rest among others: give it logits of at least 2 classes.")
-        paper = self.form == "paper"
-        own, other = self.correct, (1 - self.correct) / (classes - 1)
-        if paper:  # p^(1/T), normalised, is the softmax of log p / T
-            own, other = math.log(own), math.log(other)
-        taught = torch.full_like(ours, other).scatter(1, labels[:, None], own)
-        log_p = F.log_softmax(taught / self.temperature, 1)
-        log_q = F.log_softmax(ours / self.temperature if paper else ours, 1)
+            raise InputError("VirtualTeacher needs logits of at least 2 classes.")
+        as_in_paper = self.form == "paper"
+        label_value, other_value = self.correct, (1 - self.correct) / (classes - 1)
+        if as_in_paper:  # p^(1/T), normalized, is the softmax of log p / T
+            label_value, other_value = math.log(label_value), math.log(other_value)
+        teacher_logits = torch.full_like(logits, other_value).scatter(1, labels[:, None], label_value)
+        log_p = F.log_softmax(teacher_logits / self.temperature, 1)
+        log_q = F.log_softmax(logits / self.temperature if as_in_paper else logits, 1)
         divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
-        return divergence if paper else divergence / classes
+        return divergence if as_in_paper else divergence / classes

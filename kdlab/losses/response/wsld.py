@@ -1,4 +1,4 @@
-"""WSLD: soft targets count less where the student knows the label better than the teacher (Zhou et al. 2021)."""
+"""WSLD: soft targets, less weight where the student fits the label better than the teacher (Zhou et al. 2021)."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdlab.losses.checks import at_least, class_labels
 from kdlab.losses.functional import full_precision
-from kdlab.losses.response.logits import rows, soft_cross_entropy, split
+from kdlab.losses.response.logits import PerSample, sample_logits, soft_cross_entropy, split
 from kdlab.outputs import Outputs
 
 
-class WSLD(nn.Module):
-    r"""Cross-entropy with the teacher's softened probabilities, each sample weighted by how the student trails.
+class WSLD(PerSample):
+    r"""Cross-entropy with the teacher's softened probabilities, weighted by the ratio of both networks' label losses.
 
     .. math:: L = -T^2 \, \frac{1}{B} \sum_b w_b \sum_k p_{bk} \log q_{bk}, \qquad
               w_b = 1 - \exp\Big(-\frac{-\log q^1_{b y}}{-\log p^1_{b y} + 10^{-7}}\Big)
@@ -56,16 +56,13 @@ class WSLD(nn.Module):
         self.temperature = at_least("temperature", temperature, 0, strictly=True)
 
     @full_precision
-    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The weighted cross-entropy, a scalar; gradient to the student only."""
-        return self.per_sample(student, teacher, target).mean()
-
-    @full_precision
     def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The weighted cross-entropy of every sample, (B,)."""
-        ours, theirs = rows(student, teacher)
-        labels = class_labels(target, ours)
-        with torch.no_grad():  # log-odds keep the tiny cross-entropies of sure networks apart in float32
-            our_loss, their_loss = (-F.logsigmoid(split(logits, labels)[0]) for logits in (ours, theirs))
-            weights = -torch.expm1(-our_loss / (their_loss + 1e-7))
-        return weights * soft_cross_entropy(ours, theirs, self.temperature) * self.temperature**2
+        """Return the weighted cross-entropy of every sample, (B,)."""
+        student_logits, teacher_logits = sample_logits(student, teacher)
+        labels = class_labels(target, student_logits)
+        with torch.no_grad():  # from log-odds, so that tiny cross-entropies stay distinct in float32
+            student_loss, teacher_loss = (
+                -F.logsigmoid(split(logits, labels)[0]) for logits in (student_logits, teacher_logits)
+            )
+            weights = -torch.expm1(-student_loss / (teacher_loss + 1e-7))
+        return weights * soft_cross_entropy(student_logits, teacher_logits, self.temperature) * self.temperature**2

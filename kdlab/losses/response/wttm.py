@@ -1,4 +1,4 @@
-"""WTTM: as TTM, and samples on which the teacher is unsure count more (Zheng and Yang 2024)."""
+"""WTTM: TTM with larger weights on samples with an uncertain teacher (Zheng and Yang 2024)."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import ClassVar
 from torch import Tensor
 
 from kdlab.losses.functional import full_precision
-from kdlab.losses.response.logits import rows
+from kdlab.losses.response.logits import sample_logits
 from kdlab.losses.response.ttm import TTM
 from kdlab.outputs import Outputs
 
 
 class WTTM(TTM):
-    r"""Transformed teacher matching, each sample weighted by how flat the teacher's transformed probabilities are.
+    r"""Transformed teacher matching, weighted by the power sum of the teacher's probabilities in each sample.
 
     .. math:: L = \frac{1}{B} \sum_b U_b \, \mathrm{KL}(\tilde p_b \| q_b), \qquad U_b = \sum_k p_{bk}^l
 
-    with the notation of :class:`TTM`. U lies between 1 (a sure teacher) and :math:`K^{1-l}` (an undecided one); the
-    weights are not normalised, so values are large. Equal networks are no minimum. Computed in float32, or in float64
+    with the notation of :class:`TTM`. U lies between 1 (a certain teacher) and :math:`K^{1-l}` (a uniform one); the
+    weights are not normalized, so values are large. Equal networks are no minimum. Computed in float32, or in float64
     for float64 logits.
 
     Recipe: CIFAR-100 (authors, vgg13 to vgg8) l = 0.2, weight 4, with weight 1 on the labels and CRD with weight 0.8:
@@ -51,7 +51,7 @@ class WTTM(TTM):
 
     @full_precision
     def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The weighted divergence for every sample, (B,)."""
-        _, theirs = rows(student, teacher)
-        flatness = ((theirs * self.power).logsumexp(1) - theirs.logsumexp(1) * self.power).exp()
+        """Return the weighted divergence for every sample, (B,)."""
+        _, teacher_logits = sample_logits(student, teacher)
+        flatness = ((teacher_logits * self.power).logsumexp(1) - teacher_logits.logsumexp(1) * self.power).exp()
         return flatness * super().per_sample(student, teacher, target)

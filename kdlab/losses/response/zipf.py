@@ -1,4 +1,4 @@
-"""Zipf's label smoothing: the wrong classes get probabilities by their rank alone (Liang et al. 2022)."""
+"""Zipf's label smoothing: soft labels for the wrong classes from Zipf's law over their ranks (Liang et al. 2022)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlab.errors import InputError
-from kdlab.losses.checks import at_least, class_labels
+from kdlab.losses.checks import at_least, class_labels, one_of
 from kdlab.losses.context import Context
-from kdlab.losses.feature.last_map import fits, whole
+from kdlab.losses.feature.last_map import checked_weight, whole_number
 from kdlab.losses.functional import full_precision
-from kdlab.losses.response.logits import rows, split
+from kdlab.losses.response.logits import sample_logits, split
 from kdlab.outputs import Outputs
 
 
@@ -24,12 +24,12 @@ class ZipfLabelSmoothing(nn.Module):
               \zeta_{bk} = \frac{r_{bk}^{-a}}{\sum_{j \ne y_b} r_{bj}^{-a}}
 
     with :math:`\hat q` the softmax of the student's logits over the K - 1 classes other than the label y. The rank
-    r is 1 plus the number of classes that score higher, so classes of one score share the smallest rank; gradient never
-    passes through it. What scores a class is
+    r is 1 plus the number of classes that score higher, so classes with equal scores share the smallest rank; it has no
+    gradient. The score of a class is
 
     - with no layer tapped, the student's logit;
-    - with its last map (B, C, H, W) tapped, the votes: the student's own classifier, with its bias, reads every
-      position of the map, and each position has one vote, for its top class. All classes without votes share one rank.
+    - with its last map (B, C, H, W) tapped, the number of positions for which it is the top class of the student's
+      classifier (with bias), the votes. All classes without votes share one rank.
 
     Computed in float32, or in float64 for float64 logits.
 
@@ -38,8 +38,7 @@ class ZipfLabelSmoothing(nn.Module):
 
     Args:
         power: a, not negative.
-        ranks: ``"all"``: a class is ranked among all K, so that the label takes a rank too; ``"others"``: among the
-            K - 1 other classes only.
+        ranks: ``"all"``: ranks among all K classes, the label included; ``"others"``: among the K - 1 other classes.
         only_correct: average only over samples whose top logit is the label's; 0 where there is none.
         enlarge: factor by which the tapped map is enlarged (bilinear) before the vote, at least 1.
 
@@ -54,8 +53,8 @@ class ZipfLabelSmoothing(nn.Module):
             student's classifier does not read.
 
     Paper: J. Liang, L. Li, Z. Bing, B. Zhao, Y. Tang, B. Lin, H. Fan, "Efficient One Pass Self-distillation with Zipf's
-    Label Smoothing", ECCV 2022, arXiv 2207.12980. Follows the authors' code as its commands run it; there votes of
-    earlier stages, by classifiers of their own, can be counted too, which is not here. Their older function has
+    Label Smoothing", ECCV 2022, arXiv 2207.12980. Follows the authors' code as its commands run it; its option
+    to count votes of earlier stages, with separate classifiers, is not implemented. Their older function has
     ``ranks="others"``.
 
     >>> student = Outputs(torch.tensor([[2.0, 0.0, 1.0]]))
@@ -76,33 +75,31 @@ class ZipfLabelSmoothing(nn.Module):
     ) -> None:
         super().__init__()
         self.power = at_least("power", power, 0)
-        if ranks not in ("all", "others"):
-            raise InputError(f"ranks must be 'all' or 'others', not {ranks!r}.")
-        self.ranks = ranks
+        self.ranks = one_of("ranks", ranks, ("all", "others"))
         self.only_correct = only_correct
-        self.enlarge = whole("enlarge", enlarge)
-        self._classifier: tuple[nn.Linear, ...] = ()  # in a tuple: it is the student's, and must not be registered here
+        self.enlarge = whole_number("enlarge", enlarge)
+        self._classifier: tuple[nn.Linear, ...] = ()  # in a tuple: the student's, not registered here
 
     def setup(self, context: Context) -> None:
-        """Find the student's classifier, if its votes are to be counted."""
+        """Store the student's classifier if a layer is tapped."""
         self._classifier = (context.classifier("student"),) if context.student_layers else ()
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """The divergence, a scalar; gradient to the student's logits only."""
-        ours, _ = rows(student, teacher)
-        labels = class_labels(target, ours)
-        _, our_others = split(ours, labels)
+        """Return the divergence, a scalar; gradient to the student's logits only."""
+        logits, _ = sample_logits(student, teacher)
+        labels = class_labels(target, logits)
+        _, others = split(logits, labels)
         with torch.no_grad():
             log_zipf = F.log_softmax(-self.power * self._ranks(student, labels).log(), 1)
-        divergence = F.kl_div(F.log_softmax(our_others, 1), log_zipf, reduction="none", log_target=True).sum(1)
+        divergence = F.kl_div(F.log_softmax(others, 1), log_zipf, reduction="none", log_target=True).sum(1)
         if not self.only_correct:
             return divergence.mean()
-        correct = ours.argmax(1) == labels
+        correct = logits.argmax(1) == labels
         return (divergence * correct).sum() / correct.sum().clamp(min=1)
 
     def _ranks(self, student: Outputs, labels: Tensor) -> Tensor:
-        """The ranks of the classes other than the label, (B, K - 1)."""
+        """Return the ranks of the classes other than the label, (B, K - 1)."""
         scores = self.votes(student) if student.layers else student.logits
         if self.ranks == "all":
             return split(smallest_ranks(scores), labels)[1]
@@ -110,7 +107,7 @@ class ZipfLabelSmoothing(nn.Module):
 
     @torch.no_grad()
     def votes(self, student: Outputs) -> Tensor:
-        """How many positions of the tapped map have each class as their top class, (B, K)."""
+        """Return the number of positions of the tapped map with each class as top class, (B, K)."""
         maps, name = student.layers[0], student.names[0] if student.names else "number 0"
         if len(student.layers) != 1 or maps.dim() != 4 or len(maps) != len(student.logits) or not maps.numel():
             shapes = ", ".join(str(tuple(layer.shape)) for layer in student.layers)
@@ -118,11 +115,11 @@ class ZipfLabelSmoothing(nn.Module):
         if not self._classifier:
             raise InputError("ZipfLabelSmoothing needs the student's classifier: call setup(context) before forward.")
         (classifier,) = self._classifier
-        weight = fits(classifier.weight, maps, "student", name)
+        weight = checked_weight(classifier.weight, maps, "student", name)
         if weight.shape[0] != student.logits.shape[1]:
             raise InputError(
                 f"The student's classifier has {weight.shape[0]} classes and its logits {student.logits.shape[1]}; tap "
-                "no layer, to rank the logits."
+                "no layer to rank by the logits."
             )
         if self.enlarge > 1:
             maps = F.interpolate(maps, scale_factor=self.enlarge, mode="bilinear", align_corners=False)
@@ -132,7 +129,7 @@ class ZipfLabelSmoothing(nn.Module):
 
 
 def smallest_ranks(scores: Tensor) -> Tensor:
-    """For every score in its row (B, K) 1 plus the number of higher ones, in the dtype of the scores."""
+    """Return 1 plus the number of higher scores in the row for every score (B, K), in the dtype of the scores."""
     scores = scores.detach().contiguous()
     not_above = torch.searchsorted(scores.sort(1).values, scores, right=True)
     return (scores.shape[1] + 1 - not_above).to(scores.dtype)

@@ -48,7 +48,7 @@ def test_only_the_signs_of_the_teacher_matter():
     assert loss(tapped(1.01 * teacher.sign()), tapped(teacher), NO_TARGET) == 0
 
 
-def test_maps_that_nothing_joins_are_refused():
+def test_incompatible_map_sizes_raise_input_error():
     with pytest.raises(InputError, match=r"No convolution.*\(2, 3, 4, 4\).*\(2, 3, 5, 5\)"):
         ActivationBoundary()(tapped(torch.ones(2, 3, 4, 4)), tapped(torch.ones(2, 3, 5, 5)), NO_TARGET)
 

@@ -38,7 +38,7 @@ def test_value(power):
     assert loss.item() == pytest.approx(slow(student, teacher, power), rel=1e-11)
 
 
-def test_layers_are_summed_and_the_larger_map_is_pooled_on_either_side():
+def test_layers_are_summed_and_the_larger_map_is_pooled():
     students, teachers = (
         (draw(3, 2, 4, 4, seed=1), draw(3, 2, 2, 2, seed=3)),
         (draw(3, 5, 2, 2, seed=2), draw(3, 4, 4, 4)),
@@ -56,7 +56,7 @@ def test_a_dead_map_has_no_gradient_but_a_finite_value():
     assert not student.grad.any()
 
 
-def test_vectors_are_refused():
+def test_vectors_raise_input_error():
     with pytest.raises(InputError, match=r"'fc' gives \(2, 3\).*'head' gives \(2, 3\)"):
         AttentionTransfer()(
             tapped(torch.ones(2, 3), names=("fc",)), tapped(torch.ones(2, 3), names=("head",)), NO_TARGET

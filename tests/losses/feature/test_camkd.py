@@ -85,7 +85,7 @@ def test_the_teachers_classifiers_are_neither_trained_nor_saved():
     assert torch.equal(loss.get_buffer("weight_1"), kept)
 
 
-def test_what_cannot_work_is_said():
+def test_invalid_inputs_raise_input_error():
     student, teacher = sides()
     for given, names, words in (
         (teachers()[:1], ("0.last",), "at least two"),
@@ -97,7 +97,7 @@ def test_what_cannot_work_is_said():
     with pytest.raises(InputError, match="set up for 3 teachers, but meets 2"):
         ready()(tapped(*student.layers[:2]), tapped(*teacher.layers[:2]), LABELS)
     one = draw(1, 2, 1, 1)
-    with pytest.raises(InputError, match="more than one value a channel"):
+    with pytest.raises(InputError, match="more than one value per channel"):
         ready()(tapped(one, one, one), tapped(*(draw(1, w, 1, 1) for w in WIDTHS)), LABELS[:1])
-    with pytest.raises(InputError, match="reads 5 numbers, but the layer has 6"):
+    with pytest.raises(InputError, match="reads 5 features, but the layer has 6"):
         ready()(student, tapped(teacher.layers[0], draw(4, 6, 2, 2), teacher.layers[2]), LABELS)

@@ -43,12 +43,12 @@ def slow_maps(maps, weight, size):
     return out
 
 
-@pytest.mark.parametrize(("resolution", "normalise"), [(1, False), (2, False), (2, True), (4, True)])
-def test_value(resolution, normalise):
+@pytest.mark.parametrize(("resolution", "normalize"), [(1, False), (2, False), (2, True), (4, True)])
+def test_value(resolution, normalize):
     ours, theirs, networks = draw(2, 3, 4, 4, seed=1), draw(2, 3, 8, 8, seed=2), heads(3, 3)
-    loss = ready(*networks, resolution=resolution, normalise=normalise)
+    loss = ready(*networks, resolution=resolution, normalize=normalize)
     sides = [slow_maps(maps, net.weight, resolution) for maps, net in zip((ours, theirs), networks, strict=True)]
-    if normalise:
+    if normalize:
         for side in sides:
             norms = {}
             for (b, k, *_), value in side.items():
@@ -58,7 +58,7 @@ def test_value(resolution, normalise):
     assert loss(tapped(ours), tapped(theirs), NO_TARGET).item() == pytest.approx(expected, rel=1e-11)
 
 
-def test_the_students_classifier_learns_and_the_teachers_is_copied():
+def test_student_classifier_is_trained_and_teachers_copied():
     ours, theirs, (student, teacher) = draw(2, 3, 4, 4, seed=1), draw(2, 4, 4, 4, seed=2), heads()
     loss = ready(student, teacher)
     value = loss(tapped(ours), tapped(theirs), NO_TARGET)
@@ -76,7 +76,7 @@ def test_the_students_classifier_learns_and_the_teachers_is_copied():
     assert not torch.equal(loss(tapped(ours), tapped(theirs), NO_TARGET), value)
 
 
-def test_zero_where_the_networks_are_equal_and_at_r_1_the_distance_of_logits_without_bias():
+def test_equal_networks_give_0_and_resolution_1_compares_logits():
     torch.manual_seed(0)
     one, other = (without_bias(resnet8(num_classes=5)).eval() for _ in range(2))
     images = torch.rand(2, 3, 16, 16)
@@ -86,14 +86,14 @@ def test_zero_where_the_networks_are_equal_and_at_r_1_the_distance_of_logits_wit
     assert torch.allclose(value, (seen[0].logits - seen[1].logits).square().mean(), rtol=1e-4)
 
 
-def test_dead_maps_have_a_finite_gradient_under_normalisation():
+def test_dead_maps_have_a_finite_gradient_under_normalization():
     ours = torch.zeros(2, 3, 4, 4, requires_grad=True)
     networks = [net.float() for net in heads()]
-    ready(*networks, normalise=True)(tapped(ours), tapped(torch.rand(2, 4, 4, 4)), NO_TARGET).backward()
+    ready(*networks, normalize=True)(tapped(ours), tapped(torch.rand(2, 4, 4, 4)), NO_TARGET).backward()
     assert ours.grad.isfinite().all()
 
 
-def test_refusals():
+def test_invalid_inputs_raise_input_error():
     ours, theirs = tapped(draw(2, 3, 4, 4), names=("low",)), tapped(draw(2, 4, 4, 4), names=("high",))
     with pytest.raises(InputError, match="call setup"):
         CATKD()(ours, theirs, NO_TARGET)

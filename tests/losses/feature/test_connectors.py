@@ -40,7 +40,7 @@ def test_initial_values_are_those_of_torch(transposed):
 
 
 @pytest.mark.parametrize("relu", [True, False])
-def test_value_is_convolution_normalisation_relu(relu):
+def test_value_is_convolution_normalization_relu(relu):
     student, built = torch.rand(4, 3, 6, 6).double(), connector(3, 5, Geometry((3, 3), 2), relu=relu).double()
     convolution = nn.Conv2d(3, 5, 3, stride=2, padding=1).double()
     convolution.load_state_dict(built.conv.state_dict())
@@ -50,9 +50,9 @@ def test_value_is_convolution_normalisation_relu(relu):
     assert torch.allclose(built(student), expected.clamp(min=0) if relu else expected, rtol=1e-10, atol=1e-12)
 
 
-def test_one_value_a_channel_cannot_be_normalised_in_training():
+def test_one_value_a_channel_cannot_be_normalized_in_training():
     one, built = torch.rand(1, 3, 1, 1), connector(3, 4)
-    with pytest.raises(InputError, match="more than one value a channel"):
+    with pytest.raises(InputError, match="more than one value per channel"):
         built(one)
     assert built.eval()(one).isfinite().all()
 

@@ -39,7 +39,7 @@ def test_other_channels_go_through_a_trained_convolution():
     assert weight.grad.any()
 
 
-def test_a_constant_a_channel_does_not_matter_and_peaks_are_finite():
+def test_channel_constants_do_not_matter_and_peaks_are_finite():
     maps = draw(2, 3, 4, 4)
     assert CWD()(tapped(maps + 5), tapped(maps), NO_TARGET).item() == pytest.approx(0, abs=1e-13)
     peak = torch.zeros(1, 1, 2, 2)
@@ -47,11 +47,11 @@ def test_a_constant_a_channel_does_not_matter_and_peaks_are_finite():
     assert CWD(0.1)(tapped(peak), tapped(peak.flip(-1)), NO_TARGET).isfinite()
 
 
-def test_maps_of_other_sizes_are_refused():
+def test_other_map_sizes_raise_input_error():
     with pytest.raises(InputError, match=r"one height and width.*\(2, 3, 4, 4\).*\(2, 3, 2, 2\)"):
         CWD()(tapped(torch.ones(2, 3, 4, 4)), tapped(torch.ones(2, 3, 2, 2)), NO_TARGET)
 
 
-def test_maps_of_as_many_positions_in_another_form_are_refused():
+def test_transposed_maps_raise_input_error():
     with pytest.raises(InputError, match="one height and width"):
         CWD()(tapped(torch.ones(2, 3, 4, 4)), tapped(torch.ones(2, 3, 2, 8)), NO_TARGET)

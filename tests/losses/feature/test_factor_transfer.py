@@ -116,7 +116,7 @@ def test_a_paraphraser_in_half_precision_serves_a_loss_in_full():
     assert ready(paraphraser)(tapped(maps), tapped(maps), NO_TARGET).dtype is torch.float32
 
 
-def test_what_does_not_fit_is_said():
+def test_incompatible_inputs_raise_input_error():
     maps, wide = tapped(torch.rand(2, 4, 4, 4)), tapped(torch.rand(2, 6, 4, 4))
     with pytest.raises(InputError, match="no paraphraser yet"):
         FactorTransfer()(maps, maps, NO_TARGET)

@@ -165,7 +165,7 @@ def test_the_defaults_are_the_recipe():
 
 @pytest.mark.parametrize("detach", [True, False])
 @pytest.mark.parametrize("of", ["logits", "layers", "self_teacher"])
-def test_the_gradient_holds_what_the_self_teacher_says(of, detach):
+def test_self_teacher_targets_are_detached(of, detach):
     student = network(SHAPES["halves"]).map(lambda x: x.requires_grad_())
     loss = sized(student, detach_target=detach)
     loss(student, student.detach(), LABELS).backward()
@@ -185,7 +185,7 @@ def test_the_gradient_holds_what_the_self_teacher_says(of, detach):
     assert slope == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-5)
 
 
-def test_without_the_option_the_divergence_leaves_the_self_teacher_alone():
+def test_detach_target_keeps_gradient_from_self_teacher():
     student = network(SHAPES["two"])
     grads = []
     for alpha, detach in ((0.0, True), (5.0, True), (5.0, False)):
@@ -220,7 +220,7 @@ def test_the_parts_are_remembered():
         new(network(SHAPES["two"]), student, LABELS)
 
 
-def test_evaluation_uses_what_was_seen():
+def test_evaluation_uses_running_statistics():
     student = network(SHAPES["two"])
     loss = sized(student).eval()
     before = {name: value.clone() for name, value in loss.self_teacher.named_buffers()}
@@ -229,7 +229,7 @@ def test_evaluation_uses_what_was_seen():
     assert all(torch.equal(value, before[name]) for name, value in loss.self_teacher.named_buffers())
 
 
-def test_what_is_wrong_is_said():
+def test_invalid_inputs_raise_input_error():
     student = network(SHAPES["two"])
     for wrong, words in (
         (Outputs(student.logits, student.layers[:1]), "1 layers are tapped"),

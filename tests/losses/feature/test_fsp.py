@@ -46,7 +46,7 @@ def test_the_larger_of_two_consecutive_maps_is_pooled():
     assert loss.item() == pytest.approx(slow(*halved), rel=1e-11)
 
 
-def test_one_layer_and_other_channels_are_refused():
+def test_one_layer_or_other_channels_raise_input_error():
     one, other = draw(2, 3, 4, 4), draw(2, 5, 4, 4)
     with pytest.raises(InputError, match="at least two"):
         FSP()(tapped(one), tapped(one), NO_TARGET)

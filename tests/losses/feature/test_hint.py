@@ -132,7 +132,7 @@ def test_copies_and_pickles(regressor, ready):
     assert len(set(first)) == len(first)
 
 
-def test_values_are_drawn_at_the_first_forward_only_and_follow_the_seed():
+def test_weights_are_drawn_once_and_follow_the_seed():
     state = torch.get_rng_state()
     Hint()
     assert torch.equal(torch.get_rng_state(), state)
@@ -150,7 +150,7 @@ def test_regressors_follow_in_dtype_and_mode():
     assert not any(module.training for module in hint.modules())
 
 
-def test_another_resolution_of_the_same_convolution_is_fine_and_another_convolution_is_not():
+def test_other_resolution_works_and_other_geometry_raises():
     hint = Hint()
     hint(tapped(torch.rand(2, 3, 8, 8)), tapped(torch.rand(2, 4, 4, 4)), NO_TARGET)
     hint(tapped(torch.rand(5, 3, 12, 12)), tapped(torch.rand(5, 4, 6, 6)), NO_TARGET)
@@ -172,7 +172,7 @@ def test_a_first_forward_in_inference_mode_leaves_it_trainable():
     assert all(parameter.grad.isfinite().all() for parameter in hint.parameters())
 
 
-def test_a_refused_forward_leaves_it_unsized():
+def test_failed_forward_does_not_materialize():
     hint = Hint()
     student, teacher = sides()
     bad = tapped(*student.layers, torch.rand(4, 2, 3, 3)), tapped(*teacher.layers, torch.rand(4, 2, 8, 8))

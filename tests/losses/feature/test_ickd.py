@@ -34,7 +34,7 @@ def test_layers_are_summed():
     assert ICKD()(tapped(*ours), tapped(*theirs), NO_TARGET).item() == pytest.approx(sum(each).item())
 
 
-def test_the_embedding_joins_other_channels_and_is_normalised_over_the_batch():
+def test_embed_matches_channels_with_batch_normalization():
     ours, theirs, loss = draw(3, 2, 3, 3, seed=1), draw(3, 4, 3, 3, seed=2), ICKD("sample", embed=True)
     value = loss(tapped(ours), tapped(theirs), NO_TARGET)
     weight = loss.embeddings[0].conv.weight.flatten(1)
@@ -43,7 +43,7 @@ def test_the_embedding_joins_other_channels_and_is_normalised_over_the_batch():
     assert value.item() == pytest.approx(slow((mapped - mean) / (spread + 1e-5).sqrt(), theirs) / 12, rel=1e-10)
     value.backward()
     assert all(parameter.grad is not None for parameter in loss.parameters())
-    assert len(list(loss.parameters())) == 3  # no bias before the normalisation
+    assert len(list(loss.parameters())) == 3  # no bias before the normalization
 
 
 def test_a_dead_channel_has_a_finite_gradient():
@@ -54,12 +54,12 @@ def test_a_dead_channel_has_a_finite_gradient():
     assert ours.grad.isfinite().all()
 
 
-def test_refusals():
+def test_invalid_inputs_raise_input_error():
     ours, theirs = tapped(draw(2, 3, 2, 2), names=("low",)), tapped(draw(2, 4, 2, 2), names=("high",))
     with pytest.raises(InputError, match=r"'low' gives \(2, 3, 2, 2\).*use ICKD\(embed=True\)"):
         ICKD()(ours, theirs, NO_TARGET)
     with pytest.raises(InputError, match="scale must be 'torchdistill', 'sample' or 'paper', not 'mean'"):
         ICKD("mean")
     one = tapped(draw(1, 3, 1, 1)), tapped(draw(1, 4, 1, 1))
-    with pytest.raises(InputError, match="more than one value a channel"):
+    with pytest.raises(InputError, match="more than one value per channel"):
         ICKD(embed=True)(*one, NO_TARGET)

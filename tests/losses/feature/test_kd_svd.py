@@ -86,7 +86,7 @@ def test_degenerate_maps_have_finite_gradients(shape, content):
     assert maps.grad.isfinite().all()
 
 
-def test_what_does_not_fit_is_said():
+def test_incompatible_inputs_raise_input_error():
     one, other = draw(2, 3, 4, 4), draw(2, 5, 4, 4)
     with pytest.raises(InputError, match="at least two"):
         KDSVD()(tapped(one), tapped(one), NO_TARGET)

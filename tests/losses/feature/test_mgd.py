@@ -50,15 +50,15 @@ def test_value(masked, shape):
 def test_the_share_masked_is_the_ratio(masked, shape):
     loss = MGD(0.15, masked)
     torch.manual_seed(0)
-    kept = loss.kept(loss.uniform(torch.zeros(50, 40, 8, 5)))
+    kept = loss.keep_mask(loss.uniform(torch.zeros(50, 40, 8, 5)))
     assert kept.shape == shape
     assert kept.double().mean().item() == pytest.approx(0.85, abs=0.03)
-    assert MGD(0).kept(torch.tensor([0.0])).all()
+    assert MGD(0).keep_mask(torch.tensor([0.0])).all()
 
 
 @pytest.mark.parametrize("masked", ["channels", "positions"])
 def test_a_number_at_the_limit_is_kept(masked):
-    assert MGD(0.5, masked).kept(torch.tensor([0.5])).all()
+    assert MGD(0.5, masked).keep_mask(torch.tensor([0.5])).all()
 
 
 def test_bad_arguments_and_sizes():

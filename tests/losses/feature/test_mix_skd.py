@@ -37,7 +37,7 @@ def sized(student, **options):
     torch.manual_seed(0)
     loss = MixSKD(**options)
     loss(student, student, LABELS)
-    with torch.no_grad():  # the normalisations have something to say too
+    with torch.no_grad():  # the normalizations have something to say too
         for number, (name, value) in enumerate(loss.named_parameters()):
             if "norm" in name:
                 value.copy_((draw(len(value), seed=40 + number) + 0.5).float())
@@ -180,7 +180,7 @@ def learners(loss, student):
 
 
 @pytest.mark.parametrize("who", learners(sized(network(SHAPES["one"][0])), network(SHAPES["one"][0])))
-def test_the_gradient_holds_the_goals_and_all_but_the_discriminators_learn_against_these(who):
+def test_targets_are_detached_and_discriminators_adversarial(who):
     shapes, strides = SHAPES["others"]
     student = network(shapes).map(lambda x: x.requires_grad_())
     loss = sized(student, features=0.5, adversarial=3.0)
@@ -212,7 +212,7 @@ def test_the_divergences_teach_the_self_teacher_nothing():
     assert all(torch.allclose(*pair, rtol=1e-12) for pair in zip(*grads, strict=True))
 
 
-def test_the_value_is_the_same_in_another_order_that_names_the_same_partners():
+def test_value_does_not_depend_on_order_for_equal_partners():
     student = network(SHAPES["others"][0])
     loss, order = sized(student), torch.tensor([2, 3, 1, 0])
     place = torch.empty_like(order).scatter_(0, order, torch.arange(4))
@@ -244,7 +244,7 @@ def of(student, layer):
     return replace(student, layers=(layer,), views={"mixed": view})
 
 
-def test_what_is_wrong_is_said():
+def test_invalid_inputs_raise_input_error():
     student = network(SHAPES["halves"][0])
     view = student.views["mixed"]
     fewer = Mix(MIX.partner[:3], MIX.share)

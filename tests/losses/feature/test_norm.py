@@ -50,7 +50,7 @@ def test_it_fits_its_student():
     assert student.trunk.conv1.weight.grad.any()
 
 
-def test_channels_that_are_no_multiple_are_refused():
+def test_other_channels_raise_input_error():
     ours, theirs = tapped(draw(2, 5, 2, 2), names=("low",)), tapped(draw(2, 2, 2, 2), names=("high",))
     with pytest.raises(InputError, match=r"multiple of the teacher's, but student layer 'low' gives \(2, 5, 2, 2\)"):
         NORM()(ours, theirs, NO_TARGET)

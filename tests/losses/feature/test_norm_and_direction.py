@@ -86,7 +86,7 @@ def test_the_sum_is_taken_over_all_processes(monkeypatch: pytest.MonkeyPatch):
     assert torch.allclose(surveyed(BATCHES[0]).means.values, whole.means.values)
 
 
-def test_means_are_saved_and_a_loaded_state_is_not_surveyed_again():
+def test_means_are_saved_and_not_computed_again_after_loading():
     old, new = surveyed(*BATCHES), NormAndDirection()
     new.load_state_dict(old.state_dict())
     new.precompute([(seen(draw(2, 5)), torch.tensor([0, 1]))])
@@ -104,7 +104,7 @@ def test_it_reads_the_tapped_layer_in_the_survey_too():
     assert torch.equal(loss.means.values[:2], layers[1].flatten(1))
 
 
-def test_refusals():
+def test_invalid_inputs_raise_input_error():
     student, teacher, labels = embedded(draw(2, 5)), embedded(draw(2, 5)), torch.tensor([0, 1])
     with pytest.raises(InputError, match=r"call precompute\(batches\) first"):
         NormAndDirection()(student, teacher, labels)
@@ -142,7 +142,7 @@ def plan(teacher: int = 1, **options: Any) -> Distiller:
     return distiller(teacher=network(teacher), knowledge=knowledge(layers=("hidden.0", "hidden.0")) | nd, **options)
 
 
-def test_a_run_takes_the_means_of_its_teacher_and_a_resumed_one_takes_them_over(tmp_path: Path):
+def test_run_computes_means_and_resumed_run_restores_them(tmp_path: Path):
     module, fit = plan(), trainer(1)
     fit.fit(module, pairs())
     means = module.losses["direction"].means.values

@@ -109,16 +109,16 @@ def test_margins_move_with_the_loss_and_stay_out_of_the_state():
     assert "margins" not in loss.state_dict()
 
 
-def test_what_does_not_fit_is_said():
+def test_incompatible_inputs_raise_input_error():
     plain = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU())
-    with pytest.raises(InputError, match=r"'1' is no batch normalisation.*norms"):
+    with pytest.raises(InputError, match=r"'1' is no batch normalization.*norms"):
         setup(OFD(), plain, "1")
-    with pytest.raises(InputError, match="'0' is no batch normalisation"):
+    with pytest.raises(InputError, match="'0' is no batch normalization"):
         setup(OFD(["0"]), plain, "1")
     with pytest.raises(InputError, match="norms must name one layer for each of 1 tapped ones, not 2"):
         setup(OFD(["0", "0"]), plain, "1")
     maps = tapped(torch.ones(2, 3, 4, 4))
-    with pytest.raises(InputError, match=r"setup\(\)"):
+    with pytest.raises(InputError, match=r"setup\(context\)"):
         OFD()(maps, maps, NO_TARGET)
     loss = setup(OFD(), nn.Sequential(nn.BatchNorm2d(3)), "0")
     with pytest.raises(InputError, match="one height and width"):

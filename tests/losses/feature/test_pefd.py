@@ -33,7 +33,7 @@ def test_every_projector_is_trained_from_its_own_values():
     assert not any(torch.equal(weights[0], weight) for weight in weights[1:])
 
 
-def test_a_sample_without_active_projection_counts_one_and_has_a_finite_gradient():
+def test_inactive_projection_counts_1_with_finite_gradient():
     ours, loss = torch.ones(2, 3, requires_grad=True), PEFD(projectors=1)
     loss(embedded(ours), embedded(torch.ones(2, 4)), NO_TARGET)
     with torch.no_grad():
@@ -45,7 +45,7 @@ def test_a_sample_without_active_projection_counts_one_and_has_a_finite_gradient
     assert ours.grad.isfinite().all()
 
 
-def test_refusals():
+def test_invalid_inputs_raise_input_error():
     loss = PEFD()
     with pytest.raises(InputError, match="empty"):
         loss(embedded(torch.ones(0, 3)), embedded(torch.ones(0, 3)), NO_TARGET)

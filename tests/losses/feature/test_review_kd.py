@@ -113,7 +113,7 @@ def test_needs_follow_the_option():
     assert ReviewKD(embedding=False).needs == ("layers",)
 
 
-def test_what_does_not_fit_is_said():
+def test_incompatible_inputs_raise_input_error():
     maps, vector = (torch.rand(2, 3, 4, 4),), torch.rand(2, 6)
     whole = Outputs(torch.zeros(2, 2), maps, vector)
     with pytest.raises(InputError, match=r"teacher has no embedding.*embedding=False"):
@@ -126,5 +126,5 @@ def test_what_does_not_fit_is_said():
     with pytest.raises(InputError, match="middle"):
         ReviewKD(0)
     one = Outputs(torch.zeros(1, 2), (maps[0][:1],), vector[:1])
-    with pytest.raises(InputError, match="more than one value a channel"):
+    with pytest.raises(InputError, match="more than one value per channel"):
         ReviewKD()(one, one, NO_TARGET)

@@ -71,7 +71,7 @@ def test_sizes():
     assert tiny(*sides(2), NO_TARGET).isfinite()
 
 
-def test_attention_and_projections_learn_and_nothing_reaches_the_teacher():
+def test_gradient_reaches_attention_and_not_the_teacher():
     student, teacher = (side.map(torch.Tensor.requires_grad_) for side in sides())
     loss = ready()
     loss(student, teacher, NO_TARGET).backward()
@@ -93,11 +93,11 @@ def test_a_run_goes_on_only_with_its_batch_size():
         ready(8)(*sides(9), NO_TARGET)
 
 
-def test_refusals():
+def test_invalid_inputs_raise_input_error():
     student, teacher = sides()
     with pytest.raises(InputError, match="needs the size of a full batch"):
         ready(None)(student, teacher, NO_TARGET)
-    with pytest.raises(InputError, match="none of the teacher's is tapped: name teacher_layers"):
+    with pytest.raises(InputError, match="none of the teacher's is tapped: set teacher_layers"):
         ready()(student, Outputs(student.logits), NO_TARGET)
     with pytest.raises(InputError, match=r"student layer 'flat' gives \(8, 3\)"):
         ready()(tapped(draw(8, 3), names=("flat",)), teacher, NO_TARGET)

@@ -78,12 +78,12 @@ def test_set_up_gives_the_student_the_teachers_classifier_frozen():
     assert all(parameter.requires_grad for parameter in ours.projector.parameters())
 
 
-def test_a_teacher_without_bias_gives_a_bias_of_zero_and_a_bias_is_never_lost():
+def test_missing_teacher_bias_is_copied_as_zero():
     ours, theirs = student(), without_bias(network(8, seed=1))
     SimKD().setup(Context(ours, (theirs,)))
     assert torch.equal(ours.classifier.weight, theirs.fc.weight)
     assert not ours.classifier.bias.any()
-    with pytest.raises(InputError, match="8 to 10 with bias, but its own is 8 to 10 without bias"):
+    with pytest.raises(InputError, match=r"8 to 10 with bias, into .* is 8 to 10 without bias"):
         SimKD().setup(Context(without_bias(student()), (network(8),)))
 
 
@@ -126,22 +126,22 @@ def test_a_good_projection_gives_the_teachers_answers():
         (
             {"width": 9},
             network(8),
-            r"8 to 10 with bias, but its own is 9 to 10 .*projected\(..., width=8, num_classes=10",
+            r"8 to 10 with bias, into .* is 9 to 10 .*projected\(..., width=8, num_classes=10",
         ),
-        ({"num_classes": 7}, network(8), "its own is 8 to 7 with bias"),
+        ({"num_classes": 7}, network(8), "whose classifier is 8 to 7 with bias"),
     ],
 )
-def test_classifiers_of_other_shapes_are_refused(given, teacher, words):
+def test_other_classifier_shapes_raise_input_error(given, teacher, words):
     with pytest.raises(InputError, match=words):
         SimKD().setup(Context(student(**given), (teacher,)))
 
 
-def test_a_run_with_another_width_says_so_before_the_first_step():
-    with pytest.raises(InputError, match=r"Knowledge 'simkd' \(SimKD\): SimKD gives the student .* width=8"):
+def test_run_with_another_width_raises_before_the_first_step():
+    with pytest.raises(InputError, match=r"Knowledge 'simkd' \(SimKD\): SimKD copies .* width=8"):
         trainer().fit(run(student=student(width=9)), pairs())
 
 
-def test_other_channels_are_refused():
+def test_other_channels_raise_input_error():
     ours, theirs = tapped(draw(2, 5, 2, 2), names=("low",)), tapped(draw(2, 3, 2, 2), names=("high",))
     with pytest.raises(InputError, match=r"'low' gives \(2, 5, 2, 2\).*tap the layer 'projector' .*width=3"):
         SimKD()(ours, theirs, NO_TARGET)

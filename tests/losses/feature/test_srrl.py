@@ -73,7 +73,7 @@ def test_initial_values_are_the_authors():
     assert loss.connector.conv.weight.std().item() == pytest.approx((2 / 200) ** 0.5, rel=0.02)
 
 
-def test_refusals():
+def test_invalid_inputs_raise_input_error():
     ours, theirs = tapped(draw(3, 2, 4, 4)), tapped(draw(3, 4, 2, 2), names=("high",))
     with pytest.raises(InputError, match="call setup"):
         SRRL()(ours, theirs, NO_TARGET)
@@ -81,5 +81,5 @@ def test_refusals():
         ready(head(3))(ours, theirs, NO_TARGET)
     with pytest.raises(InputError, match="not an ensemble of 2"):
         SRRL().setup(Context(nn.Identity(), (head(), head())))
-    with pytest.raises(InputError, match="more than one value a channel"):
+    with pytest.raises(InputError, match="more than one value per channel"):
         ready(head())(tapped(draw(1, 2, 1, 1)), tapped(draw(1, 4, 1, 1)), NO_TARGET)

@@ -9,7 +9,7 @@ from tests.losses.slow import dot, draw, embedded, smooth_l1
 NO_TARGET = torch.zeros(1)
 
 
-def normalised(row):
+def normalized(row):
     mean = sum(row) / len(row)
     variance = sum((value - mean) ** 2 for value in row) / len(row)
     return [(value - mean) / (variance + 1e-5) ** 0.5 for value in row]
@@ -21,7 +21,7 @@ def test_value(student, teacher):
     value = loss(embedded(ours), embedded(theirs), NO_TARGET)
     weight = loss.projector.weight.tolist()
     pairs = zip(ours.tolist(), theirs.tolist(), strict=True)
-    rows = [([dot(row, h) for row in weight], normalised(t)) for h, t in pairs]
+    rows = [([dot(row, h) for row in weight], normalized(t)) for h, t in pairs]
     expected = sum(smooth_l1(a - b) for row in rows for a, b in zip(*row, strict=True))
     assert value.item() == pytest.approx(expected / theirs.numel(), rel=1e-11)
 

@@ -73,7 +73,7 @@ def test_without_sharing_it_is_soft_targets():
     assert BAKE(3.0, 0.7)(*alone, NO_TARGET).item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_the_targets_are_held_even_where_the_network_teaches_itself():
+def test_targets_are_detached_in_self_distillation():
     logits, embedding = draw(5, 4, seed=1).requires_grad_(), draw(5, 3, seed=2).requires_grad_()
     network = Outputs(logits, embedding=embedding)
     BAKE(2.0, 0.5)(network, network, NO_TARGET).backward()
@@ -86,7 +86,7 @@ def test_the_targets_are_held_even_where_the_network_teaches_itself():
     assert logits.grad.flatten().tolist() == pytest.approx(expected, rel=1e-9, abs=1e-13)
 
 
-def test_the_students_embedding_is_not_read_and_a_tapped_layer_goes_before_the_teachers():
+def test_only_teacher_embedding_or_its_tapped_layer_is_read():
     student, teacher = side(1), side(7)
     expected = BAKE()(student, teacher, NO_TARGET)
     assert BAKE()(Outputs(student.logits), teacher, NO_TARGET) == expected
@@ -103,13 +103,13 @@ def test_certain_answers_and_copies_are_finite():
     assert logits.grad.isfinite().all()
 
 
-def test_a_share_that_rounding_makes_negative_counts_as_none(monkeypatch):
+def test_negative_rounding_counts_as_zero(monkeypatch):
     solve, student, teacher = torch.linalg.solve, side(1), side(7)
     monkeypatch.setattr(torch.linalg, "solve", lambda a, b: solve(a, b).index_fill(1, torch.tensor([0]), -1e-18))
     assert BAKE()(student, teacher, NO_TARGET).isfinite()
 
 
-def test_what_is_wrong_is_said():
+def test_invalid_inputs_raise_input_error():
     with pytest.raises(InputError, match="omega must be below 1"):
         BAKE(omega=1.0)
     student, teacher = side(1), side(7)

@@ -19,7 +19,7 @@ def mapped(linear, row):
     ]
 
 
-def test_value_of_neighbours():
+def test_value_of_neighbors():
     student, teacher = draw(5, 4, seed=1), draw(5, 7, seed=2)
     loss = CorrelationCongruence(width=3)
     got = loss(embedded(student), embedded(teacher), NO_TARGET).item()
@@ -71,7 +71,7 @@ def test_the_kernel_has_the_value_of_the_released_code():
     assert got == pytest.approx(0.05735887735188157, rel=1e-9)
 
 
-def test_what_cannot_be_compared_is_said():
+def test_incompatible_inputs_raise_input_error():
     with pytest.raises(InputError, match="at least 2 samples"):
         CorrelationCongruence()(embedded(draw(1, 3)), embedded(draw(1, 3)), NO_TARGET)
     with pytest.raises(InputError, match="at least 1"):

@@ -92,7 +92,7 @@ def test_value_of_two_steps(temperature, monkeypatch):
 
 
 @pytest.mark.parametrize("positive", ["exact", "relax"])
-def test_what_is_drawn_is_what_is_contrasted(positive, monkeypatch):
+def test_drawn_rows_are_contrasted(positive, monkeypatch):
     loss = ready(positive=positive)
     loss.eval()(*sides())
     drawn, seen = CRD.draw, []
@@ -175,7 +175,7 @@ def test_labels_that_are_unknown_are_learned():
     assert (CLASSES[rows[:, 1:]] != CLASSES[INDEX][:, None]).all()
 
 
-def test_a_sample_is_never_its_own_negative_even_if_nothing_is_known():
+def test_sample_is_not_its_own_negative_with_unknown_labels():
     torch.manual_seed(0)
     loss = CRD(negatives=15, width=4)
     loss.setup(context(labels=None))
@@ -187,7 +187,7 @@ def test_a_sample_is_never_its_own_negative_even_if_nothing_is_known():
     assert (loss.memory.labels == -1).all()
 
 
-def test_setting_up_again_keeps_what_was_learnt():
+def test_second_setup_keeps_trained_values():
     loss = ready()
     step(loss, sides())
     before = copy.deepcopy(loss.state_dict())
@@ -221,20 +221,20 @@ def test_a_checkpoint_sizes_the_memory_and_sets_the_constants():
     assert same_state(state, used.state_dict())
 
 
-def test_the_size_is_told(caplog, monkeypatch):
+def test_setup_logs_and_checks_the_memory(caplog, monkeypatch):
     with caplog.at_level(logging.INFO, "kdlab"):
         CRD().setup(context(labels=None, samples=50_000))
     assert "51 MB" in caplog.text
-    monkeypatch.setattr("kdlab.losses.relation.crd._free", lambda device: 25e6)
+    monkeypatch.setattr("kdlab.losses.relation.crd._free_memory", lambda device: 25e6)
     with pytest.raises(InputError, match=r"take 51 MB, but cpu has 25 left: lower width"):
         CRD().setup(context(labels=None, samples=50_000))
     CRD(width=60).setup(context(labels=None, samples=50_000))
 
 
-def test_what_cannot_work_is_said():
+def test_invalid_inputs_raise_input_error():
     student, teacher, labels = sides()
     for given, words in (
-        (context(samples=None, labels=None), "how many"),
+        (context(samples=None, labels=None), "the number of training samples"),
         (context(labels=CLASSES[:5]), "20 samples, but 5 labels"),
     ):
         with pytest.raises(InputError, match=words):
@@ -253,7 +253,7 @@ def test_what_cannot_work_is_said():
     ):
         with pytest.raises(InputError, match=words):
             ready()(dataclasses.replace(student, index=index), teacher, labels)
-    for options, words in (({"positive": "near"}, "'exact' or 'relax'"), ({"momentum": 1.5}, "from 0 to 1")):
+    for options, words in (({"positive": "near"}, "'exact' or 'relax'"), ({"momentum": 1.5}, "at most 1")):
         with pytest.raises(InputError, match=words):
             CRD(**options)
 

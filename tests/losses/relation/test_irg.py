@@ -69,7 +69,7 @@ def test_layers_of_one_shape_are_compared_themselves():
     assert parts[0] != parts[1]
 
 
-def test_layers_are_only_compared_themselves_if_those_of_both_networks_agree():
+def test_layers_are_compared_directly_only_if_shapes_agree():
     student, teacher = (
         (side[0], [draw(5, *s, seed=i) for i, s in enumerate(shapes, start=n)])
         for side, shapes, n in zip(sides(), (((6,), (6,)), ((7,), (1,))), (1, 3), strict=True)
@@ -93,7 +93,7 @@ def test_float32_keeps_distances_far_from_the_origin():
     assert in_float32 == pytest.approx(value, rel=1e-4)
 
 
-def test_what_cannot_be_compared_is_said():
+def test_incompatible_inputs_raise_input_error():
     student, teacher = map(outputs, sides())
     odd = [Outputs(x.logits, x.layers[:3], x.embedding) for x in (student, teacher)]
     with pytest.raises(InputError, match="an even number of them, not 3"):

@@ -56,7 +56,7 @@ def test_the_defaults_are_the_recipe():
     assert (loss.correlation, loss.mutual, loss.alpha) == (2.0, 1.0, 1.5)
 
 
-def test_a_feature_that_never_varies_counts_as_uncorrelated():
+def test_constant_feature_counts_as_uncorrelated():
     student, teacher = draw(6, 4, seed=1).requires_grad_(), draw(6, 5, seed=2)
     teacher[:, 3] = 0.0
     torch.manual_seed(0)
@@ -74,7 +74,7 @@ def test_a_feature_that_never_varies_counts_as_uncorrelated():
     assert 2 ** with_it.item() == pytest.approx(2 ** without.item() + 1, rel=1e-9)
 
 
-def test_a_batch_of_one_is_said():
+def test_batch_of_one_raises_input_error():
     with pytest.raises(InputError, match="at least 2 samples"):
         ITRD()(embedded(draw(1, 3)), embedded(draw(1, 3)), NO_TARGET)
 

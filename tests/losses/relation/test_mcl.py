@@ -110,7 +110,7 @@ def slope(loss, heads, embeddings, net, held, step=1e-6):
     return found
 
 
-def test_two_lessons_give_both_networks_the_gradient_of_the_released_loss():
+def test_both_edges_give_the_gradient_of_the_released_loss():
     a, b = draw(6, 4, seed=1).requires_grad_(), draw(6, 5, seed=2).requires_grad_()
     one, other = (sized(x.detach(), y.detach(), temperature=0.5) for x, y in ((a, b), (b, a)))
     other.student_head.load_state_dict(one.teacher_head.state_dict())
@@ -162,7 +162,7 @@ def test_the_heads_sizes_are_remembered():
         new(side(theirs), side(ours), LABELS)
 
 
-def test_what_is_wrong_is_said():
+def test_invalid_inputs_raise_input_error():
     with pytest.raises(InputError, match="width must be a whole number"):
         MCL(width=2.5)
     one = side(draw(1, 4))

@@ -12,7 +12,7 @@ from tests.losses.slow import dot, draw, embedded, tapped
 NO_TARGET = torch.zeros(1)
 
 
-def neighbours(x, eps):
+def neighbors(x, eps):
     rows, places = x.flatten(1).tolist(), range(len(x))
     lengths = [math.sqrt(dot(row, row)) + eps for row in rows]
     near = [[(dot(rows[i], rows[j]) / (lengths[i] * lengths[j]) + 1) / 2 for j in places] for i in places]
@@ -20,7 +20,7 @@ def neighbours(x, eps):
 
 
 def slow(student, teacher, eps=1e-7):
-    ours, theirs, places = neighbours(student, eps), neighbours(teacher, eps), range(len(student))
+    ours, theirs, places = neighbors(student, eps), neighbors(teacher, eps), range(len(student))
     terms = [theirs[i][j] * math.log((theirs[i][j] + eps) / (ours[i][j] + eps)) for i in places for j in places]
     return sum(terms) / len(terms)
 
@@ -54,6 +54,6 @@ def test_a_sample_of_zeros_has_a_finite_gradient():
     assert student.grad.isfinite().all()
 
 
-def test_an_empty_batch_is_said():
+def test_empty_batch_raises_input_error():
     with pytest.raises(InputError, match="at least 1 sample"):
         PKT()(embedded(draw(0, 3)), embedded(draw(0, 3)), NO_TARGET)

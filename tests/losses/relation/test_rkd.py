@@ -88,7 +88,7 @@ def test_one_tapped_layer_goes_before_the_embedding(loss):
 
 
 @BOTH
-def test_what_cannot_be_compared_is_said(loss):
+def test_incompatible_inputs_raise_input_error(loss):
     one = embedded(draw(4, 3))
     for student, teacher, words in (
         (tapped(draw(4, 3), draw(4, 3)), one, "2 student layers"),
@@ -103,7 +103,7 @@ def test_what_cannot_be_compared_is_said(loss):
             loss(student, teacher, NO_TARGET)
 
 
-def test_there_is_no_distance_in_a_batch_of_one():
+def test_batch_of_one_raises_input_error():
     with pytest.raises(InputError, match="at least 2 samples"):
         RKDDistance()(embedded(draw(1, 3)), embedded(draw(1, 3)), NO_TARGET)
 

@@ -62,7 +62,7 @@ def test_only_the_head_learns_and_it_can():
     assert values[-1] < 0.8 * values[0]
 
 
-def test_the_cosines_given_to_others_are_those_of_the_head_without_gradient():
+def test_cosines_are_those_of_the_head_without_gradient():
     seen, loss = teacher(), SelfSupervision()
     loss(STUDENT, seen, NO_TARGET)
     cosines = loss.cosines(seen.map(lambda x: x.float()))
@@ -73,7 +73,7 @@ def test_the_cosines_given_to_others_are_those_of_the_head_without_gradient():
     assert torch.allclose(cosines.double(), torch.tensor(slow_cosines(rotated, upright)).double(), atol=1e-5)
 
 
-def test_what_is_missing_is_said():
+def test_missing_inputs_raise_input_error():
     seen = teacher()
     view = seen.views["rotations"]
     less = dataclasses.replace(seen, views={"rotations": view.map(lambda x: x[:11])})

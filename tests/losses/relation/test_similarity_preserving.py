@@ -44,6 +44,6 @@ def test_layers_of_any_dimension_are_summed():
         ([(2,)], [(2, 3)], r"\(2,\)"),
     ],
 )
-def test_what_cannot_be_paired_is_said(students, teachers, words):
+def test_incompatible_layers_raise_input_error(students, teachers, words):
     with pytest.raises(InputError, match=words):
         SimilarityPreserving()(tapped(*map(torch.ones, students)), tapped(*map(torch.ones, teachers)), NO_TARGET)

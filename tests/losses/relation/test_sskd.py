@@ -117,7 +117,7 @@ def test_the_teachers_head_stays_the_other_losses_own():
     assert all(parameter.grad is not None for parameter in loss.parameters())
 
 
-def test_what_is_missing_is_said():
+def test_missing_inputs_raise_input_error():
     student, teacher = side(1, 4), side(11, 6)
     with pytest.raises(InputError, match=r"call setup\(\)"):
         SSKD()(student, teacher, LABELS)
@@ -125,14 +125,14 @@ def test_what_is_missing_is_said():
         SSKD("other").setup(Context(nn.Identity(), (), losses={"other": SSKD()}))
     loss, _ = ready()
     for ours, theirs, words in (
-        (dataclasses.replace(student, views={}), teacher, "student did not see the view 'rotations'"),
-        (student, dataclasses.replace(teacher, views={}), "teacher did not see the view 'rotations'"),
-        (side(1, 4, views=2), teacher, "not of the same positions"),
-        (side(1, 4, batch=4), teacher, "not of the same positions"),
+        (dataclasses.replace(student, views={}), teacher, "student has no view 'rotations'"),
+        (student, dataclasses.replace(teacher, views={}), "teacher has no view 'rotations'"),
+        (side(1, 4, views=2), teacher, "differ in batch size"),
+        (side(1, 4, batch=4), teacher, "differ in batch size"),
     ):
         with pytest.raises(InputError, match=words):
             loss(ours, theirs, LABELS)
-    with pytest.raises(InputError, match="keep_answers is a share from 0 to 1"):
+    with pytest.raises(InputError, match="keep_answers must be at most 1"):
         SSKD(keep_answers=1.5)
 
 

@@ -1,4 +1,4 @@
-"""The learnt temperature."""
+"""The learned temperature."""
 
 import math
 
@@ -29,7 +29,7 @@ def test_value(t_start, t_end):
 @pytest.mark.parametrize(
     ("epoch", "factor"), [(0, -0.02447174185242318), (1, -0.09549150281252627), (4, -0.5), (9, -1.0), (300, -1.0)]
 )
-def test_theta_climbs_by_a_factor_that_grows_with_the_epochs(epoch, factor):
+def test_theta_ascends_by_a_factor_that_grows_with_epochs(epoch, factor):
     loss = CurriculumTemperature(length=10).double()
     loss.advance(epoch, 0)
     loss(*SIDES, LABELS).backward()
@@ -38,7 +38,7 @@ def test_theta_climbs_by_a_factor_that_grows_with_the_epochs(epoch, factor):
     assert loss.theta.grad.item() == pytest.approx(factor * slope, rel=1e-5)
 
 
-def test_the_students_gradient_is_that_of_the_loss_at_this_temperature():
+def test_student_gradient_is_that_of_the_loss_at_temperature():
     student = SIDES[0].logits.clone().requires_grad_()
     loss = CurriculumTemperature().double()
     loss.advance(5, 0)
@@ -46,7 +46,7 @@ def test_the_students_gradient_is_that_of_the_loss_at_this_temperature():
 
 
 @pytest.mark.parametrize("inner", [DKD(beta=2.0), LogitStandardization(SoftTargets())])
-def test_other_losses_at_the_learnt_temperature(inner):
+def test_other_losses_at_the_trained_temperature(inner):
     loss = CurriculumTemperature(inner).double()
     value = loss(*SIDES, LABELS)
     part = getattr(inner, "loss", inner)
@@ -63,7 +63,7 @@ def test_the_loss_keeps_its_temperature_when_it_fails():
     assert inner.temperature == 3.0
 
 
-def test_a_loss_without_temperature_is_said():
+def test_loss_without_temperature_raises_input_error():
     with pytest.raises(InputError, match="TTM has no temperature"):
         CurriculumTemperature(TTM())
 

@@ -40,7 +40,7 @@ def test_equal_weights_of_a_binary_task_are_plain_distillation():
     assert loss.item() == pytest.approx(sum(kl(softmax(t), softmax(s)) for s, t in rows) / 4, rel=1e-12)
 
 
-def test_sure_networks_give_a_finite_value_where_summed_probabilities_underflow():
+def test_confident_networks_give_a_finite_value():
     student = torch.tensor([[300.0, 0.0, -10.0]], requires_grad=True)
     teacher = torch.tensor([[-100.0, 300.0, 0.0]])
     loss = DKD(alpha=1.0, beta=0.0, temperature=1.0)(Outputs(student), Outputs(teacher), torch.tensor([0]))
@@ -68,7 +68,7 @@ def test_any_integer_labels(dtype):
         ((3, 1), torch.zeros(3, dtype=torch.int64), "at least 2 classes"),
     ],
 )
-def test_what_has_no_meaning_is_said(logits, target, words):
+def test_invalid_inputs_raise_input_error(logits, target, words):
     with pytest.raises(InputError, match=words):
         DKD()(Outputs(torch.zeros(logits)), Outputs(torch.zeros(logits)), target)
 

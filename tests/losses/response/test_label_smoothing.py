@@ -44,7 +44,7 @@ def test_nothing_spread_is_the_labels(over):
     assert LabelSmoothing(0.0, over)(*SIDES).item() == pytest.approx(Labels()(*SIDES).item(), rel=1e-12)
 
 
-def test_refusals():
+def test_invalid_inputs_raise_input_error():
     one = Outputs(torch.zeros(2, 1))
     with pytest.raises(InputError, match="at least 2 classes"):
         LabelSmoothing(over="others")(one, one, torch.zeros(2, dtype=torch.int64))

@@ -31,7 +31,7 @@ def test_the_teachers_decision():
 
 
 @pytest.mark.parametrize("loss", [Labels(), HardLabels()])
-def test_no_batch_is_said(loss):
+def test_empty_batch_raises_input_error(loss):
     nothing = Outputs(torch.zeros(0, 3))
     with pytest.raises(InputError, match="no sample"):
         loss(nothing, nothing, torch.zeros(0, dtype=torch.int64))

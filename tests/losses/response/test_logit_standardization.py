@@ -1,4 +1,4 @@
-"""Standardised logits against plain loops."""
+"""Standardized logits against plain loops."""
 
 import statistics
 from dataclasses import replace
@@ -35,7 +35,7 @@ def test_scale_and_shift_do_not_matter():
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
-def test_views_are_standardised_and_the_rest_is_left_alone():
+def test_views_are_standardized_and_the_rest_is_left_alone():
     class Seen(nn.Module):
         needs = ("logits", "embedding")
         views = ("strong",)
@@ -66,19 +66,19 @@ def test_single_samples_only_around_a_loss_that_has_them():
     assert not hasattr(LogitStandardization(DIST()), "per_sample")
 
 
-def test_one_class_is_said():
+def test_one_class_raises_input_error():
     one = Outputs(torch.zeros(2, 1))
     with pytest.raises(InputError, match="at least 2 classes"):
         LogitStandardization()(one, one, NO_TARGET)
 
 
 @pytest.mark.parametrize("kind", [RKDDistance, AttentionTransfer])
-def test_a_loss_that_reads_no_logits_is_refused(kind):
+def test_loss_without_logits_raises_input_error(kind):
     with pytest.raises(InputError, match=f"{kind.__name__} does not read logits"):
         LogitStandardization(kind())
 
 
-def test_a_loss_that_says_nothing_of_its_needs_is_taken():
+def test_loss_without_needs_is_accepted():
     class Difference(nn.Module):
         def forward(self, student, teacher, target):
             return (student.logits - teacher.logits).square().sum()

@@ -27,7 +27,7 @@ BY_SAMPLE = [
 
 
 @pytest.mark.parametrize("loss", BY_SAMPLE, ids=lambda loss: type(loss).__name__)
-def test_the_value_of_every_sample_is_that_of_a_batch_of_it_alone(loss):
+def test_per_sample_equals_batches_of_one(loss):
     student, teacher = draw(6, 5, seed=1, scale=3), draw(6, 5, seed=2, scale=3)
     each = loss.per_sample(Outputs(student), Outputs(teacher), LABELS)
     alone = [loss(Outputs(student[i : i + 1]), Outputs(teacher[i : i + 1]), LABELS[i : i + 1]).item() for i in range(6)]

@@ -64,10 +64,10 @@ def test_value(as_released, rows):
     assert loss.item() == pytest.approx(slow(student, teacher, as_released), rel=1e-10)
 
 
-def test_views_of_other_sizes_are_said():
+def test_views_of_other_sizes_raise_input_error():
     student, teacher = two_views(1), two_views(2)
     twice = [replace(x, views={"strong": Outputs(x.logits.repeat(2, 1))}) for x in (student, teacher)]
-    with pytest.raises(InputError, match="one input a sample"):
+    with pytest.raises(InputError, match="one input for each sample"):
         MLKD()(*twice, NO_TARGET)
     with pytest.raises(InputError, match="'weak'"):
         MLKD(view="weak")(student, teacher, NO_TARGET)

@@ -27,7 +27,7 @@ def test_value(gamma, temperature):
     assert loss.item() == pytest.approx(slow(student, teacher, labels, gamma, temperature), rel=1e-11)
 
 
-def test_one_class_is_said():
+def test_one_class_raises_input_error():
     one = Outputs(torch.zeros(2, 1))
     with pytest.raises(InputError, match="at least 2 classes"):
         NKD()(one, one, torch.zeros(2, dtype=torch.int64))

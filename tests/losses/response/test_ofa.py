@@ -56,7 +56,7 @@ def test_exits_halve_the_map_down_to_the_smallest():
     assert sizes == [[(6, 4, 4), (10, 2, 2)], [(10, 2, 2)], [(10, 2, 2)]]
 
 
-def test_exits_halve_to_the_nearest_width_and_are_as_wide_as_the_widest_layer():
+def test_exits_halve_maps_and_have_the_largest_width():
     layers = draw(4, 3, 16, 8), draw(4, 12, 10, 5), draw(4, 10, 6, 3)
     loss = OFA(exits=True)
     loss(replace(tapped(*layers), logits=draw(4, 5)), TEACHER, LABELS)
@@ -101,7 +101,7 @@ def test_exits_in_half_precision():
     assert second.item() == pytest.approx(first.item(), rel=0.01)
 
 
-def test_what_it_needs():
+def test_needs():
     assert OFA().needs == ("logits", "classes")
     assert OFA(exits=True).needs == ("logits", "classes", "student_layers")
     with pytest.raises(InputError, match="student_layers"):
@@ -114,7 +114,7 @@ def test_what_it_needs():
         OFA(exits=True)(flat, TEACHER, LABELS)
 
 
-def test_a_sure_student_has_a_finite_value_where_a_softmax_underflows():
+def test_confident_student_has_a_finite_value():
     student = torch.tensor([[300.0, 0.0, -300.0]], requires_grad=True)
     loss = OFA()(Outputs(student), Outputs(torch.tensor([[0.0, 0.0, 300.0]])), torch.tensor([1]))
     loss.backward()

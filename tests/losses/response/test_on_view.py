@@ -30,11 +30,11 @@ def test_several_inputs_a_sample_share_its_label_and_index():
     loss = OnView()
     expected = Labels()(student.views["strong"], teacher.views["strong"], labels.repeat_interleave(3))
     assert loss(student, teacher, labels) == expected
-    handed, _, _ = loss._seen(student, teacher, labels)
+    handed, _, _ = loss._on_view(student, teacher, labels)
     assert handed.index.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
 
 
-def test_what_it_needs():
+def test_needs():
     assert OnView(Hint(), view="weak").needs == ("layers", "views")
     assert OnView(Hint(), view="weak").views == ("weak",)
     assert OnView(MLKD(), view="plain").views == ("plain", *MLKD().views)

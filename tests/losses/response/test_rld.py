@@ -38,7 +38,7 @@ def test_nothing_below_the_label_gives_0_and_no_gradient(teacher):
     assert not student.grad.any()
 
 
-def test_masked_classes_stay_out_whatever_the_scale_of_the_logits():
+def test_masked_classes_are_excluded_at_any_logit_scale():
     student, teacher = torch.tensor([[-3e4, 2.0 - 3e4, 0.0]]).double(), torch.tensor([[1.0, 0.0, 2.0]]).double()
     value = RLD(0.0, 1.0, 1.0)(Outputs(student), Outputs(teacher), torch.tensor([2]))
     p, q = softmax([1.0, 0.0]), softmax([0.0, 2.0])

@@ -68,7 +68,7 @@ def test_a_loss_without_values_of_samples_weighs_the_same(inner):
     assert torch.allclose(*gradients, rtol=1e-10)
 
 
-def test_the_students_classifier_learns_and_the_teachers_is_a_copy_outside_of_checkpoints():
+def test_student_classifier_is_trained_and_teachers_not_saved():
     student, teacher = networks()
     loss = ready(ScaleDecoupled(), student, teacher)
     maps = [tapped(draw(5, channels, 4, 4, seed=channels)) for channels in (3, 4)]
@@ -104,7 +104,7 @@ def test_maps_that_do_not_fit(student, teacher, grids, words):
         loss(tapped(torch.zeros(student)), tapped(torch.zeros(teacher)), LABELS)
 
 
-def test_what_cannot_be_set_up_is_said():
+def test_invalid_arguments_raise_input_error():
     for grids in ((2, 4), (1, 0), (1, 2.0), ()):
         with pytest.raises(InputError, match="grids"):
             ScaleDecoupled(grids=grids)

@@ -48,7 +48,7 @@ def test_a_memory_of_labels_gives_the_cross_entropy_with_labels(dtype):
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.8])
-def test_labels_and_past_predictions_are_the_cross_entropy_with_their_mixture(alpha):
+def test_labels_and_predictions_mix_as_targets(alpha):
     student, teacher, labels = draw(3, 4, seed=1, scale=2), draw(3, 4, seed=2, scale=2), [3, 0, 2]
     sides = Outputs(student), Outputs(teacher), torch.tensor(labels)
     value = (1 - alpha) * Labels()(*sides) + alpha * SoftLabels()(*sides)
@@ -59,7 +59,7 @@ def test_labels_and_past_predictions_are_the_cross_entropy_with_their_mixture(al
     assert value.item() == pytest.approx(total / 3, rel=1e-12)
 
 
-def test_tokens_are_refused():
+def test_token_logits_raise_input_error():
     tokens = Outputs(draw(2, 3, 4))
     with pytest.raises(InputError, match=r"needs logits \(B, K\)"):
         SoftLabels()(tokens, tokens, torch.zeros(1))

@@ -45,7 +45,7 @@ def test_only_tokens_whose_mask_is_1_count(dtype):
     assert not student.grad[0, 0].any()
 
 
-def test_the_mask_of_the_tokens_read_says_nothing_about_logits_of_sequences():
+def test_token_mask_is_ignored_for_sequence_logits():
     student, teacher = draw(2, 5, seed=1), draw(2, 5, seed=2)
     loss = SoftTargets()(Outputs(student, mask=torch.zeros(2, 7)), Outputs(teacher), NO_TARGET)
     assert loss.item() == pytest.approx(slow(student, teacher, 4.0), rel=1e-12)
@@ -63,7 +63,7 @@ def test_the_mask_of_the_tokens_read_says_nothing_about_logits_of_sequences():
         (torch.zeros(0, 3), torch.zeros(0, 3), None, ["no position"]),
     ],
 )
-def test_what_cannot_be_compared_is_said(student, teacher, mask, words):
+def test_incompatible_inputs_raise_input_error(student, teacher, mask, words):
     with pytest.raises(InputError) as error:
         SoftTargets()(Outputs(student, mask=mask), Outputs(teacher), NO_TARGET)
     assert all(word in str(error.value) for word in words)

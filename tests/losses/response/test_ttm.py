@@ -28,7 +28,7 @@ def test_value(kind, weighted, power):
 
 
 @pytest.mark.parametrize("kind", [TTM, WTTM])
-def test_0_where_the_student_has_learnt_the_transformed_teacher(kind):
+def test_zero_at_the_transformed_teacher(kind):
     teacher = draw(6, 5, seed=2, scale=3)
     assert kind(0.2)(Outputs(0.2 * teacher + 1), Outputs(teacher), NO_TARGET).item() == pytest.approx(0, abs=1e-12)
 

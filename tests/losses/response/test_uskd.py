@@ -111,7 +111,7 @@ def test_the_gradient_holds_the_targets(weights):
         assert student.logits.grad[b, k].item() == pytest.approx((around[0] - around[1]) / (2 * step), abs=1e-8)
 
 
-def test_only_its_own_term_trains_the_weak_head_and_what_lies_below():
+def test_only_the_weak_term_trains_the_weak_head():
     for weights, trained in [((1.0, 1.0, 0.0), False), ((0.0, 0.0, 1.0), True)]:
         loss, student = sized(*weights), seen().map(lambda x: x.requires_grad_())
         loss.zero_grad()
@@ -146,11 +146,11 @@ def test_equal_scores_are_ranked_by_class():
     assert even.logits.grad[0, [0, 2, 3]].tolist() == pytest.approx(expected)
 
 
-def test_refusals():
+def test_invalid_inputs_raise_input_error():
     one = Outputs(torch.zeros(2, 1), (torch.zeros(2, 3),))
     with pytest.raises(InputError, match="at least 2 classes"):
         USKD()(one, one, torch.zeros(2, dtype=torch.int64))
-    with pytest.raises(InputError, match="name student_layers"):
+    with pytest.raises(InputError, match="set student_layers"):
         USKD()(replace(seen(), layers=()), OTHER, LABELS)
     for layers in [(draw(4, 3), draw(4, 3)), (draw(3, 3),), (draw(4, 2, 3),)]:
         with pytest.raises(InputError, match="reads one map"):

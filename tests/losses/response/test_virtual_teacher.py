@@ -35,7 +35,7 @@ def test_value(form, correct, temperature):
 
 
 @pytest.mark.parametrize(("temperature", "own", "other"), [(20.0, 0.010502, 0.009995), (40.0, 0.010248, 0.009997)])
-def test_what_the_released_form_teaches_of_a_hundred_classes(temperature, own, other):
+def test_released_form_with_100_classes(temperature, own, other):
     even = torch.zeros(2, 100, dtype=torch.float64, requires_grad=True)
     VirtualTeacher(temperature=temperature, form="released")(
         Outputs(even), Outputs(even), torch.tensor([3, 7])
@@ -46,14 +46,14 @@ def test_what_the_released_form_teaches_of_a_hundred_classes(temperature, own, o
     assert taught.sum(1).tolist() == pytest.approx([1.0, 1.0])
 
 
-def test_the_papers_form_is_zero_where_the_student_is_the_virtual_teacher():
+def test_paper_form_is_0_for_the_virtual_teacher():
     taught = torch.full((4, 5), math.log(0.01 / 4), dtype=torch.float64)
     taught[torch.arange(4), LABELS] = math.log(0.99)
     loss = VirtualTeacher(temperature=7.0, form="paper")
     assert loss(Outputs(taught), Outputs(taught), LABELS).item() == pytest.approx(0, abs=1e-15)
 
 
-def test_refusals():
+def test_invalid_inputs_raise_input_error():
     one = Outputs(torch.zeros(2, 1))
     with pytest.raises(InputError, match="at least 2 classes"):
         VirtualTeacher()(one, one, torch.zeros(2, dtype=torch.int64))

@@ -37,7 +37,7 @@ def test_value_and_gradient_with_held_weights(temperature):
         )
 
 
-def test_a_student_as_sure_as_the_teacher_counts_little_and_sure_networks_are_told_apart_in_float32():
+def test_weights_of_confident_networks_differ_in_float32():
     surer, sure = torch.tensor([[40.0, 0.0]]), torch.tensor([[18.0, 0.0]])
     labels = torch.tensor([0])
     plain = [4.0**2 * term(s[0].tolist(), sure[0].tolist(), 4.0) for s in (surer, sure)]

@@ -175,7 +175,7 @@ def test_a_large_power_is_finite():
     assert logits.grad.isfinite().all()
 
 
-def test_refusals():
+def test_invalid_inputs_raise_input_error():
     loss, one = ready(network()), Outputs(torch.zeros(2, 1))
     with pytest.raises(InputError, match="at least 2 classes"):
         ZipfLabelSmoothing()(one, one, torch.zeros(2, dtype=torch.int64))

@@ -1,0 +1,55 @@
+"""Renamed arguments that keep their old names for one release."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+_Init = TypeVar("_Init", bound=Callable[..., None])
+
+
+def renamed(**names: str) -> Callable[[_Init], _Init]:
+    """Make a constructor accept old names of its arguments, with a ``DeprecationWarning``.
+
+    An old name becomes a keyword-only argument in the signature, ``None`` unless given, so configs that set it by class
+    path still parse. The module must postpone its annotations (``from __future__ import annotations``).
+
+    Args:
+        names: old name = new name.
+
+    >>> class Scale:
+    ...     @renamed(normalise="normalize")
+    ...     def __init__(self, normalize: bool = False) -> None:
+    ...         self.normalize = normalize
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     Scale(normalise=True).normalize
+    True
+    """
+
+    def decorate(init: _Init) -> _Init:
+        @functools.wraps(init)
+        def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
+            for old, new in names.items():
+                value = kwargs.pop(old, None)
+                if value is not None:
+                    message = f"{type(self).__name__}: the argument {old!r} is deprecated; use {new!r}."
+                    warnings.warn(message, DeprecationWarning, stacklevel=2)
+                    kwargs[new] = value
+            init(self, *args, **kwargs)
+
+        signature = inspect.signature(init)
+        aliases = [_alias(signature.parameters[new], old) for old, new in names.items()]
+        wrapper.__dict__["__signature__"] = signature.replace(parameters=[*signature.parameters.values(), *aliases])
+        wrapper.__annotations__ = {**init.__annotations__, **{alias.name: alias.annotation for alias in aliases}}
+        return wrapper  # type: ignore[return-value]
+
+    return decorate
+
+
+def _alias(parameter: inspect.Parameter, name: str) -> inspect.Parameter:
+    """Return an optional keyword-only parameter of another name and the same type."""
+    annotation = f"{parameter.annotation} | None"
+    return parameter.replace(name=name, kind=inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
