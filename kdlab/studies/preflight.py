@@ -20,9 +20,10 @@ import torch
 import yaml
 
 import kdlab
-from kdlab.cli.check import QUIET, memory_of
+from kdlab.config.first_step import QUIET
 from kdlab.config.lightning_cli import KdlabCLI, build
 from kdlab.errors import InputError, refusal_in
+from kdlab.export.training_memory import memory_of
 from kdlab.modules.base import DistillationModule
 from kdlab.studies.files import read_json, write_json
 from kdlab.studies.grid import seeded

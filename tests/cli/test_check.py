@@ -13,8 +13,9 @@ import torch
 import yaml
 
 from kdlab.cli import main
-from kdlab.cli.check import QUIET, memory_of
+from kdlab.config.first_step import QUIET
 from kdlab.config.lightning_cli import build
+from kdlab.export.training_memory import memory_of
 from kdlab.modules.base import DistillationModule
 from tests.config.test_lightning_cli import MLP, RECIPE, work  # noqa: F401
 
@@ -44,9 +45,9 @@ def test_check_refuses_what_fit_refuses(work: Path, capsys: pytest.CaptureFixtur
 def test_memory_counts_adam_twice_as_sgd_with_momentum(work: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
     wide = "--model.student.hidden=[4096]"
     main(["check", "kd.yaml", wide])
-    sgd = capsys.readouterr().out.split("optimiser ")[1].split(",")[0]
+    sgd = capsys.readouterr().out.split("optimizer ")[1].split(",")[0]
     main(["check", "kd.yaml", wide, "--model.optimizer=torch.optim.AdamW"])
-    adam = capsys.readouterr().out.split("optimiser ")[1].split(",")[0]
+    adam = capsys.readouterr().out.split("optimizer ")[1].split(",")[0]
     assert float(adam) == pytest.approx(2 * float(sgd), rel=0.05)
     assert float(sgd) == pytest.approx((64 * 4096 + 4096 + 4096 * 10 + 10) * 4 / 2**20, abs=0.06)
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from kdlab.cli import main
-from kdlab.cli.layers import network_from, shape_text, shapes, taps
+from kdlab.cli.layers import network_from
+from kdlab.export.layer_shapes import shape_text, shapes, taps
 from kdlab.outputs import Head, Observer
 
 
