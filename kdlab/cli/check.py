@@ -121,8 +121,9 @@ def notes(module: DistillationModule) -> Iterator[str]:
     if module.knowledge:
         return
     teaching = module.teaching
-    if teaching is not None and not isinstance(teaching, Alone):
-        names = ("a teacher", "the student") if teaching.fixed else (type(teaching).__name__, "every learner")
-        yield "{} is given but no knowledge: {} learns from labels alone.".format(*names)
+    if teaching is not None and teaching.fixed:
+        yield "a teacher is given but no knowledge: the student learns from labels alone."
+    elif teaching is not None and not isinstance(teaching, Alone):
+        yield f"{type(teaching).__name__} is given but no knowledge: every learner learns from labels alone."
     if module.task_weight == 0:
         yield "the task weighs 0 and there is no knowledge: nothing is learned."

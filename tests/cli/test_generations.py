@@ -13,10 +13,11 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from kdlab.cli import generations, main
+from kdlab.cli import main
 from kdlab.data import Digits
 from kdlab.models import mlp
 from kdlab.modules import Distiller
+from kdlab.studies import generations
 from tests.losses import slow
 
 SOFT = {"loss": {"class_path": "kdlab.losses.SoftLabels", "init_args": {"temperature": 1.0}}, "weight": 1.0}
