@@ -201,8 +201,8 @@ def _recipe(config: dict[str, Any], number: int, folder: Path, teacher: Path | N
     if teacher is None:
         config = _from_labels(config)
     else:
-        options = {"network": config["model"]["init_args"]["student"], "weights": str(teacher)}
-        config = _taught_by({"class_path": "kdlab.models.with_weights", "init_args": options}, config)
+        trained = {"network": config["model"]["init_args"]["student"], "weights": str(teacher)}
+        config = _taught_by({"class_path": "kdlab.models.with_weights", "init_args": trained}, config)
     config["seed_everything"] += number
     config["checkpoint"] |= {"dirpath": str(folder / "checkpoints"), "save_last": True, "save_weights_only": False}
     config["checkpoint"]["enable_version_counter"] = False  # last.ckpt is the last one
