@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import warnings
 from collections.abc import Iterator
+from contextvars import copy_context
 
 from rich.console import Console
 from rich.table import Table
@@ -30,8 +31,9 @@ def check(overrides: list[str]) -> None:
         overrides: a config, and options of ``kdlab fit``
     """
     first = ["-c"] if overrides and not overrides[0].startswith("-") else []
-    _check([*first, *overrides])
-    gc.collect()  # trainer and module refer to each other
+    # jsonargparse keeps its last parser, and with it the trainer, in the context; trainer and module form a cycle.
+    copy_context().run(_check, [*first, *overrides])
+    gc.collect()
 
 
 def _check(arguments: list[str]) -> None:

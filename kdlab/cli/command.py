@@ -46,10 +46,8 @@ def call(name: str, command: Callable[..., None], arguments: Sequence[str]) -> N
 
 def split(command: Callable[..., None], arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split a command line into the command's own arguments, as jsonargparse reads them, and all others unchanged."""
-    types = get_type_hints(command)
-    parameters = [each for each in inspect.signature(command).parameters.values() if each.name != OVERRIDES]
-    options = {each.name for each in parameters if each.default is not each.empty}
-    positional = len(parameters) - len(options)
+    types, options = get_type_hints(command), _options(command)
+    positional = len(inspect.signature(command).parameters.keys() - {*options, OVERRIDES})
     known, further, rest = list[str](), list[str](), list(arguments)
     while rest:
         argument = rest.pop(0)
@@ -72,10 +70,15 @@ def split(command: Callable[..., None], arguments: Sequence[str]) -> tuple[list[
     return known, further
 
 
+def _options(command: Callable[..., None]) -> list[str]:
+    parameters = inspect.signature(command).parameters
+    return [name for name, parameter in parameters.items() if parameter.default is not parameter.empty]
+
+
 def _unknown(argument: str, command: Callable[..., None]) -> InputError:
     if not argument.startswith("-"):
         return InputError(f"{argument!r} is one argument too many.")
-    options = [f"--{name.replace('_', '-')}" for name in inspect.signature(command).parameters]
+    options = [f"--{name.replace('_', '-')}" for name in _options(command)]
     return InputError(f"There is no option {argument!r}; the nearest are {nearest(argument, options)}.")
 
 
