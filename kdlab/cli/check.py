@@ -16,9 +16,9 @@ from kdlab.config.first_step import QUIET, fit_to_first_step
 from kdlab.config.lightning_cli import build
 from kdlab.errors import InputError
 from kdlab.export.layer_shapes import shape_text
-from kdlab.export.training_memory import memory_of
 from kdlab.modules.base import DistillationModule
 from kdlab.modules.cotrainer import CoTrainer
+from kdlab.modules.memory_estimate import memory_of
 from kdlab.teaching import Alone, Teaching
 
 

@@ -57,11 +57,11 @@ def split(command: Callable[..., None], arguments: Sequence[str]) -> tuple[list[
             known.append("--help")
         elif option.startswith("--") and name in options:
             if not equals and types[name] is bool:
-                value = equals = "true"
+                equals, value = "=", "true"
             elif not equals and rest and not rest[0].startswith("--"):
-                value = equals = rest.pop(0)
-            plus = "+" if get_origin(types[name]) is list else ""
-            known.append(f"--{name}{plus}={value}" if equals else f"--{name}")
+                equals, value = "=", rest.pop(0)
+            appended = "+" if get_origin(types[name]) is list else ""
+            known.append(f"--{name}{appended}{equals}{value}")
         elif positional and not argument.startswith("-"):
             known.append(argument)
             positional -= 1

@@ -33,7 +33,7 @@ def test_layers_of_torchvision_at_its_own_size_and_depth(capsys: pytest.CaptureF
         (["kdlab.models.WithExits", "--adapter=stages"], "exit1, exit2", True),
     ],
 )
-def test_layers_of_a_network_with_further_outputs_are_those_that_a_loss_can_name(
+def test_layers_with_further_outputs_are_those_a_loss_can_name(
     options: list[str], further: str, feature: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = ["--network=kdlab.models.resnet8", "--network.num_classes=10"]

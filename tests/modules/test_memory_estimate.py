@@ -1,4 +1,4 @@
-"""training_memory: an estimate that leaves nothing behind."""
+"""memory_estimate: an estimate that leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 
 from kdlab.config.first_step import QUIET
 from kdlab.config.lightning_cli import build
-from kdlab.export.training_memory import memory_of
 from kdlab.modules.base import DistillationModule
+from kdlab.modules.memory_estimate import memory_of
 from tests.config.test_lightning_cli import work  # noqa: F401
 
 
