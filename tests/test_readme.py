@@ -12,7 +12,7 @@ import yaml
 
 from kdlab import losses
 from kdlab.cli import COMMANDS, main
-from kdlab.cli.methods import WAYS, WAYS_HEADER, entries, markdown
+from kdlab.cli.methods import WAYS_HEADER, entries, markdown_table, ways
 from kdlab.models import resnet14, save_weights
 
 ROOT = Path(__file__).parent.parent
@@ -85,13 +85,13 @@ def test_command(line: str, work: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_the_table_of_methods_is_what_the_code_says() -> None:
     shown = README.partition("<!-- methods -->\n")[2].partition("<!-- /methods -->")[0].strip()
-    assert shown == markdown(entries()).strip(), "put the output of `kdlab methods --markdown` into README.md"
+    assert shown == markdown_table(entries()).strip(), "put the output of `kdlab methods --markdown` into README.md"
 
 
 def test_the_table_of_ways_to_learn_together_is_what_the_code_says() -> None:
     shown = README.partition("<!-- ways -->\n")[2].partition("<!-- /ways -->")[0].strip()
     said = "put the output of `kdlab methods --family teaching --markdown` into README.md"
-    assert shown == markdown(WAYS, WAYS_HEADER).strip(), said
+    assert shown == markdown_table(ways(), WAYS_HEADER).strip(), said
 
 
 def test_every_loss_has_a_config_with_its_own_weight() -> None:

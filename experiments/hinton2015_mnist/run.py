@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kdlab.cli.export import export
 from kdlab.data import MNIST
+from kdlab.export.student import export
 from kdlab.models import load_weights, mlp
 
 HERE = Path(__file__).parent

@@ -16,21 +16,24 @@ TRAINER_COMMANDS = {
     "predict": "write the predictions of the student, or of what is deployed",
 }
 OWN_COMMANDS = {
-    "demo": "distil a small student from a teacher on real digits, in under three minutes",
+    "demo": "distill a small student from a teacher on real digits, in under three minutes",
     "check": "run one dry batch of a config: parts, layers, loss terms, memory, warnings",
     "layers": "list the layers of a network that can be tapped",
     "methods": "list the losses and what each needs",
-    "export": "take the student, or what is deployed, out of a run: safetensors, original key names, config",
+    "export": "write the student, or what is deployed, of a run: safetensors, original key names, config",
     "reproduce": "train what is missing of a study (data, pairs, methods, seeds) and print its table",
     "report": "print and write the table of a study, beside the published numbers",
     "generations": "train a student again and again, each time taught by the one before",
 }
+COMMANDS = {**TRAINER_COMMANDS, **OWN_COMMANDS}
+FILES = {"export": "export_command", "generations": "generations_command"}
+"""Files of commands whose own name is taken: no two modules of kdlab have the same one."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command; a mistake in the input prints one sentence and exits with status 2."""
+    """Run one command; an :class:`InputError` is printed without a traceback, with exit status 2."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    # A console script does not look where it is called: without this a user's own file is not found.
+    # A console script does not import from the working directory: without this a user's own file is not found.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -48,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
             run(command, rest)
         elif command in OWN_COMMANDS:
-            import_module(f"kdlab.cli.{command}").run(rest)
+            _run_own(command, rest)
         else:
             raise InputError(f"There is no command {command!r}; the nearest are {nearest(command, COMMANDS)}.")
     except InputError as error:
@@ -56,12 +59,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from error
 
 
-COMMANDS = {**TRAINER_COMMANDS, **OWN_COMMANDS}
+def _run_own(name: str, arguments: Sequence[str]) -> None:
+    from kdlab.cli.command import call
+
+    module = import_module(f"kdlab.cli.{FILES.get(name, name)}")
+    if hasattr(module, "run"):  # reproduce and report parse their arguments themselves
+        module.run(arguments)
+    else:
+        call(name, getattr(module, name), arguments)
 
 
 def usage() -> str:
-    """What ``kdlab --help`` prints."""
-    lines = [f"  {name:<13}{what}" for name, what in COMMANDS.items()]
+    """Return what ``kdlab --help`` prints."""
+    lines = [f"  {name:<13}{summary}" for name, summary in COMMANDS.items()]
     return "\n".join(
-        ["usage: kdlab COMMAND ...", "", *lines, "", "kdlab COMMAND --help tells the options of one command."]
+        ["usage: kdlab COMMAND ...", "", *lines, "", "kdlab COMMAND --help shows the options of one command."]
     )

@@ -2,187 +2,132 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
+import gc
 import warnings
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterator
+from contextvars import copy_context
 
-import pytorch_lightning as pl
-import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
-from kdlab.cli.layers import shape_text
+from kdlab.cli.printing import titled_table
+from kdlab.config.first_step import QUIET, fit_to_first_step
 from kdlab.config.lightning_cli import build
 from kdlab.errors import InputError
+from kdlab.export.layer_shapes import shape_text
+from kdlab.members.member import Member, NetworkMember
 from kdlab.modules.base import DistillationModule
 from kdlab.modules.cotrainer import CoTrainer
-from kdlab.modules.first_batch import training_data
-from kdlab.teaching import Alone, Teaching
-
-QUIET = ["--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.enable_progress_bar=false"]
-QUIET += ["--trainer.enable_model_summary=false", "--trainer.num_sanity_val_steps=2"]
+from kdlab.modules.memory_estimate import memory_of
+from kdlab.teaching import Alone, FrozenTeacher
 
 
-def run(arguments: Sequence[str]) -> None:
-    """Rehearse a config as ``kdlab fit`` would, print what was found, and write nothing."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(
-            "usage: kdlab check CONFIG [-c CONFIG ...] [--KEY=VALUE ...]\n\n"
-            "Run one dry batch of a config, or of several laid over each other; nothing is trained or written."
-        )
-        return
-    given = list(arguments) if arguments[0].startswith("-") else ["-c", *arguments]
-    with warnings.catch_warnings(record=True) as heard:
+def check(overrides: list[str]) -> None:
+    """Run one dry batch of a config, or of several laid over each other; nothing is trained or written.
+
+    kdlab check CONFIG [-c CONFIG ...] [--KEY=VALUE ...] takes the options of kdlab fit.
+
+    Args:
+        overrides: a config, and options of ``kdlab fit``
+    """
+    first = ["-c"] if overrides and not overrides[0].startswith("-") else []
+    # jsonargparse keeps its last parser, and with it the trainer, in the context; trainer and module form a cycle.
+    copy_context().run(_check, [*first, *overrides])
+    gc.collect()
+
+
+def _check(arguments: list[str]) -> None:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        cli = build([*given, *QUIET], run=False, save_config=False)
+        cli = build([*arguments, *QUIET], run=False, save_config=False)
         module = cli.model
         if not isinstance(module, DistillationModule):
             raise InputError(f"kdlab check takes a config of a kdlab module, not of {type(module).__name__}.")
-        look = _Look()
-        cli.trainer.callbacks.append(look)  # type: ignore[attr-defined]
-        with contextlib.suppress(_Seen):
-            cli.trainer.fit(module, datamodule=cli.datamodule)
+        lines: list[str] = []
+        fit_to_first_step(cli, lambda: lines.extend([memory_text(module), *map(_warning, notes(module))]))
     console = Console()
-    console.print(parts_table(module))
-    console.print(taps_table(module))
-    console.print(terms_table(module))
+    for table in (parts_table(module), taps_table(module), terms_table(module)):
+        console.print(table)
     if isinstance(module, CoTrainer):
-        console.print(f"Learners: {', '.join(module.names)}. Deployed: {module.deploy}.", highlight=False)
-    console.print(look.memory)
-    said = dict.fromkeys(str(each.message) for each in heard if issubclass(each.category, UserWarning))
-    for text in [*look.notes, *(text for text in said if "teacher" in text.lower())]:
-        console.print(f"[yellow]warning:[/] {text}")
+        console.print(f"Students: {', '.join(module.names)}. Deployed: {module.deploy}.", highlight=False)
+    messages = dict.fromkeys(str(warning.message) for warning in caught if issubclass(warning.category, UserWarning))
+    for line in [*lines, *(_warning(text) for text in messages if "teacher" in text.lower())]:
+        console.print(line)
 
 
-class _Seen(Exception):  # noqa: N818
-    """Ends the trainer's fit before the first step."""
-
-
-class _Look(pl.Callback):
-    """Takes notes when everything is set up, then stops."""
-
-    memory = ""
-    notes: tuple[str, ...] = ()
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, DistillationModule)
-        self.memory = memory(pl_module)
-        self.notes = tuple(notes(pl_module))
-        raise _Seen
+def _warning(text: str) -> str:
+    return f"[yellow]warning:[/] {text}"
 
 
 def parts_table(module: DistillationModule) -> Table:
-    """Every part with its parameters and how many of them are trained."""
-    table = Table("part", "class", title="Parts", title_justify="left")
-    table.add_column("parameters", justify="right")
-    table.add_column("trained", justify="right")
-    trained = {id(parameter) for parameter in module.trainable().values()}
-    parts: list[tuple[str, nn.Module]] = [*module.learners.items()]
-    parts += [(f"losses.{name}", module.losses[name]) for name in module.knowledge]
-    if module.teaching is not None:
-        parts.append(("teacher" if module.teaching.fixed else "teaching", module.teaching))
-    for name, part in parts:
-        own = list(part.parameters())
-        loss = module.knowledge.get(name.removeprefix("losses."))
-        shown = teaching_text(part) if isinstance(part, Teaching) else type(loss.loss if loss else part).__name__
-        count = sum(each.numel() for each in own if id(each) in trained)
-        table.add_row(name, shown, f"{sum(each.numel() for each in own):,}", f"{count:,}")
+    """Return every part with its parameters and how many of them are trained."""
+    table = titled_table("Parts", ("part", "class", "parameters", "trained"), numbers=("parameters", "trained"))
+    trainable = {id(parameter) for parameter in module.trainable().values()}
+    parts: list[tuple[str, str, nn.Module]] = [(name, type(x).__name__, x) for name, x in module.learners.items()]
+    parts += [(f"losses.{name}", type(x.loss).__name__, module.losses[name]) for name, x in module.knowledge.items()]
+    for name, member in module.plan.members.items():
+        if name not in module.learners:
+            networks = member.networks_of(name) if isinstance(member, NetworkMember) else ()
+            parts += [(name, f"{type(network).__name__} ({role_of(member)})", network) for network, _ in networks]
+            if not networks and [*member.parameters()]:
+                parts.append((name, type(member).__name__, member))
+    for name, kind, part in parts:
+        sizes = {id(parameter): parameter.numel() for parameter in part.parameters()}
+        trained = sum(size for key, size in sizes.items() if key in trainable)
+        table.add_row(name, kind, f"{sum(sizes.values()):,}", f"{trained:,}")
     return table
 
 
-def teaching_text(teaching: Teaching) -> str:
-    """A frozen teacher's networks; of another teaching its name, and the networks that it keeps."""
-    kept = ", ".join(type(each.network).__name__ for each in teaching.observers)
-    if teaching.fixed:
-        return f"{kept} (frozen)"
-    return type(teaching).__name__ + (f", keeps {kept}" if kept else "")
+def role_of(member: Member) -> str:
+    """Return what an untrained network is: frozen, or a copy such as an EMA."""
+    return "frozen" if member.is_frozen else type(member).__name__
 
 
 def taps_table(module: DistillationModule) -> Table:
-    """What is read of every network, with its shape."""
-    assert module.rehearsal is not None
-    table = Table("network", "layer", "shape", title="What the losses see", title_justify="left")
-    for network, layer, shape in module.rehearsal.taps:
+    """Return the layers that are read of every network, with their shapes."""
+    assert module.dry_run is not None
+    table = titled_table("What the losses see", ("network", "layer", "shape"))
+    for network, layer, shape in module.dry_run.taps:
         table.add_row(network, layer, shape_text(shape))
     return table
 
 
 def terms_table(module: DistillationModule) -> Table:
-    """Every loss term on the first batch, raw and weighted."""
-    assert module.rehearsal is not None
-    table = Table("term", "loss", title="Loss terms on the first samples", title_justify="left")
-    for column in ("raw", "weight", "weighted"):
-        table.add_column(column, justify="right")
-    for name, value in module.rehearsal.terms.items():
-        loss = module.task if name == "task" else module.knowledge[name].loss
-        weight = module.task_weight if name == "task" else module.knowledge[name].weight
-        scheduled = (module.task_schedule if name == "task" else module.knowledge[name].schedule) is not None
-        shown = f"{weight:g}" + (" x schedule" if scheduled else "")
+    """Return every loss term on the first batch, raw and weighted."""
+    assert module.dry_run is not None
+    numbers = ("raw", "weight", "weighted")
+    table = titled_table("Loss terms on the first samples", ("term", "loss", *numbers), numbers)
+    for name, value in module.dry_run.terms.items():
+        knowledge = module.knowledge.get(name)
+        loss, weight, schedule = (
+            (knowledge.loss, knowledge.weight, knowledge.schedule)
+            if knowledge
+            else (module.task, module.task_weight, module.task_schedule)
+        )
+        shown = f"{weight:g}" + ("" if schedule is None else " x schedule")
         table.add_row(name, type(loss).__name__, f"{value:.4g}", shown, f"{value * weight:.4g}")
     return table
 
 
-def memory(module: DistillationModule) -> str:
-    """An estimate of the memory of training, as text, in MB of 2^20 bytes."""
+def memory_text(module: DistillationModule) -> str:
+    """Return the estimated memory of training as text, in MB of 2^20 bytes."""
     amounts = memory_of(module)
     parts = ", ".join(f"{name} {amount / 2**20:.1f}" for name, amount in amounts.items())
     return f"Memory, estimated in MB: {parts}; together {sum(amounts.values()) / 2**20:.1f}."
 
 
-def memory_of(module: DistillationModule, size: int | None = None) -> dict[str, float]:
-    """An estimate of the memory of training, in bytes: weights, gradients, optimiser, activations of ``size`` samples.
-
-    Without ``size``, of as many as a process gets of each batch.
-    """
-    trained = sum(parameter.numel() * parameter.element_size() for parameter in module.trainable().values())
-    weights = sum(each.numel() * each.element_size() for each in [*module.parameters(), *module.buffers()])
-    batch = training_data(module).few
-    kept: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor.detach()  # itself, it would hold its own graph, and nothing of that were ever freed
-
-    own = {each.untyped_storage().data_ptr() for each in module.parameters()}
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        alive = module.observe(batch)  # kept until counted: freed storage would be counted once for many tensors
-    if size is None:
-        size = int(getattr(getattr(module.trainer, "datamodule", None), "batch_size", len(batch.target)))
-    size = math.ceil(size / module.trainer.world_size)
-    activations = sum(count for place, count in kept.items() if place not in own) * size / len(batch.target)
-    del alive
-    return {
-        "weights": weights,
-        "gradients": trained,
-        "optimiser": trained * state_per_parameter(module),
-        f"activations of {size} samples": activations,
-    }
-
-
-def state_per_parameter(module: DistillationModule) -> float:
-    """Numbers that the optimiser keeps for each trained number: 1 for SGD with momentum, 2 for Adam."""
-    trial = nn.Parameter(torch.zeros(1024))
-    optimizer = module.optimizer([trial])
-    trial.grad = torch.zeros_like(trial)
-    optimizer.step()
-    state: Iterable[Any] = (value for each in optimizer.state.values() for value in each.values())
-    return sum(value.numel() for value in state if isinstance(value, Tensor) and value.dim()) / trial.numel()
-
-
-def notes(module: DistillationModule) -> list[str]:
-    """What is allowed but probably not meant."""
-    assert module.rehearsal is not None
-    found = []
-    if module.rehearsal.idle:
-        shown = ", ".join(module.rehearsal.idle[:3])
-        found.append(f"{len(module.rehearsal.idle)} trainable parameters get no gradient from any term: {shown} ...")
+def notes(module: DistillationModule) -> Iterator[str]:
+    """Yield what is allowed but probably not meant."""
+    assert module.dry_run is not None
+    if idle := module.dry_run.idle:
+        yield f"{len(idle)} trainable parameters get no gradient from any term: {', '.join(idle[:3])} ..."
+    if module.knowledge:
+        return
     teaching = module.teaching
-    if teaching is not None and not module.knowledge and not isinstance(teaching, Alone):
-        given, learner = ("a teacher", "the student") if teaching.fixed else (type(teaching).__name__, "every learner")
-        found.append(f"{given} is given but no knowledge: {learner} learns from labels alone.")
-    if module.task_weight == 0 and not module.knowledge:
-        found.append("the task weighs 0 and there is no knowledge: nothing is learned.")
-    return found
+    if isinstance(teaching, FrozenTeacher):
+        yield "a teacher is given but no knowledge: the student learns from labels alone."
+    elif teaching is not None and not isinstance(teaching, Alone):
+        yield f"{type(teaching).__name__} is given but no knowledge: every student learns from labels alone."
+    if module.task_weight == 0:
+        yield "the task weighs 0 and there is no knowledge: nothing is learned."

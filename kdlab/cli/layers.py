@@ -1,52 +1,48 @@
-"""``kdlab layers``: the layers of a network that can be tapped, with the shapes they give."""
+"""``kdlab layers``: the layers of a network that can be tapped, with their output shapes."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
-import torch
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
-from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
+from kdlab.cli.printing import titled_table
 from kdlab.config.parser_errors import sentence
 from kdlab.errors import InputError, refusal_in
-from kdlab.outputs import heads_of, layer_names
+from kdlab.export.layer_shapes import shape_text, shapes
+from kdlab.outputs import heads_of
 
 
-def run(arguments: Sequence[str]) -> None:
-    """Parse the arguments, build the network and print its layers."""
-    parser = argparse.ArgumentParser(
-        prog="kdlab layers",
-        description="List the layers of a network that student_layers and teacher_layers can name.",
-        epilog="Further options go to the network: kdlab layers kdlab.models.resnet8x4 --num_classes=10",
-    )
-    parser.add_argument("network", help="class path of a network or of a function that builds one")
-    parser.add_argument("--input", default="3,32,32", help="shape of one input, C,H,W (default 3,32,32)")
-    parser.add_argument("--depth", type=int, default=0, help="list only names of so many parts (default: all)")
-    given, options = parser.parse_known_args(list(arguments))
+def layers(network: str, overrides: list[str], input: str = "3,32,32", depth: int = 0) -> None:
+    """List the layers of a network that student_layers and teacher_layers can name.
+
+    Further options are the network's own arguments: kdlab layers kdlab.models.resnet8x4 --num_classes=10
+
+    Args:
+        network: class path of a network or of a function that builds one
+        overrides: ``--name=value`` of its own arguments
+        input: shape of one input, C,H,W
+        depth: list only names of so many parts (0: all)
+    """
     try:
-        shape = tuple(int(size) for size in given.input.split(","))
+        shape = tuple(int(size) for size in input.split(","))
     except ValueError:
-        raise InputError(
-            f"--input must be numbers with commas between them, such as 3,32,32, not {given.input!r}."
-        ) from None
-    network = network_from(given.network, options)
-    table = Table(title=f"{given.network}, input {shape_text(shape)}", title_justify="left")
-    for column in ("name", "module", "output", "parameters"):
-        table.add_column(column, justify="right" if column == "parameters" else "left", overflow="fold")
-    for name, module, output in shapes(network, shape):
-        if not given.depth or name.count(".") < given.depth:
+        raise InputError(f"--input must be numbers with commas between them, such as 3,32,32, not {input!r}.") from None
+    built = network_from(network, overrides)
+    columns = ("name", "module", "output", "parameters")
+    table = titled_table(f"{network}, input {shape_text(shape)}", columns, numbers=columns[3:])
+    for name, module, output in shapes(built, shape):
+        if not depth or name.count(".") < depth:
             count = sum(parameter.numel() for parameter in module.parameters())
             table.add_row(name, type(module).__name__, output, f"{count:,}" if count else "")
     console = Console()
     console.print(table)
-    if further := [head for head in heads_of(network) if head]:
+    if further := [head for head in heads_of(built) if head]:
         console.print(
-            f"The network has further outputs: {', '.join(further)}. Of every name each output gives its own layer, "
-            "where it has one, else the one that all share."
+            f"The network has further outputs: {', '.join(further)}. A name taps each output's own layer, where the "
+            "output has one, else the layer that all outputs share."
         )
 
 
@@ -58,59 +54,10 @@ def network_from(class_path: str, options: Sequence[str]) -> nn.Module:
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--network", type=nn.Module)
+    inside = [f"--network.{option.removeprefix('--')}" if option.startswith("--") else option for option in options]
     try:
-        own = [f"--network.{option.removeprefix('--')}" if option.startswith("--") else option for option in options]
-        built: Namespace = parser.instantiate_classes(parser.parse_args([f"--network={class_path}", *own]))
+        network = parser.instantiate(parser.parse_args([f"--network={class_path}", *inside])).network
     except (ArgumentError, ValueError, TypeError) as error:
         raise refusal_in(error) or InputError(sentence(error)) from error
-    network = built.network
     assert isinstance(network, nn.Module)
     return network
-
-
-def shapes(network: nn.Module, shape: Sequence[int]) -> list[tuple[str, nn.Module, str]]:
-    """(name, module, output shape without the batch) of every layer that runs on an input of ``shape``.
-
-    Raises:
-        InputError: the network does not take inputs of this shape.
-    """
-    seen: dict[str, str] = {}
-    handles = []
-    modules = taps(network)
-    for name, module in modules.items():
-
-        def note(module: nn.Module, args: object, output: object, name: str = name) -> None:
-            seen[name] = shape_text(output.shape[1:]) if isinstance(output, Tensor) else type(output).__name__
-
-        handles.append(module.register_forward_hook(note))
-    try:
-        with torch.no_grad():
-            network.eval()(torch.zeros(2, *shape))
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"{type(network).__name__} does not take an input of {shape_text(shape)} ({reason}): "
-            "give its shape with --input."
-        ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [(name, module, seen[name]) for name, module in modules.items() if name in seen]
-
-
-def taps(network: nn.Module) -> dict[str, nn.Module]:
-    """Every layer by the name that a loss gives it; of a network with several outputs the main one's, and only those
-    that every output has.
-    """
-    modules, heads = layer_names(network), heads_of(network)
-    if len(heads) == 1:
-        return modules
-    inner = [name.partition(".")[2] for name in modules]  # such a network holds another under a name of its own
-    names = dict.fromkeys(["feature", *modules, *filter(None, inner)])
-    found = {name: [head.layer(name) for head in heads.values()] for name in names}
-    return {name: modules[own[0]] for name, own in found.items() if all(each in modules for each in own)}
-
-
-def shape_text(shape: Sequence[int]) -> str:
-    """A shape as people write it: 64 x 8 x 8."""
-    return " x ".join(map(str, shape)) or "scalar"

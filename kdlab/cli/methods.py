@@ -1,8 +1,7 @@
-"""``kdlab methods``: every loss, way to weigh several teachers and optimiser, and the ways to learn together."""
+"""``kdlab methods``: losses, ensembles of teachers, optimizers and ways to teach, read off the code."""
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import re
 import sys
@@ -17,125 +16,93 @@ from kdlab.errors import InputError
 HEADER = ("class", "method", "paper", "family", "needs", "weight")
 WAYS_HEADER = ("teaching", "method", "paper", "configs/recipes/")
 TEACHING = "teaching"
+FAMILIES = ("response", "feature", "relation", "plug-in", "teachers", "optimizer")
 
 
 class Entry(NamedTuple):
-    """One row of the table."""
+    """One row of the table of methods."""
 
     name: str
     method: str
     paper: str
     family: str
-    needs: str
-    weight: str
+    needs: str = ""
+    weight: str = ""
 
 
-class Way(NamedTuple):
-    """One row of the table of ways in which networks learn together or from themselves."""
+def methods(markdown: bool = False, family: str | None = None) -> None:
+    """List the methods: what each compares, what it needs, and its weight.
 
-    name: str
-    method: str
-    paper: str
-    configs: str
+    The weight is that of the CIFAR-100 recipe beside weight 1 on the labels (unless its docstring says otherwise).
 
-
-ALONE = "label_smoothing, tf_kd_reg, tf_kd_reg_paper, zipf, uskd, frskd, mixskd, mixup, cutmix"
-WAYS = (
-    Way("Peers", "Deep mutual learning (DML)", "Zhang et al. 2018", "dml, dml_sequential"),
-    Way("Peers", "Mutual contrastive learning (MCL)", "Yang et al. 2022", "mcl"),
-    Way("Peers", "Deeply-supervised knowledge synergy (DKS)", "Sun et al. 2019", "dks"),
-    Way("Consensus", "KDCL", "Guo et al. 2020", "kdcl, kdcl_naive, kdcl_linear, kdcl_minlogit, kdcl_general"),
-    Way("Consensus", "Collaborative learning (CL, CL-ILR)", "Song and Chai 2018", "cl, cl_ilr"),
-    Way("Gated", "On-the-fly native ensemble (ONE)", "Lan et al. 2018", "one"),
-    Way("Leader", "Diverse peers and a leader (OKDDip)", "Chen et al. 2020", "okddip, okddip_networks"),
-    Way("PeerEnsemble", "Peer collaborative learning (PCL)", "Wu and Gong 2021", "pcl"),
-    Way("Stale", "Codistillation", "Anil et al. 2018", "codistillation"),
-    Way("Stale", "Snapshot distillation", "Yang et al. 2019", "snapshot"),
-    Way("MovingAverage", "Mean teacher", "Tarvainen and Valpola 2017", "mean_teacher"),
-    Way("DeepestExit", "Be your own teacher (BYOT)", "Zhang et al. 2019", "byot"),
-    Way("PreviousEpoch", "Progressive refinement of targets (PS-KD)", "Kim et al. 2021", "ps_kd"),
-    Way("PreviousEpoch", "Learning with retrospection (LWR)", "Deng and Zhang 2021", "lwr"),
-    Way("LastMiniBatch", "The last mini-batch (DLB)", "Shen et al. 2022", "dlb"),
-    Way("TwoViews", "Data-distortion guided (DDGSD)", "Xu and Liu 2019", "ddgsd"),
-    Way("Classmate", "Class-wise self-distillation (CS-KD)", "Yun et al. 2020", "cs_kd"),
-    Way("Classmates", "Batch knowledge ensembling (BAKE)", "Ge et al. 2021", "bake"),
-    Way("Alone", "a loss that reads no other, or none", "", ALONE),
-    Way("FrozenTeacher", "Born-again networks (`kdlab generations`)", "Furlanello et al. 2018", "born_again"),
-)
-
-
-def run(arguments: Sequence[str]) -> None:
-    """Parse the arguments and print the table."""
-    parser = argparse.ArgumentParser(
-        prog="kdlab methods",
-        description="List the methods: what each compares, what it needs, and its weight in the CIFAR-100 recipe "
-        "beside weight 1 on the labels (unless its docstring says otherwise).",
-    )
-    parser.add_argument("--markdown", action="store_true", help="as a Markdown table, as in the README")
-    parser.add_argument("--family", help="only this family, e.g. relation")
-    given = parser.parse_args(list(arguments))
-    rows = entries()
-    if given.family:
-        families = sorted({TEACHING, *(row.family for row in rows)})
-        if given.family not in families:
-            raise InputError(f"There is no family {given.family!r}; the families are {', '.join(families)}.")
-        rows = [row for row in rows if row.family == given.family]
-    tables: list[tuple[Sequence[str], Sequence[Sequence[str]]]] = [(HEADER, rows)] if rows else []
-    if given.family in (None, TEACHING):
-        tables.append((WAYS_HEADER, WAYS))
-    if given.markdown:
-        sys.stdout.write("\n".join(markdown(own, header) for header, own in tables))
+    Args:
+        markdown: print Markdown tables, as in the README
+        family: list only this family, such as relation
+    """
+    families = sorted({TEACHING, *FAMILIES})
+    if family is not None and family not in families:
+        raise InputError(f"There is no family {family!r}; the families are {', '.join(families)}.")
+    tables: list[tuple[Sequence[str], Sequence[Sequence[str]]]] = []
+    if family != TEACHING:
+        tables.append((HEADER, [row for row in entries() if family in (None, row.family)]))
+    if family in (None, TEACHING):
+        tables.append((WAYS_HEADER, ways()))
+    if markdown:
+        sys.stdout.write("\n".join(markdown_table(rows, header) for header, rows in tables))
         return
     console = Console(width=None if sys.stdout.isatty() else 160)
-    for header, own in tables:
+    for header, rows in tables:
         table = Table()
         for column in header:
             table.add_column(column, no_wrap=column == header[0])
-        for row in own:
+        for row in rows:
             table.add_row(*row)
         console.print(table)
 
 
 def entries() -> list[Entry]:
-    """The rows, by family and name, read off the code."""
+    """Return the rows of all losses, ensembles of teachers and optimizers, by family and name."""
     from kdlab import losses, optimizers, teaching
 
     rows = [_loss(getattr(losses, name)) for name in losses.__all__]
-    ensembles = (getattr(teaching, name) for name in teaching.__all__)
-    rows += [_other(each, "teachers") for each in ensembles if issubclass(each, teaching.Ensemble)]
-    rows.append(_other(optimizers.DOT, "optimiser"))
-    order = ["response", "feature", "relation", "plug-in", "teachers", "optimiser"]
-    return sorted(rows, key=lambda row: (order.index(row.family), row.name.lower()))
+    kinds = [getattr(teaching, name) for name in teaching.__all__]
+    rows += [Entry(*_described(kind), "teachers") for kind in kinds if issubclass(kind, teaching.Ensemble)]
+    rows.append(Entry(*_described(optimizers.DOT), "optimizer"))
+    return sorted(rows, key=lambda row: (FAMILIES.index(row.family), row.name.lower()))
 
 
-def markdown(rows: Sequence[Sequence[str]], header: Sequence[str] = HEADER) -> str:
-    """The rows as a Markdown table."""
+def ways() -> list[tuple[str, str, str, str]]:
+    """Return class, method, paper and recipes of every way to teach that a class in ``kdlab.teaching`` declares."""
+    from kdlab import teaching
+
+    kinds = [getattr(teaching, name) for name in teaching.__all__]
+    return [
+        (kind.__name__, way.method, way.paper, ", ".join(way.recipes))
+        for kind in kinds
+        for way in vars(kind).get("ways", ())  # not those of the class that it extends
+    ]
+
+
+def markdown_table(rows: Sequence[Sequence[str]], header: Sequence[str] = HEADER) -> str:
+    """Return the rows as a Markdown table, class names as code."""
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     lines += ["| " + " | ".join([f"`{row[0]}`", *row[1:]]) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
 def _loss(kind: Any) -> Entry:
-    parameters = inspect.signature(kind).parameters
-    family = "plug-in" if "loss" in parameters else kind.__module__.split(".")[2]
+    family = "plug-in" if "loss" in inspect.signature(kind).parameters else kind.__module__.split(".")[2]
     loss = kind()
-    needs = [need.replace("_", " ") for need in loss.needs]
-    if "views" in loss.needs:
-        needs[needs.index("views")] = f"view {', '.join(map(repr, loss.views))}"
+    views = f"view {', '.join(map(repr, getattr(loss, 'views', ())))}"
+    needs = [views if need == "views" else need.replace("_", " ") for need in loss.needs]
     return Entry(*_described(kind), family, ", ".join(needs), f"{kind.recipe_weight:g}")
 
 
-def _other(kind: Any, family: str) -> Entry:
-    return Entry(*_described(kind), family, "", "")
-
-
 def _described(kind: Any) -> tuple[str, str, str]:
-    """Class, method and paper: the class' own ``method`` and ``paper``, else as its file's first line has them."""
+    """Return class, method and paper: the class' own ``method`` and ``paper``, else those of its file's first line."""
     first = (inspect.getdoc(inspect.getmodule(kind)) or "").split("\n")[0]
-    found = re.fullmatch(r"(?P<method>[^:]+):.*\((?P<paper>[^()]*\d{4}[^()]*)\)\.", first)
-    given = vars(kind)
-    method = given.get("method", found and found["method"])
-    paper = given.get("paper", found and found["paper"])
-    if method is None or paper is None:
+    match = re.fullmatch(r"(?P<method>[^:]+):.*\((?P<paper>[^()]*\d{4}[^()]*)\)\.", first)
+    words = {**(match.groupdict() if match else {}), **vars(kind)}
+    if words.get("method") is None or words.get("paper") is None:
         raise ValueError(f"{kind.__name__} needs a first line 'method: what it does (authors year).', not {first!r}")
-    return kind.__name__, str(method), str(paper)
+    return kind.__name__, str(words["method"]), str(words["paper"])

@@ -20,10 +20,11 @@ import torch
 import yaml
 
 import kdlab
-from kdlab.cli.check import QUIET, memory_of
+from kdlab.config.first_step import QUIET
 from kdlab.config.lightning_cli import KdlabCLI, build
 from kdlab.errors import InputError, refusal_in
 from kdlab.modules.base import DistillationModule
+from kdlab.modules.memory_estimate import memory_of
 from kdlab.studies.files import read_json, write_json
 from kdlab.studies.grid import seeded
 from kdlab.studies.run_id import code_of, digest, named, of_config

@@ -14,9 +14,9 @@ from typing import Any
 import pytorch_lightning as pl
 import yaml
 
-from kdlab.cli.export import student_of
 from kdlab.config.lightning_cli import finish_loggers, take_up
 from kdlab.errors import InputError, refusal_in
+from kdlab.export.student import student_of
 from kdlab.models.weights import save_tensors
 from kdlab.studies.environment import versions
 from kdlab.studies.files import read_json, write_json

@@ -13,10 +13,11 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from kdlab.cli import generations, main
+from kdlab.cli import main
 from kdlab.data import Digits
 from kdlab.models import mlp
 from kdlab.modules import Distiller
+from kdlab.studies import generations
 from tests.losses import slow
 
 SOFT = {"loss": {"class_path": "kdlab.losses.SoftLabels", "init_args": {"temperature": 1.0}}, "weight": 1.0}
@@ -123,7 +124,7 @@ def test_every_generation_is_taught_by_the_one_before(three: Three) -> None:
     assert own["model"]["init_args"]["teacher"]["init_args"]["weights"].endswith("generation_1/student.safetensors")
 
 
-def test_the_first_loss_is_the_cross_entropy_with_the_generation_before(three: Three) -> None:
+def test_the_first_loss_reads_the_generation_before(three: Three) -> None:
     folder, seen = three
     data = Digits(batch_size=320, train_size=320)
     data.setup("fit")
@@ -207,7 +208,7 @@ def test_a_folder_of_another_config_is_left_alone(three: Three, capsys: pytest.C
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_generation_0_has_labels_alone_and_no_parts_of_the_losses(here: Path) -> None:
+def test_generation_0_has_labels_alone_and_no_loss_parts(here: Path) -> None:
     hint = {"loss": {"class_path": "kdlab.losses.Hint"}, "student_layers": ["hidden.0"]}
     groups = {"losses.hint": {"lr": 0.001}, "student.fc": {"lr": 0.02}}
     schedule = {"class_path": "kdlab.schedules.Constant", "init_args": {"until": 1}}

@@ -9,8 +9,8 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
-from kdlab.cli import generations as command
 from kdlab.cli import main
+from kdlab.studies.generations import train_generations
 from tests.cli.test_generations import NET, SOFT, recipe, write
 from tests.config_files import layers
 
@@ -30,7 +30,7 @@ TWO = {"class_path": "kdlab.CoTrainer", "init_args": {"networks": {"a": NET, "b"
     ("content", "options", "said"),
     [
         ({}, ["--count=0"], "at least 1, not 0"),
-        ({}, ["--count=many"], "invalid int value"),
+        ({}, ["--count=many"], "count: expected a whole number, not many."),
         ({}, ["--model.teacher=kdlab.models.mlp"], "drop model.teacher"),
         ({}, ["--model.knowledge=null"], "give model.knowledge"),
         ({}, ["--seed_everything=false"], "set seed_everything"),
@@ -72,7 +72,7 @@ def test_the_shipped_config(here: Path) -> None:
         "--model.student.in_channels=1",
     ]
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
-    rows = command.generations([*CONFIG, *small, *network, *quiet], 2, here / "out")
+    rows = train_generations([*CONFIG, *small, *network, *quiet], 2, here / "out")
     assert [row.members for row in rows] == [1, 1, 2]
     own = yaml.safe_load((here / "out/generation_1/config.yaml").read_text())["model"]["init_args"]
     assert own["knowledge"]["soft"]["loss"]["class_path"] == "kdlab.losses.SoftLabels"

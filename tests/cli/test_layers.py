@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from kdlab.cli import main
-from kdlab.cli.layers import network_from, shape_text, shapes, taps
-from kdlab.outputs import Head, Observer
+from kdlab.cli.layers import network_from
+from kdlab.export.layer_shapes import shape_text, shapes, taps
+from kdlab.outputs import Observer
 
 
 def test_layers_of_a_cifar_network(capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,7 +33,7 @@ def test_layers_of_torchvision_at_its_own_size_and_depth(capsys: pytest.CaptureF
         (["kdlab.models.WithExits", "--adapter=stages"], "exit1, exit2", True),
     ],
 )
-def test_layers_of_a_network_with_further_outputs_are_those_that_a_loss_can_name(
+def test_layers_with_further_outputs_are_those_a_loss_can_name(
     options: list[str], further: str, feature: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = ["--network=kdlab.models.resnet8", "--network.num_classes=10"]
@@ -48,20 +48,6 @@ def test_layers_of_a_network_with_further_outputs_are_those_that_a_loss_can_name
     shapes_listed = {name: shape for name, _, shape in shapes(network, (3, 32, 32))}
     assert {name: shape_text(x.shape[1:]) for name, x in zip(seen.names, seen.layers, strict=True)} == shapes_listed
     assert all(len(head.layers) == len(listed) for head in seen.heads.values())
-
-
-def test_a_layer_that_one_output_lacks_is_not_listed() -> None:
-    class Two(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.own, self.other = nn.Linear(2, 2), nn.Linear(2, 2)
-
-        @property
-        def heads(self) -> dict[str, Head]:
-            return {"": Head(self.own, str), "other": Head(self.other, lambda name: "other" if name == "own" else "")}
-
-    network = Two()
-    assert taps(network) == {"own": network.own}
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 import re
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
 
 from kdlab import teaching
 from kdlab.cli import main
-from kdlab.cli.methods import HEADER, WAYS, WAYS_HEADER, entries
+from kdlab.cli.methods import HEADER, WAYS_HEADER, entries, ways
 from tests.config_files import RECIPES, layers
 
 PERSON = r"(?:[A-Z]\.[ -])+[A-Z]\w+(?: [A-Z]\w+)?"
@@ -39,7 +39,7 @@ def test_the_plain_table_has_every_method(capsys: pytest.CaptureFixture[str], mo
     said = capsys.readouterr().out
     lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in said.splitlines() if "│" in line]
     assert all(name in said for name in HEADER)
-    assert {row.name for row in (*entries(), *WAYS)} <= {line[0] for line in lines}
+    assert {row[0] for row in (*entries(), *ways())} <= {line[0] for line in lines}
     assert all(name in said for name in WAYS_HEADER)
     (soft,) = [line for line in lines if line[0] == "SoftTargets"]
     assert soft[-3:] == ["response", "logits", "0.9"]
@@ -68,10 +68,29 @@ def test_the_ways_of_learning_together_alone(capsys: pytest.CaptureFixture[str])
     main(["methods", "--markdown", "--family", "teaching"])
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
     assert rows[0] == list(WAYS_HEADER)
-    assert [tuple(row) for row in rows[2:]] == [(f"`{way.name}`", *way[1:]) for way in WAYS]
+    assert [tuple(row) for row in rows[2:]] == [(f"`{name}`", *rest) for name, *rest in ways()]
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.method)
+def test_ways_are_those_that_a_teaching_declares_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Way(NamedTuple):
+        method: str
+        paper: str
+        recipes: tuple[str, ...]
+
+    class Further(teaching.Peers):
+        """Peers of a user, without a way of its own."""
+
+    declared = (Way("Mutual learning", "Zhang et al. 2018", ("dml", "dml_sequential")), Way("Another", "", ("mcl",)))
+    monkeypatch.setattr(teaching.Peers, "ways", declared, raising=False)
+    monkeypatch.setattr(teaching, "Further", Further, raising=False)
+    monkeypatch.setattr(teaching, "__all__", ["Further", "Peers"])
+    assert ways() == [
+        ("Peers", "Mutual learning", "Zhang et al. 2018", "dml, dml_sequential"),
+        ("Peers", "Another", "", "mcl"),
+    ]
+
+
+@pytest.mark.parametrize("way", ways(), ids=lambda way: way[1])
 def test_a_way_is_what_its_configs_and_docstrings_say(way: tuple[str, str, str, str]) -> None:
     name, _, paper, configs = way
     for config in configs.split(", "):
@@ -86,10 +105,10 @@ def test_a_way_is_what_its_configs_and_docstrings_say(way: tuple[str, str, str, 
 
 
 def test_every_config_and_every_teaching_is_in_the_table() -> None:
-    listed = [config for way in WAYS for config in way.configs.split(", ")]
+    listed = [config for *_, configs in ways() for config in configs.split(", ")]
     assert sorted(listed) == RECIPES
     kinds = {name for name in teaching.__all__ if issubclass(getattr(teaching, name), teaching.Teaching)}
-    assert {way.name for way in WAYS} == kinds - {"Teaching"}
+    assert {name for name, *_ in ways()} == kinds - {"Teaching"}
 
 
 def test_a_citation_is_authors_and_year() -> None:

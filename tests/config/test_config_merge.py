@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from kdlab.cli import main
-from kdlab.cli.check import QUIET
 from kdlab.config.config_merge import laid_over, with_data
+from kdlab.config.first_step import QUIET
 from kdlab.config.lightning_cli import build
 from kdlab.data import CIFAR100, Digits
 from tests.config.test_lightning_cli import RECIPE

@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from kdlab import CoTrainer, InputError, Knowledge
-from kdlab.cli.export import export
+from kdlab.export.student import export
 from kdlab.losses import Hint
 from kdlab.models import WithExits
 from kdlab.models.checkpoint_reader import read_tensors

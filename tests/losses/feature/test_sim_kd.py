@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from kdlab import Distiller, Knowledge
-from kdlab.cli.export import export
 from kdlab.errors import InputError
+from kdlab.export.student import export
 from kdlab.losses import SimKD
 from kdlab.losses.context import Context
 from kdlab.models import projected, without_bias

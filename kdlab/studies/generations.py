@@ -1,67 +1,56 @@
-"""``kdlab generations``: a student, and again the same one taught by the one before (Furlanello et al. 2018)."""
+"""Born-again generations: a student trained again and again, each time taught by the one before."""
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import copy
 import hashlib
-import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
+import torch
 import yaml
-from rich.console import Console
 from safetensors import safe_open
+from torch import Tensor, nn
 
-from kdlab.cli.check import QUIET
-from kdlab.cli.generations_report import Row, Together, table, write
+from kdlab.config.first_step import QUIET, fit_to_first_step
 from kdlab.config.lightning_cli import KdlabCLI, build, finish_loggers, take_up
 from kdlab.errors import InputError
+from kdlab.metrics import StudentVersusTeacher
 from kdlab.models import load_weights, save_weights
 from kdlab.modules import Distiller
+from kdlab.outputs import Batch, logits_of, run
 from kdlab.studies.files import write_text
 
 RECIPE, STUDENT = "recipe.yaml", "student.safetensors"
 SHOWN_ONLY = ("logger", "enable_progress_bar", "enable_model_summary")
-"""Options of the Trainer that change what is seen of a run and no bit of its result."""
-DESCRIPTION = """\
-Train the student of a config, on the labels alone; then the same recipe with the next seed, taught by the network \
-before as model.knowledge and model.task_weight say; and so on. At the end every generation, and the mean of the \
-probabilities of the first 2, 3, ..., is evaluated on the test set. The last generation is the one to deploy. \
-All other options are those of kdlab fit. seed_everything rises by 1 with each generation; data.seed, which may \
-choose the training set, does not. Called again with the same --out, a run goes on where it was."""
+"""Options of the Trainer that change what is shown of a run and no bit of its result."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}.")
+class Row(NamedTuple):
+    """Test set metrics of one generation (``members`` is 1), or of the ensemble of the first ``members``.
+
+    Attributes:
+        name: of the generation or ensemble.
+        members: number of networks.
+        accuracy: share of correct predictions.
+        agreement: share of samples for which the generation before predicts the same class; ``None`` without one.
+        ece: expected calibration error, 15 bins.
+    """
+
+    name: str
+    members: int
+    accuracy: float
+    agreement: float | None
+    ece: float
 
 
-def run(arguments: Sequence[str]) -> None:
-    """Train and evaluate the generations, print the table and write ``generations.csv``."""
-    parser = _Parser(prog="kdlab generations", description=DESCRIPTION, allow_abbrev=False)
-    parser.usage = "kdlab generations -c CONFIG [-c CONFIG ...] [--count N] [--out FOLDER] [--KEY=VALUE ...]"
-    parser.add_argument("--count", type=int, default=3, help="generations, the first included (default 3)")
-    parser.add_argument("--out", help="folder to make or to go on in (default runs/generations_N, the first N free)")
-    given, rest = parser.parse_known_args(list(arguments))
-    numbered = (Path(f"runs/generations_{number}") for number in itertools.count())
-    out = Path(given.out) if given.out else next(path for path in numbered if not path.exists())
-    rows = generations(rest, given.count, out)
-    console = Console(highlight=False)
-    console.print(table(rows))
-    write(rows, out / "generations.csv")
-    last = out / f"generation_{given.count - 1}" / STUDENT
-    print(f"Deployed is the last generation, which was decided before the training: {last}")
-
-
-def generations(arguments: Sequence[str], count: int, out: Path) -> list[Row]:
+def train_generations(arguments: Sequence[str], count: int, out: Path) -> list[Row]:
     r"""Train each generation that ``out`` does not hold yet, and evaluate all of them.
 
-    Generation 0 minimises the task's loss alone. Generation k = 1, 2, ... starts from new weights, with the seed
-    ``seed_everything`` + k, and minimises
+    Generation 0 minimizes the task's loss alone. Generation k = 1, 2, ... starts from new weights, with the seed
+    ``seed_everything`` + k, and minimizes
 
     .. math:: w_0 \, task(z^k, y) + \sum_j w_j \, loss_j(z^k, z^{k-1}, y)
 
@@ -70,8 +59,8 @@ def generations(arguments: Sequence[str], count: int, out: Path) -> list[Row]:
     weights after the last step, whatever validation says.
 
     Each has a folder, ``out``/generation_k, as ``kdlab fit`` leaves it: its ``config.yaml`` is its whole recipe.
-    ``student.safetensors`` is written last and whole: a generation that has it is done, any other goes on from its last
-    checkpoint.
+    ``student.safetensors`` is written last and atomically: a generation that has it is finished, any other resumes from
+    its last checkpoint.
 
     Args:
         arguments: as for ``kdlab fit``, such as ``["-c", "born_again.yaml", "--trainer.max_epochs=90"]``: a whole
@@ -91,24 +80,25 @@ def generations(arguments: Sequence[str], count: int, out: Path) -> list[Row]:
     Smoothing Regularization" (Tf-KD), CVPR 2020, arXiv 1909.11723.
     """
     config = _resolved(arguments, count)
-    _claimable(out, config)
+    _check_folder(out, config)
     folders = [out / f"generation_{number}" for number in range(count)]
-    done = [_done(folder, earlier) for earlier, folder in zip([None, *folders], folders, strict=False)]
-    if not all(done[1:]):
-        _rehearse(config)
+    finished = [_finished(folder, teacher) for teacher, folder in zip([None, *folders], folders, strict=False)]
+    if not all(finished[1:]):  # what cannot work is to be found before generation 0 is trained
+        untrained = config["model"]["init_args"]["student"]
+        fit_to_first_step(_build(_taught_by(untrained, config), "--trainer.num_sanity_val_steps=0"))
     write_text(out / RECIPE, yaml.safe_dump(config, sort_keys=False))
     for number, folder in enumerate(folders):
-        print(f"Generation {number} of 0 to {count - 1}, {folder}" + (": done before" if done[number] else ""))
-        if not done[number]:
+        print(f"Generation {number} of 0 to {count - 1}, {folder}" + (": done before" if finished[number] else ""))
+        if not finished[number]:
             _train(config, number, folder, folders[number - 1] / STUDENT if number else None)
     return _evaluate(config, [folder / STUDENT for folder in folders])
 
 
-# Before anything runs
+# Before anything is trained
 
 
 def _resolved(arguments: Sequence[str], count: int) -> dict[str, Any]:
-    """The whole config, with every default."""
+    """Return the whole config, with every default, if generations can be trained from it."""
     if count < 1:
         raise InputError(f"--count is the number of generations, at least 1, not {count}.")
     cli = build(arguments, run=False, save_config=False)
@@ -135,19 +125,19 @@ def _resolved(arguments: Sequence[str], count: int) -> dict[str, Any]:
     return config
 
 
-def _claimable(out: Path, config: dict[str, Any]) -> None:
+def _check_folder(out: Path, config: dict[str, Any]) -> None:
     """Refuse a folder that holds anything but generations of this config."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{str(out)!r} is a file: name a folder with --out.")
     if not (out / RECIPE).exists():
-        if out.is_dir() and any(not each.name.endswith(".tmp") for each in out.iterdir()):
+        if out.is_dir() and any(path.suffix != ".tmp" for path in out.iterdir()):
             raise InputError(f"{str(out)!r} holds something else already: name another folder with --out.")
         return
     earlier = yaml.safe_load((out / RECIPE).read_text())
-    if differing := sorted(_differing(_relevant(earlier), _relevant(config))):
+    if keys := sorted(_differing(_relevant(earlier), _relevant(config))):
         raise InputError(
-            f"{str(out)!r} holds generations of another config, which differs in {', '.join(differing[:3])}: name "
-            "another folder with --out."
+            f"{str(out)!r} holds generations of another config, which differs in {', '.join(keys[:3])}: name another "
+            "folder with --out."
         )
 
 
@@ -156,24 +146,24 @@ def _relevant(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "trainer": trainer}
 
 
-def _differing(one: Any, other: Any, place: str = "") -> Iterable[str]:
-    """The keys at which two configs differ."""
+def _differing(one: Any, other: Any, key: str = "") -> Iterable[str]:
+    """Yield the keys at which two configs differ."""
     if isinstance(one, dict) and isinstance(other, dict):
         for name in {**one, **other}:
-            yield from _differing(one.get(name), other.get(name), f"{place}.{name}" if place else name)
+            yield from _differing(one.get(name), other.get(name), f"{key}.{name}" if key else name)
     elif one != other:
-        yield place
+        yield key
 
 
-def _done(folder: Path, earlier: Path | None) -> bool:
-    """Whether a generation is there, taught by the one that is there now."""
+def _finished(folder: Path, teacher: Path | None) -> bool:
+    """Return whether a generation is finished; its teacher must be the network that is in ``teacher`` now."""
     path = folder / STUDENT
     if not path.exists():
         return False
     with safe_open(path, "pt") as file:
-        teacher = (file.metadata() or {}).get("teacher", "")
-    if teacher != (_digest(earlier / STUDENT) if earlier else ""):
-        raise InputError(f"{str(folder)!r} was taught by another network than is in {str(earlier)!r} now: delete it.")
+        taught_by = (file.metadata() or {}).get("teacher", "")
+    if taught_by != (_digest(teacher / STUDENT) if teacher else ""):
+        raise InputError(f"{str(folder)!r} was taught by another network than is in {str(teacher)!r} now: delete it.")
     return True
 
 
@@ -181,62 +171,42 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "gone"
 
 
-class _Seen(Exception):  # noqa: N818
-    """Ends a rehearsal before the first step."""
-
-
-class _Stop(pl.Callback):
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        raise _Seen
-
-
-def _rehearse(config: dict[str, Any]) -> None:
-    """Set generation 1 up with an untrained teacher: what cannot work is not to be found out after generation 0."""
-    cli = _build(_later(config, config["model"]["init_args"]["student"]), "--trainer.num_sanity_val_steps=0")
-    cli.trainer.callbacks.append(_Stop())  # type: ignore[attr-defined]
-    with contextlib.suppress(_Seen):
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule)
-
-
 def _build(config: dict[str, Any], *options: str) -> KdlabCLI:
-    """What a config names, with nothing logged or saved."""
+    """Build what a config names, with nothing logged or saved."""
     return build([f"--config={yaml.safe_dump(config)}", *QUIET, *options], run=False, save_config=False)
 
 
 # The recipes
 
 
-def _first(config: dict[str, Any]) -> dict[str, Any]:
-    """The recipe of generation 0: labels alone."""
+def _from_labels(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the recipe of generation 0: labels alone, without parameter groups of the losses."""
     config = copy.deepcopy(config)
     options = config["model"]["init_args"]
-    groups = {name: each for name, each in (options["parameter_groups"] or {}).items() if _of_student(name)}
+    groups = options["parameter_groups"] or {}
+    groups = {name: group for name, group in groups.items() if name.partition(".")[0] != "losses"}
     options.update(knowledge={}, task_weight=1.0, task_schedule=None, parameter_groups=groups or None)
     return config
 
 
-def _of_student(group: str) -> bool:
-    return group.partition(".")[0] != "losses"  # of the losses' own parts there are none
-
-
-def _later(config: dict[str, Any], teacher: dict[str, Any]) -> dict[str, Any]:
-    """The recipe of the generations from 1 on."""
+def _taught_by(teacher: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """Return the recipe of a later generation."""
     config = copy.deepcopy(config)
     config["model"]["init_args"]["teacher"] = teacher
     return config
 
 
 def _recipe(config: dict[str, Any], number: int, folder: Path, teacher: Path | None) -> dict[str, Any]:
-    """The whole config of one generation, for ``kdlab fit``."""
+    """Return the whole config of one generation, for ``kdlab fit``."""
     if teacher is None:
-        config = _first(config)
+        config = _from_labels(config)
     else:
-        known = {"network": config["model"]["init_args"]["student"], "weights": str(teacher)}
-        config = _later(config, {"class_path": "kdlab.models.with_weights", "init_args": known})
+        trained = {"network": config["model"]["init_args"]["student"], "weights": str(teacher)}
+        config = _taught_by({"class_path": "kdlab.models.with_weights", "init_args": trained}, config)
     config["seed_everything"] += number
     config["checkpoint"] |= {"dirpath": str(folder / "checkpoints"), "save_last": True, "save_weights_only": False}
     config["checkpoint"]["enable_version_counter"] = False  # last.ckpt is the last one
-    # With 0, Lightning 2.6 writes no last.ckpt before the end: it wants another checkpoint of the same step first.
+    # With 0, Lightning 2.6 writes no last.ckpt before the end: it needs another checkpoint of the same step first.
     config["checkpoint"]["save_top_k"] = config["checkpoint"]["save_top_k"] or 1
     trainer = config["trainer"]
     trainer["enable_checkpointing"] = True
@@ -257,15 +227,45 @@ def _train(config: dict[str, Any], number: int, folder: Path, teacher: Path | No
     recipe = _recipe(config, number, folder, teacher)
     cli = take_up(recipe, folder)
     finish_loggers(cli.trainer)  # else W&B would log the next generation into the same run
-    said = {"seed": str(recipe["seed_everything"]), "teacher": _digest(teacher) if teacher else ""}
+    metadata = {"seed": str(recipe["seed_everything"]), "teacher": _digest(teacher) if teacher else ""}
     assert isinstance(cli.model, Distiller)
-    save_weights(cli.model.student, folder / STUDENT, said)
+    save_weights(cli.model.student, folder / STUDENT, metadata)
 
 
 def _evaluate(config: dict[str, Any], weights: Sequence[Path]) -> list[Row]:
-    """The test set, once for all."""
-    cli = _build(_first(config))
+    """Run the test set once for all generations."""
+    cli = _build(_from_labels(config))
     assert isinstance(cli.model, Distiller)
-    together = Together([load_weights(copy.deepcopy(cli.model.student), path) for path in weights])
-    cli.trainer.test(together, datamodule=cli.datamodule, verbose=False)
-    return together.rows()
+    evaluation = _Evaluation([load_weights(copy.deepcopy(cli.model.student), path) for path in weights])
+    cli.trainer.test(evaluation, datamodule=cli.datamodule, verbose=False)
+    return evaluation.rows()
+
+
+class _Evaluation(pl.LightningModule):
+    """All generations on the test set, each against the one before, and the ensembles of the first 2, 3, ..."""
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        names = {f"generation {number}": 1 for number in range(len(networks))}
+        self.members = names | {f"first {count} together": count for count in range(2, len(networks) + 1)}
+        self.metrics = nn.ModuleList(StudentVersusTeacher() for _ in self.members)
+
+    def test_step(self, raw: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Add one batch."""
+        batch = Batch.of(raw)
+        logits: list[Tensor] = [logits_of(run(network, batch.inputs)).float() for network in self.networks]
+        teachers: list[Tensor | None] = [None, *logits[:-1]]
+        for count in range(2, len(logits) + 1):
+            logits.append(torch.stack([x.softmax(-1) for x in logits[:count]]).mean(0).log())
+            teachers.append(None)
+        for metrics, student, teacher in zip(self.metrics, logits, teachers, strict=True):
+            metrics.update(student, teacher, batch.target)  # type: ignore[operator]
+
+    def rows(self) -> list[Row]:
+        """Return the metrics."""
+        rows = []
+        for (name, members), metrics in zip(self.members.items(), self.metrics, strict=True):
+            values = {key: float(value) for key, value in metrics.compute().items()}  # type: ignore[operator]
+            rows.append(Row(name, members, values["student_accuracy"], values.get("agreement"), values["student_ece"]))
+        return rows

@@ -1,0 +1,1 @@
+"""The student out of a run, and profiles of networks."""

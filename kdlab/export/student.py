@@ -1,0 +1,109 @@
+"""The student of a run as safetensors, and its config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from kdlab.errors import InputError
+from kdlab.models.checkpoint_reader import read_tensors
+from kdlab.models.weights import save_tensors
+from kdlab.modules.cotrainer import DEPLOYED
+
+
+def export(run: Path, out: Path | None = None, learner: str | None = None) -> tuple[Path, Path | None]:
+    """Write ``student.safetensors`` and, where the run has a ``config.yaml``, ``student.yaml``.
+
+    The student of a co-training is the network that the run deploys, without what exists in training only.
+
+    Args:
+        run: a run's folder, or a checkpoint in it; a folder means its newest checkpoint.
+        out: folder to write to; ``None`` is the run's folder.
+        learner: name of a co-training's network; ``None`` is the deployed one.
+
+    Returns:
+        Both paths; the second is ``None`` where the run has no config.
+
+    Raises:
+        InputError: there is no checkpoint, it holds no student, or the files exist already.
+    """
+    checkpoint = run if run.is_file() else newest_checkpoint(run)
+    folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+    recipe = folder / "config.yaml"
+    network = student_in(yaml.safe_load(recipe.read_text()) if recipe.exists() else {}, learner)
+    tensors = student_of(checkpoint, learner)
+    weights, config = ((out or folder) / name for name in ("student.safetensors", "student.yaml"))
+    for path in (weights, config):
+        if path.exists():
+            raise InputError(f"{str(path)!r} exists already: move it, or name another folder with --out.")
+    save_tensors(tensors, weights)
+    if network is None:
+        return weights, None
+    if "weights" in network.get("init_args", {}):
+        network["init_args"]["weights"] = str(weights)
+    config.write_text(yaml.safe_dump(network, sort_keys=False))
+    return weights, config
+
+
+def newest_checkpoint(run: Path) -> Path:
+    """Return the newest checkpoint of a run.
+
+    Raises:
+        InputError: the folder is missing or has none.
+    """
+    if not run.is_dir():
+        raise InputError(f"There is no run {str(run)!r}: give a run's folder (such as runs/version_0) or a checkpoint.")
+    checkpoints = list(run.rglob("*.ckpt"))
+    if not checkpoints:
+        raise InputError(f"Run {str(run)!r} has no checkpoint to export from.")
+    return max(checkpoints, key=lambda path: path.stat().st_mtime)
+
+
+def student_of(checkpoint: Path, learner: str | None = None) -> dict[str, Tensor]:
+    """Return the student's tensors in a checkpoint, under the network's own key names.
+
+    Args:
+        checkpoint: of a Distiller, whose student is meant, or of a CoTrainer, whose deployed network is meant.
+        learner: name of one of a CoTrainer's ``networks``, in place of the deployed one.
+
+    Raises:
+        InputError: it holds no such network.
+    """
+    tensors = read_tensors(checkpoint)
+    for prefix in ("student.", DEPLOYED) if learner is None else (f"networks.{learner}.",):
+        if student := {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}:
+            return student
+    networks = dict.fromkeys(key.split(".")[1] for key in tensors if key.startswith("networks."))
+    names = ", ".join(map(repr, networks))
+    if not networks:
+        raise InputError(
+            f"{str(checkpoint)!r} holds no student: it is not a checkpoint of kdlab.Distiller or CoTrainer."
+        )
+    if learner is not None:
+        raise InputError(f"{str(checkpoint)!r} has no learner {learner!r}; it has {names}.")
+    raise InputError(
+        f"{str(checkpoint)!r} deploys an ensemble, which is not one network: name one with --learner: {names}."
+    )
+
+
+def student_in(config: dict[str, Any], learner: str | None = None) -> dict[str, Any] | None:
+    """Return class path and arguments of the student in a run's config, or of the network that it deploys.
+
+    Args:
+        config: content of the run's ``config.yaml``.
+        learner: name of one of a CoTrainer's ``networks``, in place of the deployed one.
+    """
+    options = (config.get("model") or {}).get("init_args") or {}
+    student, networks = options.get("student"), options.get("networks")
+    if student is None and isinstance(networks, dict) and networks:
+        deployed = (learner or options.get("deploy") or next(iter(networks))).removeprefix("average_")
+        # A branch or exit is deployed as NETWORK_HEAD; it is the network inside Branched or WithExits.
+        name = next((name for name in networks if deployed == name or deployed.startswith(f"{name}_")), "")
+        student = networks.get(name)
+        if learner is None and isinstance(student, dict):
+            inner = (student.get("init_args") or {}).get("network")
+            student = inner if isinstance(inner, dict) else student
+    return student if isinstance(student, dict) else None

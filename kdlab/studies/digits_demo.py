@@ -1,0 +1,115 @@
+"""A teacher, and a small student alone and distilled, on real digits without a download."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR
+
+from kdlab.data import Digits
+from kdlab.knowledge import Knowledge
+from kdlab.losses import SoftTargets
+from kdlab.models import mlp, resnet14
+from kdlab.modules import Distiller
+
+TEACHER, ALONE, DISTILLED = "teacher", "student alone", "student distilled"
+TEACHER_EPOCHS = 15
+LABELED, BATCH = 200, 50  # images that a student gets (the teacher gets all 1,297), and how many at once
+# Epochs, learning rate and shifts are about the best ones for the student ALONE, so that it is no weak baseline.
+EPOCHS, RATE = 200, 0.01
+
+Progress = Callable[[str, int, int], pl.Callback]
+"""Returns a callback that shows the training of a network by name, seed and number of epochs."""
+
+
+class Run(NamedTuple):
+    """One training.
+
+    Attributes:
+        name: of the network.
+        seed: of the training.
+        curve: epoch and metrics on the test set, at every validation.
+        network: the trained network.
+    """
+
+    name: str
+    seed: int
+    curve: list[tuple[int, dict[str, float]]]
+    network: nn.Module
+
+    @property
+    def parameters(self) -> int:
+        """Return the number of parameters."""
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
+    def last(self, key: str) -> float:
+        """Return a metric after the last epoch; agreement and retention of the teacher with itself are 1."""
+        return self.curve[-1][1].get(key, 1.0)
+
+
+def train_all(seeds: int, epochs: int, progress: Progress) -> Iterator[Run]:
+    """Train the teacher once, then with each seed 0, 1, ... the student alone and the student distilled."""
+    pl.seed_everything(0, verbose=False)
+    module = Distiller(student=resnet14(10, in_channels=1), lr_scheduler=partial(OneCycleLR, max_lr=0.1))
+    yield _train(TEACHER, 0, module, Digits(padding=1), min(TEACHER_EPOCHS, epochs), progress)
+    for seed in range(seeds):
+        yield _train_student(ALONE, seed, module.student, {}, epochs, progress)
+        soft = {"soft": Knowledge(SoftTargets(4.0), weight=0.9)}
+        yield _train_student(DISTILLED, seed, module.student, soft, epochs, progress)
+
+
+def _train_student(
+    name: str, seed: int, teacher: nn.Module, knowledge: dict[str, Knowledge], epochs: int, progress: Progress
+) -> Run:
+    """Train one student; without knowledge the teacher serves evaluation only."""
+    pl.seed_everything(seed, verbose=False)
+    module = Distiller(
+        student=mlp(64, [256], 10),
+        teacher=teacher,
+        knowledge=knowledge,
+        task_weight=0.1 if knowledge else 1.0,
+        optimizer=torch.optim.Adam,
+        lr_scheduler=partial(OneCycleLR, max_lr=RATE),
+    )
+    data = Digits(batch_size=BATCH, padding=1, train_size=LABELED, seed=seed)
+    return _train(name, seed, module, data, epochs, progress)
+
+
+def _train(name: str, seed: int, module: Distiller, data: Digits, epochs: int, progress: Progress) -> Run:
+    curve = _Curve()
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        check_val_every_n_epoch=_interval(epochs),
+        accelerator="cpu",
+        devices=1,
+        callbacks=[curve, progress(name, seed, epochs)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(module, data)
+    if trainer.interrupted:  # Lightning catches Ctrl-C
+        raise SystemExit(130)
+    return Run(name, seed, curve.points, module.student)
+
+
+def _interval(epochs: int) -> int:
+    """Return the epochs between validations: about 1/25 of all, and so that the last epoch has one."""
+    return next(interval for interval in range(max(1, epochs // 25), 0, -1) if epochs % interval == 0)
+
+
+class _Curve(pl.Callback):
+    def __init__(self) -> None:
+        self.points: list[tuple[int, dict[str, float]]] = []
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        logged = trainer.callback_metrics.items()
+        values = {key.removeprefix("val/"): float(value) for key, value in logged if key.startswith("val/")}
+        self.points.append((trainer.current_epoch + 1, values))
