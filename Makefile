@@ -4,15 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint nightly format clean
+.PHONY: demo test test-all lint nightly format clean
 
-demo: $(READY)  ## distil a small student on real digits
+demo: $(READY)  ## distill a small student on real digits
 	$(BIN)/kdlab demo
 
-test: $(READY)  ## all tests but the slow ones
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not nightly" --numprocesses=auto --maxprocesses=8
+test: $(READY)  ## what protects every mechanism, in about three minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not full and not nightly" --numprocesses=auto --maxprocesses=8
 
-nightly: $(READY)  ## the slow tests: long trainings, many kills
+test-all: $(READY)  ## the rest: a mechanism repeated over every method and config
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "full and not nightly" --numprocesses=auto --maxprocesses=8
+
+nightly: $(READY)  ## slow tests: kills, Ray, notebooks, long trainings
 	$(BIN)/python -m pytest -m nightly
 
 lint: $(READY)  ## style and types
