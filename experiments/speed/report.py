@@ -166,7 +166,7 @@ def show(results: Results) -> tuple[bool, bool]:
     if "data" in results:
         rows = {name: [f"{x:,.0f}"] for name, x in results["data"]["images_per_second"].items()}
         rows["ratio"] = [f"{results['data']['ratio']:.1f}"]
-        table(console, "Data path: 32 x 32, pad 4, crop, flip, normalise; batch 128", ["images/s"], rows)
+        table(console, "Data path: 32 x 32, pad 4, crop, flip, normalize; batch 128", ["images/s"], rows)
     verdicts = judged(numbers(results), settings["bf16"])
     rows = {
         f"{limit.contestant}: {limit.means}": [

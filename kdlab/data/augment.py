@@ -58,7 +58,7 @@ def crop(images: Tensor, down: Tensor, right: Tensor, mirror: Tensor | None = No
     return padded.flatten(2).gather(2, places).view(count, channels, height, width)
 
 
-def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Return ``(images / 255 - mean) / std`` for uint8 images, ``(images - mean) / std`` for floating point ones.
 
     Args:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from kdlab.data import counter_rng
-from kdlab.data.augment import augment, normalise
+from kdlab.data.augment import augment, normalize
 from kdlab.data.fingerprint import library, of_code, of_images, of_views, refuse_unknown
 from kdlab.data.in_memory import Images
 from kdlab.data.loader import Loader, loader
@@ -226,18 +226,18 @@ class ImageData(pl.LightningDataModule):
         images, raw_views = batch.inputs, batch.views or {}
         batch = batch._replace(views=None)
         if epoch is None or batch.index is None:
-            return batch._replace(inputs=normalise(images, self.mean, self.std))
+            return batch._replace(inputs=normalize(images, self.mean, self.std))
         epoch, seed = self.shown(epoch), self.augmentation_seed
         plain = batch._replace(inputs=self.augment(images, batch.index, epoch))
         views: dict[str, Tensor | Batch] = {}
         for name, view in self.all_views.items():
             raw = raw_views.get(name, batch if isinstance(view, SecondView) and not self.streams else None)
             shown = view.show(plain, cast("Batch | None", raw), self.augment, seed, epoch)
-            views[name] = with_inputs(shown, normalise(inputs_of(shown), self.mean, self.std))
+            views[name] = with_inputs(shown, normalize(inputs_of(shown), self.mean, self.std))
         if self.mixing is not None:
             mixed, mix = self.mixing(plain.inputs, batch.index, seed, epoch)
             plain = Batch(mixed, mixed_labels(batch.target, mix, self.num_classes), batch.index, mix=mix)
-        return plain._replace(inputs=normalise(plain.inputs, self.mean, self.std), views=views or None)
+        return plain._replace(inputs=normalize(plain.inputs, self.mean, self.std), views=views or None)
 
     def augment(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
         """Return the training images (B, C, H, W) as ``epoch`` augments them, dtype unchanged."""

@@ -1,4 +1,4 @@
-"""Which BatchNorms fold into the layers before them, seen in one forward, and a copy of a network with that done."""
+"""BatchNorm folding: which BatchNorms fold into the layers before them, and a copy of a network with that done."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def converted(value: Tensor, dtype: torch.dtype | None, channels_last: bool) -> 
 
 
 def altered(network: nn.Module, pairs: Mapping[str, str], dtype: torch.dtype | None, channels_last: bool) -> nn.Module:
-    """A copy of a network with BatchNorms folded into the layers before them, by name, and its weights changed."""
+    """Copy a network with BatchNorms folded into the layers before them, by name, and its weights converted."""
     with torch.inference_mode(False), torch.no_grad():
         made = copy.deepcopy(network)
         for source, norm in pairs.items():
@@ -49,7 +49,7 @@ def altered(network: nn.Module, pairs: Mapping[str, str], dtype: torch.dtype | N
 
 
 class Flow(TorchDispatchMode):
-    """Sees in one forward which layers feed one BatchNorm and nothing else; names stay those of the network."""
+    """The data flow of one forward: which layers feed one BatchNorm and nothing else."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -67,7 +67,7 @@ class Flow(TorchDispatchMode):
         self.inside = False  # a BatchNorm that was fed
 
     def source(self, value: Any) -> Any:
-        """The layer that gave this very tensor, or none."""
+        """Return the layer that made this very tensor, or none."""
         return self.made.get(value) if isinstance(value, Tensor) else None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -76,20 +76,20 @@ class Flow(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def before(self, part: nn.Module, args: Any) -> None:
-        """Note that a module runs."""
+        """Record that a module starts."""
         self.runs[part] += 1
         if part in self.norms and args and (source := self.source(args[0])):
             self.fed[source].add(part)
             self.inside = True
 
     def after(self, part: nn.Module, args: Any, output: Any) -> None:
-        """Note that a module has run."""
+        """Record that a module has run."""
         self.inside = self.inside and part not in self.norms
         if part in self.sources and output.dim() == SOURCES[type(part)]:
             self.made[output] = part
 
     def pairs(self, network: nn.Module, seen: Outputs, tapped: Iterable[nn.Module]) -> tuple[dict[str, str], int]:
-        """What can be folded: BatchNorms' names by those of the layers before; and how many a tap prevents."""
+        """Return the names of BatchNorms to fold by those of the layers before, and how many a tap prevents."""
         passes = self.runs[network]  # two, if the observer found something overwritten
         free = {a: b for a, (b, *more) in self.fed.items() if not more and self.runs[a] == self.runs[b] == passes}
         # Also where a tap has another name: a container's output, the embedding.

@@ -1,4 +1,4 @@
-"""How several frozen teachers act on one student: as one, or each with a weight of its own for every sample."""
+"""Ensembles of frozen teachers: as one teacher, or each with a weight of its own for every sample."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdlab.deprecation import renamed
 from kdlab.errors import InputError
 from kdlab.outputs import Outputs
 
@@ -25,19 +26,19 @@ class Ensemble:
     which a loss must offer as ``per_sample()``.
     """
 
-    weighted: ClassVar[bool] = True  # whether it asks what each teacher counts
+    weighted: ClassVar[bool] = True  # whether it takes a weight for each teacher
     method: ClassVar[str] = "mean of probabilities"
     paper: ClassVar[str] = "Hinton et al. 2015"
 
     def together(self, logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-        """The teachers' logits as one, in float32 (float64 for float64): what evaluation reports as the teacher's."""
+        """Return the teachers' logits as one, in float32 (float64 for float64), as evaluation reports them."""
         log_p = torch.stack([F.log_softmax(each.to(_wide(each)), -1) for each in logits])
         return torch.logsumexp(log_p + _spread(weights, log_p).log(), 0)
 
     def weights(
         self, seen: Sequence[Outputs], weights: Sequence[float], student: Outputs, target: Tensor
     ) -> Tensor | None:
-        """What each teacher counts for each sample, (M, B); ``None`` if they teach as one."""
+        """Return the weight of each teacher for each sample, (M, B); ``None`` if they teach as one."""
         return None
 
 
@@ -48,7 +49,7 @@ class MeanOfLogits(Ensemble):
     paper: ClassVar[str] = "Hinton et al. 2015"
 
     def together(self, logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-        """The mean of the logits, in float32 (float64 for float64)."""
+        """Return the mean of the logits, in float32 (float64 for float64)."""
         stacked = torch.stack([each.to(_wide(each)) for each in logits])
         return (stacked * _spread(weights, stacked)).sum(0)
 
@@ -65,13 +66,13 @@ class MeanOfLosses(Ensemble):
     paper: ClassVar[str] = "You et al. 2017"
 
     def weights(self, seen: Sequence[Outputs], weights: Sequence[float], student: Outputs, target: Tensor) -> Tensor:
-        """The teachers' own weights, for every sample alike."""
+        """Return the teachers' own weights, for every sample alike."""
         logits = seen[0].logits
         return torch.tensor(weights, device=logits.device, dtype=_wide(logits)).unsqueeze(1).expand(-1, len(logits))
 
 
 class EBKD(Ensemble):
-    r"""Sure teachers count more: entropy-based weights for every sample.
+    r"""Entropy-based weights for every sample: confident teachers count more.
 
     .. math:: w_{mb} = \frac{1}{M} \left( 1 - \frac{H_{mb}}{\sum_j H_{jb}} \right), \qquad
               H_{mb} = - \sum_k p_{mbk} \log p_{mbk}, \quad p_{mb} = \operatorname{softmax}(z^m_b)
@@ -85,7 +86,7 @@ class EBKD(Ensemble):
     paper: ClassVar[str] = "Kwon et al. 2020"
 
     def weights(self, seen: Sequence[Outputs], weights: Sequence[float], student: Outputs, target: Tensor) -> Tensor:
-        """The weights, (M, B)."""
+        """Return the weights, (M, B)."""
         log_p = _log_probabilities(seen)
         entropy = -(log_p.exp() * log_p).sum(-1)
         tiny = torch.finfo(entropy.dtype).tiny  # all teachers entirely sure: each counts alike
@@ -93,7 +94,7 @@ class EBKD(Ensemble):
 
 
 class CAMKD(Ensemble):
-    r"""Teachers that are right count more: confidence-aware weights for every sample, by its label.
+    r"""Confidence-aware weights for every sample, by its label: correct teachers count more.
 
     .. math:: w_{mb} = \frac{1}{M} \cdot \frac{1 - \operatorname{softmax}_m(CE_{mb})}{M - 1}, \qquad
               CE_{mb} = - \log \operatorname{softmax}(z^m_b)_{y_b}
@@ -114,7 +115,7 @@ class CAMKD(Ensemble):
         self.released = released
 
     def weights(self, seen: Sequence[Outputs], weights: Sequence[float], student: Outputs, target: Tensor) -> Tensor:
-        """The weights, (M, B)."""
+        """Return the weights, (M, B)."""
         if target.is_floating_point() or target.dim() != 1:
             raise InputError(
                 "CA-MKD weights teachers by their loss on the label, so labels must be class indices (B,)."
@@ -126,7 +127,7 @@ class CAMKD(Ensemble):
 
 
 class AEKD(Ensemble):
-    r"""The direction that suits all teachers: weights for the batch, from the gradients to the student's logits.
+    r"""Weights for the batch from the gradients of the student's logits: the direction that suits all teachers.
 
     With :math:`g_m = \frac{T}{B} (\operatorname{softmax}(z^s / T) - \operatorname{softmax}(z^m / T))`, the gradient of
     the soft-target loss to teacher m,
@@ -141,7 +142,7 @@ class AEKD(Ensemble):
     Args:
         nu: from 1 / M to 1; ``None`` is 1 / M.
         temperature: T of the gradients, as in the loss.
-        normalise: gradients scaled to length 1 first.
+        normalize: whether gradients are first scaled to length 1.
 
     Raises:
         InputError: a number out of range.
@@ -151,15 +152,16 @@ class AEKD(Ensemble):
     method: ClassVar[str] = "agreement in gradient space"
     paper: ClassVar[str] = "Du et al. 2020"
 
-    def __init__(self, nu: float | None = None, temperature: float = 4.0, normalise: bool = False) -> None:
+    @renamed(normalise="normalize")
+    def __init__(self, nu: float | None = None, temperature: float = 4.0, normalize: bool = False) -> None:
         if nu is not None and not 0 < nu <= 1:
             raise InputError(f"AEKD's nu is a share from 1 / (number of teachers) to 1, not {nu}.")
         if not 0 < temperature < float("inf"):
             raise InputError(f"AEKD's temperature must be a finite number above 0, not {temperature}.")
-        self.nu, self.temperature, self.normalise = nu, temperature, normalise
+        self.nu, self.temperature, self.normalize = nu, temperature, normalize
 
     def weights(self, seen: Sequence[Outputs], weights: Sequence[float], student: Outputs, target: Tensor) -> Tensor:
-        """The weights, (M, B), the same for every sample."""
+        """Return the weights, (M, B), the same for every sample."""
         count, size = len(seen), len(student.logits)
         nu = 1 / count if self.nu is None else self.nu
         if nu * count < 1 - 1e-9:
@@ -167,14 +169,14 @@ class AEKD(Ensemble):
         soft = torch.stack([(each.logits.double() / self.temperature).softmax(-1) for each in seen])
         own = (student.logits.detach().double() / self.temperature).softmax(-1)
         gradients = ((own - soft) * (self.temperature / size)).flatten(1)
-        if self.normalise:
+        if self.normalize:
             gradients = F.normalize(gradients, dim=1)
         shares = _least_norm(gradients @ gradients.T, nu)
         return shares.to(student.logits.device, _wide(student.logits)).unsqueeze(1).expand(-1, size)
 
 
 def _least_norm(products: Tensor, nu: float) -> Tensor:
-    """The shares, (M,), of the shortest mixture of vectors with these inner products, none above 1 / (nu M)."""
+    """Return the shares, (M,), of the shortest mixture of vectors with these inner products, at most 1 / (nu M)."""
     from sklearn.svm import OneClassSVM
 
     count = len(products)

@@ -1,4 +1,4 @@
-"""A cheaper forward of a frozen teacher: a private copy with folded BatchNorm, another layout or a lower precision."""
+"""Fast inference of a frozen teacher: a private copy with folded BatchNorm, another layout or lower precision."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _log = logging.getLogger("kdlab.teaching")
 
 @dataclass(frozen=True)
 class Fast:
-    """What may be done to make a frozen teacher's forward cheaper; the network itself is never changed.
+    """Options to make a frozen teacher's forward cheaper; the network itself is never changed.
 
     The first batch is run with and without. Where a value differs by more than the tolerance, or the copy fails, the
     plain network is used, with a warning. One batch cannot show that another would take another path through the
@@ -57,14 +57,14 @@ class Fast:
             raise InputError(f"A fast teacher's tolerance must be a positive number, not {self.tolerance}.")
 
     def applies(self, network: nn.Module) -> bool:
-        """Whether a copy of the network could differ from it."""
+        """Return whether a copy of the network could differ from it."""
         parts = list(network.modules())
         fold = self.fold and any(type(part) in NORMS for part in parts)
         return self.compile or self.precision != "same" or fold or (self.channels_last and any_image_layer(parts))
 
 
 def supports_bf16(device: torch.device) -> bool:
-    """Whether ``device`` computes in bfloat16: CUDA from Ampere on, a CPU with AVX512-BF16 or AMX."""
+    """Return whether ``device`` computes in bfloat16: CUDA from Ampere on, a CPU with AVX512-BF16 or AMX."""
     if device.type == "cuda":
         with torch.cuda.device(device):
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -72,12 +72,12 @@ def supports_bf16(device: torch.device) -> bool:
 
 
 def any_image_layer(parts: Iterable[nn.Module]) -> bool:
-    """Whether one of the layers takes images."""
+    """Return whether one of the layers takes images."""
     return any(isinstance(part, IMAGES) for part in parts)
 
 
 class FastObserver(Observer):
-    """Runs one frozen network as :class:`~kdlab.outputs.Observer` does, as cheaply as ``fast`` allows.
+    """An :class:`~kdlab.outputs.Observer` of a frozen network that runs as cheaply as ``fast`` allows.
 
     A copy is made at the first call, and again after the network moved, got other weights or :meth:`find_layers`; none
     where it would not differ from the network. While any part of the network is in train mode, the network itself runs.
@@ -102,7 +102,7 @@ class FastObserver(Observer):
         super().__init__(network, layers)
 
     def find_layers(self) -> None:
-        """As the observer's; the copy is forgotten."""
+        """Look the layers up again and drop the copy."""
         super().find_layers()
         self._plain = _Runner(self.network, self.layers)
         self._parts = list(self.network.modules())
@@ -115,7 +115,7 @@ class FastObserver(Observer):
         return {**self.__dict__, "_runner": None}
 
     def __call__(self, inputs: Any) -> Outputs:
-        """One forward on ``inputs`` (a tensor, or a mapping of keyword arguments)."""
+        """Run once on ``inputs`` (a tensor, or a mapping of keyword arguments)."""
         if self.plain or any(part.training for part in self._parts):
             return self._plain(inputs)
         if next(self.network.parameters(), None) is not self._first:  # some moves make new parameters
@@ -136,7 +136,7 @@ class FastObserver(Observer):
             _log.log(level, "Fast teacher %s: %s%s.", class_of(self.network), what, numbers)
 
     def _checked(self, inputs: Any) -> _Runner:
-        """A copy that gives on the first batch what the network gives, or the network itself."""
+        """Return a copy whose outputs on the first batch equal the network's, or the network itself."""
         fast = self.fast
         device = self._weights[0].device if self._weights else torch.device("cpu")
         dtype = self._lower(device)
@@ -157,7 +157,7 @@ class FastObserver(Observer):
                 made.compile()
             runner = _Runner(made, self.layers, dtype, channels_last)
             name, off = _farthest(runner(inputs), plain)
-            found = f"what it gives differs most in {name}, by {off:.2g} of its std on the first batch"
+            found = f"outputs differ most in {name}, by {off:.2g} of its std on the first batch"
             if off > allowed:
                 raise ArithmeticError(f"{found} ({allowed:.2g} is allowed)")
         except Exception as error:
@@ -171,7 +171,7 @@ class FastObserver(Observer):
         return runner
 
     def _lower(self, device: torch.device) -> torch.dtype | None:
-        """The precision that the weights are brought to, if any."""
+        """Return the precision that the weights are converted to, if any."""
         name, bf16 = self.fast.precision, supports_bf16(device)
         if name == "same" or (name == "auto" and not bf16):
             return None
@@ -182,11 +182,11 @@ class FastObserver(Observer):
 
 
 class _Stop(BaseException):
-    """Ends a forward; no ``Exception``, so that no network takes it for an error of its own."""
+    """The end of a forward; no ``Exception``, so that no network handles it as an error of its own."""
 
 
 class _Runner(Observer):
-    """Runs a network or a changed copy of it, as a whole or up to the last tapped layer."""
+    """An observer of a network or a converted copy, of the whole or up to the last tapped layer."""
 
     def __init__(
         self, network: nn.Module, layers: Sequence[str], dtype: torch.dtype | None = None, channels_last: bool = False
@@ -200,7 +200,7 @@ class _Runner(Observer):
 
     @property
     def last(self) -> str | None:
-        """The layer after which a forward stops, if it can stop and a whole one was seen."""
+        """Return the layer after which a forward stops, if it can stop and a whole one was seen."""
         return next(reversed(self._needed), None) if self._can_stop else None
 
     def _keep(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
@@ -241,7 +241,7 @@ class _Runner(Observer):
 
 
 def _exact(weights: Iterable[Tensor], dtype: torch.dtype | None, device: torch.device) -> bool:
-    """Whether outputs are computed in float32 or float64."""
+    """Return whether outputs are computed in float32 or float64."""
     backends: Any = torch.backends
     of = (backends.cudnn.conv, backends.cuda.matmul) if device.type == "cuda" else (backends.mkldnn.matmul,)
     lowered = dtype is not None or torch.is_autocast_enabled(device.type) or any(x.itemsize < 4 for x in weights)
@@ -249,7 +249,7 @@ def _exact(weights: Iterable[Tensor], dtype: torch.dtype | None, device: torch.d
 
 
 def _farthest(fast: Outputs, plain: Outputs) -> tuple[str, float]:
-    """Which of the outputs differs most, and by how many standard deviations of the whole tensor."""
+    """Return which output differs most, and by how many standard deviations of the whole tensor."""
     names = ["the logits", *(f"layer {name!r}" for name in plain.names), "the embedding"]
     found = {"the logits": 0.0}
     for name, ours, theirs in zip(names, fast.tensors(), plain.tensors(), strict=False):

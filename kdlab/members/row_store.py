@@ -1,4 +1,4 @@
-"""What one teacher gave, as rows of numbers in memory-mapped files that several processes fill and read at once."""
+"""Rows of numbers in memory-mapped files that several processes fill and read at once: one teacher's outputs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _Words = npt.NDArray[np.uint64]
 
 
 class Rows:
-    """A file of (rows, width) numbers, each row with a checksum that says whether it is there.
+    """A file of (rows, width) numbers, each row with a checksum that marks it as valid.
 
     The file holds one 64-bit checksum a row (0: absent), then the rows, each filled up to whole 64-bit words. It is
     created in full and empty at once, so that a full disk is an error here and not a crash at a later write.
@@ -60,11 +60,11 @@ class Rows:
 
     @staticmethod
     def size(rows: int, width: int, dtype: str) -> int:
-        """The bytes that such a file takes."""
+        """Return the size of such a file in bytes."""
         return rows * 8 * (1 + -(-width * np.dtype(dtype).itemsize // 8))
 
     def count(self) -> int:
-        """How many rows were written, whole or not: a look at the checksums alone."""
+        """Return how many rows have a checksum."""
         return int(np.count_nonzero(self._sums))
 
     # No locks: a reader copies a row and its checksum and believes the copy only if the two agree. Whatever came
@@ -72,7 +72,7 @@ class Rows:
     # checksum then disagree, and the row is absent: it is written again, which is all that a lock would have saved.
 
     def read(self, places: npt.NDArray[np.int64]) -> tuple[Values, npt.NDArray[np.bool_]]:
-        """The rows at ``places``, (b, width), and whether each is there, (b,); an absent row holds any numbers.
+        """Return the rows at ``places``, (b, width), and whether each is valid, (b,); others hold any numbers.
 
         Raises:
             InputError: a place is outside the file.
@@ -83,7 +83,7 @@ class Rows:
         return words.view(self.dtype)[:, : self.width], present
 
     def write(self, places: npt.NDArray[np.int64], values: Values) -> None:
-        """Put ``values``, (b, width), at ``places``; of a place that is named twice, the last row stays.
+        """Write ``values``, (b, width), at ``places``; of a place that is named twice, the last row counts.
 
         Raises:
             InputError: a number is not finite, or a place is outside the file.
@@ -97,7 +97,7 @@ class Rows:
         self._sums[places] = self._checksums(words)
 
     def _checksums(self, words: _Words) -> _Words:
-        """A sum of the words times odd weights, never 0: no change of one word leaves it as it was."""
+        """Return sums of the words times odd weights, never 0: a change of one word changes the sum."""
         mixed = words ^ (words >> np.uint64(32))  # else the last number of a word reaches a few high bits only
         mixed *= self._weights
         sums: _Words = mixed.sum(1, dtype=np.uint64)
@@ -135,26 +135,26 @@ class Store:
         self._described()
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy opens its files again."""
+        """Leave open files out: a copy opens them again."""
         return {**self.__dict__, "_files": {}}
 
     def form(self, kind: str, width: int) -> tuple[int, str]:
-        """The width and dtype of the rows that hold outputs of ``width``: the k highest logits are packed as bytes."""
+        """Return width and dtype of the rows for outputs of ``width``: the k highest logits are packed as bytes."""
         k, dtype = self.key["top_k"], self.key["dtype"]
         if k is None or kind != "logits":
             return width, dtype
         return (k + 1) * np.dtype(dtype).itemsize + k * (2 if width <= 32767 else 4), "uint8"
 
     def path(self, view: int, name: str, kind: str, width: int) -> Path:
-        """The file of one kind of output on the view ``name`` of view number ``view``."""
+        """Return the file of one kind of output on the view ``name`` of view number ``view``."""
         return self.folder / f"{view:05d}-{quote(name, safe='')}-{kind}-{width}"
 
     def close(self) -> None:
-        """Let go of the open files."""
+        """Close the open files."""
         self._files.clear()
 
     def read(self, view: int, kind: str, parts: Sequence[Places]) -> Values | None:
-        """The rows of all parts, or ``None`` if any is missing."""
+        """Return the rows of all parts, or ``None`` if any is missing."""
         if kind not in self.widths:
             self._learn()
         values = []
@@ -169,7 +169,7 @@ class Store:
         return np.concatenate(values)
 
     def fill(self, view: int, kind: str, parts: Sequence[Places], fresh: Values) -> Values:
-        """Write those rows of all parts that are missing; returns what :meth:`read` gives from then on."""
+        """Write the missing rows of all parts, and return what :meth:`read` returns from then on."""
         assert len(fresh) == sum(len(places) for _, places, _ in parts)
         self._make()
         values, start = [], 0
@@ -189,7 +189,7 @@ class Store:
         return self._files[path]
 
     def _learn(self) -> None:
-        """The widths, from the names of files that are there."""
+        """Read the widths from the names of existing files."""
         if self._described():
             for path in self.folder.iterdir():
                 _, kind, width = ("--" + path.name).rsplit("-", 2)
@@ -197,7 +197,7 @@ class Store:
                     self.widths[kind] = int(width)
 
     def _described(self) -> bool:
-        """Whether ``key.json`` is there; an error if it says something else."""
+        """Return whether ``key.json`` exists; raise an error if it describes something else."""
         path = self.folder / "key.json"
         try:
             with refused(self.folder):
@@ -211,7 +211,7 @@ class Store:
         return True
 
     def _make(self) -> None:
-        """The folder with its description, before any row."""
+        """Make the folder with its description, before any row."""
         if self._files:
             return
         with refused(self.folder):
@@ -223,13 +223,13 @@ class Store:
 
 
 def not_finite(dtype: str) -> InputError:
-    """The error for numbers that cannot be kept."""
+    """Return the error for numbers that cannot be stored."""
     large = ", or too large for float16" if dtype == "float16" else ""
     return InputError(f"The teacher gives a number that is not finite{large}: it cannot be cached.")
 
 
 def _odd(count: int) -> _Words:
-    """Odd numbers with well-mixed bits, the same on every machine (SplitMix64)."""
+    """Return odd numbers with well-mixed bits, the same on every machine (SplitMix64)."""
     mixed = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -237,7 +237,7 @@ def _odd(count: int) -> _Words:
 
 
 def _create(path: Path, size: int) -> None:
-    """A file of zeros that appears in full size: of several processes that make it at once, one gives its own."""
+    """Make a file of zeros that appears in full size: of several processes that make it at once, one succeeds."""
     own = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     with refused(path):
         try:
@@ -255,7 +255,7 @@ def _create(path: Path, size: int) -> None:
 
 @contextlib.contextmanager
 def refused(path: Path) -> Iterator[None]:
-    """What the system refuses there, as an error that a person can act on."""
+    """Turn an error of the operating system into an InputError with a hint."""
     try:
         yield
     except OSError as error:

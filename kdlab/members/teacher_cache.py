@@ -1,4 +1,4 @@
-"""What frozen teachers gave, kept on disk, so that later epochs, methods and seeds do not run them."""
+"""Teacher outputs on disk, so that later epochs, methods and seeds do not run the teachers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _log = logging.getLogger("kdlab.teaching")
 
 
 class TeacherCache:
-    r"""Outputs of frozen teachers, on disk under what they depend on: teacher, data, dtype and ``top_k``.
+    r"""A cache of frozen teachers' outputs on disk, keyed by what they depend on: teacher, data, dtype and ``top_k``.
 
     A row is found by (view number, sample index); the view number is the epoch, or the epoch modulo ``views``, so that
     stores with and without ``views`` share what they have in common. What a look-up returns when it fills the store is
@@ -67,11 +67,11 @@ class TeacherCache:
 
     @property
     def is_open(self) -> bool:
-        """Whether :meth:`open` said whose outputs these are."""
+        """Return whether :meth:`open` was called."""
         return bool(self._stores)
 
     def open(self, teachers: Sequence[Mapping[str, Any]], data: Mapping[str, Any], rows: int, embedding: bool) -> None:
-        """Be told whose outputs on what data are looked up; nothing is written.
+        """Set teachers and data of the coming look-ups; nothing is written.
 
         Args:
             teachers: what each teacher's outputs depend on besides the inputs, with :func:`describe` in it.
@@ -88,7 +88,7 @@ class TeacherCache:
         self._kinds = ("logits", "embedding") if embedding else ("logits",)
 
     def advance(self, epoch: int) -> None:
-        """Be told the epoch whose inputs the next look-ups are about."""
+        """Set the epoch of the next look-ups."""
         view = epoch if self.views is None else epoch % self.views
         if view != self._view:  # files of one view only are open, whatever the number of epochs
             for store in self._stores:
@@ -96,7 +96,7 @@ class TeacherCache:
         self._view = view
 
     def plan(self, classes: int, width: int | None, numbers: int, rows: Mapping[str, int]) -> int:
-        """The bytes that the whole training takes on disk; says so in one line of the log.
+        """Return the bytes that the whole training takes on disk, and log them.
 
         Args:
             classes: the teachers' K.
@@ -136,7 +136,7 @@ class TeacherCache:
     def look(
         self, parts: Sequence[tuple[str, Tensor, int]], live: Callable[[], list[Outputs]], device: torch.device
     ) -> list[Outputs]:
-        """What each teacher gives on all ``parts``, one after the other: from the store, or by one call of ``live``.
+        """Return each teacher's outputs on all ``parts``, concatenated: from the store, or by one call of ``live``.
 
         Args:
             parts: of each view of the batch its name (``""`` for the batch itself), its rows in the store (b,) int64,
@@ -166,7 +166,7 @@ class TeacherCache:
         return outputs
 
     def _encode(self, seen: Outputs) -> dict[str, tuple[Values, int]]:
-        """Each kind of output as the store keeps it, with its width."""
+        """Encode each kind of output for the store, with its width."""
         if seen.logits.dim() != 2:
             shape = tuple(seen.logits.shape)
             raise InputError(f"A teacher cache keeps logits (B, K), not {shape}: those of tokens are not cached.")
@@ -190,7 +190,7 @@ class TeacherCache:
         return coded
 
     def _decode(self, kind: str, values: Values, width: int, device: torch.device) -> Tensor:
-        """What was encoded, float32, on the device."""
+        """Decode stored values to float32 on the device."""
         kept = torch.from_numpy(values)
         kept = (kept.pin_memory() if device.type == "cuda" else kept).to(device, non_blocking=True)
         k, dtype = self.top_k, getattr(torch, self.dtype)
@@ -220,7 +220,7 @@ class TeacherCache:
             raise InputError(f"A teacher cache's top_k must be below the {classes} classes, not {self.top_k}.")
 
     def _compare(self, kept: Sequence[Outputs], live: Sequence[Outputs]) -> None:
-        """Refuse what the store gave where a fresh forward gives something else."""
+        """Compare stored outputs with those of a fresh forward."""
         for store, old, new in zip(self._stores, kept, live, strict=True):
             for kind in self._kinds:
                 was, now = getattr(old, kind), getattr(new, kind).detach().float()
@@ -245,7 +245,7 @@ _NO_EMBEDDING = "The teacher gives no embedding (B, D), which this method needs 
 
 
 def _highest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k highest logits and the log of the summed exponentials of the others, (B, k + 1), and the k classes."""
+    """Return the k highest logits and the log-sum-exp of the others, (B, k + 1), and the k classes."""
     values, classes = logits.topk(k)
     rest = logits.scatter(1, classes, -math.inf).logsumexp(1, keepdim=True)
     return torch.cat([values, rest], 1), classes.to(_integer(logits.shape[1]))
@@ -260,7 +260,7 @@ def _amount(size: int) -> str:
 
 
 def describe(network: nn.Module) -> dict[str, str]:
-    """What a network's outputs depend on, whatever device and memory format it is in: weights, classes and settings.
+    """Describe what a network's outputs depend on besides device and memory format: weights, classes and settings.
 
     Not seen is code: a ``forward`` or a lambda that was changed while classes, weights and attributes stayed.
 

@@ -1,4 +1,4 @@
-"""Random numbers as a function of where the training is, so that a resumed run draws what it would have drawn."""
+"""Seeding as a function of (seed, process, epoch, batch), so that a resumed run draws the same numbers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import torch
 
 
 def reseed(device: torch.device, *place: int | None) -> None:
-    """Seed the generators of torch (CPU and ``device``), Python and NumPy from ``place``: (seed, process, epoch,
-    batch).
+    """Seed the generators of torch (CPU and ``device``), Python and NumPy from ``place``.
 
     Lightning's checkpoints hold no random state, and one saved by the first process would not be that of the others.
-    Seeding each step anew needs none: dropout in a run that was killed goes on exactly, whatever validation, loaders
+    Seeding each step anew needs none: dropout in a run that was killed continues exactly, whatever validation, loaders
     and losses drew before. It costs about 0.01 ms.
+
+    Args:
+        device: of the training.
+        place: (seed, process, epoch, batch).
     """
     digest = hashlib.blake2b(repr(place).encode(), digest_size=8).digest()
     seed = int.from_bytes(digest, "big")

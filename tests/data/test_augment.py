@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kdlab.data import counter_rng
-from kdlab.data.augment import augment, crop, normalise
+from kdlab.data.augment import augment, crop, normalize
 
 
 def images(count: int = 40, shape: tuple[int, int, int] = (3, 6, 5)) -> Tensor:
@@ -88,7 +88,7 @@ def test_normalize(dtype: torch.dtype) -> None:
     mean, std = [0.5071, 0.4867, 0.4408], [0.2675, 0.2565, 0.2761]
     given = batch if dtype == torch.uint8 else batch.to(dtype) / 255
     kept = given.clone()
-    got = normalise(given, mean, std)
+    got = normalize(given, mean, std)
     expected = (batch.double() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, expected.float(), rtol=1e-5, atol=1e-5)

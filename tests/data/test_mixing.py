@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kdlab import Distiller, Knowledge
 from kdlab.data import CutMix, Digits, Mixed, Mixing, MixUp, counter_rng
-from kdlab.data.augment import normalise
+from kdlab.data.augment import normalize
 from kdlab.data.mixing import TRIES, beta, mixed_labels
 from kdlab.errors import InputError
 from kdlab.losses import SoftTargets
@@ -156,14 +156,14 @@ def test_training_batches_are_mixed_after_the_augmentation(mixing: Mixing) -> No
     for raw in data.train_dataloader():
         batch = data.prepare(raw, 3)
         images, mix = mixing(data.augment(raw.inputs, raw.index, 1), raw.index, 7, 1)
-        assert torch.equal(batch.inputs, normalise(images, data.mean, data.std))
+        assert torch.equal(batch.inputs, normalize(images, data.mean, data.std))
         assert torch.equal(batch.target, mixed_labels(raw.target, mix, 3))
         assert torch.equal(batch.index, raw.index)
         assert all(map(torch.equal, batch.mix, mix))
         shown = data.prepare(raw)
         assert shown.mix is None
         assert torch.equal(shown.target, raw.target)
-        assert torch.equal(shown.inputs, normalise(raw.inputs, data.mean, data.std))
+        assert torch.equal(shown.inputs, normalize(raw.inputs, data.mean, data.std))
 
 
 @pytest.mark.parametrize("mixing", [None, CutMix(0.5)])
@@ -175,8 +175,8 @@ def test_a_mixed_view_keeps_the_batch_and_its_labels(mixing: Mixing | None) -> N
     shown = data.augment(raw.inputs, raw.index, 2)
     images, mix = (mixing or MixUp(0.4))(shown, raw.index, 0, 2)
     view = batch.views["mixed"]
-    assert torch.equal(batch.inputs, normalise(shown, data.mean, data.std))
-    assert torch.equal(view.inputs, normalise(images, data.mean, data.std))
+    assert torch.equal(batch.inputs, normalize(shown, data.mean, data.std))
+    assert torch.equal(view.inputs, normalize(images, data.mean, data.std))
     assert all(map(torch.equal, view.mix, mix))
     assert torch.equal(view.target, raw.target)
     assert torch.equal(view.index, raw.index)

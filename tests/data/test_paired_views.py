@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kdlab.data import CutMix, ImageFolder, LastBatch, Mixed, MixUp, Rotations, SameClass, SecondView, View
-from kdlab.data.augment import augment, normalise
+from kdlab.data.augment import augment, normalize
 from kdlab.data.decoding import Streamed
 from kdlab.data.samplers import Draw
 from kdlab.errors import InputError
@@ -43,7 +43,7 @@ def look(data: Tiny, sample: int, epoch: int, seed: int = 0) -> Tensor:
     """One sample as the augmentation of one epoch shows it."""
     images, _ = data.read(train=True)
     shown = augment(images[sample : sample + 1], torch.tensor([sample]), seed, epoch, 1, True)
-    return normalise(shown, data.mean, data.std)[0]
+    return normalize(shown, data.mean, data.std)[0]
 
 
 def same(first: list[Batch], second: list[Batch], name: str) -> bool:
@@ -163,7 +163,7 @@ def test_streamed_companions_are_cropped_like_no_epoch(tmp_path: Path) -> None:
     endless = Streamed(source.tree, None, 8, 8, train=True, flip=True, seed=0)
 
     def seen(index: Tensor, epoch: int) -> Tensor:
-        return normalise(endless[Draw(index, epoch)].inputs, data.mean, data.std)
+        return normalize(endless[Draw(index, epoch)].inputs, data.mean, data.std)
 
     for epoch in range(4):
         for batch in served(data, epoch):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdlab import Distiller, Knowledge
 from kdlab.data import Digits, RandAugment, Rotations, counter_rng
-from kdlab.data.augment import normalise
+from kdlab.data.augment import normalize
 from kdlab.errors import InputError
 from kdlab.outputs import Batch, Outputs, observe
 from kdlab.outputs.observer import inputs_with_views, with_views
@@ -96,7 +96,7 @@ def test_views_show_the_augmented_image_in_training_only() -> None:
     }
     assert torch.equal(batch.views["turned"][::3], batch.inputs.rot90(1, (2, 3)))
     weak = data.augment(raw.inputs, raw.index, 2)
-    assert torch.equal(batch.views["strong"], normalise(RandAugment()(weak, raw.index, 0, 2), data.mean, data.std))
+    assert torch.equal(batch.views["strong"], normalize(RandAugment()(weak, raw.index, 0, 2), data.mean, data.std))
     assert data.prepare(raw).views is None
 
 

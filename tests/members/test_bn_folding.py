@@ -41,7 +41,7 @@ def test_equals_the_network_in_float64(make: Any, layout: torch.memory_format, c
     assert [each.stride() for each in first.tensors()] == [each.stride() for each in plain.tensors()]
     assert [each.dtype for each in first.tensors()] == [each.dtype for each in plain.tensors()]
     assert all(map(torch.equal, first.tensors(), observer(x).tensors()))
-    assert "BatchNorms folded, channels_last; what it gives differs most in" in caplog.text
+    assert "BatchNorms folded, channels_last; outputs differ most in" in caplog.text
     assert len(caplog.records) == 1
 
 

@@ -65,17 +65,17 @@ def test_weights_by_loops() -> None:
             assert theirs[m, b].item() == pytest.approx((1 - right[m] / sum(right)) / 2, rel=1e-12)
 
 
-@pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("nu", [None, 0.5, 0.8, 1.0])
-def test_aekd_finds_the_shortest_mixture(nu: float | None, normalise: bool) -> None:
+def test_aekd_finds_the_shortest_mixture(nu: float | None, normalize: bool) -> None:
     seen, student, target = draw()
-    found = AEKD(nu, temperature=2.0, normalise=normalise).weights(seen, [], student, target)[:, 0]
+    found = AEKD(nu, temperature=2.0, normalize=normalize).weights(seen, [], student, target)[:, 0]
     gradients = []
     for each in seen:
         logits = student.logits.clone().requires_grad_()
         SoftTargets(2.0)(Outputs(logits), each, target).backward()
         gradient = logits.grad.flatten().numpy()  # type: ignore[union-attr]
-        gradients.append(gradient / (gradient**2).sum() ** 0.5 if normalise else gradient)
+        gradients.append(gradient / (gradient**2).sum() ** 0.5 if normalize else gradient)
 
     def length(shares: Any) -> float:
         return float(sum(((sum(a * g for a, g in zip(shares, gradients, strict=True))) * 100) ** 2))
