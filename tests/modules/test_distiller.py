@@ -129,7 +129,7 @@ def test_the_teacher_is_evaluated_once() -> None:
     run = trainer(3, limit_val_batches=1.0, num_sanity_val_steps=2)
     calls = count_calls(teacher)
     run.fit(module, digits(eval_batch_size=100))
-    assert calls.pop(0) == 8  # the rehearsal; with weight 0 the teacher does not run in training
+    assert calls.pop(0) == 8  # the dry run; with weight 0 the teacher does not run in training
     assert calls == [100] * 5
     assert float(run.callback_metrics["val/teacher_accuracy"]) == pytest.approx(accuracy(teacher))
 

@@ -31,10 +31,10 @@ def test_a_lesson_counts_with_its_own_weight() -> None:
         module.teacher = teaching([network(1)])
         run = trainer()
         run.fit(module, pairs(8, 8))
-        assert module.rehearsal is not None
+        assert module.dry_run is not None
         seen = run.callback_metrics
         assert torch.allclose(seen["loss/total"], seen["loss/task"] + 3 * seen["loss/soft"])
-        values.append((float(seen["loss/soft"]), module.rehearsal.terms["soft"]))
+        values.append((float(seen["loss/soft"]), module.dry_run.terms["soft"]))
     (step, rehearsed), halves = values
     assert halves == pytest.approx((step / 2, rehearsed / 2), rel=1e-6)
 
@@ -58,7 +58,7 @@ def test_both_sides_know_which_samples_they_are_of() -> None:
     module = distiller(knowledge={"indexed": Knowledge(loss)})
     module.teacher = Halved([network(1)])
     trainer().fit(module, digits())
-    assert torch.cat(loss.seen[1:]).unique().numel() == 160  # the first is the rehearsal's
+    assert torch.cat(loss.seen[1:]).unique().numel() == 160  # the first is the dry run's
 
 
 def test_another_fit_of_one_module_draws_by_its_own_seed() -> None:

@@ -140,7 +140,7 @@ def test_distilling_without_labels() -> None:
     assert same(weights(module.student), weights(shuffled.student))
 
 
-def test_a_loss_is_rehearsed_in_eval_mode_and_trained_in_train_mode() -> None:
+def test_a_loss_is_dry_run_in_eval_mode_and_trained_in_train_mode() -> None:
     class Notes(nn.Module):
         """Stands for a loss that fills a bank while it trains."""
 

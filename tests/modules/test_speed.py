@@ -88,7 +88,7 @@ def test_the_teacher_stops_after_the_last_layer_that_is_read() -> None:
 
     at = Knowledge(AttentionTransfer(), student_layers=["3"])
     early, late = ends({"at": at})
-    assert (early, late) == (7, 2)  # the rehearsal and the first step show in which order the layers run
+    assert (early, late) == (7, 2)  # the dry run and the first step show in which order the layers run
     both = ends({"at": Knowledge(AttentionTransfer(), student_layers=["3"]), "kd": Knowledge(SoftTargets())})
     assert both[0] == both[1]
 
