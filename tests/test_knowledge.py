@@ -28,7 +28,10 @@ def seen(*names: str) -> Outputs:
     return Outputs(torch.ones(2, 3), layers=layers, names=names)
 
 
-def compared(knowledge: Knowledge, student: Outputs, teacher: Outputs | None, edge: Edge = Edge("a", "b")) -> Any:
+EDGE = Edge("a", "b")
+
+
+def compared(knowledge: Knowledge, student: Outputs, teacher: Outputs | None, edge: Edge = EDGE) -> Any:
     outputs = {"a": student} if teacher is None else {"a": student, "b": teacher}
     return knowledge.compare(edge, knowledge.loss, outputs, Batch(torch.empty(0), torch.zeros(2)))
 

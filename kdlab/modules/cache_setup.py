@@ -66,7 +66,8 @@ def use_cache(
         source = "a plain loader" if data is None else type(data).__name__
         raise InputError(
             "The teacher cache needs data whose augmentation is a function of (seed, epoch, index), as that of "
-            f"kdlab.data; {source} has no fingerprint(): use a data module of kdlab, define fingerprint(), or drop teacher_cache."
+            f"kdlab.data; {source} has no fingerprint(): use a data module of kdlab, define fingerprint(), or drop "
+            "teacher_cache."
         )
     refuse_unknown(module, pl.LightningModule, (*METHODS[3:], *OWN))
     undo = _agree(cache, data)

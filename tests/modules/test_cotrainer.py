@@ -26,7 +26,6 @@ from tests.modules.cotraining import branched, cotrainer, image_net, peers, soft
 from tests.modules.tiny import digits, network, trainer, weights
 
 
-
 class Side(nn.Module):
     """A loss of the teacher's side alone."""
 

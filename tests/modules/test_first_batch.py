@@ -24,7 +24,14 @@ def test_a_few_samples_take_their_views_along() -> None:
     }
     few = FirstBatch(batch_of(12, mix)._replace(views=views), None, None, None).few
     sizes = {name: len(view.inputs if isinstance(view, Batch) else view) for name, view in few.views.items()}
-    assert sizes == {"mates": 2 * SAMPLES, "last": SAMPLES, "short": 5, "empty": SAMPLES, "mixed": SAMPLES, "turned": 24}
+    assert sizes == {
+        "mates": 2 * SAMPLES,
+        "last": SAMPLES,
+        "short": 5,
+        "empty": SAMPLES,
+        "mixed": SAMPLES,
+        "turned": 24,
+    }
     assert torch.equal(few.views["empty"].index, few.index)  # an empty view has the batch itself
     for cut, whole in ((few, batch_of(12)), (few.views["mates"], batch_of(24)), (few.views["mixed"], batch_of(12))):
         assert torch.equal(cut.index, whole.index[: len(cut.index)])

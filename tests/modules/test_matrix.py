@@ -182,9 +182,7 @@ def test_or_an_error_says_why_not(name: str, teaching: str) -> None:
     text = str(error.value)
     assert text.startswith(f"Knowledge 'own' ({name})")
     assert REFUSED[name, teaching] in text
-    assert name == "OFD" or text.endswith(
-        f"needs a frozen teacher, but {TEACHER[teaching]!r} changes in training."
-    )
+    assert name == "OFD" or text.endswith(f"needs a frozen teacher, but {TEACHER[teaching]!r} changes in training.")
     assert "\n" not in text
     assert ". " not in text
     assert same(before, values(nn.ModuleDict(made.learners)))
