@@ -133,13 +133,15 @@ class Knowledge(Callback):
         """Return the loss of one edge with the edge's weight, without the knowledge's own: a scalar.
 
         It is ``None`` where the edge has no teacher yet, or weighs 0. With weights for each sample, of the edge or of
-        an ensemble's teachers, the loss is taken sample by sample.
+        an ensemble's teachers, the loss is taken sample by sample. A teacher without sample index gets the student's.
         """
         student, teacher = seen[edge.student], seen.get(edge.teacher)
         weight = edge.weight(seen, batch) if callable(edge.weight) else edge.weight
         if teacher is None or (not isinstance(weight, Tensor) and weight == 0):
             return None
         target = student.targets(batch)
+        if teacher.index is None and student.index is not None:
+            teacher = replace(teacher, index=student.index)
         student, teacher = student.only(self.student_layers), teacher.only(self.teacher_layers)
         if edge.detach:
             teacher = teacher.detach()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,35 +14,24 @@ import pytest
 import kdlab
 
 ROOT = Path(kdlab.__file__).parent
-FLOORS = {
-    "cli": 5,
-    "__main__": 5,
-    "reproduce": 4,
-    "modules": 3,
-    "knowledge": 2,
-    "teaching": 2,
-    "losses": 1,
-    "metrics": 1,
-    "schedules": 1,
-    "optimizers": 1,
-    "outputs": 0,
-    "batch": 0,
-    "views": 0,
-    "returned": 0,
-    "errors": 0,
-    "models": 0,
-    "data": 0,
-}
-# On the ground floor ``errors`` lies under ``outputs``, and both lie under all the rest.
-BENEATH = {
-    "returned": {"errors"},
-    "batch": {"errors", "returned"},
-    "outputs": {"batch", "errors", "returned"},
-    "views": {"batch", "errors", "outputs"},
-    "models": {"errors", "outputs"},
-    "data": {"batch", "errors", "outputs"},
-    "__main__": {"cli"},
-}
+LAYERS = (  # each imports from those before it alone
+    ("errors", "compat", "aliases"),
+    ("files", "schedules"),
+    ("outputs",),
+    ("models", "data"),
+    ("losses", "metrics", "optimizers"),
+    ("members",),
+    ("teaching",),
+    ("knowledge",),
+    ("modules",),
+    ("export",),
+    ("config",),
+    ("studies",),
+    ("cli",),
+    ("__main__",),
+)
+FLOORS = {name: floor for floor, names in enumerate(LAYERS) for name in names}
+WITHOUT_LIGHTNING = {name for name, floor in FLOORS.items() if floor < FLOORS["knowledge"]} - {"compat", "data"}
 LIGHTNING = {"pytorch_lightning", "lightning_fabric", "lightning"}
 OPTIONAL = {"timm", "transformers", "ray"}
 HEAVY = ["torch", "torchvision", "pytorch_lightning", "torchmetrics", "numpy", "wandb", "sklearn", "matplotlib", "rich"]
@@ -63,15 +54,47 @@ def imported(tree: ast.AST) -> set[str]:
     return names
 
 
+def dotted(path: Path) -> str:
+    """The name that a file is imported by."""
+    return ".".join(("kdlab", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
+
+
+def modules_in(tree: ast.AST, known: set[str]) -> set[str]:
+    """The modules that a file imports: of ``from package import name`` the module of that name, else the package."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {each.name for each in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{each.name}": node.module or "" for each in node.names}
+            found |= {name if name in known else package for name, package in names.items()}
+    return found & known
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_file_imports_only_from_below(path: Path) -> None:
     here = room(path)
     names = imported(ast.parse(path.read_text()))
     rooms = {name.split(".")[1] for name in names if name.startswith("kdlab.")}
     for other in (rooms & FLOORS.keys()) - {here}:
-        assert FLOORS[other] < FLOORS[here] or other in BENEATH.get(here, set()), f"{here} imports {other}"
-    if FLOORS[here] <= 1 and here != "data":
+        assert FLOORS[other] < FLOORS[here], f"{here} imports {other}"
+    if here in WITHOUT_LIGHTNING:
         assert not LIGHTNING & {name.split(".")[0] for name in names}
+
+
+def test_no_file_imports_itself_through_others() -> None:
+    paths = {dotted(path): path for path in [*FILES, ROOT / "__init__.py"]}
+    graph = {name: modules_in(ast.parse(path.read_text()), {*paths}) - {name} for name, path in paths.items()}
+    assert graph["kdlab.modules.base"] > {"kdlab.knowledge", "kdlab.modules.optimization"}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+def test_no_two_modules_share_a_name() -> None:
+    names = Counter(path.parent.name if path.stem == "__init__" else path.stem for path in FILES)
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_every_room_has_its_floor() -> None:

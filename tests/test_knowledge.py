@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge
 from kdlab.losses import SoftTargets
-from kdlab.outputs import Outputs
+from kdlab.outputs import Batch, Outputs
 from kdlab.schedules import Constant, Linear, Progress
+from kdlab.teaching.plan import Edge
 
 
 class Notes(nn.Module):
@@ -25,6 +26,14 @@ class Notes(nn.Module):
 def seen(*names: str) -> Outputs:
     layers = tuple(torch.full((2, 3), float(i)) for i in range(len(names)))
     return Outputs(torch.ones(2, 3), layers=layers, names=names)
+
+
+EDGE = Edge("a", "b")
+
+
+def compared(knowledge: Knowledge, student: Outputs, teacher: Outputs | None, edge: Edge = EDGE) -> Any:
+    outputs = {"a": student} if teacher is None else {"a": student, "b": teacher}
+    return knowledge.compare(edge, knowledge.loss, outputs, Batch(torch.empty(0), torch.zeros(2)))
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
@@ -62,13 +71,13 @@ def test_a_loss_that_reads_one_side_alone_is_given_that_side() -> None:
 
 def test_a_loss_sees_its_own_layers_in_its_own_order() -> None:
     knowledge = Knowledge(loss := Notes(), student_layers=["c", "a"], teacher_layers=["y", "x"])
-    knowledge.compare(seen("a", "b", "c"), seen("x", "y"), torch.zeros(2))
+    compared(knowledge, seen("a", "b", "c"), seen("x", "y"))
     assert (loss.student.names, [int(each[0, 0]) for each in loss.student.layers]) == (("c", "a"), [2, 0])
     assert (loss.teacher.names, [int(each[0, 0]) for each in loss.teacher.layers]) == (("y", "x"), [1, 0])
 
 
 def test_a_loss_without_layers_sees_none() -> None:
-    Knowledge(loss := Notes()).compare(seen("a"), seen("b"), torch.zeros(2))
+    compared(Knowledge(loss := Notes()), seen("a"), seen("b"))
     assert loss.student.layers == ()
 
 
@@ -76,7 +85,7 @@ def test_any_loss_is_computed_in_float32_outside_of_autocast() -> None:
     knowledge = Knowledge(loss := Notes(), student_layers=["a"])
     half = seen("a").map(lambda value: value.bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
-        value = knowledge.compare(half, half, torch.zeros(2))
+        value = compared(knowledge, half, half)
     assert not loss.autocast
     assert {value.dtype, loss.student.logits.dtype, loss.teacher.layers[0].dtype} == {torch.float32}
 
@@ -92,7 +101,7 @@ def test_members_too_are_compared_in_float32_outside_of_autocast() -> None:
     student = Outputs(logits).map(Tensor.bfloat16)
     teacher = Outputs(logits, members=tuple(zip(map(Outputs, members), weights, strict=True))).map(Tensor.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
-        value = Knowledge(loss := Each()).compare(student, teacher, torch.zeros(2))
+        value = compared(Knowledge(loss := Each()), student, teacher)
     assert not loss.autocast
     assert {value.dtype, loss.student.logits.dtype, loss.teacher.logits.dtype} == {torch.float32}
     expected = sum(
@@ -100,6 +109,37 @@ def test_members_too_are_compared_in_float32_outside_of_autocast() -> None:
         for seen, weight in teacher.members
     )
     assert torch.allclose(value, torch.as_tensor(expected), rtol=1e-6)
+
+
+def test_an_edge_has_a_weight_and_perhaps_no_teacher() -> None:
+    knowledge, a = Knowledge(Notes(), weight=7.0), seen()
+    assert float(compared(knowledge, a, a)) == 6.0  # without the knowledge's own weight
+    assert float(compared(knowledge, a, a, Edge("a", "b", 0.5))) == 3.0
+    assert float(compared(knowledge, a, a, Edge("a", "b", lambda outputs, batch: 0.25))) == 1.5
+    assert compared(knowledge, a, a, Edge("a", "b", 0.0)) is None
+    assert compared(knowledge, a, a, Edge("a", "b", lambda outputs, batch: 0.0)) is None
+    assert compared(knowledge, a, None) is None
+
+
+def test_an_edge_with_a_weight_for_each_sample() -> None:
+    student, teacher = Outputs(torch.tensor([[1.0, 2.0], [3.0, 5.0]])), Outputs(torch.zeros(2, 2))
+    edge = Edge("a", "b", lambda outputs, batch: torch.tensor([0.5, 2.0]))
+
+    class Each(Notes):
+        def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+            return (student.logits - teacher.logits).sum(1)
+
+    assert float(compared(Knowledge(Each()), student, teacher, edge)) == (0.5 * 3.0 + 2.0 * 8.0) / 2
+    with pytest.raises(InputError, match=r"Notes gives one number a batch.*per_sample"):
+        compared(Knowledge(Notes()), student, teacher, edge)
+
+
+def test_a_teacher_is_detached_unless_the_edge_says_otherwise() -> None:
+    net = Outputs(torch.ones(2, 3, requires_grad=True))
+    for detach in (True, False):
+        compared(Knowledge(loss := Notes()), net, net, Edge("a", "b", detach=detach))
+        assert loss.student.logits.requires_grad
+        assert loss.teacher.logits.requires_grad != detach
 
 
 class Needy(Notes):

@@ -219,17 +219,18 @@ class DistillationModule(pl.LightningModule):
         reseed(self.device, self._seed, self.global_rank, self.current_epoch, batch_idx)
         progress = Progress(self.current_epoch, self.global_step, self._total_steps)
         batch = Batch.of(raw)._replace(progress=progress)
-        seen = self.observe(batch)
+        active = {name: weight for name, own in self.knowledge.items() if (weight := own.weight_at(progress))}
+        seen = self.observe(batch, None if active or self._has_mixtures else self.plan.learners.values())
         terms: dict[str, tuple[Tensor, float]] = {}
         task_weight = self.task_weight * (self.task_schedule(progress) if self.task_schedule else 1.0)
         if task_weight and (task := self.supervised(seen, batch)) is not None:
             terms["task"] = task, task_weight
-        for name, knowledge in self.knowledge.items():
-            if weight := knowledge.weight_at(progress):
-                edges = [(e, x) for e, x in knowledge.edges if self._turn in (None, self.plan.owners[e.student].name)]
-                values = [value for e, x in edges if (value := knowledge.compare(e, x, seen, batch)) is not None]
-                if values:
-                    terms[name] = sum(values[1:], values[0]), weight
+        for name, weight in active.items():
+            knowledge = self.knowledge[name]
+            edges = [(e, x) for e, x in knowledge.edges if self._turn in (None, self.plan.owners[e.student].name)]
+            values = [value for e, x in edges if (value := knowledge.compare(e, x, seen, batch)) is not None]
+            if values:
+                terms[name] = sum(values[1:], values[0]), weight
         if not terms:
             raise InputError(
                 f"Nothing is left to learn at epoch {progress.epoch}: the task and all knowledge weigh 0, or no edge "
@@ -246,6 +247,11 @@ class DistillationModule(pl.LightningModule):
         for member in self.plan.members.values():
             member.record(batch, seen)
         return total
+
+    @property
+    def _has_mixtures(self) -> bool:
+        """Return whether there is more than learners and frozen members, which rest while no knowledge counts."""
+        return not all(isinstance(member, Learner) or member.is_frozen for member in self.plan.members.values())
 
     def _log_terms(
         self, terms: Mapping[str, tuple[Tensor, float]], total: Tensor, seen: Mapping[str, Outputs], batch: Batch

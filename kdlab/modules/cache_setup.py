@@ -63,10 +63,11 @@ def use_cache(
     if any(teacher.batchnorm == "batch" for teacher in teachers):
         raise InputError("With teacher_batchnorm='batch' a sample's outputs depend on its batch: drop teacher_cache.")
     if not callable(getattr(data, "fingerprint", None)):
-        lacking = f"{type(data).__name__} has no fingerprint()" if data is not None else "plain loaders have none"
+        source = "a plain loader" if data is None else type(data).__name__
         raise InputError(
             "The teacher cache needs data whose augmentation is a function of (seed, epoch, index), as that of "
-            f"kdlab.data; {lacking}: use a data module of kdlab, define fingerprint(), or drop teacher_cache."
+            f"kdlab.data; {source} has no fingerprint(): use a data module of kdlab, define fingerprint(), or drop "
+            "teacher_cache."
         )
     refuse_unknown(module, pl.LightningModule, (*METHODS[3:], *OWN))
     undo = _agree(cache, data)

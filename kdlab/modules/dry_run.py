@@ -91,7 +91,7 @@ def dry_run(
     batch, result = data.few._replace(progress=Progress(0, 1, 1)), DryRun(data.batches)
     set_taps(plan, knowledge)
     values: dict[str, Tensor] = {}
-    with isolate_rng(), torch.enable_grad(), _unchanged(module), _dry(plan):
+    with isolate_rng(), torch.enable_grad(), _dry(module, plan):
         seen: dict[str, Outputs] = {}
         for member in plan.members.values():
             member.setup(data.samples)
@@ -245,30 +245,22 @@ def _explained(failure: str, source: str = "", help_: str = "") -> Iterator[None
 
 
 @contextmanager
-def _dry(plan: Plan) -> Iterator[None]:
-    """Set ``is_dry_run`` of all members."""
-    try:
-        for member in plan.members.values():
-            member.is_dry_run = True
-        yield
-    finally:
-        for member in plan.members.values():
-            member.is_dry_run = False
-
-
-@contextmanager
-def _unchanged(module: nn.Module) -> Iterator[None]:
-    """Put learners in train mode, losses and teaching in eval mode; afterwards every mode and buffer is as before."""
+def _dry(module: nn.Module, plan: Plan) -> Iterator[None]:
+    """Set ``is_dry_run``, train mode of learners, eval mode of losses and teaching; afterwards all is as before."""
     evaluated = [getattr(module, name, None) for name in ("losses", "teaching")]
     modes = {part: part.training for part in module.modules()}
     buffers = [(buffer, buffer.clone()) for _, buffer in module.named_buffers() if not is_lazy(buffer)]
     try:
+        for member in plan.members.values():
+            member.is_dry_run = True
         module.train()
         for part in evaluated:
             if isinstance(part, nn.Module):
                 part.eval()
         yield
     finally:
+        for member in plan.members.values():
+            member.is_dry_run = False
         for part in module.modules():
             part.training = modes.get(part, True)  # an adapter's own parts may be new
         with torch.no_grad():

@@ -12,6 +12,7 @@ from kdlab import CoTrainer, Knowledge
 from kdlab.losses import SoftTargets
 from kdlab.models import Branched, resnet8
 from kdlab.outputs import Batch, Outputs
+from kdlab.schedules import Progress
 from tests.modules.tiny import digits, network, sgd, trainer
 
 
@@ -47,7 +48,7 @@ def one_batch(module: CoTrainer) -> tuple[CoTrainer, dict[str, Any], Batch]:
     """A module that has been set up, in train mode, its outputs on a batch, and the batch."""
     data = digits()
     data.setup()
-    batch = data.prepare(next(iter(data.train_dataloader())))
+    batch = data.prepare(next(iter(data.train_dataloader())))._replace(progress=Progress(0, 0))
     module.train()
     outputs = module.observe(batch)
     return module, outputs, batch

@@ -273,13 +273,13 @@ def test_an_iterable_loader_without_length_trains() -> None:
     module = distiller()
     run.fit(module, DataLoader(Stream(), 8))
     assert run.global_step == 6
-    assert module.rehearsal is not None
-    assert module.rehearsal.batches is None
+    assert module.dry_run is not None
+    assert module.dry_run.batches is None
 
 
 @pytest.mark.parametrize("own", [True, False])
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_a_rehearsal_uses_up_no_random_state(own: bool, dropout: float) -> None:
+def test_a_dry_run_uses_up_no_random_state(own: bool, dropout: float) -> None:
     x, y = pairs().dataset.tensors  # type: ignore[attr-defined]
     generator, states = torch.Generator().manual_seed(3), []
 

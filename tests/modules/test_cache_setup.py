@@ -55,18 +55,16 @@ def test_half_precision_stays_within_its_rounding(tmp_path: Path) -> None:
     teacher = network(1)
     cache = TeacherCache(str(tmp_path))
     module = distiller(teacher=teacher, teacher_cache=cache)
-    seen: list[tuple[Tensor, Tensor]] = []
-    assert module.teacher is not None
-    lessons = module.teacher.lessons
+    kept_logits: list[Tensor] = []
+    true_logits: list[Tensor] = []
 
-    def noted(outputs: Any, batch: Any) -> Any:
-        made = lessons(outputs, batch)
-        if cache.is_open:
-            seen.append((made[0].teacher.logits, teacher(batch.inputs)))
-        return made
+    class Note(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, number: int) -> None:
+            true_logits.append(teacher(batch.inputs))
 
-    module.teacher.lessons = noted  # type: ignore[method-assign]
-    trainer(1).fit(module, digits())
+    module.losses["soft"].register_forward_hook(lambda loss, sides, value: kept_logits.append(sides[1].logits))
+    trainer(1, callbacks=[Note()]).fit(module, digits())
+    seen = [*zip(kept_logits[1:], true_logits, strict=True)]  # the first is the dry run's
     assert len(seen) == 5
     assert all((kept - true).abs().max() <= 2**-11 * true.abs().max() for kept, true in seen)
     assert any((kept - true).abs().max() > 0 for kept, true in seen)
@@ -92,15 +90,23 @@ def test_in_another_order_the_samples_get_the_same_logits(tmp_path: Path) -> Non
 
 
 def test_a_module_can_be_fitted_again_with_its_cache(tmp_path: Path) -> None:
+    on_host: list[bool] = []
+
+    class Look(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, number: int) -> None:
+            if "cached" in module.plan.members:
+                index = module.plan.members["cached"].index_of(batch)
+                on_host.append(index is trainer.datamodule.host_index)
+
     ends = []
     for cache in (None, float32(tmp_path)):
         module = distiller(teacher=network(1), teacher_cache=cache, teacher_fast=None)
         for data in (shifted(), shifted(padding=2)):
-            trainer(2).fit(module, data)
+            trainer(2, callbacks=[Look()]).fit(module, data)
         ends.append(weights(module.student))
     assert same(*ends)
-    assert module.teacher is not None
-    assert module.teacher._index is not None  # read where it was before its transfer
+    assert on_host == [True] * 20  # read where it was before its transfer
+    assert "cached" not in module.plan.members
 
 
 def test_another_precision_has_a_store_of_its_own(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def patched() -> Digits:
         (lambda: Mixed(train_size=160, batch_size=32), r"Mixed has its own on_after_batch_transfer\(\)"),
         (patched, r"its own augment\(\)"),
         (lambda: shifted(views={"loose": Loose()}), "attributes that say nothing of themselves"),
-        (lambda: pairs(), "plain loaders say nothing"),
+        (lambda: pairs(), "a plain loader has no fingerprint"),
     ],
     ids=["augment", "mixup", "patched", "view", "loaders"],
 )

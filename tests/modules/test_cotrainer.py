@@ -10,16 +10,28 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import Tensor, nn
 
 from kdlab import CoTrainer, InputError, Knowledge
 from kdlab.export.student import export
 from kdlab.losses import Hint
 from kdlab.models import WithExits
 from kdlab.models.checkpoint_reader import read_tensors
+from kdlab.outputs import Outputs
+from kdlab.schedules import Progress
 from kdlab.teaching import Consensus, DeepestExit, Gated, General, Leader, MovingAverage, PeerEnsemble, Peers, Stale
+from kdlab.teaching.plan import source_of
 from tests.losses.slow import dot, softmax
 from tests.modules.cotraining import branched, cotrainer, image_net, peers, soft, steps
 from tests.modules.tiny import digits, network, trainer, weights
+
+
+class Side(nn.Module):
+    """A loss of the teacher's side alone."""
+
+    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+        return torch.stack([tensor.sum() for tensor in teacher.tensors()]).sum()
+
 
 TEACHINGS = {
     "one": lambda: (branched(), Gated("layer2"), {}),
@@ -72,13 +84,17 @@ def test_several_outputs_learn_and_are_reported(name: str, tmp_path: Path) -> No
     assert all(torch.equal(value, after[key]) for key, value in weights(again).items())
     data = digits(train_size=100)
     data.setup()
-    data.provide(teaching.asks(module.names))
+    data.provide(dict(module.plan.views))
     module.train()
-    batch = data.prepare(next(iter(data.train_dataloader())), 0)
-    lessons = module.lessons(module.observe(batch), batch)
-    assert {(each.learner, each.source) for each in lessons} == {*module.teaching.pairs(module.names)}
-    for lesson in lessons:  # OKDDip's targets carry gradient, as released
-        assert any(each.requires_grad for each in lesson.teacher.tensors()) == (name == "okddip")
+    batch = data.prepare(next(iter(data.train_dataloader())), 0)._replace(progress=Progress(0, 0))
+    outputs = module.observe(batch)
+    assert {name for edge in module.plan.edges for name in edge[:2]} <= outputs.keys()
+    assert {source_of(edge.student) for edge in module.plan.edges} <= {*module.names}
+    for edge in module.plan.edges:  # OKDDip's targets carry gradient, as released
+        loss = Side()
+        value = Knowledge(loss).compare(edge, loss, outputs, batch)
+        assert value is not None
+        assert value.requires_grad == (name == "okddip")
 
 
 # A loss with parts of its own has them for each pair
@@ -110,7 +126,7 @@ def test_the_deployed_one_answers(tmp_path: Path) -> None:
         expected = z.get(deploy, sum(each.softmax(1) for each in z.values()).div(2).log())
         torch.testing.assert_close(module(images), expected)
     average = cotrainer({"net": network()}, teaching=MovingAverage(), deploy="average_net")
-    torch.testing.assert_close(average(images), average.teaching.deployable["average_net"](images))
+    torch.testing.assert_close(average(images), average.teaching.copies.networks["net"](images))
     ensemble = cotrainer(nets, deploy="ensemble")
     keep = ModelCheckpoint(tmp_path / "checkpoints", save_last=True, save_top_k=0, every_n_epochs=1)
     trainer(1, enable_checkpointing=True, callbacks=[keep]).fit(ensemble, digits())
@@ -124,15 +140,15 @@ def test_the_deployed_one_answers(tmp_path: Path) -> None:
         (lambda: CoTrainer({}), "at least one network"),
         (lambda: cotrainer({"a b": network()}), "plain word"),
         (lambda: cotrainer({"items": network()}), "plain word"),
-        (lambda: cotrainer(deploy="c"), "no 'c' to deploy"),
+        (lambda: cotrainer(deploy="c"), "No output 'c' to deploy"),
         (lambda: cotrainer({"a": network(0), "b": network(0)}), "start from the same weights"),
-        (lambda: cotrainer({"a": network(0)}, teaching=Peers()), "at least two learners"),
+        (lambda: cotrainer({"a": network(0)}, teaching=Peers()), "at least two students"),
         (lambda: cotrainer({"a": network(0)}, teaching=DeepestExit()), "one output alone"),
         (lambda: cotrainer({"net": branched()}, teaching=Peers("sequential")), "one after another"),
         (lambda: cotrainer({"net": branched()}, teaching=PeerEnsemble()), "own_inputs=True"),
         (lambda: cotrainer({"net": branched(branches=2)}, teaching=Leader()), "two peers at least"),
         (lambda: cotrainer({"net": branched()}, teaching=Consensus(own_views=True)), "own_views is for networks"),
-        (lambda: cotrainer({"net": branched(), "net_branch1": network()}), "Two learners"),
+        (lambda: cotrainer({"net": branched(), "net_branch1": network()}), "Two students would be named 'net_branch1'"),
         (lambda: Peers("later"), "'simultaneous' or 'sequential'"),
         (lambda: MovingAverage(1.0), "below 1"),
         (lambda: Stale(0), "every 1 or more"),

@@ -15,14 +15,14 @@ from torch.utils.data import DataLoader, Dataset
 from kdlab import Knowledge
 from kdlab.data import Rotations
 from kdlab.errors import InputError
-from kdlab.modules.first_batch import TrainingData
+from kdlab.modules.first_batch import FirstBatch
 from kdlab.outputs import Batch
 from tests.data.test_views import Twice
 from tests.modules.test_bad_input import Loss
 from tests.modules.test_hooks import Told
 from tests.modules.tiny import digits, distiller, network, trainer
 
-FIRST = 8  # samples that are rehearsed
+FIRST = 8  # samples of the dry run
 
 
 def test_classes_of_the_data_set_that_the_first_batch_does_not_show() -> None:
@@ -52,14 +52,14 @@ def test_a_loss_is_told_where_the_training_will_run() -> None:
 
 def test_the_first_samples_come_with_all_their_views() -> None:
     x, more = torch.randn(16, 64), torch.randn(16 * 3, 64)
-    few = TrainingData(Batch(x, torch.arange(16) % 10, torch.arange(16), {"more": more}), 1, 16, None).few
+    few = FirstBatch(Batch(x, torch.arange(16) % 10, torch.arange(16), {"more": more}), 1, 16, None).few
     assert few.views is not None
     assert torch.equal(few.views["more"], more[: 3 * FIRST])
     assert [len(each) for each in (few.inputs, few.target, few.index)] == [FIRST] * 3  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
-def test_views_are_rehearsed_in_the_dtype_of_the_weights(precision: Any) -> None:
+def test_views_are_dry_run_in_the_dtype_of_the_weights(precision: Any) -> None:
     loss = Twice("turned")
     module = distiller(knowledge={"twice": Knowledge(loss)})
     trainer(max_steps=1, precision=precision).fit(module, digits(views={"turned": Rotations()}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kdlab.modules.first_batch import SAMPLES, TrainingData, _cast
+from kdlab.modules.first_batch import SAMPLES, FirstBatch, _cast
 from kdlab.outputs.containers import Batch, Mix
 
 
@@ -22,9 +22,17 @@ def test_a_few_samples_take_their_views_along() -> None:
         "mixed": batch_of(12, mix),
         "turned": torch.rand(36, 3),
     }
-    few = TrainingData(batch_of(12, mix)._replace(views=views), None, None, None).few
+    few = FirstBatch(batch_of(12, mix)._replace(views=views), None, None, None).few
     sizes = {name: len(view.inputs if isinstance(view, Batch) else view) for name, view in few.views.items()}
-    assert sizes == {"mates": 2 * SAMPLES, "last": SAMPLES, "short": 5, "empty": 0, "mixed": SAMPLES, "turned": 24}
+    assert sizes == {
+        "mates": 2 * SAMPLES,
+        "last": SAMPLES,
+        "short": 5,
+        "empty": SAMPLES,
+        "mixed": SAMPLES,
+        "turned": 24,
+    }
+    assert torch.equal(few.views["empty"].index, few.index)  # an empty view has the batch itself
     for cut, whole in ((few, batch_of(12)), (few.views["mates"], batch_of(24)), (few.views["mixed"], batch_of(12))):
         assert torch.equal(cut.index, whole.index[: len(cut.index)])
         assert torch.equal(cut.target, whole.target[: len(cut.target)])
@@ -32,7 +40,7 @@ def test_a_few_samples_take_their_views_along() -> None:
     for cut in (few, few.views["mixed"]):
         assert cut.mix.partner.tolist() == [11 % SAMPLES, 0, 1, 2, 3, 4, 5, 6]
         assert torch.equal(cut.mix.share, mix.share[:SAMPLES])
-    small = TrainingData(batch_of(3, Mix(torch.tensor([2, 0, 1]), torch.rand(3))), None, None, None).few
+    small = FirstBatch(batch_of(3, Mix(torch.tensor([2, 0, 1]), torch.rand(3))), None, None, None).few
     assert small.mix.partner.tolist() == [2, 0, 1]
 
 

@@ -91,7 +91,7 @@ def test_a_loss_is_told_of_the_run(wrapped: bool) -> None:
     assert torch.equal(torch.bincount(context.labels).float(), told.counts)  # each sample was shown once
     assert set(context.losses) == {"told", "soft"}
     assert told.progress == [(step // 5, step) for step in range(10)]
-    assert told.calls == ["forward"] + ["forward", "after"] * 10  # the first is the rehearsal's
+    assert told.calls == ["forward"] + ["forward", "after"] * 10  # the first is the dry run's
     assert told.memory.ne(0).all()
 
 

@@ -6,6 +6,7 @@ import warnings
 from typing import Any, ClassVar
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau, StepLR
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from kdlab import Knowledge
 from kdlab.losses import Hint, RKDDistance, SoftTargets
 from kdlab.models import resnet8
+from tests.modules.cotraining import cotrainer
 from tests.modules.tiny import (
     Logged,
     count_calls,
@@ -129,6 +131,28 @@ def test_a_plateau_is_one_of_what_its_mode_means(mode: Any, watched: str) -> Non
     assert run.lr_scheduler_configs[0].scheduler.best == pytest.approx(float(run.callback_metrics[watched]), rel=0.5)
 
 
+def test_a_plateau_of_co_training_watches_what_is_deployed() -> None:
+    rates: list[float] = []
+
+    class Note(pl.Callback):
+        def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    def plateau(optimizer: torch.optim.Optimizer) -> ReduceLROnPlateau:  # nothing is better by 2, so each epoch is bad
+        return ReduceLROnPlateau(optimizer, "max", patience=0, threshold=2.0, threshold_mode="abs")
+
+    module = cotrainer(lr_scheduler=plateau, deploy="b")
+    before = weights(module)
+    run = trainer(3, limit_val_batches=1.0, callbacks=[Note()])
+    run.fit(module, digits())
+    (config,) = run.lr_scheduler_configs
+    assert config.monitor == "val/deployed_accuracy"
+    assert run.callback_metrics["val/deployed_accuracy"] == run.callback_metrics["val/b_accuracy"]
+    assert 0 < config.scheduler.best <= 1
+    assert rates == pytest.approx([0.1, 0.1, 0.01])
+    assert not any(torch.equal(value, before[name]) for name, value in weights(module).items())
+
+
 def test_distilling_without_labels() -> None:
     module = distiller(task_weight=0.0)
     run = trainer(logger=(logged := Logged()))
@@ -140,7 +164,7 @@ def test_distilling_without_labels() -> None:
     assert same(weights(module.student), weights(shuffled.student))
 
 
-def test_a_loss_is_rehearsed_in_eval_mode_and_trained_in_train_mode() -> None:
+def test_a_loss_is_dry_run_in_eval_mode_and_trained_in_train_mode() -> None:
     class Notes(nn.Module):
         """Stands for a loss that fills a bank while it trains."""
 

@@ -1,4 +1,4 @@
-"""What a module arranges before a training: DDP, the data's views, a voice for the log, names."""
+"""What a module arranges before a training: DDP, the data's views, logging, names."""
 
 from __future__ import annotations
 
@@ -13,33 +13,32 @@ from pytorch_lightning.strategies import DDPStrategy
 
 from kdlab import InputError, Knowledge
 from kdlab.losses import SoftTargets
-from kdlab.modules.dry_run import Rehearsal
-from kdlab.modules.setup_checks import be_heard, tell_ddp
+from kdlab.modules.dry_run import DryRun
+from kdlab.modules.setup_checks import configure_ddp, setup_logging
 from kdlab.teaching import Classmate, Peers
 from tests.modules.cotraining import cotrainer
 from tests.modules.tiny import digits, distiller, network, trainer
 
 
-def told(update: Any, rehearsal: Rehearsal, **options: Any) -> Any:
-    """What DDP is told of parameters without gradient."""
+def configured(update: Any, dry_run: DryRun, **options: Any) -> Any:
+    """What DDP expects of parameters without gradient."""
     module = cotrainer(teaching=Peers(update))
-    module.rehearsal = rehearsal
     strategy = DDPStrategy(**options)
     module.trainer = SimpleNamespace(strategy=strategy)
-    tell_ddp(module)
+    configure_ddp(module, module.plan, dry_run)
     return strategy._ddp_kwargs.get("find_unused_parameters")
 
 
 def test_ddp_expects_what_has_no_gradient_and_nothing_else() -> None:
-    assert told("simultaneous", Rehearsal(5)) is None
-    assert told("sequential", Rehearsal(5)) is True  # while one network learns the other gets none
-    assert told("simultaneous", Rehearsal(5, idle=["networks.a.fc.weight"])) is True
-    assert told("simultaneous", Rehearsal(5, resting=["networks.a.fc.weight"])) is True
+    assert configured("simultaneous", DryRun(5)) is None
+    assert configured("sequential", DryRun(5)) is True  # while one network learns the other gets none
+    assert configured("simultaneous", DryRun(5, idle=["networks.a.fc.weight"])) is True
+    assert configured("simultaneous", DryRun(5, resting=["networks.a.fc.weight"])) is True
 
 
 @pytest.mark.parametrize("update", ["simultaneous", "sequential"])
 def test_a_users_word_to_ddp_counts(update: Any) -> None:
-    assert told(update, Rehearsal(5, idle=["networks.a.fc.weight"]), find_unused_parameters=False) is False
+    assert configured(update, DryRun(5, idle=["networks.a.fc.weight"]), find_unused_parameters=False) is False
 
 
 def test_plain_training_takes_back_what_a_teaching_asked_of_the_data() -> None:
@@ -67,7 +66,7 @@ def unarranged() -> Iterator[logging.Logger]:
 def test_the_log_is_heard_once_and_in_full_from_one_process(rank: int, level: int) -> None:
     with unarranged() as log:
         for _ in range(2):
-            be_heard(rank)
+            setup_logging(rank)
         assert log.level == level
         assert len(log.handlers) == 1
 
@@ -77,7 +76,7 @@ def test_a_users_own_log_is_left_alone(name: str | None) -> None:
     with unarranged() as log:
         logging.getLogger(name).addHandler(own := logging.NullHandler())
         log.setLevel(logging.ERROR)
-        be_heard(0)
+        setup_logging(0)
         assert log.level == logging.ERROR
         assert [*log.handlers, *logging.root.handlers] == [own]
 

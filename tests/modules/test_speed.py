@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdlab import Distiller, Knowledge
 from kdlab.losses import DIST, DKD, PKT, AttentionTransfer, Hint, RKDDistance, SimilarityPreserving, SoftTargets
-from kdlab.modules.loss_logging import MOST, Terms
+from kdlab.modules.loss_logging import MOST, LossLog
 from kdlab.outputs import Outputs
 from kdlab.teaching import Fast
 from tests.data.tiny import Tiny
@@ -88,7 +88,7 @@ def test_the_teacher_stops_after_the_last_layer_that_is_read() -> None:
 
     at = Knowledge(AttentionTransfer(), student_layers=["3"])
     early, late = ends({"at": at})
-    assert (early, late) == (7, 2)  # the rehearsal and the first step show in which order the layers run
+    assert (early, late) == (7, 2)  # the dry run and the first step show in which order the layers run
     both = ends({"at": Knowledge(AttentionTransfer(), student_layers=["3"]), "kd": Knowledge(SoftTargets())})
     assert both[0] == both[1]
 
@@ -157,11 +157,11 @@ def _silent(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 def test_terms_are_the_means_over_any_number_of_steps() -> None:
     generator = torch.Generator().manual_seed(0)
     values = torch.rand(2 * MOST + 3, generator=generator)
-    terms, target = Terms(), torch.tensor([0, 1, 1])
+    terms, target = LossLog(), torch.tensor([0, 1, 1])
     for number, value in enumerate(values):
         weight = number / 100
         logits = torch.eye(3)[[0, number % 2, 2]]
-        terms.add({"a": (value, weight)}, value * weight, {"student": Outputs(logits)}, target)
+        terms.add({"a": (value, weight)}, value * weight, {"student": logits}, target)
     found = {name: float(value) for name, value in terms.flush().items()}
     steps = torch.arange(len(values)) / 100
     assert found["loss/a"] == pytest.approx(float(values.double().mean()), rel=1e-6)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from kdlab import Distiller, Knowledge
 from kdlab.errors import InputError
 from kdlab.losses import Hint, SoftTargets
+from kdlab.modules.optimization import split_gradient
 from kdlab.optimizers import DOT
 from kdlab.schedules import Constant
 from tests.modules.test_ddp import train
@@ -100,10 +101,11 @@ def test_what_one_gradient_reaches_has_the_usual_momentum() -> None:
 def test_what_is_distilled_no_longer_has_the_usual_momentum() -> None:
     parameter = nn.Parameter(torch.zeros(1, dtype=torch.float64))
     optimizer = DOT([parameter], lr=1.0, momentum=0.5, delta=0.25)
-    for task, distilled, reached in ((1.0, 10.0, [parameter]), (2.0, 0.0, [])):
+    for task, distilled in ((1.0, 10.0), (2.0, None)):
         optimizer.zero_grad()
-        optimizer.note_task({parameter: torch.full_like(parameter, task)}, reached)
-        parameter.grad = torch.full_like(parameter, task + distilled)
+        rest = None if distilled is None else distilled * parameter.sum()
+        optimizer.split(task * parameter.sum(), rest)
+        parameter.grad = torch.full_like(parameter, task + (distilled or 0.0))
         optimizer.step()
     assert parameter.item() == -(1.0 + 10.0) - (0.5 * 1.0 + 2.0)
 
@@ -115,10 +117,9 @@ def test_the_task_gradient_is_unscaled_in_mixed_precision(accumulate: int) -> No
     noted = {}
     for name, scaler in scalers.items():
         plugin = SimpleNamespace(scaler=scaler)
-        run = SimpleNamespace(precision_plugin=plugin, accumulate_grad_batches=accumulate, world_size=1)
+        run: Any = SimpleNamespace(precision_plugin=plugin, accumulate_grad_batches=accumulate, world_size=1)
         optimizer = dot(net.parameters())
-        module: Any = SimpleNamespace(trainer=run)
-        note_task(module, optimizer, F.cross_entropy(net(x), y), None)
+        split_gradient(optimizer, run, F.cross_entropy(net(x), y), None)
         noted[name] = optimizer._task
     expected = torch.autograd.grad(F.cross_entropy(net(x), y) / accumulate, list(net.parameters()))
     for parameter, gradient in zip(net.parameters(), expected, strict=True):
