@@ -141,7 +141,8 @@ class Stale(CopyTeaching):
             for name, learner in networks.items()
         ]
         self.copies = Copies(copies)
-        members: dict[str, Member] = {**networks, **{copy.name: copy for copy in copies}}
+        # Copies run first: they take the networks' running statistics as they are before this step's forward.
+        members: dict[str, Member] = {**{copy.name: copy for copy in copies}, **networks}
         edges = []
         for name in students:
             teachers = [f"stale@{other}" for other in students if (other == name) == (self.of == "self")]
