@@ -1,4 +1,4 @@
-"""The frozen teacher: never changed, never trained, one or several."""
+"""The frozen teacher of a run: one or several, for every student."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.errors import InputError
+from kdlab.members import Learner
 from kdlab.outputs import Batch, Outputs
+from kdlab.schedules import Progress
 from kdlab.teaching import FrozenTeacher
+from tests.teaching.step import Given
 
 
 def network(seed: int = 0, classes: int = 5) -> nn.Module:
@@ -25,89 +28,59 @@ def network(seed: int = 0, classes: int = 5) -> nn.Module:
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(3))
 
 
-def unfrozen(teacher: FrozenTeacher, how: str) -> None:
-    {
-        "itself": lambda: teacher.train(),
-        "around": lambda: nn.ModuleList([teacher]).train(),
-        "network": lambda: teacher.networks[0].train(),
-        "each": lambda: [module.train() for module in teacher.modules()],
-    }[how]()
-
-
-@pytest.mark.parametrize("how", ["itself", "around", "network", "each"])
-def test_stays_in_eval_mode_through_train(how: str) -> None:
-    net = network()
-    expected, before = net.eval()(X), {name: value.clone() for name, value in net.state_dict().items()}
-    teacher = FrozenTeacher([net.train()], fast=None)
-    unfrozen(teacher, how)
-    if how in ("itself", "around"):
-        assert not any(module.training for module in teacher.modules())
-    seen = teacher.observe(X)
-    assert torch.equal(seen.logits, expected)
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    assert not any(module.training for module in teacher.networks[0].modules())
-
-
-def test_has_no_gradients() -> None:
-    teacher = FrozenTeacher([network()])
-    assert not any(each.requires_grad for each in teacher.parameters())
-    teacher.requires_grad_(True)
-    teacher.listen(["0"])
-    seen = teacher.observe(X.clone().requires_grad_())
-    assert not any(each.requires_grad for each in [*teacher.parameters(), seen.logits, *seen.layers])
-    assert not seen.logits.is_inference()  # a trainable embedding may keep it for its backward
-    assert seen.layers[0].shape == (6, 8)
-
-
-def test_batch_statistics_leave_the_running_ones_alone() -> None:
-    net = network()
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    seen = FrozenTeacher([net], batchnorm="batch").observe(X).logits
-    hidden = net[0](X)
-    scale = net[1].weight / (hidden.var(0, unbiased=False) + net[1].eps).sqrt()
-    expected = net[4](((hidden - hidden.mean(0)) * scale + net[1].bias).relu())
-    assert torch.allclose(seen, expected, atol=1e-5)
-    assert not torch.allclose(seen, FrozenTeacher([net]).observe(X).logits, atol=1e-2)
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    assert net[1].track_running_stats
-    assert not net[1].training
-
-
-def test_a_norm_without_running_statistics_stays_without() -> None:
-    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.Linear(8, 5))
-    teacher = FrozenTeacher([net], batchnorm="batch")
-    assert torch.equal(teacher.observe(X).logits, net(X))
-    assert not net[1].track_running_stats
-    assert net[1].running_mean is None
+def seen_with(teacher: FrozenTeacher, dry: bool = False) -> dict[str, Outputs]:
+    """The outputs of all members in a training step."""
+    plan = teacher.plan({"student": Learner("student", Given(torch.zeros(6, 5)))})
+    batch, seen = Batch(X, torch.zeros(6).long(), progress=Progress(0, 0)), dict[str, Outputs]()
+    for member in plan.members.values():
+        member.is_dry_run = dry
+        seen |= member(batch, seen)
+        member.is_dry_run = False
+    return seen
 
 
 @pytest.mark.parametrize("weights", [None, [1, 2, 5]])
 def test_ensemble_is_the_mean_of_probabilities(weights: list[float] | None) -> None:
     nets = [network(seed) for seed in range(3)]
-    seen = FrozenTeacher(nets, weights).observe(X).logits
+    logits = seen_with(FrozenTeacher(nets, weights))["teacher"].logits
     shares = [1 / 3] * 3 if weights is None else [w / 8 for w in weights]
     expected = sum(w * net.double()(X.double()).softmax(-1) for w, net in zip(shares, nets, strict=True))
-    assert torch.allclose(seen.double().exp(), expected, atol=1e-6)  # type: ignore[arg-type]
+    assert torch.allclose(logits.double().exp(), expected, atol=1e-6)  # type: ignore[arg-type]
 
 
-def test_ensemble_of_sure_teachers_stays_finite() -> None:
-    class Sure(nn.Module):
+def test_ensemble_of_confident_teachers_stays_finite() -> None:
+    class Confident(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return torch.tensor([[0.0, 200.0], [200.0, 0.0]])
 
-    seen = FrozenTeacher([Sure(), Sure()]).observe(X).logits
-    assert torch.allclose(seen, torch.tensor([[-200.0, 0.0], [0.0, -200.0]]))
+    logits = seen_with(FrozenTeacher([Confident(), Confident()]))["teacher"].logits
+    assert torch.allclose(logits, torch.tensor([[-200.0, 0.0], [0.0, -200.0]]))
 
 
-def test_every_learner_gets_a_lesson_on_the_unchanged_batch() -> None:
+def test_each_student_learns_from_the_unchanged_batch() -> None:
     net = network()
     teacher = FrozenTeacher([net], fast=None)
-    batch = Batch(X, torch.zeros(6).long())
-    student = Outputs(torch.zeros(6, 5))
-    assert teacher.views(batch, ["student"])["student"] is X
-    (lesson,) = teacher.lessons({"student": student}, batch)
-    assert (lesson.learner, lesson.weight) == ("student", 1.0)
-    assert torch.equal(lesson.teacher.logits, net(X))
+    plan = teacher.plan({"student": Learner("student", Given(torch.zeros(6, 5)))})
+    assert [edge[:3] for edge in plan.edges] == [("student", "teacher", 1.0)]
+    assert plan.supervision == {"student": 1.0}
+    assert torch.equal(seen_with(teacher)["teacher"].logits, net(X))
+
+
+def test_ensemble_layers_are_named_with_the_teachers_number() -> None:
+    nets = [network(), network(1)]
+    plan = FrozenTeacher(nets, fast=None).plan({"student": Learner("student", Given(torch.zeros(6, 5)))})
+    plan.members["teacher"].set_taps(["1.0", "0.2"])
+    batch, seen = Batch(X, torch.zeros(6).long(), progress=Progress(0, 0)), dict[str, Outputs]()
+    for member in plan.members.values():
+        seen |= member(batch, seen)
+    assert seen["teacher"].names == ("1.0", "0.2")
+    torch.testing.assert_close(seen["teacher"].layers[0], nets[1][0](X))  # type: ignore[index]
+    torch.testing.assert_close(seen["teacher"].layers[1], nets[0][:3](X))  # type: ignore[index]
+
+
+def tap(layer: str) -> None:
+    plan = FrozenTeacher([network(), network(1)]).plan({"student": Learner("student", network(2))})
+    plan.members["teacher"].set_taps([layer])
 
 
 @pytest.mark.parametrize(
@@ -117,9 +90,10 @@ def test_every_learner_gets_a_lesson_on_the_unchanged_batch() -> None:
         (lambda: FrozenTeacher([network()], [1.0, 2.0]), "one positive number per teacher"),
         (lambda: FrozenTeacher([network()] * 2, [1.0, 0.0]), "one positive number per teacher"),
         (lambda: FrozenTeacher([network()] * 2, [1.0, float("inf")]), "one positive number per teacher"),
-        (lambda: FrozenTeacher([network()], batchnorm="off"), "'frozen' or 'batch'"),  # type: ignore[arg-type]
-        (lambda: FrozenTeacher([network(), network(1)]).listen(["0"]), "number of the teacher.* '0.0'"),
-        (lambda: FrozenTeacher([network(), network(1, 6)]).observe(X), r"same classes.*\(5,\), \(6,\)"),
+        (lambda: FrozenTeacher([network()], batchnorm="off"), "'frozen' or 'batch', not 'off'"),  # type: ignore[arg-type]
+        (lambda: tap("0"), "number of the teacher.* '0.0'"),
+        (lambda: tap("2.0"), "number of the teacher, from '0.' to '1.'"),
+        (lambda: seen_with(FrozenTeacher([network(), network(1, 6)])), r"same classes.*\(5,\), \(6,\)"),
     ],
 )
 def test_bad_arguments(make: Any, message: str) -> None:
@@ -128,14 +102,11 @@ def test_bad_arguments(make: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize("how", [{}, {"fast": None}, {"batchnorm": "batch"}])
-def test_a_rehearsal_runs_the_networks_as_they_are(how: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dry_run_runs_the_networks_themselves(how: Any) -> None:
     nets = [network(), network(1)]
     teacher = FrozenTeacher(nets, **how)
-    plainly: list[nn.Module] = []
-    ran = "kdlab.members.fast_inference.FastObserver.plainly"
-    monkeypatch.setattr(ran, lambda self, x: plainly.append(self.network) or self._plain(x))
-    with teacher.rehearsing():
-        seen = teacher.observe(X).logits
-    assert plainly == ([] if how else nets)
-    assert torch.allclose(teacher.observe(X).logits, seen, atol=1e-5)
-    assert plainly == ([] if how else nets)
+    seen = seen_with(teacher, dry=True)
+    if how != {"batchnorm": "batch"}:
+        for number, net in enumerate(nets):
+            assert torch.equal(seen[f"teacher.{number}"].logits, net(X))
+    assert torch.allclose(seen_with(teacher)["teacher"].logits, seen["teacher"].logits, atol=1e-5)
