@@ -136,6 +136,19 @@ def test_resume_mid_epoch_keeps_the_bank(tmp_path: Path) -> None:
     assert any(key.endswith("remembered") for key in weights(whole))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_checkpoint_loads_into_an_unsized_bank(dtype: str, tmp_path: Path) -> None:
+    """As for a test or an export: without a dry run."""
+    module, fresh = ps_kd(dtype=dtype), ps_kd(dtype=dtype)
+    run = trainer(1)
+    run.fit(module, digits())
+    run.save_checkpoint(tmp_path / "end.ckpt")
+    (metrics,) = trainer().test(fresh, digits(), ckpt_path=tmp_path / "end.ckpt", weights_only=True, verbose=False)
+    assert same(weights(fresh), weights(module))
+    assert fresh.teaching.tables["net"].remembered.dtype == getattr(torch, dtype)
+    assert "test/deployed_accuracy" in metrics
+
+
 @pytest.mark.parametrize("stop", [7, 10])
 def test_last_mini_batch_resumes_bit_exact(stop: int, tmp_path: Path) -> None:
     """In the middle of an epoch, and between two."""
