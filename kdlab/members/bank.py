@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -54,8 +55,13 @@ class Bank(Member, Lazy):
 
     def build(self, samples: int, classes: int) -> None:
         """Make an empty bank."""
-        self.register_buffer("remembered", torch.zeros(samples, classes))
+        self.register_buffer("remembered", torch.zeros(samples, classes, dtype=self.dtype))
         self.register_buffer("known", torch.zeros(samples, dtype=torch.bool))
+
+    def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        if (key := f"{prefix}_extra_state") in state:  # torch loads a module's own buffers before it
+            self.set_extra_state(state[key])
+        super()._load_from_state_dict(state, prefix, *args)  # type: ignore[no-untyped-call]
 
     def setup(self, samples: int | None) -> None:
         """Receive the size of the training set."""

@@ -171,6 +171,11 @@ class Copies(nn.Module):
         """Stay in eval mode."""
         return super().train(False)
 
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Stay in eval mode where the conversion of SyncBatchNorm puts new modules in."""
+        super().add_module(name, module)
+        self.eval()
+
     @property
     def updates(self) -> int:
         """Return the number of updates, the same for all."""

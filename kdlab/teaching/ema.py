@@ -141,7 +141,7 @@ class Stale(CopyTeaching):
             for name, learner in networks.items()
         ]
         self.copies = Copies(copies)
-        # Before the networks: an exchange copies them as they are before the step, BatchNorm's statistics included.
+        # Copies run first: they take the networks' running statistics as they are before this step's forward.
         members: dict[str, Member] = {**{copy.name: copy for copy in copies}, **networks}
         edges = []
         for name in students:

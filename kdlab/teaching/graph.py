@@ -19,7 +19,7 @@ GATES = ("through", "cutoff", "linear", "correct")
 
 
 class LinearGate:
-    """A weight that grows linearly from 0 at the first step of the training to its value at the last.
+    """A weight that grows linearly with the steps taken: 0 at the first step, its value once all are taken.
 
     Args:
         weight: the value.
@@ -67,8 +67,8 @@ class Graph(Teaching):
 
     - ``weight``: a number of at least 0, by default 1;
     - ``gate``: ``through`` (the weight as it is, by default), ``cutoff`` (the edge does not count), ``linear`` (the
-      weight grows linearly with the steps of the training, from 0), or ``correct`` (only samples that the teacher
-      classifies correctly count, in the mean over the whole batch; for losses that have ``per_sample``);
+      weight times the share of the training's steps that are taken, from 0), or ``correct`` (only samples that the
+      teacher classifies correctly count, in the mean over the whole batch; for losses that have ``per_sample``);
     - ``detach``: whether the teacher's side is detached, by default true.
 
     A :class:`~kdlab.Knowledge` uses all edges, or those of the ``teachers`` that it names.
@@ -114,13 +114,22 @@ class Graph(Teaching):
         supervision: dict[str, Weight] = dict.fromkeys(students, 1.0)
         if self.supervision is not None:
             if unknown := [name for name in self.supervision if name not in students]:
-                raise InputError(f"supervision names {unknown[0]!r}; the networks are {nearest(unknown[0], students)}.")
+                raise InputError(
+                    f"supervision names {unknown[0]!r}; the nearest names are {nearest(unknown[0], students)}."
+                )
+            for name, weight in self.supervision.items():
+                _check_weight(f"supervision of {name!r}", weight)
             supervision = {name: weight for name, weight in self.supervision.items() if weight}
         frozen = {name: member for name, member in self.teachers.items() if isinstance(member, Frozen)}
         if clash := sorted(frozen.keys() & networks.keys()):
             raise InputError(f"{clash[0]!r} is both a network and a member of the graph: rename one.")
         if taught := [edge.student for edge in self.edges if edge.student in frozen]:
             raise InputError(f"An edge has the frozen member {taught[0]!r} as its student.")
+        for name, learner in networks.items():
+            trained = {id(parameter) for parameter in learner.network.parameters()}
+            for other, member in frozen.items():
+                if any(id(parameter) in trained for parameter in member.network.parameters()):
+                    raise InputError(f"The member {other!r} and the network {name!r} share parameters: copy them.")
         return Plan({**networks, **frozen}, self.edges, supervision, update=self.update)
 
 
@@ -132,10 +141,17 @@ def _parsed(edge: Mapping[str, Any], number: int) -> Edge | None:
     if unknown := [key for key in edge if key not in KEYS]:
         raise InputError(f"{what} has no key {unknown[0]!r}; the nearest are {nearest(str(unknown[0]), KEYS)}.")
     weight, gate = edge.get("weight", 1.0), edge.get("gate") or "through"
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
-        raise InputError(f"{what}.weight is a finite number of at least 0, not {weight!r}.")
+    _check_weight(f"{what}.weight", weight)
+    detach = edge.get("detach", True)
+    if not isinstance(detach, bool):
+        raise InputError(f"{what}.detach is true or false, not {detach!r}.")
     check_word(f"{what}.gate", gate, GATES)
     if gate == "cutoff" or not weight:
         return None
     gates: dict[str, Weight] = {"linear": LinearGate(weight), "correct": CorrectGate(weight, str(edge["teacher"]))}
-    return Edge(str(edge["student"]), str(edge["teacher"]), gates.get(gate, float(weight)), edge.get("detach", True))
+    return Edge(str(edge["student"]), str(edge["teacher"]), gates.get(gate, float(weight)), detach)
+
+
+def _check_weight(what: str, weight: Any) -> None:
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+        raise InputError(f"{what} is a finite number of at least 0, not {weight!r}.")

@@ -1,4 +1,4 @@
-"""How several teachers act together, against the released code's values, scipy's optimiser and plain loops."""
+"""Ensembles of teachers, against the released code's values, scipy's optimizer and plain loops."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from kdlab.outputs import Batch, Outputs
 from kdlab.teaching import AEKD, CAMKD, EBKD, Ensemble, FrozenTeacher, MeanOfLogits, MeanOfLosses
 from tests.modules.tiny import digits, network, sgd, trainer
 from tests.oracle_inputs import make
-from tests.oracle_methods.teachers import Fixed, taught
+from tests.oracle_methods.teachers import Fixed
+from tests.teaching.step import Given, compared, seen_by
 
 ORACLES = Path(os.environ.get("KDLAB_ORACLES") or Path(__file__).parents[2] / "../shared/oracles/public.json")
 
@@ -31,6 +32,14 @@ def draw(count: int = 3, batch: int = 5, classes: int = 4) -> tuple[list[Outputs
     generator = torch.Generator().manual_seed(0)
     logits = [2.0 * torch.randn(batch, classes, generator=generator, dtype=torch.float64) for _ in range(count + 1)]
     return [Outputs(each) for each in logits[1:]], Outputs(logits[0]), torch.arange(batch) % classes
+
+
+def loss_of(ensemble: Ensemble, loss: nn.Module, teachers: Any, student: Tensor, target: Tensor, **options: Any) -> Any:
+    """The loss that a training step takes, given all logits."""
+    networks: list[nn.Module] = [Fixed(logits.detach()) for logits in teachers]
+    module = Distiller(Given(student), networks, {"soft": Knowledge(loss)}, ensemble=ensemble, **options)
+    (value,) = compared(module, *seen_by(module, Batch(torch.zeros(len(target), 1), target))).values()
+    return value, module.student.logits[0]
 
 
 @pytest.mark.skipif(not ORACLES.exists(), reason="needs the oracle file beside KDLAB_DATA")
@@ -43,26 +52,25 @@ def test_value_of_the_released_code(ensemble: Ensemble, symbol: str) -> None:
     for case in cases:
         (result,) = [each for each in case["results"] if symbol in f"{each['symbol']} {each['repository']}".split()]
         arrays = {name: torch.as_tensor(array) for name, array in make(case).items()}
-        arrays["student_logits"].requires_grad_()
-        loss = taught(ensemble, Knowledge(SoftTargets(4.0)), arrays)
+        teachers = [value for name, value in arrays.items() if name.startswith("teacher_logits")]
+        loss, student = loss_of(ensemble, SoftTargets(4.0), teachers, arrays["student_logits"], arrays["labels"])
         loss.backward()
         assert loss.item() == pytest.approx(float(result["loss"]), rel=1e-8)
-        norm = arrays["student_logits"].grad.norm().item()  # type: ignore[union-attr]
-        assert norm == pytest.approx(result["grads"]["student_logits"]["l2"], rel=1e-8)
+        assert student.grad.norm().item() == pytest.approx(result["grads"]["student_logits"]["l2"], rel=1e-8)
 
 
 def test_weights_by_loops() -> None:
     seen, student, target = draw()
-    ours = EBKD().weights(seen, [], student, target)
-    theirs = CAMKD(released=False).weights(seen, [], student, target)
+    entropies = EBKD().weights(seen, [], student, target)
+    confidences = CAMKD(released=False).weights(seen, [], student, target)
     for b in range(5):
         p = [[math.exp(z) for z in each.logits[b].tolist()] for each in seen]
         p = [[x / sum(row) for x in row] for row in p]
         entropy = [-sum(x * math.log(x) for x in row) for row in p]
         right = [1 / row[int(target[b])] for row in p]  # exp(CE)
         for m in range(3):
-            assert ours[m, b].item() == pytest.approx((1 - entropy[m] / sum(entropy)) / 3, rel=1e-12)
-            assert theirs[m, b].item() == pytest.approx((1 - right[m] / sum(right)) / 2, rel=1e-12)
+            assert entropies[m, b].item() == pytest.approx((1 - entropy[m] / sum(entropy)) / 3, rel=1e-12)
+            assert confidences[m, b].item() == pytest.approx((1 - right[m] / sum(right)) / 2, rel=1e-12)
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -87,49 +95,48 @@ def test_aekd_finds_the_shortest_mixture(nu: float | None, normalize: bool) -> N
     assert found.tolist() == pytest.approx(best.x.tolist(), abs=1e-4)
 
 
-def test_sure_teachers_and_agreeing_ones_leave_no_nan() -> None:
+def test_confident_and_agreeing_teachers_give_no_nan() -> None:
     sure = Outputs(torch.tensor([[500.0, 0.0]]))
     assert EBKD().weights([sure, sure], [], sure, torch.tensor([0]))[:, 0].tolist() == [0.25, 0.25]
     assert CAMKD().weights([sure, sure], [], sure, torch.tensor([1]))[:, 0].tolist() == [0.25, 0.25]
     assert AEKD().weights([sure, sure], [], sure, torch.tensor([0]))[:, 0].tolist() == [0.5, 0.5]
 
 
-def test_the_mean_of_logits_and_its_weights() -> None:
+def test_mean_of_logits_with_weights() -> None:
     seen, _, _ = draw(2)
-    teacher = FrozenTeacher([Fixed(each.logits.float()) for each in seen], [1.0, 3.0], ensemble=MeanOfLogits())
-    expected = 0.25 * seen[0].logits.float() + 0.75 * seen[1].logits.float()
-    assert torch.allclose(teacher.observe(torch.zeros(5, 1)).logits, expected)
+    teachers: list[nn.Module] = [Fixed(outputs.logits.float()) for outputs in seen]
+    module = Distiller(network(), teachers, teacher_weights=[1.0, 3.0], ensemble=MeanOfLogits())
+    outputs = module.observe(Batch(torch.zeros(5, 1), torch.zeros(5)), module.plan.frozen)["teacher"]
+    assert torch.allclose(outputs.logits, 0.25 * seen[0].logits.float() + 0.75 * seen[1].logits.float())
 
 
-def test_the_mean_of_losses_and_its_weights() -> None:
+def test_mean_of_losses_with_weights() -> None:
     seen, student, target = draw(2)
-    knowledge = Knowledge(SoftTargets(4.0))
-    teacher = FrozenTeacher([Fixed(each.logits) for each in seen], [1.0, 3.0], ensemble=MeanOfLosses())
-    (lesson,) = teacher.lessons({"student": student}, Batch(torch.zeros(5, 1), target))
-    first, second = (knowledge.compare(student, each, target) for each in seen)
-    assert torch.allclose(knowledge.compare(student, lesson.teacher, target), 0.25 * first + 0.75 * second)
+    logits = [outputs.logits for outputs in seen]
+    value, _ = loss_of(MeanOfLosses(), SoftTargets(4.0), logits, student.logits, target, teacher_weights=[1.0, 3.0])
+    first, second = (SoftTargets(4.0)(student, outputs, target) for outputs in seen)
+    assert torch.allclose(value, 0.25 * first + 0.75 * second)
     assert not torch.allclose(first, second)
 
 
-def test_a_loss_of_one_number_a_batch_is_refused_where_samples_count_differently() -> None:
-    x, y = torch.rand(6, 64), torch.arange(6)
-    teacher = FrozenTeacher([network(1), network(2)], ensemble=EBKD())
-    student = Outputs(torch.rand(6, 10))
+class Coupled(nn.Module):
+    needs = ("logits",)
 
-    class Coupled(nn.Module):
-        needs = ("logits",)
+    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+        return (student.logits - teacher.logits).norm()
 
-        def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-            return (student.logits - teacher.logits).norm()
 
-    (lesson,) = teacher.lessons({"student": student}, Batch(x, y))
+def test_weights_per_sample_need_a_loss_per_sample() -> None:
+    seen, student, target = draw(2)
+    logits = [outputs.logits for outputs in seen]
     with pytest.raises(InputError, match="Coupled gives one number a batch"):
-        Knowledge(Coupled()).compare(student, lesson.teacher, y)
-    assert Knowledge(DKD()).compare(student, lesson.teacher, y).isfinite()
+        loss_of(EBKD(), Coupled(), logits, student.logits, target)
+    value, _ = loss_of(EBKD(), DKD(), logits, student.logits, target)
+    assert value.isfinite()
 
 
 @pytest.mark.parametrize("ensemble", [None, EBKD(), CAMKD(), AEKD(), MeanOfLosses(), MeanOfLogits()])
-def test_it_trains_with_layers_of_single_teachers(ensemble: Ensemble | None) -> None:
+def test_ensemble_trains_with_layers_of_single_teachers(ensemble: Ensemble | None) -> None:
     knowledge = {
         "soft": Knowledge(SoftTargets(4.0), 0.9),
         "hint": Knowledge(Hint(), student_layers=["hidden.0"] * 2, teacher_layers=["0.hidden.0", "1.hidden.1"]),

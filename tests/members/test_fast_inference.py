@@ -277,12 +277,14 @@ def test_an_unknown_layer_leaves_no_hooks() -> None:
     assert not nn.modules.module._global_forward_hooks
 
 
-def test_plainly_the_network_itself_runs_as_a_whole() -> None:
+def test_plain_runs_the_network_itself_as_a_whole() -> None:
     net, x = trained(Small()), images()
     observer = FastObserver(net, ["box"], Fast(precision="bf16", tolerance=9.0), only_layers=True)
     for has_copy in (False, True):
         before = observer._runner
-        seen, expected = observer.plainly(x), Observer(net, ["box"])(x)
+        observer.plain = True
+        seen, expected = observer(x), Observer(net, ["box"])(x)
+        observer.plain = False
         assert all(torch.equal(a, b) for a, b in zip(seen.tensors(), expected.tensors(), strict=True))
         assert observer._runner is before
         assert (before is not None) is has_copy

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from kdlab.members import fast_inference as module
 from kdlab.members.fast_inference import Fast, FastObserver
-from kdlab.outputs import Observer
-from kdlab.teaching import FrozenTeacher
+from kdlab.members.frozen import Frozen
+from kdlab.outputs import Batch, Observer
+from kdlab.schedules import Progress
 from tests.members.test_fast_inference import ONLY_STOP, Small, close, fast_network, images, norms, trained
 
 
@@ -189,13 +190,14 @@ def test_images_of_one_channel_come_out_in_the_usual_layout() -> None:
     assert seen.layers[0].is_contiguous()
 
 
-def test_a_rehearsal_makes_no_copy() -> None:
-    teacher = FrozenTeacher([trained(Small())])
-    (observer,) = teacher.observers
+def test_dry_run_makes_no_copy() -> None:
+    teacher = Frozen(trained(Small()))
+    batch = Batch(images(), torch.zeros(3).long(), progress=Progress(0, 0))
+    observer = teacher.observer
     assert isinstance(observer, FastObserver)
-    with teacher.rehearsing():
-        seen = teacher.observe(images())
+    logits = teacher.dry(batch).logits
     assert observer._runner is None
-    assert torch.equal(seen.logits, teacher.networks[0](images()))
-    teacher.observe(images())
+    assert torch.equal(logits, teacher.network(images()))
+    assert not teacher.is_dry_run
+    teacher(batch, {})
     assert observer._runner is not None

@@ -1,4 +1,4 @@
-"""A learner taught by itself on other inputs: which inputs, in one forward, with which labels."""
+"""Networks taught by themselves on other inputs: which inputs, in one forward, with which labels."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from kdlab import CoTrainer, InputError, Knowledge
 from kdlab.data import SecondView
 from kdlab.losses import BAKE, SoftTargets
-from kdlab.outputs import Batch, Outputs
+from kdlab.outputs import Batch
 from kdlab.teaching import Classmate, Classmates, Peers, TwoViews
 from tests.losses.slow import draw, softmax
-from tests.modules.cotraining import Product
 from tests.modules.tiny import count_calls, digits, network, pairs, same, sgd, trainer, weights
+from tests.teaching.step import Given, Kept, compared, first_batch_of, seen_by
 
 
 def soft() -> dict[str, Knowledge]:
@@ -27,105 +27,115 @@ def trained(teaching: Any, knowledge: dict[str, Knowledge] | None = None, steps:
     module = CoTrainer({"net": network()}, knowledge or soft(), teaching, optimizer=sgd)
     data = digits(padding=1)
     trainer(max_steps=steps).fit(module, data)
-    return module, data.prepare(next(iter(data.train_dataloader())), 0)
+    return module, first_batch_of(data)
 
 
 @pytest.mark.parametrize(("teaching", "rows"), [(Classmate(), 64), (Classmates(3), 128), (TwoViews(), 64)])
-def test_there_is_one_forward(teaching: Any, rows: int) -> None:
+def test_views_run_in_one_forward(teaching: Any, rows: int) -> None:
     module = CoTrainer({"net": network()}, soft(), teaching, optimizer=sgd)
     calls = count_calls(module.networks["net"])
     trainer(max_steps=3).fit(module, digits())
-    assert calls[1:] == [rows] * 3  # after the rehearsal's
+    assert calls[1:] == [rows] * 3  # after the dry run's
 
 
-def test_the_classmate_is_of_the_same_class_and_teaches() -> None:
+def test_classmate_is_of_the_same_class_and_teaches() -> None:
     module, batch = trained(Classmate())
     view = batch.views["classmate"]
     assert torch.equal(view.target, batch.target)
     assert not torch.equal(view.index, batch.index)
-    outputs = module.observe(batch)
-    (lesson,) = module.lessons(outputs, batch)
-    torch.testing.assert_close(lesson.teacher.logits, module.networks["net"](view.inputs).detach())
-    assert lesson.student is None
-    (answer,) = module.answers(outputs, batch)
-    assert answer.weight == 1
-    assert len(answer.logits) == 32
+    seen, batch = seen_by(module, batch)
+    assert [edge[:2] for edge in module.plan.edges] == [("net", "net@classmate")]
+    teacher = module.networks["net"](view.inputs)
+    torch.testing.assert_close(seen["net@classmate"].logits, teacher)
+    p, log_q = (teacher / 4).softmax(1), F.log_softmax(seen["net"].logits / 4, 1)
+    kl = 16 * F.kl_div(log_q, p, reduction="batchmean")
+    torch.testing.assert_close(compared(module, seen, batch)["net", "net@classmate"], kl)
+    labels = F.cross_entropy(module.networks["net"](batch.inputs), batch.target)
+    torch.testing.assert_close(module.supervised(seen, batch), labels)
 
 
-def test_all_of_a_class_are_one_batch() -> None:
+def test_classmates_join_the_batch() -> None:
     module, batch = trained(Classmates(3), {"bake": Knowledge(BAKE())})
     view = batch.views["classmates"]
     assert torch.equal(view.target, batch.target.repeat_interleave(3))
-    outputs = module.observe(batch)
-    (lesson,) = module.lessons(outputs, batch)
+    seen, batch = seen_by(module, batch)
     net = module.networks["net"]
-    whole = torch.cat([batch.inputs, view.inputs])
-    torch.testing.assert_close(lesson.student.logits, net(whole))
-    assert torch.equal(lesson.target, torch.cat([batch.target, view.target]))
-    assert not lesson.teacher.embedding.requires_grad
-    labels = sum(x.weight * F.cross_entropy(x.logits, x.target) for x in module.answers(outputs, batch))
-    torch.testing.assert_close(labels, F.cross_entropy(net(whole), lesson.target))
+    inputs, target = torch.cat([batch.inputs, view.inputs]), torch.cat([batch.target, view.target])
+    torch.testing.assert_close(seen["net@all"].logits, net(inputs))
+    assert torch.equal(seen["net@all"].targets(batch), target)
+    torch.testing.assert_close(module.supervised(seen, batch), F.cross_entropy(net(inputs), target))
+
+
+def test_classmates_teacher_is_detached() -> None:
+    loss = Kept()
+    module = CoTrainer({"net": network()}, {"soft": Knowledge(loss)}, Classmates(1))
+    batch = Batch(draw(2, 64).float(), torch.tensor([2, 0]), views={"classmates": draw(2, 64, seed=1).float()})
+    compared(module, *seen_by(module, batch))
+    ((student, teacher, _),) = loss.read
+    assert all(tensor.requires_grad for tensor in student.tensors())
+    assert not any(tensor.requires_grad for tensor in teacher.tensors())
+    assert teacher.embedding is not None
 
 
 def test_two_views_teach_each_other() -> None:
     module, batch = trained(TwoViews())
-    outputs = module.observe(batch)
-    first, second = module.lessons(outputs, batch)
-    a, b = outputs["net"].logits, outputs["net"].views["second"].logits
-    assert torch.equal(first.teacher.logits, b.detach())
-    assert torch.equal(second.teacher.logits, a.detach())
-    assert torch.equal(second.student.logits, b)
-    labels = sum(x.weight * F.cross_entropy(x.logits, x.target) for x in module.answers(outputs, batch))
-    torch.testing.assert_close(labels, (F.cross_entropy(a, batch.target) + F.cross_entropy(b, batch.target)) / 2)
+    seen, batch = seen_by(module, batch)
+    a, b = seen["net"].logits, seen["net@second"].logits
+    torch.testing.assert_close(a, module.networks["net"](batch.inputs))
+    torch.testing.assert_close(b, module.networks["net"](batch.views["second"].inputs))
+    found = compared(module, seen, batch)
+    for pair, student, teacher in ((("net", "net@second"), a, b), (("net@second", "net"), b, a)):
+        p, log_q = (teacher / 4).softmax(1), F.log_softmax(student / 4, 1)
+        torch.testing.assert_close(found[pair], 16 * F.kl_div(log_q, p, reduction="batchmean"))
+    labels = (F.cross_entropy(a, batch.target) + F.cross_entropy(b, batch.target)) / 2
+    torch.testing.assert_close(module.supervised(seen, batch), labels)
 
 
-def test_the_teacher_of_a_view_carries_no_gradient_unless_asked() -> None:
-    seen = Outputs(
-        torch.zeros(2, 3, requires_grad=True), views={"second": Outputs(torch.ones(2, 3, requires_grad=True))}
-    )
-    batch = Batch(torch.empty(0), torch.tensor([0, 1]))
-    for detach in (True, False):
-        lessons = TwoViews(detach).lessons({"net": seen}, batch)
-        assert [x.teacher.logits.requires_grad for x in lessons] == [not detach] * 2
+@pytest.mark.parametrize("detach", [True, False])
+def test_second_view_carries_gradient_only_if_requested(detach: bool) -> None:
+    loss, net = Kept(), Given(torch.zeros(2, 3), torch.ones(2, 3))
+    module = CoTrainer({"net": net}, {"soft": Knowledge(loss)}, TwoViews(detach))
+    batch = Batch(torch.empty(2, 1), torch.tensor([0, 1]), views={"second": torch.empty(2, 1)})
+    compared(module, *seen_by(module, batch))
+    assert [teacher.logits.requires_grad for _, teacher, _ in loss.read] == [not detach] * 2
 
 
-def test_a_classmate_is_a_constant() -> None:
-    """For a loss that leaves its teacher in the graph: the classmate's side gets no gradient."""
-    own, other = draw(4, 3).requires_grad_(), draw(4, 3, seed=1).requires_grad_()
-    seen = Outputs(own, views={"classmate": Outputs(other)})
-    batch = Batch(torch.empty(0), torch.zeros(4, dtype=torch.long))
-    (lesson,) = Classmate().lessons({"net": seen}, batch)
-    ours, theirs = torch.autograd.grad(Product()(seen, lesson.teacher, batch.target), [own, other], allow_unused=True)
-    assert theirs is None
-    for got, row in zip(ours.tolist(), other.tolist(), strict=True):
-        assert got == pytest.approx([value / 4 for value in row], rel=1e-12)
+def test_classmate_gets_no_gradient() -> None:
+    """For a loss that leaves its teacher in the graph."""
+    student, teacher = draw(4, 3), draw(4, 3, seed=1)
+    net = Given(student, teacher)
+    module = CoTrainer({"net": net}, {"soft": Knowledge(Kept())}, Classmate())
+    batch = Batch(torch.empty(4, 1), torch.zeros(4, dtype=torch.long), views={"classmate": torch.empty(4, 1)})
+    (value,) = compared(module, *seen_by(module, batch)).values()
+    gradients = torch.autograd.grad(value, [*net.logits])
+    assert not gradients[1].any()
+    for got, row in zip(gradients[0].tolist(), teacher.tolist(), strict=True):
+        assert got == pytest.approx([number / 4 for number in row], rel=1e-12)
 
 
-def test_images_without_labels_of_their_own_are_of_their_samples_class() -> None:
+def test_unlabeled_classmates_take_their_samples_labels() -> None:
     """As a user's own loader gives them: the three of one sample side by side."""
-    own, further = draw(2, 3), draw(6, 3, seed=1)
-    seen = Outputs(own, views={"classmates": Outputs(further)})
-    batch = Batch(torch.empty(0), torch.tensor([2, 0]))
+    first, further, loss = draw(2, 3), draw(6, 3, seed=1), Kept()
+    module = CoTrainer({"net": Given(first, further)}, {"soft": Knowledge(loss)}, Classmates(3))
+    batch = Batch(torch.empty(2, 1), torch.tensor([2, 0]), views={"classmates": torch.empty(6, 1)})
     labels = [2, 0, 2, 2, 2, 0, 0, 0]
-    rows = [*own.tolist(), *further.tolist()]
+    rows = [*first.tolist(), *further.tolist()]
     expected = sum(-math.log(softmax(row)[label]) for row, label in zip(rows, labels, strict=True)) / 8
-    answers = Classmates(3).answers({"net": seen}, batch)
-    got = sum(float(F.cross_entropy(each.logits, each.target)) * each.weight for each in answers)
-    assert got == pytest.approx(expected, rel=1e-12)
-    (lesson,) = Classmates(3).lessons({"net": seen}, batch)
-    assert lesson.student is not None
-    assert lesson.student.logits.tolist() == rows
-    assert lesson.target is not None
-    assert lesson.target.tolist() == labels
+    seen, batch = seen_by(module, batch)
+    assert module.supervised(seen, batch).item() == pytest.approx(expected, rel=1e-12)
+    compared(module, seen, batch)
+    ((student, _, target),) = loss.read
+    assert student.logits.tolist() == rows
+    assert target.tolist() == labels
 
 
-def test_users_loaders_are_told_what_is_missing() -> None:
+def test_loader_without_the_view_raises() -> None:
     module = CoTrainer({"net": network()}, soft(), Classmate(), optimizer=sgd)
     with pytest.raises(InputError, match="no view 'classmate'"):
         trainer(1).fit(module, pairs())
 
 
-def test_another_fit_does_not_pay_for_what_one_asked_for() -> None:
+def test_views_are_made_only_for_the_fit_that_needs_them() -> None:
     data = digits()
     trainer(max_steps=1).fit(CoTrainer({"net": network()}, soft(), Classmate(), optimizer=sgd), data)
     plain = CoTrainer({"a": network(0), "b": network(1)}, soft(), Peers(), optimizer=sgd)
@@ -133,7 +143,7 @@ def test_another_fit_does_not_pay_for_what_one_asked_for() -> None:
     assert data.prepare(next(iter(data.train_dataloader())), 0).views is None
 
 
-def test_a_users_view_of_that_name_comes_first() -> None:
+def test_users_view_of_that_name_comes_first() -> None:
     module = CoTrainer({"net": network()}, soft(), TwoViews(), optimizer=sgd)
     own = SecondView(7)
     data = digits(padding=1, views={"second": own})
@@ -141,6 +151,6 @@ def test_a_users_view_of_that_name_comes_first() -> None:
     assert data.all_views["second"] is own
 
 
-def test_same_seed_same_bits() -> None:
+def test_same_seed_gives_the_same_bits() -> None:
     ends = [weights(trained(Classmate(), steps=4)[0]) for _ in range(2)]
     assert same(*ends)

@@ -1,4 +1,4 @@
-"""Learners taught by their moving average, or by how they and the others were some time ago."""
+"""Moving averages and snapshots of networks as their teachers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from kdlab import CoTrainer
-from kdlab.outputs import Batch, Outputs
+from kdlab.members import Learner
+from kdlab.outputs import Batch
+from kdlab.schedules import Progress
 from kdlab.teaching import MovingAverage, Stale
 from tests.losses.slow import draw
-from tests.modules.cotraining import cotrainer, image_net, one_batch, peers, soft, steps
+from tests.modules.cotraining import cotrainer, image_net, peers, soft, steps
 from tests.modules.tiny import digits, network, same, trainer, weights
+from tests.teaching.step import seen_by, teachers
 
 
-def test_the_average_follows_its_formula() -> None:
+def test_average_follows_its_formula() -> None:
     seen: list[dict[str, Tensor]] = []
 
     class Watch(pl.Callback):
@@ -34,15 +37,15 @@ def test_the_average_follows_its_formula() -> None:
     for number, after in enumerate(seen, 1):
         decay = min(1 - 1 / (number + 1), 0.6)
         average = {key: decay * value + (1 - decay) * after[key].double() for key, value in average.items()}
-    got = weights(module.teaching.deployable["average_net"])
+    got = weights(module.teaching.copies.networks["net"])
     for key, value in average.items():
         assert float((got[key] - value).abs().max()) < 1e-6, key
 
 
-def test_an_average_without_decay_is_the_network() -> None:
+def test_average_without_decay_equals_the_network() -> None:
     module = cotrainer({"net": image_net()}, teaching=MovingAverage(0.0, buffers="copy"))
     steps(module, 3)
-    copy, own = weights(module.teaching.deployable["average_net"]), weights(module.networks["net"])
+    copy, own = weights(module.teaching.copies.networks["net"]), weights(module.networks["net"])
     assert all(torch.equal(copy[key], own[key]) for key in own)
 
 
@@ -50,12 +53,12 @@ def test_an_average_without_decay_is_the_network() -> None:
 def test_running_statistics_follow_their_rule(rule: Any) -> None:
     module = cotrainer({"net": image_net()}, teaching=MovingAverage(0.9, buffers=rule))
     steps(module, 3)
-    copy, own = weights(module.teaching.deployable["average_net"]), weights(module.networks["net"])
+    copy, own = weights(module.teaching.copies.networks["net"]), weights(module.networks["net"])
     assert torch.equal(copy["bn1.running_mean"], own["bn1.running_mean"]) == (rule == "copy")
     assert torch.equal(copy["bn1.num_batches_tracked"], own["bn1.num_batches_tracked"])
 
 
-def test_stale_copies_are_exchanged_when_it_is_time() -> None:
+def test_snapshots_are_exchanged_every_n_steps() -> None:
     seen: list[dict[str, Tensor]] = []
 
     class Watch(pl.Callback):
@@ -71,20 +74,34 @@ def test_stale_copies_are_exchanged_when_it_is_time() -> None:
     module = cotrainer(teaching=Stale(2), knowledge=soft())
     run = steps(module, 5, callbacks=[Watch()])
     assert run.global_step == 5
-    assert module.teaching.exchanges == 2
+    assert module.teaching.copies.updates == 2
 
 
-def test_codistillation_is_taught_by_the_others_alone() -> None:
+def test_exchange_comes_before_the_networks_forward() -> None:
+    """Running statistics too are those of the last step, not of this one."""
+    net = normed()
+    teaching = Stale(1, of="self")
+    plan = teaching.plan({"net": Learner("net", net)})
+    net.train()
+    before = weights(net)
+    batch, seen = Batch(draw(6, 3), torch.zeros(6, dtype=torch.long), progress=Progress(0, 1)), {}
+    for member in plan.members.values():
+        seen |= member(batch, seen)
+    assert same(weights(teaching.copies.networks["net"]), before)
+    assert not torch.equal(net[1].running_mean, before["1.running_mean"])
+
+
+def test_codistillation_averages_the_others_probabilities() -> None:
     module = cotrainer(peers(3), teaching=Stale(1), knowledge=soft())
     steps(module, 2)
-    _, outputs, batch = one_batch(module)
+    seen, batch = seen_by(module)
     copies = {name: net(batch.inputs).softmax(1) for name, net in module.teaching.copies.networks.items()}
-    lessons = {x.learner: x.teacher.logits for x in module.lessons(outputs, batch)}
-    torch.testing.assert_close(lessons["a"].softmax(1), (copies["b"] + copies["c"]) / 2)
-    torch.testing.assert_close(lessons["c"].softmax(1), (copies["a"] + copies["b"]) / 2)
+    found = teachers(module, seen)
+    torch.testing.assert_close(found["a"].softmax(1), (copies["b"] + copies["c"]) / 2)
+    torch.testing.assert_close(found["c"].softmax(1), (copies["a"] + copies["b"]) / 2)
 
 
-def test_snapshots_wait_for_the_end_of_a_cycle() -> None:
+def test_snapshot_waits_for_the_end_of_a_cycle() -> None:
     losses: list[set[str]] = []
 
     class Watch(pl.Callback):
@@ -115,12 +132,12 @@ def normed() -> nn.Sequential:
         (lambda: Stale(1, of="self", batchnorm="batch"), "batch"),
     ],
 )
-def test_a_copy_normalises_by_its_rule_and_stays_as_it_is(make: Any, rule: str) -> None:
+def test_copy_normalizes_by_its_rule_and_stays_unchanged(make: Any, rule: str) -> None:
     net, teaching, x = normed(), make(), draw(6, 3)
-    teaching.adopt({"net": net}, ["net"])
-    teaching.advance(0, 1)
+    plan = teaching.plan({"net": Learner("net", net)})
+    ((_, copy),) = [item for item in plan.members.items() if item[0] != "net"]
     before = weights(teaching)
-    (lesson,) = teaching.lessons({"net": Outputs(draw(6, 2))}, Batch(x, torch.zeros(6, dtype=torch.long)))
+    outputs = copy(Batch(x, torch.zeros(6, dtype=torch.long), progress=Progress(0, 1)), {})[copy.name]
     hidden, norm = net[0](x).tolist(), {name: value.tolist() for name, value in net[1].state_dict().items()}
     for k in range(2):
         column = [row[k] for row in hidden]
@@ -129,8 +146,18 @@ def test_a_copy_normalises_by_its_rule_and_stays_as_it_is(make: Any, rule: str) 
         if rule == "frozen":
             mean, variance = norm["running_mean"][k], norm["running_var"][k]
         expected = [(each - mean) / math.sqrt(variance + 1e-5) * norm["weight"][k] + norm["bias"][k] for each in column]
-        assert lesson.teacher.logits[:, k].tolist() == pytest.approx(expected, rel=1e-9)
-    assert same(weights(teaching), before)  # the running statistics too
+        assert outputs.logits[:, k].tolist() == pytest.approx(expected, rel=1e-9)
+    networks = {key: value for key, value in weights(teaching).items() if key.startswith("copies.")}
+    assert networks  # the running statistics too
+    assert all(torch.equal(value, before[key]) for key, value in networks.items())
+
+
+def test_averages_move_with_optimizer_steps_alone() -> None:
+    teaching = MovingAverage(0.9)
+    module = cotrainer({"net": network()}, teaching=teaching)
+    trainer(2, accumulate_grad_batches=2, gradient_clip_val=0.5, precision="bf16-mixed").fit(module, digits())
+    assert module.trainer.global_step == 6  # three in each epoch of five batches
+    assert teaching.copies.updates == 6
 
 
 def average() -> CoTrainer:
@@ -147,7 +174,7 @@ def snapshot() -> CoTrainer:
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # the resumed run keeps none of its own
 @pytest.mark.parametrize(("make", "stop"), [(average, 7), (codistilled, 7), (snapshot, 12)])
-def test_a_resumed_run_has_the_copies_that_it_had(make: Any, stop: int, tmp_path: Path) -> None:
+def test_resume_mid_epoch_keeps_the_copies(make: Any, stop: int, tmp_path: Path) -> None:
     """Stopped in the middle of an epoch, between two exchanges: same bits as a run that was not."""
     whole, resumed = make(), make()
     trainer(3).fit(whole, digits())

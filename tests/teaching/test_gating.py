@@ -7,12 +7,13 @@ import torch
 from torch.nn import functional as F
 
 from kdlab.teaching import Gated, Leader
-from tests.modules.cotraining import branched, cotrainer, one_batch, soft
+from tests.modules.cotraining import branched, cotrainer, soft
 from tests.modules.tiny import digits, trainer, weights
+from tests.teaching.step import compared, seen_by, teachers
 
 
 @pytest.mark.parametrize("average", [False, True])
-def test_the_trunk_gets_the_mean_of_the_heads_gradients(average: bool) -> None:
+def test_trunk_gets_the_mean_of_the_heads_gradients(average: bool) -> None:
     torch.manual_seed(0)
     net = branched(average_gradient=average).double().eval()
     images = torch.randn(4, 1, 8, 8, dtype=torch.float64)
@@ -29,17 +30,18 @@ def test_the_trunk_gets_the_mean_of_the_heads_gradients(average: bool) -> None:
     torch.testing.assert_close(whole, expected, rtol=1e-10, atol=1e-14)
 
 
-def test_the_gate_learns_from_the_labels_of_the_ensemble_alone() -> None:
+def test_gate_learns_from_the_ensembles_labels_alone() -> None:
     module = cotrainer({"net": branched()}, teaching=Gated("layer2"), task_weight=0.0)
     trainer(max_steps=1).fit(module, digits())
     gate = module.teaching.gate
-    _, outputs, batch = one_batch(module)
-    lesson = module.lessons(outputs, batch)[0]
-    value = module.knowledge["soft"].compare(outputs[lesson.learner], lesson.teacher, batch.target)
-    assert torch.autograd.grad(value, gate.linear.weight, allow_unused=True) == (None,)
+    seen, batch = seen_by(module)
+    for value in compared(module, seen, batch).values():
+        assert torch.autograd.grad(value, gate.linear.weight, allow_unused=True, retain_graph=True) == (None,)
+    (gradient,) = torch.autograd.grad(module.supervised(seen, batch), gate.linear.weight)
+    assert gradient.any()
 
 
-def test_the_gates_ensemble_is_what_is_reported() -> None:
+def test_gated_ensemble_is_reported_and_deployed() -> None:
     module = cotrainer({"net": branched()}, teaching=Gated("layer2"), deploy="ensemble")
     data = digits()
     run = trainer(2, limit_val_batches=1.0)
@@ -65,26 +67,26 @@ def test_the_gates_ensemble_is_what_is_reported() -> None:
         assert float(run.callback_metrics[f"val/{name}_accuracy"]) == pytest.approx(right / count, abs=1e-6)
 
 
-def test_okddip_is_its_formula() -> None:
+def test_okddip_follows_its_formula() -> None:
     module = cotrainer({"net": branched(branches=4)}, teaching=Leader(), knowledge=soft(3.0, teacher_gradient=True))
     trainer(max_steps=1).fit(module, digits())
-    _, outputs, batch = one_batch(module)
-    lessons = {x.learner: x.teacher.logits for x in module.lessons(outputs, batch)}
+    seen, _ = seen_by(module)
+    targets = teachers(module, seen)
     peers = ["net", "net_branch1", "net_branch2"]
-    assert set(lessons) == {*peers, "net_branch3"}
+    assert set(targets) == {*peers, "net_branch3"}
     attention = module.teaching.attention
     query, key = attention.query.weight, attention.key.weight
     assert query.shape == (8, 64)
     for b in range(3):
-        h = [outputs[name].embedding[b] for name in peers]
-        z = [outputs[name].logits[b] for name in peers]
+        h = [seen[name].embedding[b] for name in peers]
+        z = [seen[name].logits[b] for name in peers]
         for place, name in enumerate(peers):
             share = torch.stack([(query @ h[place]) @ (key @ other) for other in h]).softmax(0)
-            torch.testing.assert_close(lessons[name][b], sum(a * each for a, each in zip(share, z, strict=True)))
-        torch.testing.assert_close(lessons["net_branch3"][b], sum(z) / 3)
+            torch.testing.assert_close(targets[name][b], sum(a * each for a, each in zip(share, z, strict=True)))
+        torch.testing.assert_close(targets["net_branch3"][b], sum(z) / 3)
 
 
-def test_the_leaders_attention_is_trained_where_the_loss_lets_it() -> None:
+def test_attention_is_trained_if_the_loss_lets_gradient_through() -> None:
     for through in (False, True):
         module = cotrainer(
             {"net": branched(branches=4)}, teaching=Leader(), knowledge=soft(3.0, teacher_gradient=through)

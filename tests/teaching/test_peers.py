@@ -1,4 +1,4 @@
-"""Networks and exits that teach each other: what flows, what is summed, who is updated after whom."""
+"""Networks and exits that teach each other: gradients, sums, order of updates."""
 
 from __future__ import annotations
 
@@ -9,74 +9,77 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdlab import InputError
-from kdlab.losses import SoftTargets
+from kdlab import InputError, Knowledge
 from kdlab.models import WithExits
 from kdlab.outputs import Batch, Outputs
 from kdlab.teaching import Alone, DeepestExit, Peers
 from tests.losses.slow import draw
-from tests.modules.cotraining import Product, cotrainer, image_net, one_batch, peers, soft, steps
-from tests.modules.tiny import digits, sgd, trainer, weights
+from tests.modules.cotraining import cotrainer, image_net, peers, soft, steps
+from tests.modules.tiny import digits, network, same, sgd, weights
+from tests.teaching.step import Kept, compared, seen_by
 
-# The oracles of section K
 
-
-def test_nothing_flows_between_peers() -> None:
+def test_peers_get_no_gradient_from_each_other() -> None:
     module = cotrainer(task_weight=0.0)
-    steps(module, 1)
-    _, outputs, batch = one_batch(module)
-    lessons = {x.learner: x for x in module.lessons(outputs, batch)}
-    module.zero_grad()
-    assert not any(each.requires_grad for x in lessons.values() for each in x.teacher.tensors())
-    value = module.knowledge["soft"].compare(outputs["a"], lessons["a"].teacher, batch.target)
+    seen, batch = seen_by(module)
+    value = compared(module, seen, batch)["a", "b"]
+    assert value is not None
     value.backward()
     assert all(float(p.grad.abs().max()) > 0 for p in module.networks["a"].parameters())
     assert all(p.grad is None or not p.grad.any() for p in module.networks["b"].parameters())
 
 
-def test_identical_peers_have_nothing_to_say() -> None:
-    outputs = {"a": alike(), "b": alike()}
-    lessons = Peers().lessons(outputs, Batch(torch.empty(0), torch.zeros(4, dtype=torch.long)))
-    for lesson in lessons:
-        student = outputs[lesson.learner]
-        value = SoftTargets(3.0)(student, lesson.teacher, torch.zeros(4))
-        (gradient,) = torch.autograd.grad(value, student.logits)
-        assert abs(float(value.detach())) < 1e-12
+def test_peers_teacher_side_is_detached() -> None:
+    loss = Kept()
+    module = cotrainer(knowledge={"soft": Knowledge(loss)})
+    compared(module, *seen_by(module))
+    for part in module.knowledge["soft"].copies.values():
+        ((student, teacher, _),) = part.read
+        assert all(tensor.requires_grad for tensor in student.tensors())
+        assert not any(tensor.requires_grad for tensor in teacher.tensors())
+
+
+def test_equal_peers_have_zero_loss_and_gradient() -> None:
+    module = cotrainer(knowledge=soft(3.0))
+    seen = {"a": equal(), "b": equal()}
+    values = compared(module, seen, Batch(torch.empty(0), torch.zeros(4, dtype=torch.long)))
+    assert [*values] == [("a", "b"), ("b", "a")]
+    for (student, _), value in values.items():
+        assert value is not None
+        (gradient,) = torch.autograd.grad(value, seen[student].logits)
+        assert abs(value.item()) < 1e-12
         assert float(gradient.abs().max()) < 1e-12
 
 
-def alike() -> Outputs:
+def equal() -> Outputs:
     generator = torch.Generator().manual_seed(3)
     return Outputs(torch.randn(4, 10, generator=generator, dtype=torch.float64).requires_grad_())
 
 
-def test_the_step_is_the_papers_sum() -> None:
+def test_step_is_the_papers_sum() -> None:
     """Three peers: labels of each, and (K - 1)-th parts of the KL to each other one."""
     module = cotrainer(peers(3), knowledge=soft(3.0))
     run = steps(module, 1)
     before = {name: weights(net) for name, net in module.networks.items()}
-    _, outputs, batch = one_batch(module)
+    seen, batch = seen_by(module)
     module.trainer = run
     run.optimizers[0].zero_grad()
     run.log_every_n_steps = 0
     value = module.training_step(batch, 0)
     expected = 0.0
-    z = {name: each.logits.detach().double() for name, each in outputs.items()}
-    for i, own in z.items():
-        expected += float(F.cross_entropy(own, batch.target))
-        for j, other in z.items():
+    z = {name: outputs.logits.detach().double() for name, outputs in seen.items()}
+    for i, student in z.items():
+        expected += float(F.cross_entropy(student, batch.target))
+        for j, teacher in z.items():
             if i != j:
-                p, q = (other / 3).softmax(1), (own / 3).softmax(1)
+                p, q = (teacher / 3).softmax(1), (student / 3).softmax(1)
                 expected += 9 * float((p * (p / q).log()).sum(1).mean()) / 2
-    assert float(value.detach()) == pytest.approx(expected, rel=1e-5)
-    assert before["a"].keys() == weights(module.networks["a"]).keys()
-
-
-# One optimiser step after another
+    assert value.item() == pytest.approx(expected, rel=1e-5)
+    assert all(same(weights(net), before[name]) for name, net in module.networks.items())
 
 
 def reference(sequential: bool, count: int) -> dict[str, dict[str, Tensor]]:
-    """DML by hand: plain loops, one optimiser a network."""
+    """DML by hand: plain loops, one optimizer a network."""
     nets = peers()
     optimizers = {name: sgd(net.parameters()) for name, net in nets.items()}
     data = digits()
@@ -86,25 +89,25 @@ def reference(sequential: bool, count: int) -> dict[str, dict[str, Tensor]]:
         if number == count:
             break
         batch = data.prepare(raw, 0)
-        said = {name: net(batch.inputs) for name, net in nets.items()}
+        logits = {name: net(batch.inputs) for name, net in nets.items()}
         for name in nets:
             if sequential:
-                said = {each: other(batch.inputs) for each, other in nets.items()}
-            own, (teacher,) = said[name], [z for each, z in said.items() if each != name]
-            p, log_q = (teacher.detach() / 2).softmax(1), F.log_softmax(own / 2, 1)
-            loss = F.cross_entropy(own, batch.target) + 4 * F.kl_div(log_q, p, reduction="batchmean")
+                logits = {other: net(batch.inputs) for other, net in nets.items()}
+            student, (teacher,) = logits[name], [z for other, z in logits.items() if other != name]
+            p, log_q = (teacher.detach() / 2).softmax(1), F.log_softmax(student / 2, 1)
+            loss = F.cross_entropy(student, batch.target) + 4 * F.kl_div(log_q, p, reduction="batchmean")
             optimizers[name].zero_grad()
             loss.backward()
             if sequential:
                 optimizers[name].step()
         if not sequential:
-            for each in optimizers.values():
-                each.step()
+            for optimizer in optimizers.values():
+                optimizer.step()
     return {name: weights(net) for name, net in nets.items()}
 
 
 @pytest.mark.parametrize("update", ["simultaneous", "sequential"])
-def test_updates_are_those_of_plain_loops(update: Any) -> None:
+def test_updates_equal_plain_loops(update: Any) -> None:
     module = cotrainer(teaching=Peers(update))
     run = steps(module, 4)
     assert run.global_step == 4  # a step is a batch, however many networks take turns
@@ -117,27 +120,28 @@ def test_updates_are_those_of_plain_loops(update: Any) -> None:
     assert first > 1e-5  # the two kinds of update differ
 
 
-def test_turns_and_gathered_gradients_exclude_each_other() -> None:
+def test_sequential_updates_refuse_accumulated_gradients() -> None:
     with pytest.raises(InputError, match="accumulate_grad_batches"):
         steps(cotrainer(teaching=Peers("sequential")), accumulate_grad_batches=2)
 
 
-def test_what_labels_count_for_exits() -> None:
+def test_exit_labels_weigh_the_exits_but_the_deepest() -> None:
     net = WithExits(image_net(), ["layer1", "layer2"], "layer3", image=[1, 8, 8])
     module = cotrainer({"net": net}, teaching=DeepestExit(0.25))
-    trainer(max_steps=1).fit(module, digits())
-    _, outputs, batch = one_batch(module)
-    weighed = {answer.learner: answer.weight for answer in module.answers(outputs, batch)}
-    assert weighed == {"net": 1.0, "net_exit1": 0.25, "net_exit2": 0.25}
+    seen, batch = seen_by(module)
+    net_, *exits = (F.cross_entropy(seen[name].logits, batch.target) for name in ("net", "net_exit1", "net_exit2"))
+    torch.testing.assert_close(module.supervised(seen, batch), net_ + 0.25 * sum(exits))
 
 
-def test_a_learner_alone_is_its_own_constant() -> None:
+def test_alone_is_its_own_detached_teacher() -> None:
     """For a loss that leaves its teacher in the graph: the gradient is that of the student's side, not of both."""
-    z = draw(4, 3).requires_grad_()
-    seen = Outputs(z, (z * 2,), z * 3)
-    batch = Batch(torch.empty(0), torch.zeros(4, dtype=torch.long))
-    (lesson,) = Alone().lessons({"net": seen}, batch)
-    (gradient,) = torch.autograd.grad(Product()(seen, lesson.teacher, batch.target), z, retain_graph=True)
+    z, loss = draw(4, 3).requires_grad_(), Kept()
+    module = cotrainer({"net": network()}, knowledge={"soft": Knowledge(loss)}, teaching=Alone())
+    seen = {"net": Outputs(z, (z * 2,), z * 3)}
+    (value,) = compared(module, seen, Batch(torch.empty(0), torch.zeros(4, dtype=torch.long))).values()
+    (gradient,) = torch.autograd.grad(value, z)
     for got, row in zip(gradient.tolist(), z.tolist(), strict=True):
-        assert got == pytest.approx([value / 4 for value in row], rel=1e-12)
-    assert not any(each.requires_grad for each in lesson.teacher.tensors())
+        assert got == pytest.approx([number / 4 for number in row], rel=1e-12)
+    ((_, teacher, _),) = loss.read
+    assert len([*teacher.tensors()]) == 3
+    assert not any(tensor.requires_grad for tensor in teacher.tensors())

@@ -1,4 +1,4 @@
-"""What was said of each sample: written when it is time, read the epoch after, kept in checkpoints."""
+"""Banks of past outputs: written in time, read the epoch after, kept in checkpoints."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from kdlab import CoTrainer, InputError, Knowledge
 from kdlab.losses import SoftLabels, SoftTargets
 from kdlab.outputs import Batch, Outputs
-from kdlab.schedules import Constant, Linear
+from kdlab.schedules import Constant, Linear, Progress
 from kdlab.teaching import Alone, LastMiniBatch, PreviousEpoch
 from tests.modules.tiny import digits, network, pairs, same, sgd, trainer, weights
+from tests.teaching.step import Given, compared, seen_by
 
 # The resumed run keeps no checkpoints of its own.
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
@@ -39,16 +40,16 @@ def plain() -> CoTrainer:
 
 @pytest.mark.parametrize(("last", "epochs"), [(0.8, 1), (0.3, 1), (0.0, 2)])
 def test_without_a_past_it_is_cross_entropy(last: float, epochs: int) -> None:
-    """In epoch 0 for any weight, since the memory is one-hot; with weight 0 always."""
-    ours, theirs = ps_kd(last, 3), plain()
-    for module in (ours, theirs):
+    """In epoch 0 for any weight, since the bank is one-hot; with weight 0 always."""
+    taught, alone = ps_kd(last, 3), plain()
+    for module in (taught, alone):
         trainer(epochs).fit(module, digits())
-    for key, value in weights(theirs.networks["net"]).items():
-        assert float((weights(ours.networks["net"])[key] - value).abs().max()) < 1e-6, key
+    for key, value in weights(alone.networks["net"]).items():
+        assert float((weights(taught.networks["net"])[key] - value).abs().max()) < 1e-6, key
 
 
-class Said(pl.Callback):
-    """What the network said of each sample in each epoch, by an independent forward before each step."""
+class Forwards(pl.Callback):
+    """The network's logits of each sample in each epoch, by an independent forward before each step."""
 
     def __init__(self) -> None:
         self.epochs: list[dict[int, torch.Tensor]] = []
@@ -63,8 +64,8 @@ class Said(pl.Callback):
 
 
 @pytest.mark.parametrize(("every", "read_at"), [(1, {1: 0, 2: 1}), (2, {2: 1, 3: 1})])
-def test_the_teacher_is_what_was_said_then(every: int, read_at: dict[int, int]) -> None:
-    said = Said()
+def test_teacher_is_the_recorded_epochs_output(every: int, read_at: dict[int, int]) -> None:
+    past = Forwards()
 
     class Check(pl.Callback):
         checked = 0
@@ -73,19 +74,19 @@ def test_the_teacher_is_what_was_said_then(every: int, read_at: dict[int, int]) 
             epoch = trainer.current_epoch
             if epoch in read_at:
                 outputs = {"net": Outputs(torch.zeros(len(batch.target), 10), index=batch.index)}
-                (lesson,) = module.teaching.lessons(outputs, batch)
-                expected = torch.stack([said.epochs[read_at[epoch]][i] for i in batch.index.tolist()])
-                torch.testing.assert_close(lesson.teacher.logits, expected)
+                bank = module.plan.members["net@past"]
+                teacher = bank(batch._replace(progress=Progress(epoch, trainer.global_step)), outputs)["net@past"]
+                expected = torch.stack([past.epochs[read_at[epoch]][i] for i in batch.index.tolist()])
+                torch.testing.assert_close(teacher.logits, expected)
                 self.checked += 1
 
     check = Check()
     module = ps_kd(every=every, epochs=4)
-    module.teaching.advance(0, 0)
-    trainer(4, callbacks=[said, check]).fit(module, digits())
+    trainer(4, callbacks=[past, check]).fit(module, digits())
     assert check.checked == 5 * len(read_at)
 
 
-def test_waiting_means_no_lesson_before_the_first_refreshment() -> None:
+def test_wait_skips_edges_before_the_first_recording() -> None:
     module = ps_kd(every=2, wait=True)
     seen: list[bool] = []
 
@@ -97,32 +98,33 @@ def test_waiting_means_no_lesson_before_the_first_refreshment() -> None:
     assert seen == [False, False, True]
 
 
-def test_nothing_of_the_graph_is_kept() -> None:
+def test_bank_keeps_nothing_of_the_graph() -> None:
     module = ps_kd()
     trainer(1).fit(module, digits())
-    table = module.teaching.table("net")
-    assert not table.remembered.requires_grad
-    assert table.remembered.grad_fn is None
-    assert table.known.all()
+    bank = module.teaching.tables["net"]
+    assert not bank.remembered.requires_grad
+    assert bank.remembered.grad_fn is None
+    assert bank.known.all()
 
 
-def test_halves_are_enough_and_labels_exact() -> None:
+def test_float16_rows_and_exact_labels() -> None:
     module = ps_kd(dtype="float16")
     trainer(1).fit(module, digits())
-    assert module.teaching.table("net").remembered.dtype == torch.float16
-    teaching = PreviousEpoch(dtype="float16")
-    teaching.adopt({}, ["net"])
-    outputs = {"net": Outputs(torch.randn(4, 10), index=torch.arange(4))}
-    teaching.prepare(outputs, 4)
-    target = torch.tensor([1, 0, 9, 4])
-    (lesson,) = teaching.lessons(outputs, Batch(torch.empty(0), target))
-    expected = F.cross_entropy(outputs["net"].logits, target)
+    assert module.teaching.tables["net"].remembered.dtype == torch.float16
+    target, z = torch.tensor([1, 0, 9, 4]), torch.randn(4, 10)
+    batch = Batch(torch.empty(4, 1), target, torch.arange(4))
+    expected = F.cross_entropy(z, target)
     for loss in (SoftLabels(), SoftTargets(1.0)):
-        torch.testing.assert_close(loss(outputs["net"], lesson.teacher, target), expected)
+        fresh = CoTrainer({"net": Given(z)}, {"soft": Knowledge(loss)}, PreviousEpoch(dtype="float16"))
+        bank = fresh.plan.members["net@past"]
+        bank.setup(4)
+        bank.is_dry_run = True  # sizes the bank
+        seen, batch = seen_by(fresh, batch)
+        torch.testing.assert_close(compared(fresh, seen, batch)["net", "net@past"], expected)
 
 
-def test_a_resumed_run_remembers(tmp_path: Path) -> None:
-    """Stopped in the middle of an epoch: same bits, and the same memory, as a run that was not."""
+def test_resume_mid_epoch_keeps_the_bank(tmp_path: Path) -> None:
+    """Stopped in the middle of an epoch: the same bits, the bank's too, as a run that was not."""
     whole = ps_kd()
     trainer(3).fit(whole, digits())
     keep = ModelCheckpoint(tmp_path, filename="middle", every_n_train_steps=7, save_top_k=-1)
@@ -134,8 +136,21 @@ def test_a_resumed_run_remembers(tmp_path: Path) -> None:
     assert any(key.endswith("remembered") for key in weights(whole))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_checkpoint_loads_into_an_unsized_bank(dtype: str, tmp_path: Path) -> None:
+    """As for a test or an export: without a dry run."""
+    module, fresh = ps_kd(dtype=dtype), ps_kd(dtype=dtype)
+    run = trainer(1)
+    run.fit(module, digits())
+    run.save_checkpoint(tmp_path / "end.ckpt")
+    (metrics,) = trainer().test(fresh, digits(), ckpt_path=tmp_path / "end.ckpt", weights_only=True, verbose=False)
+    assert same(weights(fresh), weights(module))
+    assert fresh.teaching.tables["net"].remembered.dtype == getattr(torch, dtype)
+    assert "test/deployed_accuracy" in metrics
+
+
 @pytest.mark.parametrize("stop", [7, 10])
-def test_the_last_mini_batch_goes_on_after_a_stop(stop: int, tmp_path: Path) -> None:
+def test_last_mini_batch_resumes_bit_exact(stop: int, tmp_path: Path) -> None:
     """In the middle of an epoch, and between two."""
 
     def dlb() -> CoTrainer:
@@ -150,31 +165,41 @@ def test_the_last_mini_batch_goes_on_after_a_stop(stop: int, tmp_path: Path) -> 
     assert same(weights(second), weights(whole))
 
 
-def test_the_last_mini_batch_is_that_of_the_step_before() -> None:
+class Watching(SoftTargets):
+    """Keeps the positions of the samples that it compares."""
+
+    def __init__(self) -> None:
+        super().__init__(3.0)
+        self.read: list[list[int]] = []
+
+    def forward(self, student: Outputs, teacher: Outputs, target: torch.Tensor) -> torch.Tensor:
+        assert student.index is not None
+        assert teacher.index is not None
+        assert torch.equal(student.index, teacher.index)
+        self.read.append(student.index.tolist())
+        return super().forward(student, teacher, target)
+
+
+def test_last_mini_batch_is_that_of_the_step_before() -> None:
     batches: list[list[int]] = []
-    lessons: list[Any] = []
 
-    class Watch(LastMiniBatch):
-        def lessons(self, outputs: Any, batch: Batch) -> Any:
-            found = super().lessons(outputs, batch)
-            if not self.is_rehearsing:
-                batches.append(batch.index.tolist())
-                lessons.append([] if not found else found[0].student.index.tolist())
-            return found
+    class Watch(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, module: Any, batch: Batch, number: int) -> None:
+            batches.append(batch.index.tolist())
 
-    module = CoTrainer({"net": network()}, {"soft": Knowledge(SoftTargets(3.0))}, Watch(), optimizer=sgd)
-    trainer(2).fit(module, digits())
-    assert lessons[0] == []
-    assert lessons[1:] == batches[:-1]
+    loss = Watching()
+    module = CoTrainer({"net": network()}, {"soft": Knowledge(loss)}, LastMiniBatch(), optimizer=sgd)
+    trainer(2, callbacks=[Watch()]).fit(module, digits())
     assert len(batches) == 10
+    assert loss.read[1:] == batches[:-1]  # the first is the dry run's; the first step has none
 
 
-def test_loaders_without_index_are_refused() -> None:
+def test_loaders_without_index_raise() -> None:
     with pytest.raises(InputError, match="yields \\(inputs, labels, index\\)"):
         trainer(1).fit(ps_kd(), pairs())
 
 
-def test_lessons_can_be_switched_off_and_on() -> None:
+def test_bank_records_while_the_knowledge_is_off() -> None:
     module = CoTrainer(
         {"net": network()},
         {"past": Knowledge(SoftLabels(), 0.5, Constant(begin=1))},
@@ -182,4 +207,4 @@ def test_lessons_can_be_switched_off_and_on() -> None:
         optimizer=sgd,
     )
     trainer(2).fit(module, digits())
-    assert module.teaching.table("net").known.all()
+    assert module.teaching.tables["net"].known.all()

@@ -1,0 +1,250 @@
+"""Graphs of frozen teachers and peers, written in YAML, against plain loops and hand-written losses."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdlab import CoTrainer, InputError, Knowledge
+from kdlab.losses import Hint, SoftTargets
+from kdlab.members import Frozen
+from kdlab.outputs import Batch
+from kdlab.schedules import Progress
+from kdlab.teaching import Graph
+from tests.losses.slow import draw
+from tests.modules.tiny import digits, network, same, sgd, trainer, weights
+from tests.teaching.graphs import GRAPH, graph_module, parsed
+from tests.teaching.step import Given, Kept, compared, seen_by
+
+
+def kl(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
+    """The softened KL divergence of each sample, (B,), times T squared."""
+    log_q, p = F.log_softmax(student / temperature, 1), (teacher.detach() / temperature).softmax(1)
+    return F.kl_div(log_q, p, reduction="none").sum(1) * temperature**2
+
+
+def plain_loop(teacher: nn.Module, update: str, count: int) -> dict[str, nn.Module]:
+    """The graph by hand: own forwards, one optimizer a network."""
+    nets = {"a": network(0), "b": network(1)}
+    optimizers = {name: sgd(net.parameters()) for name, net in nets.items()}
+    data = digits()
+    data.setup()
+    for step, raw in zip(range(count), data.train_dataloader(), strict=False):
+        batch = data.prepare(raw, 0)
+        with torch.no_grad():
+            big = teacher(batch.inputs)
+        correct = (big.argmax(1) == batch.target).float()
+        for turn in ("a", "b") if update == "sequential" else ("ab",):
+            a, b = (net(batch.inputs) for net in nets.values())
+            losses = {
+                "a": F.cross_entropy(a, batch.target) + 0.7 * (0.5 * kl(a, big) + step / count * kl(a, b)).mean(),
+                "b": 0.5 * F.cross_entropy(b, batch.target) + 0.7 * (2 * correct * kl(b, big) + kl(b, a) / 4).mean(),
+            }
+            for name in turn:
+                optimizers[name].zero_grad()
+                losses[name].backward()
+            for name in turn:
+                optimizers[name].step()
+    return nets
+
+
+def trained(net: nn.Module) -> dict[str, Tensor]:
+    """The weights after one epoch, so that some samples are classified correctly and some are not."""
+    net, data = copy.deepcopy(net).requires_grad_(True), digits()
+    optimizer = sgd(net.parameters())
+    data.setup()
+    correct = torch.zeros(0)
+    for raw in data.train_dataloader():
+        batch = data.prepare(raw, 0)
+        optimizer.zero_grad()
+        logits = net(batch.inputs)
+        F.cross_entropy(logits, batch.target).backward()
+        optimizer.step()
+        correct = torch.cat([correct, (logits.argmax(1) == batch.target).float()])
+    assert 0.1 < float(correct[-64:].mean()) < 0.9
+    return weights(net)
+
+
+@pytest.mark.parametrize("update", ["simultaneous", "sequential"])
+def test_written_graph_equals_a_plain_loop(update: Any) -> None:
+    graph = parsed(update=update)
+    teacher = graph.teachers["big"].network
+    assert isinstance(teacher, nn.Module)
+    teacher.load_state_dict(trained(teacher))
+    before = weights(teacher)
+    expected = plain_loop(copy.deepcopy(teacher), update, 4)
+    module = graph_module(graph)
+    run = trainer(max_steps=4)
+    run.fit(module, digits())
+    assert run.global_step == 4
+    for name, net in module.networks.items():
+        for key, value in weights(net).items():
+            assert float((value - expected[name].state_dict()[key]).abs().max()) < 1e-6, (name, key)
+    assert same(weights(teacher), before)
+    assert {key.split(".")[0] for key in module.state_dict()} == {"networks"}
+
+
+def fixed(edges: list[dict[str, Any]], knowledge: dict[str, Knowledge] | None = None, **options: Any) -> CoTrainer:
+    """Two peers and a frozen teacher with given logits, and the given edges."""
+    nets: dict[str, nn.Module] = {"a": Given(draw(4, 3)), "b": Given(draw(4, 3, seed=1))}
+    graph = Graph(edges, {"big": Given(draw(4, 3, seed=2))}, **options)
+    return CoTrainer(nets, knowledge or {"soft": Knowledge(SoftTargets(2.0))}, graph)
+
+
+BATCH = Batch(torch.empty(4, 1), torch.tensor([0, 1, 2, 0]))
+LOGITS = {name: draw(4, 3, seed=seed) for seed, name in enumerate(("a", "b", "big"))}
+
+
+@pytest.mark.parametrize("teacher", ["b", "big"])
+@pytest.mark.parametrize(
+    ("gate", "step"), [("through", 0), ("linear", 0), ("linear", 3), ("linear", 8), ("correct", 3)]
+)
+def test_gates_weigh_an_edge(gate: str, step: int, teacher: str) -> None:
+    module = fixed([{"student": "a", "teacher": teacher, "weight": 1.5, "gate": gate}])
+    seen, batch = seen_by(module, BATCH, Progress(0, step, 8))
+    value = compared(module, seen, batch)["a", teacher]
+    each = kl(LOGITS["a"], LOGITS[teacher])
+    correct = LOGITS[teacher].argmax(1) == BATCH.target
+    expected = {
+        "through": 1.5 * each.mean(),
+        "linear": 1.5 * step / 8 * each.mean(),
+        "correct": 1.5 * sum(each[b] for b in range(4) if correct[b]) / 4,
+    }[gate]
+    if (gate, step) == ("linear", 0):
+        assert value is None
+    else:
+        assert value is not None
+        assert value.item() == pytest.approx(float(expected), rel=1e-12)
+    assert 0 < correct.sum() < 4
+
+
+def test_cutoff_and_weight_zero_remove_an_edge() -> None:
+    through = {"student": "a", "teacher": "big"}
+    module = fixed([{**through, "gate": "cutoff"}, {**through, "weight": 0}, {"student": "b", "teacher": "big"}])
+    assert [edge[:2] for edge in module.plan.edges] == [("b", "big")]
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_detach_cuts_the_teachers_side(detach: bool) -> None:
+    module = fixed([{"student": "a", "teacher": "b", "detach": detach}], {"soft": Knowledge(Kept())})
+    (value,) = compared(module, *seen_by(module, BATCH)).values()
+    assert value is not None
+    value.backward()
+    gradient = module.networks["b"].logits[0].grad
+    assert gradient is None if detach else gradient.any()
+
+
+def test_knowledge_uses_the_edges_of_its_teachers() -> None:
+    """Different losses for different edges."""
+    edges = [{"student": s, "teacher": t} for s, t in (("a", "big"), ("b", "big"), ("a", "b"), ("b", "a"))]
+    knowledge = {
+        "from_big": Knowledge(SoftTargets(4.0), teachers=["big"]),
+        "from_peers": Knowledge(SoftTargets(1.0), teachers=["a", "b"]),
+        "from_all": Knowledge(Kept()),
+    }
+    module = fixed(edges, knowledge)
+    seen, batch = seen_by(module, BATCH)
+    found = {name: compared(module, seen, batch, name) for name in knowledge}
+    assert [*found["from_big"]] == [("a", "big"), ("b", "big")]
+    assert [*found["from_peers"]] == [("a", "b"), ("b", "a")]
+    assert len(found["from_all"]) == 4
+    for name, temperature in (("from_big", 4.0), ("from_peers", 1.0)):
+        for (student, teacher), value in found[name].items():
+            assert value is not None
+            expected = kl(LOGITS[student], LOGITS[teacher], temperature).mean()
+            assert value.item() == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_trained_losses_have_a_copy_for_each_edge_they_use() -> None:
+    hint = Knowledge(Hint("1x1"), student_layers=["hidden.0"], teachers=["a", "b"])
+    module = graph_module(knowledge={"soft": Knowledge(SoftTargets(2.0)), "hint": hint})
+    trainer(max_steps=1).fit(module, digits())
+    copies = {key.split(".")[2] for key in module.state_dict() if key.startswith("losses.hint")}
+    assert copies == {"a_from_b", "b_from_a"}
+
+
+def test_members_take_the_options_of_frozen() -> None:
+    text = GRAPH.replace("class_path: kdlab.models.mlp, init_args: ", "class_path: kdlab.members.Frozen, init_args: ")
+    net = "{class_path: kdlab.models.mlp, init_args: {in_features: 64, hidden: [24], num_classes: 10}}"
+    text = text.replace("{in_features: 64, hidden: [24], num_classes: 10}", f"{{network: {net}, batchnorm: batch}}")
+    module = graph_module(parsed(text))
+    (big,) = module.plan.frozen
+    assert isinstance(big, Frozen)
+    assert (big.name, big.batchnorm) == ("big", "batch")
+    trainer(max_steps=1).fit(module, digits())
+
+
+def test_supervision_left_out_has_no_labels() -> None:
+    module = fixed([{"student": "b", "teacher": "big"}], supervision={"a": 0.5, "b": 0})
+    seen, batch = seen_by(module, BATCH)
+    labels = module.supervised(seen, batch)
+    assert labels is not None
+    assert labels.item() == pytest.approx(0.5 * float(F.cross_entropy(LOGITS["a"], BATCH.target)), rel=1e-12)
+
+
+GOOD = {"student": "a", "teacher": "big"}
+
+
+@pytest.mark.parametrize(
+    ("edge", "message"),
+    [
+        ({"student": "a"}, r"edges\[1\] is a mapping with 'student' and 'teacher'"),
+        ("a <- big", r"edges\[1\] is a mapping with 'student' and 'teacher', not 'a <- big'"),
+        ({**GOOD, "wieght": 1}, r"edges\[1\] has no key 'wieght'; the nearest are 'weight'"),
+        ({**GOOD, "gate": "open"}, r"edges\[1\].gate is 'through' or 'cutoff' or 'linear' or 'correct', not 'open'"),
+        ({**GOOD, "weight": -1}, r"edges\[1\].weight is a finite number of at least 0, not -1"),
+        ({**GOOD, "weight": float("inf")}, r"edges\[1\].weight .* not inf"),
+        ({**GOOD, "weight": float("nan")}, r"edges\[1\].weight .* not nan"),
+        ({**GOOD, "weight": "much"}, r"edges\[1\].weight .* not 'much'"),
+        ({**GOOD, "weight": True}, r"edges\[1\].weight .* not True"),
+        ({**GOOD, "detach": "no"}, r"edges\[1\].detach is true or false, not 'no'"),
+        ({**GOOD, "teacher": "bgi"}, "No member gives an output 'bgi'; the nearest names are 'big'"),
+        ({**GOOD, "student": "c"}, "No member gives an output 'c'; the nearest names are"),
+        ({"student": "big", "teacher": "a"}, "the frozen member 'big' as its student"),
+    ],
+)
+def test_wrong_edges_raise(edge: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        fixed([GOOD, edge])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: fixed([GOOD], update="both"), "update is 'simultaneous' or 'sequential', not 'both'"),
+        (lambda: fixed([GOOD], supervision={"aa": 1}), "supervision names 'aa'; the nearest names are 'a'"),
+        (lambda: fixed([GOOD], supervision={"a": -1}), "supervision of 'a' is a finite number of at least 0, not -1"),
+        (lambda: graph_module(Graph([GOOD], {"b": network(3), "big": network(4)})), "'b' is both a network and a"),
+        (
+            lambda: fixed([GOOD], {"soft": Knowledge(SoftTargets(), teachers=["bgi"])}),
+            "No edge has the teacher 'bgi', which a knowledge .SoftTargets. names; the nearest names are 'big'",
+        ),
+    ],
+)
+def test_wrong_graphs_raise(make: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_a_network_cannot_teach_itself_as_frozen() -> None:
+    nets = {"a": network(0), "b": network(1)}
+    graph = Graph([GOOD], {"big": nets["b"]})
+    with pytest.raises(InputError, match="The member 'big' and the network 'b' share parameters"):
+        CoTrainer(nets, teaching=graph)
+
+
+def test_linear_gate_needs_a_known_length() -> None:
+    module = graph_module()
+    with pytest.raises(InputError, match="'linear' needs a run of known length"):
+        trainer(-1, max_time="00:00:10:00").fit(module, digits())
+
+
+def test_correct_gate_needs_a_loss_per_sample() -> None:
+    module = fixed([{**GOOD, "gate": "correct"}], {"soft": Knowledge(Kept())})
+    with pytest.raises(InputError, match=r"Kept gives one number a batch.*per_sample"):
+        compared(module, *seen_by(module, BATCH))
