@@ -15,7 +15,7 @@ import kdlab
 
 ROOT = Path(kdlab.__file__).parent
 LAYERS = (  # each imports from those before it alone
-    ("errors", "compat", "aliases"),
+    ("errors", "compat", "aliases", "deprecation"),
     ("files", "schedules"),
     ("outputs",),
     ("models", "data"),

@@ -50,7 +50,8 @@ def _check(arguments: list[str]) -> None:
     for table in (parts_table(module), taps_table(module), terms_table(module)):
         console.print(table)
     if isinstance(module, CoTrainer):
-        console.print(f"Students: {', '.join(module.names)}. Deployed: {module.deploy}.", highlight=False)
+        names, teaching = ", ".join(module.names), type(module.teaching).__name__
+        console.print(f"Students: {names}. Teaching: {teaching}. Deployed: {module.deploy}.", highlight=False)
     messages = dict.fromkeys(str(warning.message) for warning in caught if issubclass(warning.category, UserWarning))
     for line in [*lines, *(_warning(text) for text in messages if "teacher" in text.lower())]:
         console.print(line)

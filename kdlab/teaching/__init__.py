@@ -4,15 +4,15 @@ from kdlab.members.ensembles import AEKD, CAMKD, EBKD, Ensemble, MeanOfLogits, M
 from kdlab.members.fast_inference import Fast
 from kdlab.members.teacher_cache import TeacherCache
 from kdlab.teaching.consensus import Average, Consensus, General, Linear, MinLogit, Naive, Rule
-from kdlab.teaching.consistency import Classmate, Classmates, TwoViews
 from kdlab.teaching.ema import MovingAverage, Stale
 from kdlab.teaching.frozen_teacher import FrozenTeacher
 from kdlab.teaching.gating import Gated, Leader
 from kdlab.teaching.graph import Graph
 from kdlab.teaching.pcl import PeerEnsemble
 from kdlab.teaching.peers import Alone, DeepestExit, Peers
-from kdlab.teaching.plan import Edge, Plan, Supervised, Teaching
+from kdlab.teaching.plan import Edge, Plan, Teaching
 from kdlab.teaching.sample_bank import LastMiniBatch, PreviousEpoch
+from kdlab.teaching.self_consistency import Classmate, Classmates, TwoViews
 
 __all__ = [
     "AEKD",
@@ -45,7 +45,6 @@ __all__ = [
     "PreviousEpoch",
     "Rule",
     "Stale",
-    "Supervised",
     "Teaching",
     "TeacherCache",
     "TwoViews",

@@ -62,10 +62,10 @@ def cotraining(work: Path, **model: Any) -> None:  # noqa: F811
 @pytest.mark.parametrize(
     ("model", "row"),
     [
-        ({}, "teaching │ Peers │ 0 │ 0"),
+        ({}, "Teaching: Peers."),
         (
             {"teaching": {"class_path": "kdlab.teaching.MovingAverage"}, "deploy": "average_b"},
-            f"teaching │ MovingAverage, keeps MLP, MLP │ {2 * WEIGHTS:,} │ 0",
+            f"average_b │ MLP (EMA) │ {WEIGHTS:,} │ 0",
         ),
     ],
 )
@@ -84,14 +84,15 @@ def test_check_shows_networks_that_learn_together(
     assert row in said
     assert "b │ embedding │ 16" in said
     assert "soft │ SoftTargets" in said
-    assert f"Learners: a, b. Deployed: {model.get('deploy', 'a')}." in said
+    assert "Students: a, b." in said
+    assert f"Deployed: {model.get('deploy', 'a')}." in said
     assert not (work / "runs").exists()
 
 
 @pytest.mark.parametrize(
     ("model", "warned"),
     [
-        ({}, "Peers is given but no knowledge: every learner learns from labels alone."),
+        ({}, "Peers is given but no knowledge: every student learns from labels alone."),
         ({"networks": {"net": MLP}}, ""),
     ],
 )

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from kdlab.modules.gradient_split import note_task
 from torch import Tensor, nn
 from torch.nn import functional as F
 
