@@ -16,9 +16,9 @@ import yaml
 from rich.console import Console
 from safetensors import safe_open
 
-from kdlab.cli.check import QUIET
 from kdlab.cli.generations_report import Row, Together, table, write
-from kdlab.config.lightning_cli import KdlabCLI, build, finish_loggers, take_up
+from kdlab.config.lightning_cli import QUIET, KdlabCLI, build, take_up
+from kdlab.config.run_folder import finish_loggers
 from kdlab.errors import InputError
 from kdlab.models import load_weights, save_weights
 from kdlab.modules import Distiller

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor, nn
 
+from kdlab.files import atomic_write
 from kdlab.metrics import StudentVersusTeacher
 from kdlab.outputs import Batch, logits_of, run
 
@@ -76,7 +76,5 @@ def table(rows: Sequence[Row]) -> Table:
 
 def write(rows: Sequence[Row], path: Path) -> None:
     """The rows as a CSV file."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with beside.open("w", newline="") as file:
+    with atomic_write(path, "w") as file:
         csv.writer(file).writerows([("network", "members", "test_accuracy", "agreement_with_previous", "ece"), *rows])
-    os.replace(beside, path)

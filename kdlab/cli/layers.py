@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from kdlab.config.parser_errors import sentence
+from kdlab.config.parser_errors import parser_error
 from kdlab.errors import InputError, refusal_in
 from kdlab.outputs import heads_of, layer_names
 
@@ -62,7 +62,7 @@ def network_from(class_path: str, options: Sequence[str]) -> nn.Module:
         own = [f"--network.{option.removeprefix('--')}" if option.startswith("--") else option for option in options]
         built: Namespace = parser.instantiate_classes(parser.parse_args([f"--network={class_path}", *own]))
     except (ArgumentError, ValueError, TypeError) as error:
-        raise refusal_in(error) or InputError(sentence(error)) from error
+        raise refusal_in(error) or parser_error(error) from error
     network = built.network
     assert isinstance(network, nn.Module)
     return network

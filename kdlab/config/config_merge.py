@@ -1,103 +1,122 @@
-"""Recipes laid over each other: what they teach adds up, and digits where no data is named."""
+"""Configs merged in the order of the command line: knowledge adds up, and digits are the default data."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from kdlab.errors import InputError
 
-KEYS = ("-c", "--config")
 DATA = "--data=kdlab.data.Digits"
 KNOWLEDGE = "--model.knowledge"
 
 
-def laid_over(arguments: Sequence[str]) -> list[str]:
-    """The arguments with every recipe's knowledge added to that of the recipes before it.
+class _Config(NamedTuple):
+    """A config file among the arguments; ``content`` is empty where LightningCLI will report an error."""
 
-    Of everything else the last word counts, as LightningCLI has it; it would let a recipe's whole ``knowledge`` take
-    the place of an earlier one's. A knowledge of the same name replaces the earlier.
+    place: int
+    path: str
+    content: dict[str, Any]
+
+    def names(self, key: str) -> bool:
+        """Return whether the file names the class of ``model`` or ``data``."""
+        value = self.content.get(key)
+        return isinstance(value, str) or (isinstance(value, dict) and "class_path" in value)
+
+    @property
+    def options(self) -> dict[str, Any] | None:
+        """Return the model's ``init_args``, if there are any."""
+        model = self.content.get("model")
+        options = model.get("init_args") if isinstance(model, dict) else None
+        return options if isinstance(options, dict) else None
+
+
+def merge_configs(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of ``kdlab fit`` for LightningCLI, which knows neither rule.
+
+    The knowledge of a config is added to that of the configs before it; a knowledge of the same name replaces the
+    earlier one. For every other key the last value counts, as in LightningCLI. Where no data is named,
+    :data:`DATA` is. Every file is read once.
 
     Raises:
-        InputError: a part of a recipe, which names no model, comes before any that does.
+        InputError: a config that names no model precedes the first that does.
     """
-    changed, known, parts, taught = list(arguments), dict[str, Any](), list[str](), list[int]()
-    named = any(each == "--model" or each.startswith("--model=") for each in arguments)
-    for place, path in _recipes(arguments):
-        recipe = _read(path)
-        model = recipe.get("model") if isinstance(recipe, dict) else None
-        named = named or isinstance(model, str) or (isinstance(model, dict) and "class_path" in model)
-        if not isinstance(model, dict) or not isinstance(options := model.get("init_args"), dict):
+    configs = _configs(arguments)
+    return _with_data(_with_knowledge(arguments, configs), configs)
+
+
+def _with_knowledge(arguments: Sequence[str], configs: Sequence[_Config]) -> list[str]:
+    merged, known, indices = list(arguments), dict[str, Any](), list[int]()
+    has_model = _has_option(arguments, "--model")
+    for config in configs:
+        has_model = has_model or config.names("model")
+        if (options := config.options) is None:
             continue
-        parts += [] if named else [path]
-        own = options.get("knowledge")
-        if isinstance(own, dict):
-            taught.append(place)
-            both = {**known, **own}
-            if both.keys() != own.keys():
-                options["knowledge"] = both
-                flag = "" if changed[place] == path else "--config="
-                changed[place] = flag + yaml.safe_dump(recipe, sort_keys=False)
-            known = both
-    if parts:
-        raise InputError(
-            f"{parts[0]!r} is a part of a recipe and names no model: put a whole one before it, as in "
-            f"-c configs/cifar100/distil.yaml -c {parts[0]}."
-        )
-    return _with_room(changed, taught)
+        if not has_model:
+            raise InputError(
+                f"{config.path!r} is a part of a recipe and names no model: put a whole one before it, as in "
+                f"-c configs/cifar100/distil.yaml -c {config.path}."
+            )
+        if isinstance(knowledge := options.get("knowledge"), dict):
+            indices.append(config.place)
+            known = {**known, **knowledge}
+            if known.keys() != knowledge.keys():
+                options["knowledge"] = known
+                flag = "" if merged[config.place] == config.path else "--config="
+                merged[config.place] = flag + yaml.safe_dump(config.content, sort_keys=False)
+    return _with_empty_knowledge(merged, indices)
 
 
-def _with_room(arguments: list[str], taught: Sequence[int]) -> list[str]:
-    """The arguments, with no knowledge at all before the first option that adds to it, such as knowledge.mine.loss.
+def _with_empty_knowledge(arguments: list[str], indices: Sequence[int]) -> list[str]:
+    """Insert an empty knowledge before the first option that adds to it, such as ``knowledge.mine.loss``.
 
-    Else the parser would read "mine" as an argument of a knowledge: it adds to a mapping that is there. ``taught``: the
-    places of recipes that have one.
+    The parser adds to a mapping that exists; without one it would read "mine" as an argument of a knowledge.
+
+    Args:
+        arguments: of the command line.
+        indices: of the configs with a knowledge.
     """
     added = re.compile(re.escape(KNOWLEDGE) + r"\.\w|--model\.init_args\.knowledge\.\w")
-    place = next((place for place, each in enumerate(arguments) if added.match(each)), None)
-    if place is None or any(each < place for each in taught):
+    first = next((index for index, argument in enumerate(arguments) if added.match(argument)), None)
+    if first is None or any(index < first for index in indices) or _has_option(arguments[:first], KNOWLEDGE):
         return arguments
-    if any(each.split("=")[0] == KNOWLEDGE for each in arguments[:place]):
-        return arguments
-    return [*arguments[:place], f"{KNOWLEDGE}={{}}", *arguments[place:]]
+    return [*arguments[:first], f"{KNOWLEDGE}={{}}", *arguments[first:]]
 
 
-def with_data(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with kdlab's digits before all others where no data is named.
+def _with_data(arguments: list[str], configs: Sequence[_Config]) -> list[str]:
+    """Insert the digits before all other arguments where no data is named.
 
-    A default of the parser would not do: it is filled with the digits' own options (no padding, no flip), which then
-    stay when a recipe names another class, instead of that class's.
+    A default of the parser would not do: its own options (no padding, no flip) would stay when a config names another
+    class.
     """
-    for each in arguments:
-        if each == "--data" or each.startswith("--data="):
-            return list(arguments)
-    for _, path in _recipes(arguments):
-        recipe = _read(path)
-        data = recipe.get("data") if isinstance(recipe, dict) else None
-        if isinstance(data, str) or (isinstance(data, dict) and "class_path" in data):
-            return list(arguments)
+    if _has_option(arguments, "--data") or any(config.names("data") for config in configs):
+        return arguments
     first = 1 if arguments and not arguments[0].startswith("-") else 0  # after the command
     return [*arguments[:first], DATA, *arguments[first:]]
 
 
-def _recipes(arguments: Sequence[str]) -> list[tuple[int, str]]:
-    """Where among the arguments each recipe is named, and its path."""
-    found = []
-    for place, each in enumerate(arguments):
-        if each.startswith("--config="):
-            found.append((place, each.removeprefix("--config=")))
-        elif each in KEYS and place + 1 < len(arguments):
-            found.append((place + 1, arguments[place + 1]))
-    return found
+def _has_option(arguments: Sequence[str], name: str) -> bool:
+    return any(argument.split("=")[0] == name for argument in arguments)
 
 
-def _read(path: str) -> Any:
-    """The content of a recipe, a file or the text itself; nothing where LightningCLI will say what is wrong with it."""
+def _configs(arguments: Sequence[str]) -> list[_Config]:
+    configs = []
+    for index, argument in enumerate(arguments):
+        if argument.startswith("--config="):
+            configs.append((index, argument.removeprefix("--config=")))
+        elif argument in ("-c", "--config") and index + 1 < len(arguments):
+            configs.append((index + 1, arguments[index + 1]))
+    return [_Config(index, path, _read(path)) for index, path in configs]
+
+
+def _read(path: str) -> dict[str, Any]:
+    """Return the content of a config, given as a file or as the text itself."""
     try:
-        return yaml.safe_load(path if "\n" in path else Path(path).read_text())
+        content = yaml.safe_load(path if "\n" in path else Path(path).read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError, ValueError):
-        return None
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from kdlab.errors import InputError
+from kdlab.files import atomic_write
 from kdlab.models.checkpoint_reader import read_tensors
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -100,15 +101,8 @@ def save_tensors(
     if path.is_dir():
         raise InputError(f"{str(path)!r} is a folder: give the name of the file to write.")
     tensors = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(tensors, beside, metadata={"format": "pt", **(metadata or {})})
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with atomic_write(path) as file:
+        save_file(tensors, file.name, metadata={"format": "pt", **(metadata or {})})
 
 
 class _Misfit(NamedTuple):

@@ -177,8 +177,8 @@ def test_a_recipe_for_teachers_too_may_quote_the_network_that_is_trained(tmp_pat
 @pytest.mark.parametrize(
     ("quote", "said"),
     [
-        ("$student.layers", "line 6: the network 'tiny' says nothing of 'layers', which '$student.layers' quotes"),
-        ("$peer.taps", "line 13: '$peer.taps' quotes the network 'peer', which is not there"),
+        ("$student.layers", "line 6: network 'tiny' defines no variable 'layers' (referenced as $student.layers)."),
+        ("$peer.taps", "line 13: there is no network 'peer' (referenced as $peer.taps)."),
     ],
 )
 def test_a_quoted_name_that_is_not_there(quote: str, said: str, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Deployable networks from the checkpoints of a run."""
