@@ -204,3 +204,14 @@ def test_of_a_resolved_config_too_only_what_counts_is_kept(tmp_path: Path) -> No
     assert one != other
     assert of_config(one) == of_config(other)
     assert str(tmp_path) not in json.dumps(canonical(one))
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_an_option_that_0_1_0_did_not_have_counts_where_it_is_set(flat: bool) -> None:
+    def key(**more: Any) -> str:
+        options = {"loss": {"class_path": "kdlab.losses.SoftTargets"}, "weight": 0.9, **more}
+        return of_config(changed(("model.init_args.knowledge", {"kd": options if flat else {"init_args": options}})))
+
+    assert key() == key(teachers=None) == key(teachers=[])
+    assert key() != key(teachers=["one"])
+    assert key(teachers=["one"]) != key(teachers=["two"])
