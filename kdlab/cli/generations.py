@@ -20,9 +20,9 @@ from kdlab.cli.generations_report import Row, Together, table, write
 from kdlab.config.lightning_cli import QUIET, KdlabCLI, build, take_up
 from kdlab.config.run_folder import finish_loggers
 from kdlab.errors import InputError
+from kdlab.files import write_text
 from kdlab.models import load_weights, save_weights
 from kdlab.modules import Distiller
-from kdlab.studies.files import write_text
 
 RECIPE, STUDENT = "recipe.yaml", "student.safetensors"
 SHOWN_ONLY = ("logger", "enable_progress_bar", "enable_model_summary")

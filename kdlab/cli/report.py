@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.markdown import Markdown
 
-from kdlab.cli.reproduce import Parser, log_to_wandb
-from kdlab.studies.render import markdown, write
+from kdlab.cli.reproduce import Parser
+from kdlab.studies.render import log_table, markdown, write
 
 DESCRIPTION = """\
 Print a study's table and write report.md, report.csv and report.png; a README.md there that has the marks \
@@ -30,4 +30,5 @@ def run(arguments: Sequence[str]) -> None:
         print(markdown(table))
     for path in write(table, Path(options.out) if options.out else opened.study.folder):
         print(path)
-    log_to_wandb(options.wandb, opened)
+    if options.wandb:
+        log_table(table, options.wandb, opened.folder)

@@ -23,9 +23,9 @@ from kdlab.studies import tables
 from kdlab.studies.grid import runs_of
 from kdlab.studies.launchers import Launcher, OneAtATime, OnRay
 from kdlab.studies.ledger import FINISHED, Ledger
-from kdlab.studies.preflight import Estimate, Resolved, Trials, check_classes, check_weights
+from kdlab.studies.preflight import Estimate, Resolved, Trials, check_networks
 from kdlab.studies.progress import StudyBar
-from kdlab.studies.render import markdown
+from kdlab.studies.render import log_table, markdown
 from kdlab.studies.runs import Run
 from kdlab.studies.scheduler import Loggers, Work
 from kdlab.studies.study import read
@@ -98,7 +98,6 @@ class OpenStudy:
             resolve.keep()
         self.ledger = Ledger(Path(options.ledger) if options.ledger else self.study.folder / "ledger.csv")
         self.as_published = all(override.startswith(PLACES) for override in overrides)
-        self.trials = Trials(self.folder / ".trials.json")
 
     def table(self) -> tables.Table:
         """Return the table of the ledger as it is now."""
@@ -111,15 +110,12 @@ class OpenStudy:
             InputError: the data cannot be read, networks of a pair have different classes, or a config cannot work;
                 with the line of the study.
         """
-        fingerprints: dict[str, str] = {}
+        trials, fingerprints = Trials(self.folder / ".trials.json"), dict[str, str]()
         with console.status("reading the data"):
             for run in self.runs:
-                try:
-                    fingerprints[run.key] = self.trials.fingerprint(run.config)
-                except InputError as error:
-                    raise self.study.source.error(self.study.recipe.place, str(error)) from error
-        check_classes(self.study, self.trials, self.runs[0].config)
-        check_weights(self.study, self.weights)
+                with self.study.source.errors_at(self.study.recipe.place):
+                    fingerprints[run.key] = trials.fingerprint(run.config)
+        check_networks(self.study, trials, self.runs[0].config, self.weights)
         work = Work(self.runs, lambda run: fingerprints[run.key], self.folder, self.ledger)
         estimates: dict[str, Estimate] = {}
         with console.status("trying the configs") as status:
@@ -127,11 +123,8 @@ class OpenStudy:
                 if self.ledger.finished(work.identity(run)):
                     continue
                 status.update(f"trying config {number} of {len(self.runs)}: {run.name}")
-                try:
-                    estimates[run.key] = self.trials.estimate(run.config)
-                except InputError as error:
-                    raise self.study.source.error(run.place, f"{run.name}: {error}") from error
-        self.trials.forget()
+                with self.study.source.errors_at(run.place, f"{run.name}: "):
+                    estimates[run.key] = trials.estimate(run.config)
         return work, estimates
 
 
@@ -156,7 +149,8 @@ def run(arguments: Sequence[str]) -> None:
     with locked(opened.folder / ".lock", f"another process is at the study {opened.study.name!r}"):
         outcome = _carry_out(options, opened, work, estimates, console)
     console.print(Markdown(markdown(opened.table())))
-    log_to_wandb(options.wandb, opened)
+    if options.wandb:
+        log_table(opened.table(), options.wandb, opened.folder)
     failed = {run.name: outcome[run.key] for run in opened.runs if outcome[run.key] != FINISHED}
     for name, error in failed.items():
         console.print(f"[red]failed:[/] {name}: {error}", soft_wrap=True)
@@ -164,20 +158,12 @@ def run(arguments: Sequence[str]) -> None:
         raise SystemExit(1)
 
 
-def log_to_wandb(project: str | None, opened: OpenStudy) -> None:
-    """Log the table, if there is a project of Weights & Biases."""
-    if project:
-        from kdlab.studies.wandb_table import log_table
-
-        log_table(opened.table(), project, opened.folder)
-
-
 def _carry_out(
     options: argparse.Namespace, opened: OpenStudy, work: Work, estimates: Mapping[str, Estimate], console: Console
 ) -> dict[str, str]:
     launcher: Launcher = OneAtATime()
     if options.launcher == "ray":
-        launcher = OnRay(options.address, options.cpus_per_run, options.gpus_per_run, workers=options.workers)
+        launcher = OnRay(options.address, options.cpus_per_run, options.gpus_per_run, options.workers)
     loggers = _wandb_loggers(opened.study.name, options.wandb, work) if options.wandb else (lambda run: [])
     before = signal.signal(signal.SIGTERM, _terminated)
     try:

@@ -32,13 +32,8 @@ from kdlab.errors import InputError, failed_import, refusal_in
 Config = Mapping[str, Any]
 """A resolved config: every option with its value, as plain dicts and lists."""
 
-QUIET_TRAINER = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "num_sanity_val_steps": 2,
-}
+SILENT = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+QUIET_TRAINER = {**dict.fromkeys(SILENT, False), "num_sanity_val_steps": 2}
 """Options of a Trainer that writes nothing."""
 QUIET = [f"--trainer.{name}={json.dumps(value)}" for name, value in QUIET_TRAINER.items()]
 SILENCED = (
@@ -69,7 +64,7 @@ class SaveConfig(SaveConfigCallback):
         super().__init__(parser, config)
         self.resolved = resolved
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, *_: Any, **__: Any) -> None:
         """Do nothing yet: the run's folder is known when the fit starts."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -85,11 +80,7 @@ class SaveConfig(SaveConfigCallback):
 
 
 class KdlabCLI(LightningCLI):
-    """Any LightningModule with any LightningDataModule by class path.
-
-    Attributes:
-        resolved: the config of the command, with every default.
-    """
+    """Any LightningModule with any LightningDataModule by class path; ``resolved`` is the config with every default."""
 
     resolved: dict[str, Any]
 
@@ -106,18 +97,15 @@ class KdlabCLI(LightningCLI):
         self.save_config_kwargs = {"resolved": self.resolved}
 
     def before_fit(self) -> None:
-        """Keep a new run out of another run's folder, and the numbers of a run that is resumed.
-
-        Raises:
-            InputError: the folder holds another run.
-        """
-        self._check_checkpoint()
+        """Keep a new run out of another run's folder, and the numbers of a run that is resumed."""
+        self.before_test()
         claim_folder(self.trainer, resumed=bool(self.resolved["ckpt_path"]))
 
-    def _check_checkpoint(self) -> None:
+    def before_test(self) -> None:
+        """Check the checkpoint's path."""
         check_checkpoint(self.resolved["ckpt_path"])
 
-    before_validate = before_test = before_predict = _check_checkpoint
+    before_validate = before_predict = before_test
 
     def predict(self, **options: Any) -> None:
         """Run the Trainer's predict and write ``predictions.csv``: sample, class, confidence."""
@@ -209,7 +197,7 @@ def _cli(kind: type[KdlabCLI], arguments: Sequence[str] | Config, *, run: bool, 
             args = None  # DDP starts its other processes from sys.argv
     for message in SILENCED:
         warnings.filterwarnings("ignore", message)
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_no_tip)
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_is_no_tip)
     try:
         return kind(
             model_class=pl.LightningModule,
@@ -246,5 +234,5 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list) else [value] if value else []
 
 
-def _no_tip(record: logging.LogRecord) -> bool:
+def _is_no_tip(record: logging.LogRecord) -> bool:
     return "Tip:" not in record.getMessage()

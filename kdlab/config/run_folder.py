@@ -15,14 +15,9 @@ from kdlab.errors import InputError
 CSV = {"class_path": "pytorch_lightning.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": ""}}
 # One file, replaced after each epoch, validated or not. With save_top_k=0, Lightning 2.6 writes last.ckpt at the end
 # only: it needs another checkpoint of the same step first.
-LAST = {
-    "filename": "last",
-    "save_top_k": 1,
-    "enable_version_counter": False,
-    "every_n_epochs": 1,
-    "save_on_train_epoch_end": True,
-}
-RESUMABLE = {"save_last": True, "save_top_k": 1, "save_weights_only": False, "enable_version_counter": False}
+KEPT = {"save_top_k": 1, "enable_version_counter": False}
+LAST = {"filename": "last", **KEPT, "every_n_epochs": 1, "save_on_train_epoch_end": True}
+RESUMABLE = {"save_last": True, **KEPT, "save_weights_only": False}
 
 
 def run_folder(trainer: pl.Trainer) -> Path:
@@ -38,6 +33,22 @@ def last_checkpoint(folder: Path) -> Path:
     return folder / "checkpoints" / "last.ckpt"
 
 
+def resume_point(folder: Path) -> str | None:
+    """Return the checkpoint in a run's folder; ``None`` for a new run or one stopped before its first checkpoint."""
+    last = last_checkpoint(folder)
+    if last.exists():
+        return str(last)
+    (folder / "config.yaml").unlink(missing_ok=True)  # else the folder would count as another run's
+    return None
+
+
+def check_checkpoint(path: Any) -> None:
+    """Raise an :class:`InputError` if a file is not there; Lightning's words, such as "best", and URLs pass."""
+    if isinstance(path, str) and path.endswith(".ckpt") and "://" not in path and not Path(path).is_file():
+        text = f"There is no checkpoint {path!r}: ckpt_path is the file to resume from or to evaluate."
+        raise InputError(text, key="ckpt_path", value=path)
+
+
 def claim_folder(trainer: pl.Trainer, resumed: bool) -> None:
     """Prepare the folder of the CSV logger; a resumed run keeps its earlier numbers in ``metrics.N.csv``.
 
@@ -50,26 +61,10 @@ def claim_folder(trainer: pl.Trainer, resumed: bool) -> None:
     if not resumed and (folder / "config.yaml").exists():
         last = last_checkpoint(folder)
         way = f"resume it with --ckpt_path={last}" if last.exists() else "it left no checkpoint, so delete it"
-        raise InputError(
-            f"{str(folder)!r} holds a run already: {way}, or give this one another logger.init_args.version."
-        )
+        hint = f"{way}, or give this one another logger.init_args.version"
+        raise InputError(f"{str(folder)!r} holds a run already: {hint}.", key="logger.init_args.version")
     if resumed and (folder / "metrics.csv").exists():  # CSVLogger would delete it
-        earlier = len(list(folder.glob("metrics.*.csv")))
-        (folder / "metrics.csv").rename(folder / f"metrics.{earlier}.csv")
-
-
-def check_checkpoint(path: Any) -> None:
-    """Check that the file of ``ckpt_path`` exists; Lightning's words, such as "best", and URLs pass.
-
-    Raises:
-        InputError: there is no such file.
-    """
-    if isinstance(path, str) and path.endswith(".ckpt") and "://" not in path and not Path(path).is_file():
-        raise InputError(
-            f"There is no checkpoint {path!r}: ckpt_path is the file to resume from or to evaluate.",
-            key="ckpt_path",
-            value=path,
-        )
+        (folder / "metrics.csv").rename(folder / f"metrics.{len(list(folder.glob('metrics.*.csv')))}.csv")
 
 
 def placed(config: Mapping[str, Any], folder: Path, loggers: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
@@ -86,15 +81,6 @@ def wandb_logger(folder: Path, **options: Any) -> dict[str, Any]:
     # The path is absolute: a client that runs already, such as a notebook's, has its own working directory.
     known = {**options, "resume": "allow", "save_dir": str(folder.resolve())}
     return {"class_path": "pytorch_lightning.loggers.WandbLogger", "init_args": known}
-
-
-def resume_point(folder: Path) -> str | None:
-    """Return the checkpoint in a run's folder; ``None`` for a new run or one stopped before its first checkpoint."""
-    last = last_checkpoint(folder)
-    if last.exists():
-        return str(last)
-    (folder / "config.yaml").unlink(missing_ok=True)  # else the folder would count as another run's
-    return None
 
 
 def finish_loggers(trainer: pl.Trainer) -> None:

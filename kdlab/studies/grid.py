@@ -53,7 +53,8 @@ class _Grid:
     def runs(self) -> list[Run]:
         for pair in self.study.pairs:
             for network in pair.roles.values():
-                self.check(network)
+                with self.study.source.errors_at(("networks", network.name, "class_path")):
+                    named(str(network.build["class_path"]))
         cells = [
             (pair, method)
             for pair in self.study.pairs
@@ -167,12 +168,6 @@ class _Grid:
             weights = f"run:{self.teacher(network).key}"
         init_args = {"network": dict(network.build), "weights": weights}
         return {"class_path": "kdlab.models.with_weights", "init_args": init_args}
-
-    def check(self, network: Network) -> None:
-        try:
-            named(str(network.build["class_path"]))
-        except InputError as error:
-            raise self.study.source.error(("networks", network.name, "class_path"), str(error)) from error
 
     def unquoted(self, value: Any, pair: Pair, place: Place) -> Any:
         """Return ``value`` with every ``$student.NAME`` replaced by that variable of the network."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import subprocess
@@ -58,12 +59,10 @@ class OneAtATime:
         if self._running is None:
             return []
         folder, process = self._running
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return []
-        self.stop()
-        return [folder]
+            self.stop()
+        return [] if self._running else [folder]
 
     def stop(self) -> None:
         """End the run."""
@@ -100,21 +99,14 @@ class OnRay:
         address: of the cluster, such as ``auto`` or ``ray://head:10001``; ``None`` starts one on this machine.
         cpus: processors for each run.
         gpus: GPUs for each run; a fraction lets runs share one.
+        workers: processors of a cluster that is started here; ``None`` is all.
         retries: how often a run whose worker was lost is started again.
-        workers: processors of a cluster that is started here; all if not given.
 
     Raises:
         InputError: Ray is not installed, there is no cluster at ``address``, or it is too small for a run.
     """
 
-    def __init__(
-        self,
-        address: str | None = None,
-        cpus: float = 1.0,
-        gpus: float = 0.0,
-        retries: int = 5,
-        workers: int | None = None,
-    ) -> None:
+    def __init__(self, address: str | None, cpus: float, gpus: float, workers: int | None, retries: int = 5) -> None:
         try:
             import ray
         except ImportError as error:

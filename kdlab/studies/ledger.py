@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from kdlab.errors import InputError
-from kdlab.files import locked
+from kdlab.files import locked, write_text
 from kdlab.studies.columns import FIELDS
-from kdlab.studies.files import write_text
 
 FINISHED, FAILED = "finished", "failed"
 

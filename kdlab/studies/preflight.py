@@ -7,9 +7,8 @@ import gc
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -17,10 +16,10 @@ import torch
 import kdlab
 from kdlab.config.lightning_cli import QUIET_TRAINER, build, quietly, resolve
 from kdlab.errors import InputError, refusal_in
+from kdlab.files import read_json, write_json
 from kdlab.models import load_weights
 from kdlab.modules.base import DistillationModule
 from kdlab.modules.memory_estimate import memory_of
-from kdlab.studies.files import read_json, write_json
 from kdlab.studies.grid import seeded
 from kdlab.studies.run_id import code_of, digest, named, of_config
 from kdlab.studies.study import Network, Study
@@ -41,14 +40,8 @@ SHORT = {
 """Options of the Trainer of a trial."""
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """Cost of a run.
-
-    Attributes:
-        seconds: of one epoch of training.
-        memory: bytes of weights, gradients, optimizer and activations of one process.
-    """
+class Estimate(NamedTuple):
+    """Seconds of one epoch; bytes of weights, gradients, optimizer and activations of one process."""
 
     seconds: float
     memory: float
@@ -79,7 +72,7 @@ class Resolved:
 
 def _code(config: dict[str, Any]) -> str | None:
     try:
-        return digest(sorted({*code_of(config)}))
+        return digest(sorted(code_of(config)))
     except InputError:  # something that it names is gone: the parser reports it
         return None
 
@@ -138,14 +131,10 @@ class Trials:
         """
         key = of_config(seeded(config, 0, fixed_data=False))
         if key not in self.known:
-            self.known[key] = asdict(self._tried(config))
+            self.known[key] = self._tried(config)._asdict()
             gc.collect()  # trainer and module refer to each other, and a study has hundreds
             write_json(self.path, self.known)
         return Estimate(**self.known[key])
-
-    def forget(self) -> None:
-        """Free the memory of the data: the runs have processes of their own."""
-        self._data.clear()
 
     def _tried(self, config: Mapping[str, Any]) -> Estimate:
         data: Any = self.data(config)
@@ -171,13 +160,7 @@ class Trials:
 
 
 class _Watch(pl.Callback):
-    """Measures the quickest step but the first, which allocates what the others reuse.
-
-    Args:
-        data: with few samples in a batch.
-        few: how many, of all processes.
-        whole: size of the recipe's batch.
-    """
+    """Measures the quickest step but the first, first with ``few`` samples, then with the recipe's ``whole`` batch."""
 
     def __init__(self, data: Any, few: int | None, whole: int | None) -> None:
         self.data, self.few, self.whole, self.memory, self._since = data, few, whole, 0.0, 0.0
@@ -194,9 +177,8 @@ class _Watch(pl.Callback):
         self.steps.append(time.perf_counter() - self._since)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.few == self.whole or self._quickest() > QUICK:
-            trainer.should_stop = True
-        else:  # the loader is created anew for the next epoch
+        trainer.should_stop = self.few == self.whole or self._quickest() > QUICK
+        if not trainer.should_stop:  # the loader is created anew for the next epoch
             self.data.batch_size = self.few = self.whole
             self.steps.clear()
 
@@ -205,47 +187,43 @@ class _Watch(pl.Callback):
         return self._quickest() * (self.whole / self.few if self.whole and self.few else 1.0)
 
     def _quickest(self) -> float:
-        return min(self.steps[1:] or self.steps, default=0.0)
+        return min(self.steps[1:] or self.steps, default=0.0)  # the first allocates what the others reuse
 
 
-def check_classes(study: Study, trials: Trials, config: Mapping[str, Any]) -> None:
-    """Check that the networks of each pair can be built and have as many classes.
+def check_networks(study: Study, trials: Trials, config: Mapping[str, Any], given: Mapping[str, Path]) -> None:
+    """Build every network, compare the classes of each pair, and load the weights of teachers not trained here.
+
+    Args:
+        study: the study.
+        trials: to read the data.
+        config: of any run.
+        given: weights of the command line, by the teacher's name.
 
     Raises:
-        InputError: one cannot or has not; with the line of the study.
+        InputError: a network or a file does not fit; with the line of the study.
     """
-    counts: dict[str, int | None] = {}
+    error, counts, networks = study.source.error, dict[str, int | None](), dict[str, Network]()
     for pair in study.pairs:
         for network in pair.roles.values():
             if network.name not in counts:
                 try:
                     counts[network.name] = trials.classes(config, network.build)
-                except (RuntimeError, TypeError, ValueError) as error:
-                    reason = str(error).splitlines()[0]
-                    place = ("networks", network.name)
-                    raise study.source.error(place, f"{network.name} cannot be used: {reason}") from error
-        sizes = {network.name: counts[network.name] for network in pair.roles.values()}
-        if len(set(sizes.values()) - {None}) > 1:
-            listed = ", ".join(f"{name} has {count}" for name, count in sizes.items())
-            raise study.source.error(pair.part.place, f"the networks of {pair.name} have different classes: {listed}.")
-
-
-def check_weights(study: Study, given: Mapping[str, Path]) -> None:
-    """Load every file of a teacher that is not trained here, ``given`` on the command line or in the study.
-
-    Raises:
-        InputError: a file does not fit; with the option, or the line of the study.
-    """
-    teachers: dict[str, Network] = {
-        pair.roles["teacher"].name: pair.roles["teacher"] for pair in study.pairs if "teacher" in pair.roles
-    }
-    for name in (name for name in teachers if name in study.weights):
+                except (RuntimeError, TypeError, ValueError) as cause:
+                    text = f"{network.name} cannot be used: {str(cause).splitlines()[0]}"
+                    raise error(("networks", network.name), text) from cause
+        names = {network.name for network in pair.roles.values()}
+        if len({counts[name] for name in names} - {None}) > 1:
+            listed = ", ".join(f"{network.name} has {counts[network.name]}" for network in pair.roles.values())
+            raise error(pair.part.place, f"the networks of {pair.name} have different classes: {listed}.")
+        networks |= {pair.roles[role].name: pair.roles[role] for role in pair.roles if role == "teacher"}
+    for name, network in networks.items():
+        if name not in study.weights:
+            continue
         try:
-            load_weights(instantiate(teachers[name].build), study.weights[name])
-        except InputError as error:
-            if name in given:
-                raise InputError(f"--teacher {name}: {error}") from error
-            raise study.source.error(("teachers", "weights", name), str(error)) from error
+            load_weights(instantiate(network.build), study.weights[name])
+        except InputError as cause:
+            text = f"--teacher {name}: {cause}"
+            raise InputError(text) if name in given else error(("teachers", "weights", name), str(cause)) from cause
 
 
 def instantiate(value: Any) -> Any:

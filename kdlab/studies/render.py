@@ -1,22 +1,24 @@
-"""A study's table as Markdown, as CSV and as a figure."""
+"""A study's table as Markdown, as CSV, as a figure and in Weights & Biases."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from kdlab.studies.columns import CELL_COLUMNS, EXPORTED, spread_text
-from kdlab.studies.files import write_text
-from kdlab.studies.study import Network
+from kdlab.files import write_text
+from kdlab.studies.columns import SHOWN
+from kdlab.studies.statistics import Difference, Spread
 from kdlab.studies.tables import Entry, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BEGIN, END = "<!-- kdlab report: begin -->", "<!-- kdlab report: end -->"
+FURTHER = [shown for shown in SHOWN.values() if shown.name not in ("top1", "best")]
+"""Columns after those of the accuracy."""
 
 
 def markdown(table: Table) -> str:
@@ -35,17 +37,42 @@ def markdown(table: Table) -> str:
         lines += [*_overview(table), ""]
     for pair in study.pairs:
         if entries := [entry for entry in table.entries if entry.pair == pair.name]:
-            lines += [f"### {pair.name}", "", *_teachers(table, pair.roles), *_part(study.baseline, entries), ""]
+            lines += [f"### {pair.name}", ""]
+            if (teacher := pair.roles.get("teacher")) and teacher.name in table.teachers:
+                lines += [f"Teacher {teacher.name}, trained here: {table.teachers[teacher.name]:.2f}.", ""]
+            lines += [*_part(study.baseline, entries), ""]
     lines += [f"- {note}" for note in table.notes]
     return "\n".join(lines).rstrip() + "\n"
 
 
+def row(entry: Entry) -> dict[str, Any]:
+    """Return a cell's values for CSV and W&B, with every digit."""
+    means = {shown.name: value.mean if (value := entry.spreads[shown.name]) else None for shown in SHOWN.values()}
+    low, high = (entry.gain.low, entry.gain.high) if entry.gain else (None, None)
+    return {
+        "pair": entry.pair,
+        "method": entry.method,
+        "seeds": len(entry.values),
+        "of": entry.wanted,
+        "top1": means.pop("top1"),
+        "std": entry.last.std if entry.last else None,
+        "best": means.pop("best"),
+        "gain": entry.gain.value if entry.gain else None,
+        "gain_low": low,
+        "gain_high": high,
+        "published": entry.published.top1 if entry.published else None,
+        "beyond_published": entry.beyond,
+        **means,
+        "source": entry.published.source if entry.published else None,
+    }
+
+
 def table_csv(table: Table) -> str:
-    """Return the table as CSV, one line for each cell, numbers with every digit."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(column.name for column in EXPORTED)
-    writer.writerows([column.value(entry) for column in EXPORTED] for entry in table.entries)
+    """Return the table as CSV, one line for each cell."""
+    rows, text = [row(entry) for entry in table.entries], io.StringIO()
+    writer = csv.DictWriter(text, rows[0] if rows else (), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return text.getvalue()
 
 
@@ -57,20 +84,19 @@ def figure(table: Table) -> Figure:
     pairs = [pair.name for pair in table.study.pairs if pair.name in measured]
     across = min(3, max(1, len(pairs)))
     down = max(1, -(-len(pairs) // across))
-    methods = len(table.study.methods)
-    drawn = Figure(figsize=(4.4 * across + 0.6, (0.3 * methods + 1.1) * down), layout="constrained")
+    size = 4.4 * across + 0.6, (0.3 * len(table.study.methods) + 1.1) * down
+    drawn = Figure(figsize=size, layout="constrained")
     axes = drawn.subplots(down, across, squeeze=False).flatten()
     for axis, pair in zip(axes, pairs, strict=False):
         entries = [entry for entry in table.entries if entry.pair == pair][::-1]
-        for row, entry in enumerate(entries):
-            axis.plot(entry.values, [row] * len(entry.values), "o", color="tab:blue", alpha=0.45, markersize=4)
+        for height, entry in enumerate(entries):
+            axis.plot(entry.values, [height] * len(entry.values), "o", color="tab:blue", alpha=0.45, markersize=4)
             if entry.last is not None:
-                axis.plot(entry.last.mean, row, "|", color="tab:blue", markersize=13, markeredgewidth=2)
+                axis.plot(entry.last.mean, height, "|", color="tab:blue", markersize=13, markeredgewidth=2)
             if entry.published is not None:
-                axis.plot(entry.published.top1, row, "x", color="tab:red", markersize=6)
-        plain = next((entry.last for entry in entries if entry.method == table.study.baseline), None)
-        if plain is not None:
-            axis.axvline(plain.mean, color="0.8", linewidth=1, zorder=0)
+                axis.plot(entry.published.top1, height, "x", color="tab:red", markersize=6)
+            if entry.last is not None and entry.method == table.study.baseline:
+                axis.axvline(entry.last.mean, color="0.8", linewidth=1, zorder=0)
         axis.set_yticks(range(len(entries)), [entry.method for entry in entries], fontsize=8)
         axis.set_title(pair, fontsize=9)
         axis.set_xlabel("top-1 %", fontsize=8)
@@ -96,41 +122,65 @@ def write(table: Table, out: Path) -> list[Path]:
     return paths
 
 
+def log_table(table: Table, project: str, folder: Path) -> None:
+    """Log table and figure to a Weights & Biases project, in the study's group; ``folder`` is for the client's files."""
+    import wandb
+
+    folder.mkdir(parents=True, exist_ok=True)
+    name, rows = table.study.name, [row(entry) for entry in table.entries]
+    place = str(folder.resolve())
+    run = wandb.init(project=project, group=name, job_type="report", name=f"{name} report", dir=place)
+    cells = wandb.Table(columns=list(rows[0]), data=[list(values.values()) for values in rows])
+    run.log({"table": cells, "figure": wandb.Image(figure(table))})
+    run.finish()
+
+
 def _part(baseline: str, entries: Sequence[Entry]) -> list[str]:
-    hidden = () if any(entry.published for entry in entries) else ("published", "beyond_published")
-    columns = [column for column in CELL_COLUMNS if column.heading and column.name not in hidden]
-    heads = [column.heading.format(baseline=baseline) for column in columns]
-    return _table(heads, ([column.text(entry) for column in columns] for entry in entries))
+    published = any(entry.published for entry in entries)
+    heads = ["method", "top-1", "n", "best epoch", f"Δ {baseline}"]
+    heads += ["published", "Δ published"] if published else []
+    rows = []
+    for entry in entries:
+        done, best = len(entry.values), entry.spreads["best"]
+        seeds = "" if not done else str(done) if entry.complete else f"{done} of {entry.wanted}"
+        cells = [entry.method, _spread(entry.last), seeds, f"{best.mean:.2f}" if best else "", _difference(entry.gain)]
+        if published:
+            cells.append(f"{entry.published.top1:.2f}" if entry.published else "")
+            cells.append("" if entry.beyond is None else f"{entry.beyond:+.2f}")
+        further = [(shown, entry.spreads[shown.name]) for shown in FURTHER]
+        rows.append([*cells, *(shown.text(value.mean) if value else "" for shown, value in further)])
+    return _markdown_table([*heads, *(shown.heading for shown in FURTHER)], rows)
 
 
 def _overview(table: Table) -> list[str]:
-    study = table.study
+    study, rows = table.study, []
     heads = ["method", *(pair.name for pair in study.pairs)]
     heads += [f"ARI of {study.reference}, %"] if study.reference else []
-    rows = []
     for method in study.methods:
-        cells = [method.name, *(_short(table.entry(pair.name, method.name)) for pair in study.pairs)]
+        entries = [table.entry(pair.name, method.name) for pair in study.pairs]
+        marks = ["*" if entry and entry.values and not entry.complete else "" for entry in entries]
+        cells = [_spread(entry.last) if entry else "–" for entry in entries]
+        rows.append([method.name, *map("".join, zip(cells, marks, strict=True))])
         if study.reference:
             improvement = table.improvements.get(method.name)
-            cells.append("" if improvement is None else f"{improvement:.1f}")
-        rows.append(cells)
+            rows[-1].append("" if improvement is None else f"{improvement:.1f}")
     marked = any(entry.values and not entry.complete for entry in table.entries)
-    return [*_table(heads, rows), *(["", "\\* not all seeds yet"] if marked else [])]
+    return [*_markdown_table(heads, rows), *(["", "\\* not all seeds yet"] if marked else [])]
 
 
-def _short(entry: Entry | None) -> str:
-    """Return the accuracy of a cell, marked where seeds are missing."""
-    if entry is None:
-        return "–"
-    return spread_text(entry.last) + ("" if entry.complete else "*") if entry.last else ""
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def _markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     rule = "|---" + "|---:" * (len(heads) - 1) + "|"
-    return [f"| {' | '.join(heads)} |", rule, *(f"| {' | '.join(row)} |" for row in rows)]
+    return [f"| {' | '.join(heads)} |", rule, *(f"| {' | '.join(cells)} |" for cells in rows)]
 
 
-def _teachers(table: Table, roles: Mapping[str, Network]) -> list[str]:
-    if "teacher" not in roles or (name := roles["teacher"].name) not in table.teachers:
-        return []
-    return [f"Teacher {name}, trained here: {table.teachers[name]:.2f}.", ""]
+def _spread(value: Spread | None) -> str:
+    if value is None:
+        return ""
+    return f"{value.mean:.2f}" + (f" ± {value.std:.2f}" if value.std is not None else "")
+
+
+def _difference(value: Difference | None) -> str:
+    if value is None:
+        return ""
+    interval = "" if value.low is None or value.high is None else f" [{value.low:+.2f}, {value.high:+.2f}]"
+    return f"{value.value:+.2f}{interval}"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from kdlab.studies.files import write_json
+from kdlab.files import write_json
 
 STATUS = "status.json"
 

@@ -76,34 +76,29 @@ def of_config(config: dict[str, Any]) -> str:
     commit, and the versions of other libraries, are in the ledger.
     """
     kept = canonical(config)
-    return digest(kept, kdlab.__version__, sorted({*code_of(kept)}))
+    return digest(kept, kdlab.__version__, sorted(code_of(kept)))
 
 
-def code_of(config: Any) -> Iterator[tuple[str, str]]:
-    """Yield name and hash of each of the user's own modules that a config names."""
-    for path in {*_class_paths(config), *_functions(config)}:
-        for module in _modules_of(named(path)):
-            if _is_own(module.__name__, getattr(module, "__file__", None)):
-                yield module.__name__, _hash(module)
-
-
-def _class_paths(config: Any) -> Iterator[str]:
+def code_of(config: Any) -> set[tuple[str, str]]:
+    """Return name and hash of each of the user's own modules that a config names."""
+    modules = set[ModuleType]()
     for value in _values(config):
-        if isinstance(value, dict) and isinstance(path := value.get("class_path"), str):
-            yield path
+        path = value.get("class_path") if isinstance(value, dict) else None
+        found = named(path) if isinstance(path, str) else _own_value(value) if isinstance(value, str) else None
+        modules.update(_modules_of(found))
+    own = (module for module in modules if _is_own(module.__name__, getattr(module, "__file__", None)))
+    return {(module.__name__, _hash(module)) for module in own}
 
 
-def _functions(config: Any) -> Iterator[str]:
-    """Yield every text in a config that names something in a module of the user's own."""
-    for text in _values(config):
-        if not isinstance(text, str) or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", text):
-            continue
+def _own_value(text: str) -> Any:
+    """Return what a text names in a module of the user's own; ``None`` if it names nothing there."""
+    if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", text):
         with contextlib.suppress(ValueError):
             spec = find_spec(text.partition(".")[0])  # not imported yet: any text could be the name of a module
             files = (spec.origin, *(spec.submodule_search_locations or ())) if spec else ()
             if spec and any(_is_own(spec.name, file) for file in files):
-                named(text)
-                yield text
+                return named(text)
+    return None
 
 
 def _values(config: Any) -> Iterator[Any]:

@@ -12,7 +12,7 @@ import yaml
 
 from kdlab.config.located_yaml import Place
 from kdlab.config.run_folder import placed
-from kdlab.studies.files import write_text
+from kdlab.files import write_text
 from kdlab.studies.run_id import digest
 
 RECIPE, RESULT, STUDENT = "recipe.yaml", "result.json", "student.safetensors"

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from kdlab.config.run_folder import last_checkpoint
+from kdlab.files import read_json, write_json
 from kdlab.studies.columns import planned
-from kdlab.studies.files import read_json, write_json
 from kdlab.studies.launchers import Launcher
 from kdlab.studies.ledger import FAILED, FINISHED, Ledger
 from kdlab.studies.run_callback import STATUS

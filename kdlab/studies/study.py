@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import ItemsView, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Method:
-    """Changes to the recipe, the option that each role's network is put into, and the seeds."""
+    """Changes to the recipe, the role by the option that its network is put into, and the seeds."""
 
     name: str
     part: Part
@@ -54,12 +54,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Pair:
-    """Networks by their role, and changes for this pair.
-
-    Attributes:
-        part: changes for all methods.
-        methods: changes for single methods; ``None`` where the study leaves a method out.
-    """
+    """Networks by role, changes for all methods and for single ones; ``None`` where the study leaves a method out."""
 
     name: str
     roles: Mapping[str, Network]
@@ -94,10 +89,6 @@ class Study:
         """Return the folder of the study file."""
         return self.source.path.parent
 
-    def method(self, name: str) -> Method:
-        """Return a method by name."""
-        return next(method for method in self.methods if method.name == name)
-
 
 def read(path: Path, weights: Mapping[str, Path] | None = None) -> Study:
     """Read a study from its file, or from the folder that holds it as ``study.yaml``.
@@ -126,14 +117,18 @@ class _Reader:
             if not content.get(key):
                 raise self.error((), f"a study has {key}: this one has none.")
         seeds = self.seeds(content.get("seeds", [0]), ("seeds",))
-        networks = {key: self.network(key, value) for key, value in self.items(content, "networks")}
-        methods = {key: self.method(key, value, seeds) for key, value in self.items(content, "methods")}
+        entries = {key: self.mapping(content[key], (key,)).items() for key in ("networks", "methods")}
+        networks = {name: self.network(name, value) for name, value in entries["networks"]}
+        methods = {name: self.method(name, value, seeds) for name, value in entries["methods"]}
+        baseline, reference = content.get("baseline", next(iter(methods))), content.get("reference") or None
+        self.known("method", baseline, methods, ("baseline",))
+        if reference is not None:
+            self.known("method", reference, methods, ("reference",))
         pairs = self.pairs(content["pairs"], networks, methods)
         teachers, files = self.teachers(content.get("teachers"), networks)
         if unknown := [name for name in weights if name not in networks]:
-            raise InputError(
-                f"{self.source.path} has no network {unknown[0]!r}; the nearest are {nearest(unknown[0], networks)}."
-            )
+            hint = f"the nearest are {nearest(unknown[0], networks)}"
+            raise InputError(f"{self.source.path} has no network {unknown[0]!r}; {hint}.")
         path = self.source.path.resolve()
         return Study(
             source=self.source,
@@ -144,21 +139,15 @@ class _Reader:
             weights={**files, **weights},
             pairs=pairs,
             methods=tuple(methods.values()),
-            baseline=self.named("baseline", content.get("baseline", next(iter(methods))), methods),
-            reference=self.named("reference", content["reference"], methods) if content.get("reference") else None,
+            baseline=baseline,
+            reference=reference,
             published=self.file(content["published"], ("published",)) if content.get("published") else None,
             note=str(content.get("note", "")),
         )
 
-    def items(self, content: Mapping[str, Any], key: str) -> ItemsView[str, Any]:
-        return self.mapping(content[key], (key,)).items()
-
-    def named(self, key: str, name: Any, methods: Mapping[str, Method]) -> str:
-        if not isinstance(name, str) or name not in methods:
-            raise self.error(
-                (key,), f"{key} is the name of a method, not {name!r}; the nearest are {nearest(str(name), methods)}."
-            )
-        return name
+    def known(self, kind: str, name: Any, names: Collection[str], place: Place) -> None:
+        if not isinstance(name, str) or name not in names:
+            raise self.error(place, f"there is no {kind} {name!r}; the nearest are {nearest(str(name), names)}.")
 
     def file(self, name: Any, place: Place) -> Path:
         if not isinstance(name, str):
@@ -193,19 +182,16 @@ class _Reader:
 
     def method(self, name: str, value: Any, seeds: tuple[int, ...]) -> Method:
         place = ("methods", name)
-        part = self.part(value, place, ("networks", "seeds"))
-        content = self.mapping(value, place)
+        part, content = self.part(value, place, ("networks", "seeds")), self.mapping(value, place)
         networks = self.mapping(content.get("networks", TEACHER), (*place, "networks"))
         for key, role in networks.items():
             if not isinstance(role, str):
                 raise self.error((*place, "networks", key), f"this is a role, such as student, not {role!r}.")
         if "student" not in networks.values():
             roles = ", ".join(map(repr, networks.values())) or "nothing"
-            raise self.error(
-                (*place, "networks"), f"the method {name!r} places {roles}, and the network 'student' nowhere."
-            )
-        own_seeds = self.seeds(content["seeds"], (*place, "seeds")) if "seeds" in content else seeds
-        return Method(name, part, networks, own_seeds)
+            text = f"the method {name!r} places {roles}, and the network 'student' nowhere."
+            raise self.error((*place, "networks"), text)
+        return Method(name, part, networks, self.seeds(content.get("seeds", list(seeds)), (*place, "seeds")))
 
     def seeds(self, value: Any, place: Place) -> tuple[int, ...]:
         if not isinstance(value, list) or not value or any(type(seed) is not int or seed < 0 for seed in value):
@@ -218,11 +204,10 @@ class _Reader:
     def teachers(self, value: Any, networks: Mapping[str, Network]) -> tuple[Part | None, dict[str, Path]]:
         if value is None:
             return None, {}
-        place = ("teachers", "weights")
-        weights = self.mapping(self.mapping(value, ("teachers",)).get("weights"), place)
-        for name in weights:
+        files, place = {}, ("teachers", "weights")
+        for name, path in self.mapping(self.mapping(value, ("teachers",)).get("weights"), place).items():
             self.known("network", name, networks, (*place, name))
-        files = {name: self.file(path, (*place, name)) for name, path in weights.items()}
+            files[name] = self.file(path, (*place, name))
         return self.part(value, ("teachers",), ("weights",)), files
 
     def pairs(self, value: Any, networks: Mapping[str, Network], methods: Mapping[str, Method]) -> tuple[Pair, ...]:
@@ -238,32 +223,22 @@ class _Reader:
         return tuple(pairs.values())
 
     def pair(
-        self,
-        content: Mapping[str, Any],
-        place: Place,
-        networks: Mapping[str, Network],
-        methods: Mapping[str, Method],
+        self, content: dict[str, Any], place: Place, networks: Mapping[str, Network], methods: Mapping[str, Method]
     ) -> Pair:
-        roles = {key: name for key, name in content.items() if key not in ("name", "configs", "options", "methods")}
-        for role, name in roles.items():
+        title, changes = content.pop("name", None), self.mapping(content.pop("methods", None), (*place, "methods"))
+        part = self.part({key: content.pop(key) for key in ("configs", "options") if key in content}, place)
+        for role, name in content.items():
             self.known("network", name, networks, (*place, role))
-        title = " → ".join(roles[role] for role in sorted(roles, key=_order))
-        part = self.part({key: content[key] for key in ("configs", "options") if key in content}, place)
         special: dict[str, Part | None] = {}
-        for name, changes in self.mapping(content.get("methods"), (*place, "methods")).items():
+        for name, change in changes.items():
             self.known("method", name, methods, (*place, "methods", name))
-            special[name] = None if changes is None else self.part(changes, (*place, "methods", name))
+            special[name] = None if change is None else self.part(change, (*place, "methods", name))
         for method in methods.values():
-            missing = set(method.networks.values()) - roles.keys()
+            missing = set(method.networks.values()) - content.keys()
             if missing and special.get(method.name, part) is not None:
                 raise self.error(place, f"this pair names no {min(missing)!r}, which {method.name!r} needs.")
-        return Pair(
-            str(content.get("name", title)), {role: networks[name] for role, name in roles.items()}, part, special
-        )
-
-    def known(self, kind: str, name: Any, names: Mapping[str, Any], place: Place) -> None:
-        if not isinstance(name, str) or name not in names:
-            raise self.error(place, f"there is no {kind} {name!r}; the nearest are {nearest(str(name), names)}.")
+        title = title or " → ".join(content[role] for role in sorted(content, key=_order))
+        return Pair(str(title), {role: networks[name] for role, name in content.items()}, part, special)
 
 
 def _order(role: str) -> tuple[int, str]:

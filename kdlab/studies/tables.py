@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import kdlab
 from kdlab.studies import published
-from kdlab.studies.columns import SHOWN, TOP1
+from kdlab.studies.columns import SHOWN
 from kdlab.studies.ledger import FINISHED, Ledger
 from kdlab.studies.published import Published
 from kdlab.studies.runs import Run
@@ -28,10 +28,9 @@ class Entry:
         wanted: number of seeds that the study has for it.
         values: accuracies after the last epoch, by seed.
         spreads: over the seeds, by the name of a :class:`~kdlab.studies.columns.Shown` column; ``None`` where nothing
-            was measured. The accuracy ``best`` is of the best epoch, chosen on the very images that it is measured on
-            unless the recipe holds images out.
+            was measured. ``best`` is of the best epoch, chosen on the very images that it is measured on unless the
+            recipe holds images out.
         gain: over plain training of the same student.
-        published: the published value of the cell.
     """
 
     pair: str
@@ -50,7 +49,7 @@ class Entry:
     @property
     def last(self) -> Spread | None:
         """Return the accuracy after the last epoch, the one that counts."""
-        return self.spreads[TOP1.name]
+        return self.spreads["top1"]
 
     @property
     def beyond(self) -> float | None:
@@ -79,16 +78,10 @@ class Table:
 
 
 def table(study: Study, runs: Sequence[Run], ledger: Ledger, with_published: bool = True) -> Table:
-    """Return the table of a study.
+    """Return the table of a study; ``with_published`` is false where the recipe was changed by options.
 
     A row counts for a cell if its config is the cell's: rows of another recipe, another code or another version of
     kdlab are left out, and so are rows on other data than most.
-
-    Args:
-        study: the study.
-        runs: all of its runs.
-        ledger: rows of any runs.
-        with_published: ``False`` where the recipe was changed, so that published values do not belong to it.
 
     Raises:
         InputError: the file of published values cannot be used.
@@ -125,12 +118,12 @@ def _entry(
     rows: Mapping[str, Row],
     value: Published | None,
 ) -> Entry:
-    def values(column: str, scale: float, method: str = method) -> list[float]:
+    def values(column: str, scale: float = 100.0, method: str = method) -> list[float]:
         keys = cells.get((pair.name, method), ())
         return [scale * float(rows[key][column]) for key in keys if key in rows and rows[key][column]]
 
-    accuracies = values("accuracy", TOP1.scale)
-    plain = values("accuracy", TOP1.scale, study.baseline)
+    accuracies = values("accuracy")
+    plain = values("accuracy", method=study.baseline)
     return Entry(
         pair=pair.name,
         method=method,

@@ -17,11 +17,10 @@ from kdlab.config.lightning_cli import take_up
 from kdlab.config.run_folder import finish_loggers, last_checkpoint
 from kdlab.errors import InputError, refusal_in
 from kdlab.export.student import student_of
-from kdlab.files import locked
+from kdlab.files import locked, read_json, write_json
 from kdlab.models.weights import save_tensors
 from kdlab.studies.columns import Trained, measured
 from kdlab.studies.environment import versions
-from kdlab.studies.files import read_json, write_json
 from kdlab.studies.launchers import WATCHED
 from kdlab.studies.ledger import FAILED, FINISHED
 from kdlab.studies.run_callback import STATUS, Record

@@ -59,7 +59,9 @@ def taken(calls: Counter[str]) -> dict[str, int]:
 def test_one_run_of_a_study(tmp_path: Path, calls: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (folder := tmp_path / "study").mkdir()
-    text = STUDY.replace("kdlab.models.mlp, init_args: {hidden: [8]}", f"kdlab.models.mlp, init_args: {MLP['init_args']}")
+    text = STUDY.replace(
+        "kdlab.models.mlp, init_args: {hidden: [8]}", f"kdlab.models.mlp, init_args: {MLP['init_args']}"
+    )
     opened = study(folder, text.replace("  KD: {configs: [kd.yaml]}\n", "").replace("[0, 1]", "[0]"))
     recipe = {**RECIPE, "trainer": {**RECIPE["trainer"], "max_epochs": 1, "log_every_n_steps": 1}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
@@ -73,4 +75,6 @@ def test_one_run_of_a_study(tmp_path: Path, calls: Counter[str], monkeypatch: py
     assert taken(calls) == {"text": 1}
     assert worker.main([str(ready)]) == 0
     assert (ready / RESULT).exists()
-    assert taken(calls) == {"load": 1, "parse": 1, "dump": 1, "build": 1, "text": 1}, "recipe.yaml is read, config.yaml written"
+    assert taken(calls) == {"load": 1, "parse": 1, "dump": 1, "build": 1, "text": 1}, (
+        "recipe.yaml is read, config.yaml written"
+    )

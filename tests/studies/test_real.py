@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from kdlab.cli import main
-from kdlab.studies.files import read_json
+from kdlab.files import read_json
 from kdlab.studies.ledger import FIELDS
 from tests.modules.test_wandb import records
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 
+from kdlab.files import read_json, write_json, write_text
 from kdlab.studies import run_callback as record
-from kdlab.studies.files import read_json, write_json, write_text
 from kdlab.studies.run_callback import STATUS, Record
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from kdlab.studies.files import read_json, write_json
+from kdlab.files import read_json, write_json
 from kdlab.studies.ledger import FAILED, FINISHED, Ledger
 from kdlab.studies.run_callback import STATUS
 from kdlab.studies.runs import RECIPE, RESULT, STUDENT, Run

@@ -61,7 +61,11 @@ def test_a_whole_table(tmp_path: Path, ledger: Ledger, found: dict[str, Run]) ->
     # Means 78.125 and 65.625, both variances 19.53: freedom 2, t 4.302653, half width 4.302653 * sqrt(19.53)
     assert kd.gain == pytest.approx((12.5, 12.5 - 19.01522, 12.5 + 19.01522), abs=1e-5)
     assert kd.spreads["best"] == pytest.approx((79.125, math.sqrt(2 * 3.125**2), 2))
-    assert (kd.spreads["agreement"], kd.spreads["ece"], kd.spreads["minutes"]) == (Spread(80.0, 0.0, 2), Spread(5.0, 0.0, 2), Spread(1.5, 0.0, 2))
+    assert (kd.spreads["agreement"], kd.spreads["ece"], kd.spreads["minutes"]) == (
+        Spread(80.0, 0.0, 2),
+        Spread(5.0, 0.0, 2),
+        Spread(1.5, 0.0, 2),
+    )
     assert (kd.published, kd.beyond, shown.teachers, shown.improvements, shown.notes) == (
         None,
         None,
