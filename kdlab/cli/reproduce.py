@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import signal
 from collections.abc import Mapping, Sequence
@@ -58,11 +59,7 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}.")
 
     def open(self, arguments: Sequence[str]) -> tuple[argparse.Namespace, OpenStudy]:
-        """Return the command's own options, and the study with the options of ``kdlab fit``.
-
-        Raises:
-            InputError: an option is neither, or the study cannot be used.
-        """
+        """Return the command's own options, and the study with the options of ``kdlab fit`` among the arguments."""
         options, overrides = self.parse_known_args(list(arguments))
         for override in overrides:
             if not override.startswith("--") or "=" not in override or override.startswith("--config"):
@@ -76,26 +73,17 @@ class Parser(argparse.ArgumentParser):
 
 
 class OpenStudy:
-    """A study with its runs, ledger and trials, as a command line names it.
-
-    Raises:
-        InputError: the study cannot be used.
-    """
+    """A study with its runs and ledger, as a command line names it; an :class:`InputError` if it cannot be used."""
 
     def __init__(self, options: argparse.Namespace, overrides: Sequence[str]) -> None:
-        self.weights: dict[str, Path] = {}
-        for option in options.teacher:
-            name, _, path = option.partition("=")
-            if not Path(path).is_file():
-                raise InputError(f"There is no file {path!r} for the teacher {name!r}: write --teacher NAME=FILE.")
-            self.weights[name] = Path(path)
+        self.weights = {name: Path(path) for name, _, path in (option.partition("=") for option in options.teacher)}
+        for name, path in self.weights.items():
+            if not path.is_file():
+                raise InputError(f"There is no file '{path}' for the teacher {name!r}: write --teacher NAME=FILE.")
         self.study = read(Path(options.study), self.weights)
         self.folder = Path(options.runs) / self.study.name
-        resolve = Resolved(self.folder / ".configs.json")
-        try:
+        with contextlib.closing(Resolved(self.folder / ".configs.json")) as resolve:
             self.runs: list[Run] = runs_of(self.study, resolve, overrides)
-        finally:
-            resolve.keep()
         self.ledger = Ledger(Path(options.ledger) if options.ledger else self.study.folder / "ledger.csv")
         self.as_published = all(override.startswith(PLACES) for override in overrides)
 
@@ -107,8 +95,7 @@ class OpenStudy:
         """Try every run that is still to do; return the work and, by key, what each run will take.
 
         Raises:
-            InputError: the data cannot be read, networks of a pair have different classes, or a config cannot work;
-                with the line of the study.
+            InputError: the data cannot be read, networks do not fit, or a config cannot work; with the study's line.
         """
         trials, fingerprints = Trials(self.folder / ".trials.json"), dict[str, str]()
         with console.status("reading the data"):

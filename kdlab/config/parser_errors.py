@@ -28,17 +28,16 @@ def parser_error(error: Exception) -> InputError:
     if unknown := re.search(UNKNOWN, text):
         name = next(filter(None, unknown.groups())).lstrip("-").split("=")[0]
         known = _known_keys()
-        return InputError(
-            f"the config has the unknown key {name!r}{_did_you_mean(_wrong_part(name, known), known)}.", key=name
-        )
+        hint = _did_you_mean(_wrong_part(name, known), known)
+        return InputError(f"the config has the unknown key {name!r}{hint}.", key=name)
     if missing := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", text):
         module, name = missing.groups()
-        hint = _did_you_mean(name, _names_in(module))
+        names = dict.fromkeys([*getattr(sys.modules.get(module), "__all__", ()), *vars(sys.modules.get(module, sys))])
+        hint = _did_you_mean(name, names)
         return InputError(f"{module} has no {name!r}{hint}.", value=f"{module}.{name}")
     if re.search(r"required: (\w+\.)?model", text):
-        return InputError(
-            "there is no model to train: name a config with -c CONFIG (configs/ has some), or --model CLASS_PATH."
-        )
+        hint = "name a config with -c CONFIG (configs/ has some), or --model CLASS_PATH"
+        return InputError(f"there is no model to train: {hint}.")
     key = _key(text)
     exact = key if "." in key else ""  # a root such as model is in every file
     if innermost := _innermost(text):
@@ -79,11 +78,6 @@ def _wrong_part(key: str, known: Sequence[str]) -> str:
     free = {index + 1 for index, part in enumerate(parts) if part == "knowledge"}
     wrong = [part for index, part in enumerate(parts) if part not in known and index not in free]
     return wrong[0] if wrong else parts[-1]
-
-
-def _names_in(module: str) -> list[str]:
-    imported = sys.modules.get(module, sys)
-    return list(dict.fromkeys([*getattr(imported, "__all__", ()), *vars(imported)]))
 
 
 def _known_keys() -> list[str]:

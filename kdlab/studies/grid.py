@@ -30,11 +30,7 @@ def runs_of(study: Study, resolve: Resolve, overrides: Sequence[str] = ()) -> li
     """Return all runs of a study in the order in which to do them: teachers, then by seed, pair and method.
 
     Cells without a teacher that are the same for several pairs, such as plain training of one student, are one run.
-
-    Args:
-        study: the study.
-        resolve: see :data:`Resolve`.
-        overrides: options of the command line, which precede everything.
+    Options of the command line, ``overrides``, precede everything.
 
     Raises:
         InputError: a class path is wrong, a config does not fit, or two cells are the same; with the line.
@@ -77,9 +73,8 @@ class _Grid:
             first = same.cells[0] if same.cells else None
             if method.taught or (first is not None and first.method != method.name):
                 other = f"{first.pair}, {first.method}" if first else same.name
-                raise self.study.source.error(
-                    place, f"{pair.name}, {method.name} is the same training as {other}: a cell may be here once."
-                )
+                text = f"{pair.name}, {method.name} is the same training as {other}: a cell may be here once."
+                raise self.study.source.error(place, text)
             same.cells.append(cell)
             return
         teacher = None
@@ -93,60 +88,41 @@ class _Grid:
 
     def config(self, pair: Pair, method: Method) -> dict[str, Any]:
         """Return the resolved config of a cell, but for the seed."""
-        special = pair.methods.get(method.name) or Part(())
-        before = [self.study.recipe.options, pair.part.options]
-        return self.resolved(
-            self.parts(pair, method),
-            (before, [method.part.options, special.options]),
-            {key: pair.roles[role] for key, role in method.networks.items()},
-            {key: self.build(pair.roles[role], role) for key, role in method.networks.items()},
-            pair,
-            self.place(pair, method),
-        )
+        recipe, *parts = self.parts(pair, method)
+        return self.resolved([recipe, parts[0]], parts[1:], pair, method.networks, self.place(pair, method))
 
     def teacher(self, network: Network) -> Run:
         """Return the training of a teacher on labels."""
         if network.name not in self.teachers:
-            part = self.study.teachers
+            part, place = self.study.teachers, ("networks", network.name)
             assert part is not None
-            place = ("networks", network.name)
-            config = self.resolved(
-                [self.study.recipe, part],
-                ([self.study.recipe.options], [part.options]),
-                {"model.student": network},
-                {"model.student": dict(network.build)},
-                Pair(network.name, {"student": network}, Part(()), {}),
-                place,
-            )
+            alone = Pair(network.name, {"student": network}, Part(()), {})
+            config = self.resolved([self.study.recipe], [part], alone, {"model.student": "student"}, place)
             if (config["model"].get("init_args") or {}).get("teacher") is not None:
                 raise self.study.source.error(part.place, "the recipe of teachers has a teacher itself.")
             seed = int(part.options.get("seed_everything", TEACHER_SEED))
             config = seeded(config, seed, self.fixes_data_seed(self.study.recipe, part))
-            self.teachers[network.name] = Run(
-                f"teacher {network.name}", config, of_config(config), None, place, network.name
-            )
+            run = Run(f"teacher {network.name}", config, of_config(config), None, place, network.name)
+            self.teachers[network.name] = run
         return self.teachers[network.name]
 
     def resolved(
-        self,
-        parts: Sequence[Part],
-        options: tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]],
-        networks: Mapping[str, Network],
-        builds: Mapping[str, Any],
-        pair: Pair,
-        place: Place,
+        self, before: Sequence[Part], after: Sequence[Part], pair: Pair, roles: Mapping[str, str], place: Place
     ) -> dict[str, Any]:
-        """Resolve configs, then options with the networks between ``options[0]`` and ``options[1]``."""
+        """Resolve all configs, then options, with the networks by ``roles`` between those before and those after."""
+        parts = [*before, *after]
+        networks = {key: self.build(pair.roles[role], role) for key, role in roles.items()}
         arguments = [f"--config={path}" for part in parts for path in part.configs]
-        for group in (*options[0], dict.fromkeys(builds, CLEARED), builds, *options[1]):
+        options = [part.options for part in before], [part.options for part in after]
+        for group in (*options[0], dict.fromkeys(networks, CLEARED), networks, *options[1]):
             for key, value in group.items():
                 value = self.unquoted(value, pair, place)
                 arguments.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
         try:
             return self.resolve([*arguments, *self.overrides])
         except InputError as error:
-            default = Origin(self.study.source, place)
-            raise locate(error, self.origins(parts, networks), self.overrides, default) from error
+            origins = self.origins(parts, {key: pair.roles[role] for key, role in roles.items()})
+            raise locate(error, origins, self.overrides, Origin(self.study.source, place)) from error
 
     def origins(self, parts: Sequence[Part], networks: Mapping[str, Network]) -> Iterator[Origin]:
         """Yield what a config was made of, the last value first."""
@@ -166,8 +142,8 @@ class _Grid:
             self.files[weights] = path
         else:
             weights = f"run:{self.teacher(network).key}"
-        init_args = {"network": dict(network.build), "weights": weights}
-        return {"class_path": "kdlab.models.with_weights", "init_args": init_args}
+        options = {"network": dict(network.build), "weights": weights}
+        return {"class_path": "kdlab.models.with_weights", "init_args": options}
 
     def unquoted(self, value: Any, pair: Pair, place: Place) -> Any:
         """Return ``value`` with every ``$student.NAME`` replaced by that variable of the network."""
@@ -182,10 +158,8 @@ class _Grid:
             raise self.study.source.error(place, f"there is no network {role!r} (referenced as {value}).")
         network = pair.roles[role]
         if name not in network.quoted:
-            raise self.study.source.error(
-                ("networks", network.name),
-                f"network {network.name!r} defines no variable {name!r} (referenced as {value}).",
-            )
+            text = f"network {network.name!r} defines no variable {name!r} (referenced as {value})."
+            raise self.study.source.error(("networks", network.name), text)
         return network.quoted[name]
 
     def place(self, pair: Pair, method: Method) -> Place:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -18,11 +19,9 @@ WATCHED = "KDLAB_STUDY_PIPE"
 
 
 class Launcher(Protocol):
-    """Starts runs by their folders and reports which have ended."""
+    """Starts runs by their folders, at most ``capacity`` at once, and reports which have ended."""
 
-    def room(self) -> bool:
-        """Return whether another run may be started now."""
-        ...
+    capacity: float
 
     def start(self, folder: Path) -> None:
         """Start the run that is prepared in ``folder``."""
@@ -43,19 +42,17 @@ class OneAtATime:
     Output goes to ``log.txt`` in the run's folder. A run ends when the process of the study does, however that ends.
     """
 
+    capacity: float = 1
+
     def __init__(self) -> None:
         self._running: tuple[Path, subprocess.Popen[bytes]] | None = None
-
-    def room(self) -> bool:
-        """Return whether nothing is running."""
-        return self._running is None
 
     def start(self, folder: Path) -> None:
         """Start the run."""
         self._running = folder, process_of(folder)
 
     def ended(self, seconds: float) -> list[Path]:
-        """Return the folder of the run if it ended; see :class:`Launcher`."""
+        """Return the folder of the run if it ended."""
         if self._running is None:
             return []
         folder, process = self._running
@@ -106,6 +103,8 @@ class OnRay:
         InputError: Ray is not installed, there is no cluster at ``address``, or it is too small for a run.
     """
 
+    capacity: float = math.inf  # Ray queues what has to wait
+
     def __init__(self, address: str | None, cpus: float, gpus: float, workers: int | None, retries: int = 5) -> None:
         try:
             import ray
@@ -124,10 +123,6 @@ class OnRay:
                 raise InputError(f"Each run is to have {wanted:g} {name}s and the Ray cluster has {present:g}.")
         self._task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=retries)(_train_in)
         self._running: dict[object, Path] = {}
-
-    def room(self) -> bool:
-        """Return true: Ray queues what has to wait."""
-        return True
 
     def start(self, folder: Path) -> None:
         """Submit the run to the cluster."""

@@ -22,21 +22,14 @@ from kdlab.modules.base import DistillationModule
 from kdlab.modules.memory_estimate import memory_of
 from kdlab.studies.grid import seeded
 from kdlab.studies.run_id import code_of, digest, named, of_config
-from kdlab.studies.study import Network, Study
+from kdlab.studies.study import Study
 
 SAMPLES = 32
 """Samples in the batches of a trial; its time is scaled to the recipe's batch."""
 QUICK = 0.1
 """Seconds: a quicker step of few samples is measured again with the whole batch, as most of its time may be fixed."""
-SHORT = {
-    **QUIET_TRAINER,
-    "max_epochs": 2,
-    "max_steps": -1,
-    "limit_train_batches": 4,
-    "limit_val_batches": 0,
-    "num_sanity_val_steps": 0,
-    "reload_dataloaders_every_n_epochs": 1,
-}
+STEPS = {"max_epochs": 2, "max_steps": -1, "limit_train_batches": 4, "reload_dataloaders_every_n_epochs": 1}
+TRIAL = {**QUIET_TRAINER, **STEPS, "limit_val_batches": 0, "num_sanity_val_steps": 0}
 """Options of the Trainer of a trial."""
 
 
@@ -51,8 +44,7 @@ class Resolved:
     """Configs by arguments, with a file that remembers those of the same arguments, files and code."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.known = read_json(path) or {}
+        self.path, self.known = path, read_json(path) or {}
         self.code = max(file.stat().st_mtime_ns for file in Path(kdlab.__file__).parent.rglob("*.py"))
 
     def __call__(self, arguments: Sequence[str]) -> dict[str, Any]:
@@ -65,7 +57,7 @@ class Resolved:
             entry = self.known[key] = {"config": config, "code": _code(config)}
         return copy.deepcopy(entry["config"])
 
-    def keep(self) -> None:
+    def close(self) -> None:
         """Write the file."""
         write_json(self.path, self.known)
 
@@ -78,23 +70,14 @@ def _code(config: dict[str, Any]) -> str | None:
 
 
 class Trials:
-    """Data that is read once, and trials of configs on it.
-
-    Args:
-        path: a file that remembers the trials that went well, by config and data.
-    """
+    """Data that is read once, and trials of configs on it, with a file that remembers those that went well."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.known = read_json(path) or {}
+        self.path, self.known = path, read_json(path) or {}
         self._data: dict[str, pl.LightningDataModule] = {}
 
     def data(self, config: Mapping[str, Any]) -> pl.LightningDataModule:
-        """Return the data of a config, read; its seed does not matter here.
-
-        Raises:
-            InputError: it cannot be read.
-        """
+        """Return the data of a config, read, whatever its seed; an :class:`InputError` if it cannot be."""
         options = copy.deepcopy(dict(config["data"]))
         (options.get("init_args") or {}).pop("seed", None)
         key = digest(options)
@@ -124,11 +107,7 @@ class Trials:
         return int(logits.shape[-1]) if isinstance(logits, torch.Tensor) else None
 
     def estimate(self, config: Mapping[str, Any]) -> Estimate:
-        """Set a config up, take a few steps on few samples and measure; nothing is written.
-
-        Raises:
-            InputError: it cannot work.
-        """
+        """Set a config up, take a few steps on few samples and measure; an :class:`InputError` if it cannot work."""
         key = of_config(seeded(config, 0, fixed_data=False))
         if key not in self.known:
             self.known[key] = self._tried(config)._asdict()
@@ -202,25 +181,23 @@ def check_networks(study: Study, trials: Trials, config: Mapping[str, Any], give
     Raises:
         InputError: a network or a file does not fit; with the line of the study.
     """
-    error, counts, networks = study.source.error, dict[str, int | None](), dict[str, Network]()
-    for pair in study.pairs:
-        for network in pair.roles.values():
-            if network.name not in counts:
-                try:
-                    counts[network.name] = trials.classes(config, network.build)
-                except (RuntimeError, TypeError, ValueError) as cause:
-                    text = f"{network.name} cannot be used: {str(cause).splitlines()[0]}"
-                    raise error(("networks", network.name), text) from cause
-        names = {network.name for network in pair.roles.values()}
-        if len({counts[name] for name in names} - {None}) > 1:
-            listed = ", ".join(f"{network.name} has {counts[network.name]}" for network in pair.roles.values())
-            raise error(pair.part.place, f"the networks of {pair.name} have different classes: {listed}.")
-        networks |= {pair.roles[role].name: pair.roles[role] for role in pair.roles if role == "teacher"}
+    error, counts = study.source.error, dict[str, int | None]()
+    networks = {network.name: network for pair in study.pairs for network in pair.roles.values()}
     for name, network in networks.items():
-        if name not in study.weights:
-            continue
         try:
-            load_weights(instantiate(network.build), study.weights[name])
+            counts[name] = trials.classes(config, network.build)
+        except (RuntimeError, TypeError, ValueError) as cause:
+            text = f"{name} cannot be used: {str(cause).splitlines()[0]}"
+            raise error(("networks", name), text) from cause
+    for pair in study.pairs:
+        names = [network.name for network in pair.roles.values()]
+        if len({counts[name] for name in names} - {None}) > 1:
+            listed = ", ".join(f"{name} has {counts[name]}" for name in dict.fromkeys(names))
+            raise error(pair.part.place, f"the networks of {pair.name} have different classes: {listed}.")
+    for name in {pair.roles["teacher"].name: 0 for pair in study.pairs if "teacher" in pair.roles}:
+        try:
+            if name in study.weights:
+                load_weights(instantiate(networks[name].build), study.weights[name])
         except InputError as cause:
             text = f"--teacher {name}: {cause}"
             raise InputError(text) if name in given else error(("teachers", "weights", name), str(cause)) from cause
@@ -250,4 +227,4 @@ def _untrained(config: Mapping[str, Any]) -> dict[str, Any]:
             return bare(options["network"])
         return {name: None if name == "teacher_cache" else bare(inner) for name, inner in value.items()}
 
-    return {**config, "model": bare(config["model"]), "trainer": {**config["trainer"], **SHORT}}
+    return {**config, "model": bare(config["model"]), "trainer": {**config["trainer"], **TRIAL}}

@@ -123,7 +123,7 @@ def write(table: Table, out: Path) -> list[Path]:
 
 
 def log_table(table: Table, project: str, folder: Path) -> None:
-    """Log table and figure to a Weights & Biases project, in the study's group; ``folder`` is for the client's files."""
+    """Log table and figure to a Weights & Biases project, in the study's group; the client's files go to ``folder``."""
     import wandb
 
     folder.mkdir(parents=True, exist_ok=True)

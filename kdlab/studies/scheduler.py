@@ -76,7 +76,7 @@ class Work:
                     if teacher not in (None, FINISHED):
                         outcome[run.key] = f"its teacher failed: {teacher}"
                         waiting.remove(run)
-                    elif teacher == FINISHED and launcher.room():
+                    elif teacher == FINISHED and len(running) < launcher.capacity:
                         waiting.remove(run)
                         folder = self._prepare(run, loggers)
                         if read_json(folder / RESULT):  # it ended when the study was killed before entering it

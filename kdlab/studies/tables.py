@@ -96,12 +96,19 @@ def table(study: Study, runs: Sequence[Run], ledger: Ledger, with_published: boo
     for run in runs:
         for cell in run.cells:
             cells.setdefault((cell.pair, cell.method), []).append(run.key)
-    entries = [
-        _entry(study, pair, method.name, cells, rows, _published(pair, method.name, known))
-        for pair in study.pairs
-        for method in study.methods
-        if (pair.name, method.name) in cells
-    ]
+
+    def values(pair: str, method: str, column: str = "accuracy", scale: float = 100.0) -> list[float]:
+        kept = [rows[key][column] for key in cells.get((pair, method), ()) if key in rows]
+        return [scale * float(value) for value in kept if value]
+
+    entries = []
+    for pair, method in ((pair, method.name) for pair in study.pairs for method in study.methods):
+        if wanted := cells.get((pair.name, method)):
+            accuracies, plain = values(pair.name, method), values(pair.name, study.baseline)
+            gain = difference(accuracies, plain) if method != study.baseline else None
+            shown = {to.name: spread(values(pair.name, method, column, to.scale)) for column, to in SHOWN.items()}
+            value = _published(pair, method, known)
+            entries.append(Entry(pair.name, method, len(wanted), tuple(accuracies), shown, gain, value))
     taught = {run.teacher.key for run in runs if run.teacher is not None}
     teachers = {
         run.network: 100 * float(rows[run.key]["accuracy"]) for run in runs if run.key in taught and run.key in rows
@@ -110,37 +117,11 @@ def table(study: Study, runs: Sequence[Run], ledger: Ledger, with_published: boo
     return Table(study, tuple(entries), teachers, _improvements(study, entries), tuple(notes))
 
 
-def _entry(
-    study: Study,
-    pair: Pair,
-    method: str,
-    cells: Mapping[tuple[str, str], Sequence[str]],
-    rows: Mapping[str, Row],
-    value: Published | None,
-) -> Entry:
-    def values(column: str, scale: float = 100.0, method: str = method) -> list[float]:
-        keys = cells.get((pair.name, method), ())
-        return [scale * float(rows[key][column]) for key in keys if key in rows and rows[key][column]]
-
-    accuracies = values("accuracy")
-    plain = values("accuracy", method=study.baseline)
-    return Entry(
-        pair=pair.name,
-        method=method,
-        wanted=len(cells[pair.name, method]),
-        values=tuple(accuracies),
-        spreads={shown.name: spread(values(column, shown.scale)) for column, shown in SHOWN.items()},
-        gain=difference(accuracies, plain) if method != study.baseline else None,
-        published=value,
-    )
-
-
 def _published(pair: Pair, method: str, known: Mapping[tuple[str, str, str], Published]) -> Published | None:
     """Return the published value of a cell, by its teacher, else by a peer, else of the student alone."""
-    student = pair.roles["student"].name
-    teacher = pair.roles["teacher"].name if "teacher" in pair.roles else ""
-    peers = [network.name for role, network in pair.roles.items() if role not in ("student", "teacher")]
-    keys = [(other, student, method) for other in (teacher, *peers, "")]
+    names = {role: network.name for role, network in pair.roles.items()}
+    peers = [name for role, name in names.items() if role not in ("student", "teacher")]
+    keys = [(other, names["student"], method) for other in (names.get("teacher", ""), *peers, "")]
     return next((known[key] for key in keys if key in known), None)
 
 
@@ -151,8 +132,8 @@ def _improvements(study: Study, entries: Sequence[Entry]) -> dict[str, float | N
     for entry in entries:
         if entry.last is not None:
             means.setdefault(entry.method, {})[entry.pair] = entry.last.mean
-    others = [method.name for method in study.methods if method.name not in (study.baseline, study.reference)]
     plain, reference = means.get(study.baseline, {}), means.get(study.reference, {})
+    others = {method.name for method in study.methods} - {study.baseline, study.reference}
     return {name: relative_improvement(reference, means.get(name, {}), plain) for name in others}
 
 

@@ -144,5 +144,5 @@ def test_a_users_own_default_that_changed_is_resolved_anew(tmp_path: Path, monke
         linecache.clearcache()
         resolved = trial.Resolved(tmp_path / "configs.json")
         found.append(resolved(given)["model"]["init_args"]["knowledge"]["mine"]["loss"]["init_args"]["temperature"])
-        resolved.keep()
+        resolved.close()
     assert found == [4.0, 2.0]

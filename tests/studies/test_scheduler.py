@@ -27,16 +27,13 @@ class Fake:
     """Trains nothing: ``trains`` says what a run does in its folder."""
 
     def __init__(self, trains: Callable[[Path], None], at_once: int = 1) -> None:
-        self.trains, self.at_once = trains, at_once
+        self.trains, self.capacity = trains, at_once
         self.started: list[Path] = []
         self.running: list[Path] = []
         self.stopped = 0
 
-    def room(self) -> bool:
-        return len(self.running) < self.at_once
-
     def start(self, folder: Path) -> None:
-        assert self.room()
+        assert len(self.running) < self.capacity
         assert read_json(folder / STATUS) == {"state": "waiting"}
         self.started.append(folder)
         self.running.append(folder)
