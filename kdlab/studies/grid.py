@@ -36,7 +36,7 @@ def runs_of(study: Study, resolve: Resolve, overrides: Sequence[str] = ()) -> li
         InputError: a class path is wrong, a config does not fit, or two cells are the same; with the line.
     """
     if any(option.startswith("--seed_everything") for option in overrides):
-        raise InputError("The seeds of a study stand in its file, as seeds: drop --seed_everything.")
+        raise InputError("A study's seeds are set in its file, under seeds: drop --seed_everything.")
     return _Grid(study, resolve, overrides).runs()
 
 

@@ -120,7 +120,7 @@ class OnRay:
         available: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         for name, wanted in (("CPU", cpus), ("GPU", gpus)):
             if wanted > (present := available.get(name, 0)):
-                raise InputError(f"Each run is to have {wanted:g} {name}s and the Ray cluster has {present:g}.")
+                raise InputError(f"Each run needs {wanted:g} {name}s, and the Ray cluster has {present:g}.")
         self._task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=retries)(_train_in)
         self._running: dict[object, Path] = {}
 

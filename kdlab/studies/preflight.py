@@ -156,8 +156,9 @@ class _Watch(pl.Callback):
         self.steps.append(time.perf_counter() - self._since)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        trainer.should_stop = self.few == self.whole or self._quickest() > QUICK
-        if not trainer.should_stop:  # the loader is created anew for the next epoch
+        if self.few == self.whole or self._quickest() > QUICK:
+            trainer.should_stop = True
+        else:  # the loader is created anew for the next epoch
             self.data.batch_size = self.few = self.whole
             self.steps.clear()
 
@@ -169,14 +170,14 @@ class _Watch(pl.Callback):
         return min(self.steps[1:] or self.steps, default=0.0)  # the first allocates what the others reuse
 
 
-def check_networks(study: Study, trials: Trials, config: Mapping[str, Any], given: Mapping[str, Path]) -> None:
+def check_networks(study: Study, trials: Trials, config: Mapping[str, Any], options: Mapping[str, Path]) -> None:
     """Build every network, compare the classes of each pair, and load the weights of teachers not trained here.
 
     Args:
         study: the study.
         trials: to read the data.
         config: of any run.
-        given: weights of the command line, by the teacher's name.
+        options: weights of the command line, by the teacher's name.
 
     Raises:
         InputError: a network or a file does not fit; with the line of the study.
@@ -200,7 +201,7 @@ def check_networks(study: Study, trials: Trials, config: Mapping[str, Any], give
                 load_weights(instantiate(networks[name].build), study.weights[name])
         except InputError as cause:
             text = f"--teacher {name}: {cause}"
-            raise InputError(text) if name in given else error(("teachers", "weights", name), str(cause)) from cause
+            raise InputError(text) if name in options else error(("teachers", "weights", name), str(cause)) from cause
 
 
 def instantiate(value: Any) -> Any:

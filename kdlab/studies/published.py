@@ -36,7 +36,7 @@ def read(path: Path) -> dict[tuple[str, str, str], Published]:
                 raise InputError(f"{where}: a value with a comma in it stands in quotes.")
             source = row["source"] or ""
             if not source or "UNVERIFIED" in source.upper():
-                raise InputError(f"{where}: a published number has a source that was seen, not {source!r}.")
+                raise InputError(f"{where}: a published number needs a source that was checked, not {source!r}.")
             try:
                 top1 = float(row["top1"])
             except ValueError as error:

@@ -42,12 +42,12 @@ INSTALLED = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "p
 
 def canonical(config: dict[str, Any]) -> dict[str, Any]:
     """Return a resolved config without the options that do not change the result: logging, place, folders."""
-    kept = copy.deepcopy(config)
+    counted = copy.deepcopy(config)
     for key in IGNORED:
-        _drop(kept, key.split("."))
+        _drop(counted, key.split("."))
     for key in ADDED:
-        _drop(kept, key.split("."), only_empty=True)
-    return kept
+        _drop(counted, key.split("."), only_empty=True)
+    return counted
 
 
 def _drop(config: Any, path: Sequence[str], only_empty: bool = False) -> None:
@@ -75,8 +75,8 @@ def of_config(config: dict[str, Any]) -> str:
     comments. kdlab's own code is not hashed: weeks of training are not to be repeated because a file was tidied. The
     commit, and the versions of other libraries, are in the ledger.
     """
-    kept = canonical(config)
-    return digest(kept, kdlab.__version__, sorted(code_of(kept)))
+    counted = canonical(config)
+    return digest(counted, kdlab.__version__, sorted(code_of(counted)))
 
 
 def code_of(config: Any) -> set[tuple[str, str]]:
@@ -84,10 +84,10 @@ def code_of(config: Any) -> set[tuple[str, str]]:
     modules = set[ModuleType]()
     for value in _values(config):
         path = value.get("class_path") if isinstance(value, dict) else None
-        found = named(path) if isinstance(path, str) else _own_value(value) if isinstance(value, str) else None
-        modules.update(_modules_of(found))
-    own = (module for module in modules if _is_own(module.__name__, getattr(module, "__file__", None)))
-    return {(module.__name__, _hash(module)) for module in own}
+        target = named(path) if isinstance(path, str) else _own_value(value) if isinstance(value, str) else None
+        modules.update(_modules_of(target))
+    files = {module: getattr(module, "__file__", None) for module in modules}
+    return {(module.__name__, _hash(module)) for module, file in files.items() if _is_own(module.__name__, file)}
 
 
 def _own_value(text: str) -> Any:

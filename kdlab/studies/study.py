@@ -169,7 +169,7 @@ class _Reader:
         options = self.mapping(content.get("options"), (*place, "options"))
         if "seed_everything" in options and place != ("teachers",):
             where = (*place, "options", "seed_everything")
-            raise self.error(where, "seeds of students stand in the study's or a method's seeds.")
+            raise self.error(where, "set the seeds of students under seeds, of the study or of a method.")
         return Part(place, files, options)
 
     def network(self, name: str, value: Any) -> Network:

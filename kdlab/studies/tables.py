@@ -98,8 +98,8 @@ def table(study: Study, runs: Sequence[Run], ledger: Ledger, with_published: boo
             cells.setdefault((cell.pair, cell.method), []).append(run.key)
 
     def values(pair: str, method: str, column: str = "accuracy", scale: float = 100.0) -> list[float]:
-        kept = [rows[key][column] for key in cells.get((pair, method), ()) if key in rows]
-        return [scale * float(value) for value in kept if value]
+        texts = [rows[key][column] for key in cells.get((pair, method), ()) if key in rows]
+        return [scale * float(text) for text in texts if text]
 
     entries = []
     for pair, method in ((pair, method.name) for pair in study.pairs for method in study.methods):
