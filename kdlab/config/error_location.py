@@ -10,13 +10,7 @@ from kdlab.errors import InputError
 
 
 class Origin(NamedTuple):
-    """Part of a YAML file that options of a config come from.
-
-    Attributes:
-        source: the file.
-        place: the part; the whole file if empty.
-        prefix: dotted key of the option that the part fills; it is not written in the part.
-    """
+    """Part of a YAML file with options of a config; ``prefix`` is the dotted key of the option that it fills."""
 
     source: Source
     place: Place = ()

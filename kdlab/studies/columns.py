@@ -113,13 +113,3 @@ COLUMNS = (
 )
 FIELDS = tuple(column.name for column in COLUMNS)
 SHOWN = {column.name: column.shown for column in COLUMNS if column.shown}
-
-
-def planned(run: Run, data: str) -> dict[str, Any]:
-    """Return what is known of a run whether it ends well or not."""
-    return {column.name: column.planned(run, data) for column in COLUMNS if column.planned}
-
-
-def measured(trained: Trained) -> dict[str, Any]:
-    """Return what a training measured."""
-    return {column.name: column.measured(trained) for column in COLUMNS if column.measured}

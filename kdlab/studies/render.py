@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from kdlab.files import write_text
 from kdlab.studies.columns import SHOWN
-from kdlab.studies.statistics import Difference, Spread
 from kdlab.studies.tables import Entry, Table
 
 if TYPE_CHECKING:
@@ -143,7 +142,7 @@ def _part(baseline: str, entries: Sequence[Entry]) -> list[str]:
     for entry in entries:
         done, best = len(entry.values), entry.spreads["best"]
         seeds = "" if not done else str(done) if entry.complete else f"{done} of {entry.wanted}"
-        cells = [entry.method, _spread(entry.last), seeds, f"{best.mean:.2f}" if best else "", _difference(entry.gain)]
+        cells = [entry.method, str(entry.last or ""), seeds, f"{best.mean:.2f}" if best else "", str(entry.gain or "")]
         if published:
             cells.append(f"{entry.published.top1:.2f}" if entry.published else "")
             cells.append("" if entry.beyond is None else f"{entry.beyond:+.2f}")
@@ -159,7 +158,7 @@ def _overview(table: Table) -> list[str]:
     for method in study.methods:
         entries = [table.entry(pair.name, method.name) for pair in study.pairs]
         marks = ["*" if entry and entry.values and not entry.complete else "" for entry in entries]
-        cells = [_spread(entry.last) if entry else "–" for entry in entries]
+        cells = [str(entry.last or "") if entry else "–" for entry in entries]
         rows.append([method.name, *map("".join, zip(cells, marks, strict=True))])
         if study.reference:
             improvement = table.improvements.get(method.name)
@@ -171,16 +170,3 @@ def _overview(table: Table) -> list[str]:
 def _markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     rule = "|---" + "|---:" * (len(heads) - 1) + "|"
     return [f"| {' | '.join(heads)} |", rule, *(f"| {' | '.join(cells)} |" for cells in rows)]
-
-
-def _spread(value: Spread | None) -> str:
-    if value is None:
-        return ""
-    return f"{value.mean:.2f}" + (f" ± {value.std:.2f}" if value.std is not None else "")
-
-
-def _difference(value: Difference | None) -> str:
-    if value is None:
-        return ""
-    interval = "" if value.low is None or value.high is None else f" [{value.low:+.2f}, {value.high:+.2f}]"
-    return f"{value.value:+.2f}{interval}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from kdlab.config.run_folder import last_checkpoint
 from kdlab.files import read_json, write_json
-from kdlab.studies.columns import planned
+from kdlab.studies.columns import COLUMNS
 from kdlab.studies.launchers import Launcher
 from kdlab.studies.ledger import FAILED, FINISHED, Ledger
 from kdlab.studies.run_callback import STATUS
@@ -102,7 +102,9 @@ class Work:
             outcome = str(status.get("error") or f"its process was killed; see {folder / 'log.txt'}")
         if not self.ledger.finished(self.identity(run)):  # a teacher may be trained again for its weights
             entry = {"status": FAILED, "error": outcome} if row is None else {**row, "status": FINISHED}
-            self.ledger.append({**planned(run, self.data(run)), **entry})
+            data = self.data(run)
+            known = {column.name: column.planned(run, data) for column in COLUMNS if column.planned}
+            self.ledger.append({**known, **entry})
         return outcome
 
     def _prepare(self, run: Run, loggers: Loggers) -> Path:

@@ -17,6 +17,9 @@ class Spread(NamedTuple):
     std: float | None
     n: int
 
+    def __str__(self) -> str:
+        return f"{self.mean:.2f}" + (f" ± {self.std:.2f}" if self.std is not None else "")
+
 
 class Difference(NamedTuple):
     """A difference of means and its 95 % interval; there is no interval where either has one seed."""
@@ -24,6 +27,10 @@ class Difference(NamedTuple):
     value: float
     low: float | None
     high: float | None
+
+    def __str__(self) -> str:
+        interval = "" if self.low is None or self.high is None else f" [{self.low:+.2f}, {self.high:+.2f}]"
+        return f"{self.value:+.2f}{interval}"
 
 
 def spread(values: Sequence[float]) -> Spread | None:

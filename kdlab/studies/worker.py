@@ -19,7 +19,7 @@ from kdlab.errors import InputError, refusal_in
 from kdlab.export.student import student_of
 from kdlab.files import locked, read_json, write_json
 from kdlab.models.weights import save_tensors
-from kdlab.studies.columns import Trained, measured
+from kdlab.studies.columns import COLUMNS, Trained
 from kdlab.studies.environment import versions
 from kdlab.studies.launchers import WATCHED
 from kdlab.studies.ledger import FAILED, FINISHED
@@ -71,7 +71,8 @@ def _train(folder: Path) -> None:
     metrics = {name.removeprefix("test/"): float(value) for name, value in tested.items()}
     record = next(callback for callback in trainer.callbacks if isinstance(callback, Record))  # type: ignore[attr-defined]
     trained = Trained(metrics, record, trainer, student, versions(trainer.strategy.root_device))
-    write_json(folder / RESULT, {**measured(trained), "accuracies": record.accuracies, "test": metrics})
+    result = {column.name: column.measured(trained) for column in COLUMNS if column.measured}
+    write_json(folder / RESULT, {**result, "accuracies": record.accuracies, "test": metrics})
 
 
 def _exit_with_the_study() -> None:
