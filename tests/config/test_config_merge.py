@@ -61,7 +61,7 @@ def test_what_needs_no_change_is_left_alone(work: Path) -> None:
     assert merge_configs(given) == given
 
 
-def test_knowledge_on_the_command_line_goes_with_a_recipe_without_any(work: Path) -> None:
+def test_knowledge_by_option_needs_none_in_the_recipe(work: Path) -> None:
     main(["fit", "-c", "base.yaml", "--model.knowledge.soft.loss=kdlab.losses.SoftTargets"])
     assert columns(work)["weight/soft"] == 1.0
 

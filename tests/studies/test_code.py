@@ -75,7 +75,7 @@ def test_the_file_of_a_base_class_counts(own: Callable[..., str]) -> None:
     assert own(text, other=base_class.format(1)) != own(text, other=base_class.format(2))
 
 
-def test_the_file_of_a_users_own_function_counts_through_its_wrapper(own: Callable[..., str]) -> None:
+def test_wrapped_user_function_counts_by_its_file(own: Callable[..., str]) -> None:
     text = """
     import functools
     from BASE import told

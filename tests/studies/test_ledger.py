@@ -30,7 +30,7 @@ def written(path: Path, *runs: str) -> Ledger:
     return ledger
 
 
-def test_a_ledger_that_is_not_there_is_empty_and_made_with_its_folder(tmp_path: Path) -> None:
+def test_missing_ledger_is_empty_and_created_on_append(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "deep" / "ledger.csv")
     assert (ledger.rows, ledger.last("a"), ledger.finished("a")) == ([], None, False)
     assert not ledger.path.exists()

@@ -292,7 +292,7 @@ def of_run(folder: Path) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_weights_and_biases_has_a_group_with_a_run_for_each_cell_and_the_table(
+def test_wandb_group_has_a_run_per_cell_and_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import wandb
@@ -397,7 +397,7 @@ def test_a_wrong_key_is_named_with_its_own_line(
 
 
 @pytest.mark.parametrize("by", ["study", "command line"])
-def test_a_teachers_file_that_does_not_fit_is_found_before_anything_runs(
+def test_unfit_teacher_file_is_found_before_any_run(
     by: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     teachers = {**STUDY["teachers"], "weights": {"wide": "wide.pt"}} if by == "study" else STUDY["teachers"]
@@ -410,7 +410,7 @@ def test_a_teachers_file_that_does_not_fit_is_found_before_anything_runs(
     assert "is not a weights file" in said
 
 
-def test_an_option_of_the_command_that_is_misspelt_has_a_near_one(
+def test_misspelled_option_suggests_the_nearest(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = refused(write(tmp_path / "bad"), capsys, "--dryrun")
@@ -439,7 +439,7 @@ def test_an_own_file_that_cannot_be_imported_is_named(
     assert heard.count("\n") == 1
 
 
-def test_an_own_loss_is_an_option_where_the_recipe_teaches_nothing(
+def test_user_loss_by_option_without_knowledge_in_recipe(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mine = {"options": {"model.knowledge.mine.loss": "kdlab.losses.SoftTargets", "model.knowledge.mine.weight": 0.5}}

@@ -40,7 +40,7 @@ def test_a_study_is_named_by_its_folder_or_its_file(tmp_path: Path) -> None:
     assert read(path.rename(path.with_name("other.yaml"))).name == "other"
 
 
-def test_files_are_looked_for_beside_the_study_whatever_the_working_directory(
+def test_files_are_relative_to_the_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "here" / "deep", STUDY.replace("[kd.yaml]", "[../up.yaml]"))

@@ -137,7 +137,7 @@ def test_rows_on_other_data_than_most_are_left_out_and_said(
     ]
 
 
-def test_a_later_row_of_a_run_counts_and_a_failure_is_said_until_it_is_repaired(
+def test_later_row_counts_and_failure_is_noted_until_repaired(
     tmp_path: Path, ledger: Ledger, found: dict[str, Run]
 ) -> None:
     run = found[KD[0]]
@@ -201,7 +201,7 @@ TWO = STUDY.replace("student: tiny}", "student: tiny}\n  - {teacher: tiny, stude
 )
 
 
-def test_the_improvement_of_the_reference_is_over_each_other_method(tmp_path: Path, ledger: Ledger) -> None:
+def test_reference_improvement_is_over_each_other_method(tmp_path: Path, ledger: Ledger) -> None:
     found = named(runs(tmp_path, TWO))
     values = {"tiny, plain": 0.70, "big, plain": 0.72, f"{PAIR}, KD": 0.72, "tiny → big, KD": 0.74}
     values |= {f"{PAIR}, CRD": 0.73, "tiny → big, CRD": 0.78}
