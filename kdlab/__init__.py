@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from kdlab import aliases
+
 if TYPE_CHECKING:
     from kdlab.errors import InputError as InputError
     from kdlab.knowledge import Knowledge as Knowledge
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from kdlab.teaching import FrozenTeacher as FrozenTeacher
 
 __version__ = "0.1.0"
+
+aliases.install()
 
 _HOMES = {
     "InputError": "kdlab.errors",

@@ -1,26 +1,35 @@
-"""The one exception for input that a person has to change."""
+"""The exception type for input that a user has to change."""
 
 from __future__ import annotations
 
 import difflib
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 
 class InputError(ValueError):
-    """Something the user gave cannot work; the message is one sentence that says what to change.
+    """Input that cannot work; the message says what is wrong, where, and what to change.
 
     The command line prints the message alone, without a traceback, and exits with status 2.
+
+    Args:
+        message: one sentence.
+        key: dotted key of the config option that is wrong, such as ``model.optimizer.lr``; empty if there is none.
+        value: text of the value that is wrong, such as a class path; empty if there is none.
     """
+
+    def __init__(self, message: str = "", *, key: str = "", value: str = "") -> None:
+        super().__init__(message)
+        self.key, self.value = key, value
 
 
 def nearest(name: str, names: Iterable[str], count: int = 5) -> str:
-    """The names most like ``name``, as text for the end of an error message."""
+    """Return the names most like ``name``, as text for the end of an error message."""
     names = list(names)
-    found = difflib.get_close_matches(name, names, n=count, cutoff=0.3) or names[:count]
-    return ", ".join(repr(each) for each in found)
+    close = difflib.get_close_matches(name, names, n=count, cutoff=0.3) or names[:count]
+    return ", ".join(map(repr, close))
 
 
 def check_word(name: str, value: str, words: Sequence[str]) -> None:
@@ -43,21 +52,24 @@ def form_of(value: Any) -> str:
 
 
 def refusal_in(error: BaseException) -> InputError | None:
-    """The :class:`InputError` that ``error`` is or was raised from, if there is one."""
-    seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, InputError):
-        seen = seen.__cause__ or seen.__context__
-    return seen
+    """Return the :class:`InputError` that ``error`` is or was raised from, if there is one."""
+    return next((cause for cause in _causes(error) if isinstance(cause, InputError)), None)
 
 
 def failed_import(error: BaseException) -> InputError | None:
-    """What stops a module from being imported, with file and line, if ``error`` is or was raised from that."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, SyntaxError) and seen.filename and Path(seen.filename).is_file():
-            return InputError(f"{seen.filename}, line {seen.lineno}: {seen.msg}.")
-        lines = [each for each in traceback.extract_tb(seen.__traceback__) if each.name == "<module>"]
-        if lines and not isinstance(seen, InputError):
-            return InputError(f"{lines[-1].filename}, line {lines[-1].lineno}: {type(seen).__name__}: {seen}.")
-        seen = seen.__cause__ or seen.__context__
+    """Return why a module could not be imported, with file and line, if ``error`` is or was raised from that."""
+    for cause in _causes(error):
+        if isinstance(cause, SyntaxError) and cause.filename and Path(cause.filename).is_file():
+            return InputError(f"{cause.filename}, line {cause.lineno}: {cause.msg}.")
+        frames = [frame for frame in traceback.extract_tb(cause.__traceback__) if frame.name == "<module>"]
+        if frames and not isinstance(cause, InputError):
+            return InputError(f"{frames[-1].filename}, line {frames[-1].lineno}: {type(cause).__name__}: {cause}.")
     return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield ``error`` and the errors that it was raised from."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__

@@ -12,8 +12,8 @@ from rich.table import Table
 from torch import nn
 
 from kdlab.cli.printing import titled_table
-from kdlab.config.first_step import QUIET, fit_to_first_step
-from kdlab.config.lightning_cli import build
+from kdlab.config.first_step import fit_to_first_step
+from kdlab.config.lightning_cli import QUIET, build
 from kdlab.errors import InputError
 from kdlab.export.layer_shapes import shape_text
 from kdlab.members.member import Member, NetworkMember

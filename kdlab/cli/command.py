@@ -83,8 +83,8 @@ def _unknown(argument: str, command: Callable[..., None]) -> InputError:
 
 
 def _sentence(error: ArgumentError) -> str:
-    from kdlab.config.parser_errors import sentence  # takes seconds to import
+    from kdlab.config.parser_errors import parser_error  # takes seconds to import
 
-    text = sentence(error)
+    text = str(parser_error(error))
     text = re.sub(r"Expected a typing\.Literal\[(.*)\]\. Got value: (.*)", r"expected one of \1, not \2", text)
     return text if text.endswith(".") else f"{text}."

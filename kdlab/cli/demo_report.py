@@ -18,10 +18,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from kdlab.cli.printing import csv_text, number_table
+from kdlab.files import write_text
 from kdlab.models import save_weights
 from kdlab.studies import statistics
 from kdlab.studies.digits_demo import ALONE, BATCH, DISTILLED, LABELED, TEACHER, Run, train_all
-from kdlab.studies.files import write_text
 
 ACCURACY = "student_accuracy"
 COLORS = {TEACHER: "#555555", ALONE: "#D55E00", DISTILLED: "#0072B2"}

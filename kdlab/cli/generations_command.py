@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kdlab.cli.printing import csv_text, number_table
-from kdlab.studies.files import write_text
+from kdlab.files import write_text
 from kdlab.studies.generations import STUDENT, Row, train_generations
 
 

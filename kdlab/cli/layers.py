@@ -9,7 +9,7 @@ from rich.console import Console
 from torch import nn
 
 from kdlab.cli.printing import titled_table
-from kdlab.config.parser_errors import sentence
+from kdlab.config.parser_errors import parser_error
 from kdlab.errors import InputError, refusal_in
 from kdlab.export.layer_shapes import shape_text, shapes
 from kdlab.outputs import heads_of
@@ -58,6 +58,6 @@ def network_from(class_path: str, options: Sequence[str]) -> nn.Module:
     try:
         network = parser.instantiate(parser.parse_args([f"--network={class_path}", *inside])).network
     except (ArgumentError, ValueError, TypeError) as error:
-        raise refusal_in(error) or InputError(sentence(error)) from error
+        raise refusal_in(error) or parser_error(error) from error
     assert isinstance(network, nn.Module)
     return network

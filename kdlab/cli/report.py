@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.markdown import Markdown
 
-from kdlab.cli.reproduce import Opened, Parser, arguments_of
-from kdlab.studies.render import markdown, write
+from kdlab.cli.reproduce import Parser
+from kdlab.studies.render import log_table, markdown, write
 
 DESCRIPTION = """\
 Print a study's table and write report.md, report.csv and report.png; a README.md there that has the marks \
@@ -19,21 +19,16 @@ empty, and runs of another recipe are left out."""
 
 def run(arguments: Sequence[str]) -> None:
     """Print and write the report."""
-    parser = Parser(prog="kdlab report", description=DESCRIPTION, allow_abbrev=False)
-    parser.usage = "kdlab report STUDY [--out FOLDER] [--wandb PROJECT] [--KEY=VALUE ...]"
+    parser = Parser("report", DESCRIPTION, "STUDY [--out FOLDER] [--wandb PROJECT] [--KEY=VALUE ...]")
     parser.add_argument("--out", help="folder to write to (default: the study's)")
     parser.add_argument("--wandb", metavar="PROJECT", help="log the table to Weights & Biases, in the study's group")
-    given, overrides = arguments_of(parser, arguments)
-    opened = Opened(given, overrides)
-    found = opened.table()
-    console = Console(highlight=False)
+    options, opened = parser.open(arguments)
+    table, console = opened.table(), Console(highlight=False)
     if console.is_terminal:
-        console.print(Markdown(markdown(found)))
+        console.print(Markdown(markdown(table)))
     else:  # a pipe or a file gets the Markdown itself
-        print(markdown(found))
-    for path in write(found, Path(given.out) if given.out else opened.study.folder):
+        print(markdown(table))
+    for path in write(table, Path(options.out) if options.out else opened.study.folder):
         print(path)
-    if given.wandb:
-        from kdlab.studies.wandb_table import log_table
-
-        log_table(found, given.wandb, opened.folder)
+    if options.wandb:
+        log_table(table, options.wandb, opened.folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import signal
 from collections.abc import Mapping, Sequence
@@ -16,23 +17,23 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
 
+from kdlab.config.run_folder import wandb_logger
 from kdlab.errors import InputError
-from kdlab.models import load_weights
+from kdlab.files import locked
+from kdlab.studies import tables
 from kdlab.studies.grid import runs_of
 from kdlab.studies.launchers import Launcher, OneAtATime, OnRay
 from kdlab.studies.ledger import FINISHED, Ledger
-from kdlab.studies.locks import locked
-from kdlab.studies.preflight import Estimate, Resolved, Trials, made
+from kdlab.studies.preflight import Estimate, Resolved, Trials, check_networks
 from kdlab.studies.progress import StudyBar
-from kdlab.studies.render import markdown
+from kdlab.studies.render import log_table, markdown
 from kdlab.studies.runs import Run
-from kdlab.studies.scheduler import Work
-from kdlab.studies.study import Study, read
-from kdlab.studies.tables import table
+from kdlab.studies.scheduler import Loggers, Work
+from kdlab.studies.study import read
 
 DESCRIPTION = """\
 Train every run of a study that its ledger does not hold yet, teachers first, and print the table. A run that is \
-killed goes on from its last epoch when the study is called again; one that fails is reported and does not stop the \
+killed is resumed from its last epoch when the study is called again; one that fails is reported and does not stop the \
 others. Before anything is trained every config is set up and tried on a few samples."""
 # Options that say where data is and where runs take place: published values stay comparable.
 PLACES = (
@@ -42,73 +43,82 @@ PLACES = (
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises an :class:`InputError` for what it does not understand."""
+    """Parser of a study's command that raises an :class:`InputError` for what it does not understand."""
+
+    def __init__(self, name: str, description: str, usage: str) -> None:
+        prog = f"kdlab {name}"
+        super().__init__(prog=prog, description=description, usage=f"{prog} {usage}", allow_abbrev=False)
+        self.add_argument("study", help="folder with a study.yaml, or a study file")
+        self.add_argument("--runs", default="runs", help="folder of all studies' runs (default runs)")
+        self.add_argument("--ledger", help="CSV file (default ledger.csv beside the study file)")
+        weights = "a teacher's weights, instead of training it"
+        self.add_argument("--teacher", action="append", default=[], metavar="NAME=FILE", help=weights)
 
     def error(self, message: str) -> NoReturn:
-        """Raise it."""
+        """Raise an :class:`InputError`."""
         raise InputError(f"{message}.")
 
-
-def arguments_of(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The options of a study's command, and those of ``kdlab fit`` among them.
-
-    Raises:
-        InputError: something is neither.
-    """
-    parser.add_argument("study", help="folder with a study.yaml, or a study file")
-    parser.add_argument("--runs", default="runs", help="folder of all studies' runs (default runs)")
-    parser.add_argument("--ledger", help="CSV file (default ledger.csv beside the study file)")
-    parser.add_argument(
-        "--teacher",
-        action="append",
-        default=[],
-        metavar="NAME=FILE",
-        help="a teacher's weights, instead of training it",
-    )
-    given, rest = parser.parse_known_args(list(arguments))
-    for each in rest:
-        if not each.startswith("--") or "=" not in each or each.startswith("--config"):
-            own = [f"--{name.replace('_', '-')}" for name in vars(given)]
-            close = difflib.get_close_matches(each.split("=")[0], own, n=1)
-            meant = f" (did you mean {close[0]}?)" if close else ""
-            raise InputError(f"{each!r} is no option of {parser.prog}{meant}, nor one of kdlab fit as --KEY=VALUE.")
-    return given, rest
+    def open(self, arguments: Sequence[str]) -> tuple[argparse.Namespace, OpenStudy]:
+        """Return the command's own options, and the study with the options of ``kdlab fit`` among the arguments."""
+        options, overrides = self.parse_known_args(list(arguments))
+        for override in overrides:
+            if not override.startswith("--") or "=" not in override or override.startswith("--config"):
+                names = [f"--{name.replace('_', '-')}" for name in vars(options)]
+                close = difflib.get_close_matches(override.split("=")[0], names, n=1)
+                hint = f" (did you mean {close[0]}?)" if close else ""
+                raise InputError(
+                    f"{override!r} is no option of {self.prog}{hint}, nor one of kdlab fit as --KEY=VALUE."
+                )
+        return options, OpenStudy(options, overrides)
 
 
-class Opened:
-    """A study with its runs, ledger and trials, as a command line names it.
+class OpenStudy:
+    """A study with its runs and ledger, as a command line names it; an :class:`InputError` if it cannot be used."""
 
-    Raises:
-        InputError: the study cannot be used.
-    """
-
-    def __init__(self, given: argparse.Namespace, overrides: Sequence[str]) -> None:
-        self.weights: dict[str, Path] = {}
-        for each in given.teacher:
-            name, _, path = each.partition("=")
-            if not Path(path).is_file():
-                raise InputError(f"There is no file {path!r} for the teacher {name!r}: write --teacher NAME=FILE.")
-            self.weights[name] = Path(path)
-        self.study: Study = read(Path(given.study), self.weights)
-        self.folder = Path(given.runs) / self.study.name
-        resolve = Resolved(self.folder / ".configs.json")
-        try:
+    def __init__(self, options: argparse.Namespace, overrides: Sequence[str]) -> None:
+        self.weights = {name: Path(path) for name, _, path in (option.partition("=") for option in options.teacher)}
+        for name, path in self.weights.items():
+            if not path.is_file():
+                raise InputError(f"There is no file '{path}' for the teacher {name!r}: write --teacher NAME=FILE.")
+        self.study = read(Path(options.study), self.weights)
+        self.folder = Path(options.runs) / self.study.name
+        with contextlib.closing(Resolved(self.folder / ".configs.json")) as resolve:
             self.runs: list[Run] = runs_of(self.study, resolve, overrides)
-        finally:
-            resolve.keep()
-        self.ledger = Ledger(Path(given.ledger) if given.ledger else self.study.folder / "ledger.csv")
-        self.as_published = all(each.startswith(PLACES) for each in overrides)
-        self.trials = Trials(self.folder / ".trials.json")
+        self.ledger = Ledger(Path(options.ledger) if options.ledger else self.study.folder / "ledger.csv")
+        self.as_published = all(override.startswith(PLACES) for override in overrides)
 
-    def table(self) -> Any:
-        """The table as the ledger stands."""
-        return table(self.study, self.runs, self.ledger, self.as_published)
+    def table(self) -> tables.Table:
+        """Return the table of the ledger as it is now."""
+        return tables.table(self.study, self.runs, self.ledger, self.as_published)
+
+    def examine(self, console: Console) -> tuple[Work, dict[str, Estimate]]:
+        """Try every run that is still to do; return the work and, by key, what each run will take.
+
+        Raises:
+            InputError: the data cannot be read, networks do not fit, or a config cannot work; with the study's line.
+        """
+        trials, fingerprints = Trials(self.folder / ".trials.json"), dict[str, str]()
+        with console.status("reading the data"):
+            for run in self.runs:
+                with self.study.source.errors_at(self.study.recipe.place):
+                    fingerprints[run.key] = trials.fingerprint(run.config)
+        check_networks(self.study, trials, self.runs[0].config, self.weights)
+        work = Work(self.runs, lambda run: fingerprints[run.key], self.folder, self.ledger)
+        estimates: dict[str, Estimate] = {}
+        with console.status("trying the configs") as status:
+            for number, run in enumerate(self.runs, 1):
+                if self.ledger.finished(work.identity(run)):
+                    continue
+                status.update(f"trying config {number} of {len(self.runs)}: {run.name}")
+                with self.study.source.errors_at(run.place, f"{run.name}: "):
+                    estimates[run.key] = trials.estimate(run.config)
+        return work, estimates
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Carry out a study; exits with status 1 if a run failed."""
-    parser = Parser(prog="kdlab reproduce", description=DESCRIPTION, allow_abbrev=False)
-    parser.usage = "kdlab reproduce STUDY [--dry-run] [--launcher ray] [--wandb PROJECT] [--KEY=VALUE ...]"
+    """Carry out a study; exit with status 1 if a run failed."""
+    usage = "STUDY [--dry-run] [--launcher ray] [--wandb PROJECT] [--KEY=VALUE ...]"
+    parser = Parser("reproduce", DESCRIPTION, usage)
     parser.add_argument("--dry-run", action="store_true", help="print the plan with its time and memory; train nothing")
     parser.add_argument("--launcher", choices=("local", "ray"), default="local", help="where runs happen")
     parser.add_argument("--address", help="of a Ray cluster; without it one is started on this machine")
@@ -116,36 +126,18 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--cpus-per-run", type=float, default=1.0, help="processors of the cluster for each run")
     parser.add_argument("--gpus-per-run", type=float, default=0.0, help="GPUs of the cluster for each run")
     parser.add_argument("--wandb", metavar="PROJECT", help="log runs and table to Weights & Biases, as one group")
-    given, overrides = arguments_of(parser, arguments)
-    opened = Opened(given, overrides)
+    options, opened = parser.open(arguments)
     console = Console(highlight=False)
-    data, estimates = examined(opened, console)
-    opened.trials.forget()
-    work = Work(opened.runs, lambda run: data[run.key], opened.folder, opened.ledger)
-    if given.dry_run:
-        for each in plan(opened, work, estimates):
-            console.print(each)
+    work, estimates = opened.examine(console)
+    if options.dry_run:
+        for part in plan(work, estimates):
+            console.print(part)
         return
-    complaint = f"another process is at the study {opened.study.name!r}"
-    with locked(opened.folder / ".lock", complaint):
-        launcher: Launcher = OneAtATime()
-        if given.launcher == "ray":
-            launcher = OnRay(given.address, given.cpus_per_run, given.gpus_per_run, workers=given.workers)
-        loggers = _wandb(opened.study, given.wandb, work) if given.wandb else (lambda run: [])
-        before = signal.signal(signal.SIGTERM, _terminated)
-        try:
-            with StudyBar(work, {key: each.seconds for key, each in estimates.items()}, console) as bar:
-                outcome = work.carry_out(launcher, loggers, bar)
-        except KeyboardInterrupt:
-            console.print("Stopped; the same command goes on from here.")
-            raise SystemExit(130) from None
-        finally:
-            signal.signal(signal.SIGTERM, before)
+    with locked(opened.folder / ".lock", f"another process is at the study {opened.study.name!r}"):
+        outcome = _carry_out(options, opened, work, estimates, console)
     console.print(Markdown(markdown(opened.table())))
-    if given.wandb:
-        from kdlab.studies.wandb_table import log_table
-
-        log_table(opened.table(), given.wandb, opened.folder)
+    if options.wandb:
+        log_table(opened.table(), options.wandb, opened.folder)
     failed = {run.name: outcome[run.key] for run in opened.runs if outcome[run.key] != FINISHED}
     for name, error in failed.items():
         console.print(f"[red]failed:[/] {name}: {error}", soft_wrap=True)
@@ -153,87 +145,58 @@ def run(arguments: Sequence[str]) -> None:
         raise SystemExit(1)
 
 
-def examined(opened: Opened, console: Console) -> tuple[dict[str, str], dict[str, Estimate]]:
-    """The fingerprint of each run's data, and what each run that is still to do will take.
-
-    Raises:
-        InputError: the data cannot be read, a pair's networks have different classes, or a config cannot work; with
-            the line of the study.
-    """
-    study, trials = opened.study, opened.trials
-    prints: dict[str, str] = {}
-    with console.status("reading the data"):
-        for run in opened.runs:
-            try:
-                prints[run.key] = trials.fingerprint(run.config)
-            except InputError as error:
-                raise study.source.error(study.recipe.place, str(error)) from error
-    _same_classes(opened)
-    _weights_fit(opened)
-    estimates: dict[str, Estimate] = {}
-    with console.status("trying the configs") as status:
-        for number, run in enumerate(opened.runs, 1):
-            if opened.ledger.finished(run.identity(prints[run.key])):
-                continue
-            status.update(f"trying config {number} of {len(opened.runs)}: {run.name}")
-            try:
-                estimates[run.key] = trials.estimate(run.config)
-            except InputError as error:
-                raise study.source.error(run.place, f"{run.name}: {error}") from error
-    return prints, estimates
+def _carry_out(
+    options: argparse.Namespace, opened: OpenStudy, work: Work, estimates: Mapping[str, Estimate], console: Console
+) -> dict[str, str]:
+    launcher: Launcher = OneAtATime()
+    if options.launcher == "ray":
+        launcher = OnRay(options.address, options.cpus_per_run, options.gpus_per_run, options.workers)
+    loggers = _wandb_loggers(opened.study.name, options.wandb, work) if options.wandb else (lambda run: [])
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        with StudyBar(work, {key: estimate.seconds for key, estimate in estimates.items()}, console) as bar:
+            return work.carry_out(launcher, loggers, bar)
+    except KeyboardInterrupt:
+        console.print("Stopped; the same command goes on from here.")
+        raise SystemExit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
-def _same_classes(opened: Opened) -> None:
-    study, config = opened.study, opened.runs[0].config
-    counts: dict[str, int | None] = {}
-    for pair in study.pairs:
-        for network in pair.roles.values():
-            if network.name not in counts:
-                try:
-                    counts[network.name] = opened.trials.classes(config, network.build)
-                except (RuntimeError, TypeError, ValueError, InputError) as error:
-                    raise study.source.error(
-                        ("networks", network.name), f"{network.name} cannot be used: {str(error).splitlines()[0]}"
-                    ) from error
-        found = {network.name: counts[network.name] for network in pair.roles.values()}
-        if len(set(found.values()) - {None}) > 1:
-            said = ", ".join(f"{name} has {count}" for name, count in found.items())
-            raise study.source.error(pair.part.place, f"the networks of {pair.name} have different classes: {said}.")
+def _wandb_loggers(study: str, project: str, work: Work) -> Loggers:
+    def loggers(run: Run) -> list[dict[str, Any]]:
+        kind = "student" if run.cells else "teacher"
+        options = {"project": project, "group": study, "job_type": kind, "name": run.name, "id": work.identity(run)}
+        return [wandb_logger(work.folder(run), **options)]
+
+    return loggers
 
 
-def _weights_fit(opened: Opened) -> None:
-    """Load every file of a teacher that is not trained here, before the runs would, one after the other."""
-    teachers = [pair.roles["teacher"] for pair in opened.study.pairs if "teacher" in pair.roles]
-    for network in {each.name: each for each in teachers if each.name in opened.study.weights}.values():
-        try:
-            load_weights(made(network.build), opened.study.weights[network.name])
-        except InputError as error:
-            if network.name in opened.weights:
-                raise InputError(f"--teacher {network.name}: {error}") from error
-            raise opened.study.source.error(("teachers", "weights", network.name), str(error)) from error
+def _terminated(signal: int, frame: FrameType | None) -> None:
+    raise SystemExit(143)
 
 
-def plan(opened: Opened, work: Work, estimates: Mapping[str, Estimate]) -> tuple[Table, str]:
-    """Every run with its state, and how long and how large those to come will be on this machine."""
+def plan(work: Work, estimates: Mapping[str, Estimate]) -> tuple[Table, str]:
+    """Return every run with its state, and the time and memory of those to come on this machine."""
     shown = Table(box=SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
     for heading in ("run", "state", "epochs", "time", "memory MB"):
         shown.add_column(heading, justify="left" if heading in ("run", "state") else "right")
+    states = {run.key: work.state(run) for run in work.runs}
     total, largest = 0.0, 0.0
-    for run in opened.runs:
-        estimate, state = estimates.get(run.key), work.state(run)
+    for run in work.runs:
         cells = ["", ""]
-        if estimate is not None and state != FINISHED:
+        if (estimate := estimates.get(run.key)) is not None and states[run.key] != FINISHED:
             seconds = estimate.seconds * run.epochs
             total, largest = total + seconds, max(largest, estimate.memory)
             cells = [_time(seconds), _megabytes(estimate.memory)]
-        shown.add_row(run.name, state, str(run.epochs), *cells)
-    count = sum(work.state(run) != FINISHED for run in opened.runs)
-    said = (
-        f"{len(opened.runs)} runs, {count} to do, about {_time(total)} one after the other on this machine, "
+        shown.add_row(run.name, states[run.key], str(run.epochs), *cells)
+    count = sum(state != FINISHED for state in states.values())
+    summary = (
+        f"{len(work.runs)} runs, {count} to do, about {_time(total)} one after the other on this machine, "
         f"{_megabytes(largest)} MB at most.\nEstimated from a step on few samples, without "
-        f"the start of a run and data in memory. Ledger: {opened.ledger.path}"
+        f"the start of a run and data in memory. Ledger: {work.ledger.path}"
     )
-    return shown, said
+    return shown, summary
 
 
 def _time(seconds: float) -> str:
@@ -242,18 +205,3 @@ def _time(seconds: float) -> str:
 
 def _megabytes(memory: float) -> str:
     return f"{memory / 2**20:.{0 if memory >= 10 * 2**20 else 1}f}"
-
-
-def _wandb(study: Study, project: str, work: Work) -> Any:
-    def loggers(run: Run) -> list[dict[str, Any]]:
-        kind = "student" if run.cells else "teacher"
-        options = {"project": project, "group": study.name, "job_type": kind, "name": run.name}
-        # A client that is running already, of a notebook say, would put a relative path into its own directory.
-        options |= {"id": work.identity(run), "resume": "allow", "save_dir": str(work.folder(run).resolve())}
-        return [{"class_path": "pytorch_lightning.loggers.WandbLogger", "init_args": options}]
-
-    return loggers
-
-
-def _terminated(signal: int, frame: FrameType | None) -> None:
-    raise SystemExit(143)

@@ -1,20 +1,21 @@
-"""Checkpoints that are on the disk whole or not at all."""
+"""Atomic checkpoint writes."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from kdlab.files import atomic_write
 
-class WholeCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it.
 
-    Lightning's own writes to the system's temporary folder and moves the file; where that is another disk the move is a
-    copy, and a kill in the middle of it leaves half a file in place of the last good checkpoint.
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoint plugin that writes beside the target and renames.
+
+    Lightning writes to the system's temporary folder and moves the file; where that is another disk the move is a copy,
+    and a kill during the copy leaves half a file in place of the last good checkpoint.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -22,14 +23,5 @@ class WholeCheckpoints(TorchCheckpointIO):
         if "://" in str(path):  # object stores have transactions of their own
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        place = Path(path)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        beside = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-        try:
-            with beside.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, place)
-        finally:
-            beside.unlink(missing_ok=True)
+        with atomic_write(Path(path)) as file:
+            torch.save(checkpoint, file)

@@ -1,9 +1,9 @@
-"""Recipes laid over each other: what they teach adds up, and digits where no data is named."""
+"""Configs merged in the order of the command line: knowledge adds up, and digits are the default data."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,93 +11,75 @@ import yaml
 
 from kdlab.errors import InputError
 
-KEYS = ("-c", "--config")
 DATA = "--data=kdlab.data.Digits"
 KNOWLEDGE = "--model.knowledge"
+ADDED = re.compile(r"--model(\.init_args)?\.knowledge\.\w")
+"""Option that adds to a knowledge."""
 
 
-def laid_over(arguments: Sequence[str]) -> list[str]:
-    """The arguments with every recipe's knowledge added to that of the recipes before it.
+def merge_configs(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of ``kdlab fit`` with three changes, which LightningCLI does not make; files are read once.
 
-    Of everything else the last word counts, as LightningCLI has it; it would let a recipe's whole ``knowledge`` take
-    the place of an earlier one's. A knowledge of the same name replaces the earlier.
+    - The knowledge of a config is added to that of the configs before it, where a knowledge of the same name is
+      replaced. For every other key the last value counts, as in LightningCLI.
+    - An empty knowledge precedes the first option that adds to it, such as ``knowledge.mine.loss``, if no config has
+      any: the parser adds to a mapping that exists, and would read "mine" as an argument of a knowledge.
+    - :data:`DATA` precedes all others where no data is named. As a default of the parser, its own options (no padding,
+      no flip) would stay when a config names another class.
 
     Raises:
-        InputError: a part of a recipe, which names no model, comes before any that does.
+        InputError: a config without a model precedes the first that names one.
     """
-    changed, known, parts, taught = list(arguments), dict[str, Any](), list[str](), list[int]()
-    named = any(each == "--model" or each.startswith("--model=") for each in arguments)
-    for place, path in _recipes(arguments):
-        recipe = _read(path)
-        model = recipe.get("model") if isinstance(recipe, dict) else None
-        named = named or isinstance(model, str) or (isinstance(model, dict) and "class_path" in model)
-        if not isinstance(model, dict) or not isinstance(options := model.get("init_args"), dict):
+    merged, known, indices = list(arguments), dict[str, Any](), list[int]()
+    has_model, has_data = _has_option(arguments, "--model"), _has_option(arguments, "--data")
+    for index, path, content in _configs(arguments):
+        model = content.get("model")
+        has_model, has_data = has_model or _names_class(model), has_data or _names_class(content.get("data"))
+        options = model.get("init_args") if isinstance(model, dict) else None
+        if not isinstance(options, dict):
             continue
-        parts += [] if named else [path]
-        own = options.get("knowledge")
-        if isinstance(own, dict):
-            taught.append(place)
-            both = {**known, **own}
-            if both.keys() != own.keys():
-                options["knowledge"] = both
-                flag = "" if changed[place] == path else "--config="
-                changed[place] = flag + yaml.safe_dump(recipe, sort_keys=False)
-            known = both
-    if parts:
-        raise InputError(
-            f"{parts[0]!r} is a part of a recipe and names no model: put a whole one before it, as in "
-            f"-c configs/cifar100/distil.yaml -c {parts[0]}."
-        )
-    return _with_room(changed, taught)
+        if not has_model:
+            raise InputError(
+                f"{path!r} is a part of a recipe and names no model: put a whole one before it, as in "
+                f"-c configs/cifar100/distil.yaml -c {path}."
+            )
+        if isinstance(knowledge := options.get("knowledge"), dict):
+            indices.append(index)
+            known = {**known, **knowledge}
+            if known.keys() != knowledge.keys():
+                options["knowledge"] = known
+                flag = "" if merged[index] == path else "--config="
+                merged[index] = flag + yaml.safe_dump(content, sort_keys=False)
+    first = next((index for index, argument in enumerate(merged) if ADDED.match(argument)), None)
+    if first is not None and min(indices, default=first) >= first and not _has_option(merged[:first], KNOWLEDGE):
+        merged.insert(first, f"{KNOWLEDGE}={{}}")
+    if not has_data:
+        merged.insert(1 if merged and not merged[0].startswith("-") else 0, DATA)  # after the command
+    return merged
 
 
-def _with_room(arguments: list[str], taught: Sequence[int]) -> list[str]:
-    """The arguments, with no knowledge at all before the first option that adds to it, such as knowledge.mine.loss.
-
-    Else the parser would read "mine" as an argument of a knowledge: it adds to a mapping that is there. ``taught``: the
-    places of recipes that have one.
-    """
-    added = re.compile(re.escape(KNOWLEDGE) + r"\.\w|--model\.init_args\.knowledge\.\w")
-    place = next((place for place, each in enumerate(arguments) if added.match(each)), None)
-    if place is None or any(each < place for each in taught):
-        return arguments
-    if any(each.split("=")[0] == KNOWLEDGE for each in arguments[:place]):
-        return arguments
-    return [*arguments[:place], f"{KNOWLEDGE}={{}}", *arguments[place:]]
+def _has_option(arguments: Sequence[str], name: str) -> bool:
+    return any(argument.split("=")[0] == name for argument in arguments)
 
 
-def with_data(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with kdlab's digits before all others where no data is named.
-
-    A default of the parser would not do: it is filled with the digits' own options (no padding, no flip), which then
-    stay when a recipe names another class, instead of that class's.
-    """
-    for each in arguments:
-        if each == "--data" or each.startswith("--data="):
-            return list(arguments)
-    for _, path in _recipes(arguments):
-        recipe = _read(path)
-        data = recipe.get("data") if isinstance(recipe, dict) else None
-        if isinstance(data, str) or (isinstance(data, dict) and "class_path" in data):
-            return list(arguments)
-    first = 1 if arguments and not arguments[0].startswith("-") else 0  # after the command
-    return [*arguments[:first], DATA, *arguments[first:]]
+def _names_class(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, dict) and "class_path" in value)
 
 
-def _recipes(arguments: Sequence[str]) -> list[tuple[int, str]]:
-    """Where among the arguments each recipe is named, and its path."""
-    found = []
-    for place, each in enumerate(arguments):
-        if each.startswith("--config="):
-            found.append((place, each.removeprefix("--config=")))
-        elif each in KEYS and place + 1 < len(arguments):
-            found.append((place + 1, arguments[place + 1]))
-    return found
+def _configs(arguments: Sequence[str]) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """Yield index, path and content of each config among the arguments."""
+    for index, argument in enumerate(arguments):
+        if argument.startswith("--config="):
+            path = argument.removeprefix("--config=")
+            yield index, path, _read(path)
+        elif index and arguments[index - 1] in ("-c", "--config"):
+            yield index, argument, _read(argument)
 
 
-def _read(path: str) -> Any:
-    """The content of a recipe, a file or the text itself; nothing where LightningCLI will say what is wrong with it."""
+def _read(path: str) -> dict[str, Any]:
+    """Return the content of a config, a file or the text itself; none where LightningCLI will report an error."""
     try:
-        return yaml.safe_load(path if "\n" in path else Path(path).read_text())
+        content = yaml.safe_load(path if "\n" in path else Path(path).read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError, ValueError):
-        return None
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -9,11 +9,6 @@ import pytorch_lightning as pl
 
 from kdlab.config.lightning_cli import KdlabCLI
 
-QUIET = (
-    *("--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.enable_progress_bar=false"),
-    *("--trainer.enable_model_summary=false", "--trainer.num_sanity_val_steps=2"),
-)
-"""Options of ``kdlab fit`` with which nothing is written or drawn."""
 SAMPLES = 10
 """Samples of one process in each of the two batches that are validated; a warning of a bad teacher takes 20."""
 
@@ -36,7 +31,7 @@ def fit_to_first_step(cli: KdlabCLI, look: Callable[[], None] | None = None) -> 
     """Run fit up to the first step: the dry run, every setup hook, and validation on a few samples.
 
     Args:
-        cli: of a config built with :data:`QUIET`.
+        cli: of a config built with :data:`~kdlab.config.lightning_cli.QUIET`.
         look: called when everything is set up.
     """
     cli.trainer.callbacks.append(_Stop(look))  # type: ignore[attr-defined]

@@ -1,106 +1,111 @@
-"""fit, validate, test and predict: LightningCLI with kdlab's defaults."""
+"""LightningCLI with kdlab's defaults, for fit, validate, test and predict."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import json
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
 import yaml
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, set_dumper
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor
 
-from kdlab.config.atomic_checkpoint import WholeCheckpoints
-from kdlab.config.config_merge import laid_over, with_data
-from kdlab.config.parser_errors import sentence
+from kdlab.config.atomic_checkpoint import AtomicCheckpointIO
+from kdlab.config.config_merge import merge_configs
+from kdlab.config.parser_errors import parser_error
+from kdlab.config.run_folder import CSV, LAST, check_checkpoint, claim_folder, resume_point, run_folder
 from kdlab.errors import InputError, failed_import, refusal_in
 
-CSV = {"class_path": "pytorch_lightning.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": ""}}
-# One file, written anew after each epoch. (With save_last and save_top_k=0 Lightning 2.6 writes it at the end alone.)
-# After each epoch, also where not each is validated.
-LAST = {
-    "filename": "last",
-    "save_top_k": 1,
-    "enable_version_counter": False,
-    "every_n_epochs": 1,
-    "save_on_train_epoch_end": True,
-}
+Config = Mapping[str, Any]
+"""A resolved config: every option with its value, as plain dicts and lists."""
+
+SILENT = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+QUIET_TRAINER = {**dict.fromkeys(SILENT, False), "num_sanity_val_steps": 2}
+"""Options of a Trainer that writes nothing."""
+QUIET = [f"--trainer.{name}={json.dumps(value)}" for name, value in QUIET_TRAINER.items()]
+SILENCED = (
+    "LightningCLI's args parameter is intended",
+    r".*isinstance\(treespec, LeafSpec\)",
+    r"Precision .* is not supported by the model summary",
+    "Experiment logs directory .* exists",  # claim_folder checks it
+    "Checkpoint directory .* exists and is not empty",  # likewise
+    "The dirpath has changed from",  # a resumed run has a folder of its own
+)
+"""Warnings of Lightning that no user of kdlab can act on."""
 
 
-class Recipe(SaveConfigCallback):
-    """Writes the resolved config beside the checkpoints as ``config.yaml``, and gives it to every logger."""
+def _plain(value: Any) -> Any:
+    """Return a copy with lists for tuples, as YAML would read it."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Nothing yet: the run's folder is known when the fit starts."""
+
+set_dumper("object", _plain)  # parser.dump without text
+
+
+class SaveConfig(SaveConfigCallback):
+    """Callback that writes the resolved config beside the checkpoints as ``config.yaml`` and logs it."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Any, resolved: Config) -> None:
+        super().__init__(parser, config)
+        self.resolved = resolved
+
+    def setup(self, *_: Any, **__: Any) -> None:
+        """Do nothing yet: the run's folder is known when the fit starts."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write and log the config."""
         folder = run_folder(trainer)
         if not trainer.is_global_zero:
             return
-        text = self.parser.dump(self.config, skip_none=False)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(text)
+        text = yaml.safe_dump(self.resolved, sort_keys=False, allow_unicode=True)
+        (folder / "config.yaml").write_text(f"# pytorch_lightning=={version('pytorch-lightning')}\n{text}")
         for logger in trainer.loggers:
-            logger.log_hyperparams(yaml.safe_load(text))
-
-
-def run_folder(trainer: pl.Trainer) -> Path:
-    """Where a run keeps its checkpoints and its config."""
-    checkpoint = trainer.checkpoint_callback
-    if isinstance(checkpoint, ModelCheckpoint) and checkpoint.dirpath:
-        return Path(checkpoint.dirpath).parent
-    return Path(trainer.log_dir or trainer.default_root_dir)
+            logger.log_hyperparams(dict(self.resolved))
 
 
 class KdlabCLI(LightningCLI):
-    """Any LightningModule with any LightningDataModule by class path; kdlab's digits if no data is named."""
+    """Any LightningModule with any LightningDataModule by class path; ``resolved`` is the config with every default."""
+
+    resolved: dict[str, Any]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The checkpoint's options as ``--checkpoint.*``."""
+        """Add the checkpoint's options as ``--checkpoint.*``."""
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults({f"checkpoint.{name}": value for name, value in LAST.items()})
 
+    def before_instantiate_classes(self) -> None:
+        """Dump the config, for the saved config and for Lightning's ``save_hyperparameters``."""
+        dumped = cast("Any", self.parser.dump(self.config, skip_none=False, skip_link_targets=False, format="object"))
+        self.resolved = dumped[self.subcommand] if self.subcommand else dumped
+        self.config_dump = self.resolved
+        self.save_config_kwargs = {"resolved": self.resolved}
+
     def before_fit(self) -> None:
-        """Keep a new run out of an old one's folder, and an old run's numbers when it is resumed in its own.
+        """Keep a new run out of another run's folder, and the numbers of a run that is resumed."""
+        self.before_test()
+        claim_folder(self.trainer, resumed=bool(self.resolved["ckpt_path"]))
 
-        Raises:
-            InputError: the folder belongs to another run.
-        """
-        self._find_checkpoint()
-        if not self.trainer.is_global_zero or not isinstance(self.trainer.logger, CSVLogger):
-            return
-        folder = Path(self.trainer.logger.log_dir)
-        numbers = folder / "metrics.csv"
-        if not self._get(self.config, "ckpt_path"):
-            if (folder / "config.yaml").exists():
-                last = folder / "checkpoints" / "last.ckpt"
-                way = f"resume it with --ckpt_path={last}" if last.exists() else "it left no checkpoint, so delete it"
-                raise InputError(
-                    f"{str(folder)!r} holds a run already: {way}, or give this one another logger.init_args.version."
-                )
-        elif numbers.exists():  # CSVLogger would delete them
-            earlier = len(list(folder.glob("metrics.*.csv")))
-            numbers.rename(folder / f"metrics.{earlier}.csv")
+    def before_test(self) -> None:
+        """Check the checkpoint's path."""
+        check_checkpoint(self.resolved["ckpt_path"])
 
-    def _find_checkpoint(self) -> None:
-        """Refuse the path of a checkpoint that is not there; Lightning has words, such as "last", for others."""
-        path = self._get(self.config, "ckpt_path")
-        if isinstance(path, str) and path.endswith(".ckpt") and "://" not in path and not Path(path).is_file():
-            raise InputError(f"There is no checkpoint {path!r}: ckpt_path is the file to go on from or to evaluate.")
-
-    before_validate = before_test = before_predict = _find_checkpoint
+    before_validate = before_predict = before_test
 
     def predict(self, **options: Any) -> None:
         """Run the Trainer's predict and write ``predictions.csv``: sample, class, confidence."""
@@ -112,20 +117,18 @@ class KdlabCLI(LightningCLI):
         with path.open("w", newline="") as file:
             rows = csv.writer(file)
             rows.writerow(["sample", "class", "confidence"])
-            for sample, (name, share) in enumerate(zip(classes.tolist(), confidence.tolist(), strict=True)):
-                rows.writerow([sample, name, round(share, 6)])
+            for sample, (label, share) in enumerate(zip(classes.tolist(), confidence.tolist(), strict=True)):
+                rows.writerow([sample, label, round(share, 6)])
         print(path)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
         callbacks = list(callbacks)
         if config.get("enable_checkpointing") is False:
-            callbacks = [each for each in callbacks if not isinstance(each, ModelCheckpoint)]
-        plugins = config.get("plugins") or []
-        config["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins])]
-        if not any(isinstance(each, CheckpointIO) for each in config["plugins"]):
-            config["plugins"].append(WholeCheckpoints())
-        given = config.get("callbacks") or []
-        bars = [each for each in (given if isinstance(given, list) else [given]) if isinstance(each, ProgressBar)]
+            callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
+        config["plugins"] = _listed(config.get("plugins"))
+        if not any(isinstance(plugin, CheckpointIO) for plugin in config["plugins"]):
+            config["plugins"].append(AtomicCheckpointIO())
+        bars = [callback for callback in _listed(config.get("callbacks")) if isinstance(callback, ProgressBar)]
         if config.get("enable_progress_bar") is not False and not bars and not config.get("barebones"):
             from kdlab.config.progress_bar import StudentBar
 
@@ -133,23 +136,68 @@ class KdlabCLI(LightningCLI):
         return super()._instantiate_trainer(config, callbacks)
 
 
+class _ParsedOnly(KdlabCLI):
+    def instantiate_classes(self) -> None:
+        """Build nothing."""
+
+
 def run(command: str, arguments: Sequence[str]) -> None:
     """Parse, build and run one of the Trainer's commands."""
     build([command, *arguments])
 
 
-def build(
-    arguments: Sequence[str], *, run: bool = True, save_config: bool = True, kind: type[KdlabCLI] = KdlabCLI
-) -> KdlabCLI:
-    """The CLI, with everything built from ``arguments``; with ``run`` the command is carried out.
+def resolve(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the config of arguments of ``kdlab fit`` with every default; nothing is built.
 
     Raises:
-        InputError: the config does not fit; the message names the key at fault and the nearest right ones.
+        InputError: the config does not fit.
     """
-    called = list(arguments) == sys.argv[1:]  # DDP starts its other processes from sys.argv
-    laid = with_data(laid_over(arguments))
-    called = called and laid == list(arguments)
-    _quieten()
+    with quietly():
+        return _cli(_ParsedOnly, arguments, run=False, save_config=False).resolved
+
+
+def build(arguments: Sequence[str] | Config, *, run: bool = True, save_config: bool = True) -> KdlabCLI:
+    """Build trainer, module and data.
+
+    Args:
+        arguments: of the command line, or a resolved config, with the command ``fit`` if it is run.
+        run: run the command too.
+        save_config: write ``config.yaml`` when a fit starts.
+
+    Raises:
+        InputError: the config does not fit; the message names the wrong key and the nearest right ones.
+    """
+    return _cli(KdlabCLI, arguments, run=run, save_config=save_config)
+
+
+def take_up(config: Config, folder: Path) -> KdlabCLI:
+    """Train a resolved config whose checkpoints are in ``folder``, from the last of them if there is one."""
+    return build({**config, "ckpt_path": resume_point(folder)})
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Suppress Lightning's notes, which would appear once for each config."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _cli(kind: type[KdlabCLI], arguments: Sequence[str] | Config, *, run: bool, save_config: bool) -> KdlabCLI:
+    args: Any
+    if isinstance(arguments, Mapping):
+        args = {"subcommand": "fit", "fit": _plain(arguments)} if run else _plain(arguments)
+    else:
+        args = merge_configs(arguments)
+        if args == list(arguments) == sys.argv[1:]:
+            args = None  # DDP starts its other processes from sys.argv
+    for message in SILENCED:
+        warnings.filterwarnings("ignore", message)
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_is_no_tip)
     try:
         return kind(
             model_class=pl.LightningModule,
@@ -157,54 +205,34 @@ def build(
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
-            save_config_callback=Recipe if save_config else None,
+            save_config_callback=SaveConfig if save_config else None,
             seed_everything_default=0,
             trainer_defaults={"logger": CSV, "default_root_dir": "runs"},
             parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
-            args=None if called else laid,
+            args=args,
             run=run,
         )
-    except ArgumentError as error:
-        raise failed_import(error) or InputError(sentence(error)) from error
-    except MisconfigurationException as error:  # the Trainer's own refusals: no GPU here, options that exclude another
-        raise InputError(str(error).strip().splitlines()[0]) from error
-    except (ValueError, TypeError) as error:  # jsonargparse wraps what a constructor raises
-        if refused := refusal_in(error):
+    except Exception as error:
+        if refused := _input_error(error):
             raise refused from error
         raise
-    except (ImportError, SyntaxError) as error:  # in a file that the config names
-        if broken := failed_import(error):
-            raise broken from error
-        raise
 
 
-def _quieten() -> None:
-    """Keep back what Lightning says that no user of kdlab can act on."""
-    warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended")
-    warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)")
-    warnings.filterwarnings("ignore", r"Precision .* is not supported by the model summary")
-    warnings.filterwarnings("ignore", "Experiment logs directory .* exists")  # before_fit has seen to it
-    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # likewise
-    warnings.filterwarnings("ignore", "The dirpath has changed from")  # a resumed run gets a folder of its own
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
-        lambda record: "Tip:" not in record.getMessage()
-    )
+def _input_error(error: Exception) -> InputError | None:
+    """Return what a user has to change; ``None`` for any other error."""
+    if isinstance(error, ArgumentError):
+        return failed_import(error) or parser_error(error)
+    if isinstance(error, MisconfigurationException):  # the Trainer's: no GPU here, options that exclude each other
+        return InputError(str(error).strip().splitlines()[0])
+    if isinstance(error, ImportError | SyntaxError):  # in a file that the config names
+        return failed_import(error)
+    # jsonargparse wraps what a constructor raises
+    return refusal_in(error) if isinstance(error, ValueError | TypeError) else None
 
 
-def take_up(recipe: dict[str, Any], folder: Path) -> KdlabCLI:
-    """Train a whole recipe whose checkpoints are in ``folder``, from the last of them if there is one."""
-    last = folder / "checkpoints" / "last.ckpt"
-    if not last.exists():
-        (folder / "config.yaml").unlink(missing_ok=True)  # it was stopped before its first checkpoint
-    resumed = [f"--ckpt_path={last}"] if last.exists() else []
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # it goes on there
-        return build(["fit", f"--config={yaml.safe_dump(recipe, sort_keys=False)}", *resumed])
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else [value] if value else []
 
 
-def finish_loggers(trainer: pl.Trainer) -> None:
-    """Close the runs of loggers that have to be closed, such as those of Weights & Biases."""
-    for logger in trainer.loggers:
-        finish = getattr(getattr(logger, "experiment", None), "finish", None)
-        if callable(finish):
-            finish()
+def _is_no_tip(record: logging.LogRecord) -> bool:
+    return "Tip:" not in record.getMessage()

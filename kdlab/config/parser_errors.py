@@ -1,4 +1,7 @@
-"""What jsonargparse says of a config that does not fit, as one sentence."""
+"""Messages of jsonargparse as input errors with the key and the value that are wrong.
+
+This is the only module that reads jsonargparse's texts.
+"""
 
 from __future__ import annotations
 
@@ -10,82 +13,84 @@ from collections.abc import Iterable, Sequence
 
 import pytorch_lightning as pl
 
+from kdlab.errors import InputError
+
 ROOTS = ("model", "data", "trainer", "checkpoint", "seed_everything", "ckpt_path", "class_path", "init_args")
 KINDS = {"float": "a number", "int": "a whole number", "str": "text", "bool": "true or false", "Sequence": "a list"}
+UNKNOWN = r"[Oo]ption '([^']+)' is not accepted|Key '([^']+)' is not expected|[Uu]nrecognized arguments?: (\S+)"
+NOISE = r"Given value type|Given value: {|Subtypes|Errors:|Expected a <class 'NoneType'>|Does not validate"
 
 
-def sentence(error: Exception) -> str:
-    """The heart of a parser's message: what is wrong, where, and the nearest right names."""
+def parser_error(error: Exception) -> InputError:
+    """Return what is wrong, where, and the nearest right names."""
     text = str(error)
     text = re.sub(r"Group '([\w.]+)' does not accept option '(?:\1\.)?([\w.]+)'", r"Key '\1.\2' is not expected", text)
-    key = r"[Oo]ption '([^']+)' is not accepted|Key '([^']+)' is not expected|[Uu]nrecognized arguments?: (\S+)"
-    if unknown := re.search(key, text):
-        name = next(group for group in unknown.groups() if group).lstrip("-").split("=")[0]
+    if unknown := re.search(UNKNOWN, text):
+        name = next(filter(None, unknown.groups())).lstrip("-").split("=")[0]
         known = _known_keys()
-        return f"the config has the unknown key {name!r}{_did_you_mean(_wrong_part(name, known), known)}."
+        hint = _did_you_mean(_wrong_part(name, known), known)
+        return InputError(f"the config has the unknown key {name!r}{hint}.", key=name)
     if missing := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", text):
         module, name = missing.groups()
-        return f"{module} has no {name!r}{_did_you_mean(name, _names_in(module))}."
+        names = dict.fromkeys([*getattr(sys.modules.get(module), "__all__", ()), *vars(sys.modules.get(module, sys))])
+        hint = _did_you_mean(name, names)
+        return InputError(f"{module} has no {name!r}{hint}.", value=f"{module}.{name}")
     if re.search(r"required: (\w+\.)?model", text):
-        return "there is no model to train: name a config with -c CONFIG (configs/ has some), or --model CLASS_PATH."
-    if heart := _heart(text):
-        return f"{_place(text)}{heart}."
+        hint = "name a config with -c CONFIG (configs/ has some), or --model CLASS_PATH"
+        return InputError(f"there is no model to train: {hint}.")
+    key = _key(text)
+    exact = key if "." in key else ""  # a root such as model is in every file
+    if innermost := _innermost(text):
+        message, value = innermost
+        return InputError(f"{f'{key}: ' if key else ''}{message}.", key=exact, value=value)
     lines = [re.sub(r'^Parser key "config":', "", line.strip(" -")).strip() for line in text.splitlines()]
-    noise = r"Given value type|Given value: {|Subtypes|Errors:|Expected a <class 'NoneType'>|Does not validate"
-    said = " ".join(line for line in lines if line and not re.match(noise, line))
-    return re.sub(r'^Parser key "([\w.]+)":', r"\1:", said).replace("Given value: ", "but was given ")[:600]
+    message = " ".join(line for line in lines if line and not re.match(NOISE, line))
+    message = re.sub(r'^Parser key "([\w.]+)":', r"\1:", message).replace("Given value: ", "but was given ")
+    return InputError(message[:600], key=exact)
 
 
-def _heart(text: str) -> str | None:
-    """The innermost complaint of the kinds that users meet."""
+def _innermost(text: str) -> tuple[str, str] | None:
+    """Return the innermost error, of the kinds that users meet, and the wrong value."""
     if lacking := re.search(r"class_path '([\w.]+)':\s*the following arguments are required: ([\w, ]+)", text):
-        return f"{lacking[1]} needs {lacking[2]}"
+        return f"{lacking[1]} needs {lacking[2]}", lacking[1]
     if module := re.search(r"No module named '([^']+)'", text):
-        return f"there is no module {module[1]!r}"
+        return f"there is no module {module[1]!r}", module[1]
     if kind := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", text):
-        return f"{kind[1]} is no {kind[2]}"
+        return f"{kind[1]} is no {kind[2]}", kind[1]
     for name, value in re.findall(r"Expected a <class '(?:[\w.]+\.)?(\w+)'>(?:\. Got value: (.*))?", text):
         if name != "NoneType":
-            given = value or next(iter(re.findall(r"val=(.*)\)$|Given value: ([^{N].*)$", text, re.MULTILINE)), ("",))
-            shown = (value or next((each for each in given if each), "")).split(". Got value:")[0]
-            return f"expected {KINDS.get(name, name)}" + (f", not {shown}" if shown else "")
+            values = re.findall(r"val=(.*)\)$|Given value: ([^{N].*)$", text, re.MULTILINE)
+            shown = (value or next(filter(None, values[0] if values else ()), "")).split(". Got value:")[0]
+            return f"expected {KINDS.get(name, name)}" + (f", not {shown}" if shown else ""), shown
     return None
 
 
-def _place(text: str) -> str:
-    """Where it is, with a colon; the whole key of the command line where the message has it."""
+def _key(text: str) -> str:
+    """Return the dotted key, as on the command line where the message has it; empty if it has none."""
     keys = [key for key in re.findall(r'Parser key "([^"]+)"', text) if key != "config"]
     nested = re.findall(r"NestedArg\(key='([^']+)'", text)
-    if keys and nested:
-        return f"{keys[0]}.{nested[-1]}: "
-    return ".".join(keys) + ": " if keys else ""
+    return f"{keys[0]}.{nested[-1]}" if keys and nested else ".".join(keys)
 
 
-def _wrong_part(name: str, known: Sequence[str]) -> str:
-    """The part of a dotted key to find a right name for: the first that is none, but for a name of the user's."""
-    parts = name.split(".")
-    free = {place + 1 for place, each in enumerate(parts) if each == "knowledge"}
-    wrong = [each for place, each in enumerate(parts) if each not in known and place not in free]
+def _wrong_part(key: str, known: Sequence[str]) -> str:
+    """Return the first part of a dotted key that is unknown; the name of a knowledge is the user's and never wrong."""
+    parts = key.split(".")
+    free = {index + 1 for index, part in enumerate(parts) if part == "knowledge"}
+    wrong = [part for index, part in enumerate(parts) if part not in known and index not in free]
     return wrong[0] if wrong else parts[-1]
-
-
-def _names_in(module: str) -> list[str]:
-    found = sys.modules.get(module, sys)
-    return list(dict.fromkeys([*getattr(found, "__all__", ()), *vars(found)]))
 
 
 def _known_keys() -> list[str]:
     from kdlab import CoTrainer, Distiller, Knowledge, data, losses, models, teaching
 
-    kinds = [CoTrainer, Distiller, Knowledge, pl.Trainer]
-    kinds += [getattr(room, name) for room in (losses, teaching, data, models) for name in room.__all__]
-    names = [name for each in kinds for name in inspect.signature(each).parameters]
-    return list(dict.fromkeys([*ROOTS, *names]))
+    classes = [CoTrainer, Distiller, Knowledge, pl.Trainer]
+    classes += [getattr(package, name) for package in (losses, teaching, data, models) for name in package.__all__]
+    return list(dict.fromkeys([*ROOTS, *(name for known in classes for name in inspect.signature(known).parameters)]))
 
 
 def _did_you_mean(name: str, names: Iterable[str]) -> str:
-    names = [each for each in names if each != name]  # it is right elsewhere, and does not help here
-    found = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
-    close = [difflib.SequenceMatcher(None, name, each).ratio() for each in found]
-    found = [each for each, ratio in zip(found, close, strict=True) if ratio > close[0] - 0.05]
-    return f" (did you mean {' or '.join(map(repr, found))}?)" if found else ""
+    names = [other for other in names if other != name]  # a name that is right elsewhere does not help here
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    ratios = [difflib.SequenceMatcher(None, name, other).ratio() for other in close]
+    best = [other for other, ratio in zip(close, ratios, strict=True) if ratio > ratios[0] - 0.05]
+    return f" (did you mean {' or '.join(map(repr, best))}?)" if best else ""

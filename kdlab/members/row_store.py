@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdlab.errors import InputError
+from kdlab.files import atomic_write
 
 FORMAT = 1
 
@@ -216,10 +217,8 @@ class Store:
             return
         with refused(self.folder):
             if not self._described():
-                self.folder.mkdir(parents=True, exist_ok=True)
-                own = self.folder / f".key.json.{uuid.uuid4().hex}"
-                own.write_text(json.dumps(self.key, indent=1, sort_keys=True) + "\n")
-                os.replace(own, self.folder / "key.json")
+                with atomic_write(self.folder / "key.json", "w") as file:
+                    file.write(json.dumps(self.key, indent=1, sort_keys=True) + "\n")
 
 
 def not_finite(dtype: str) -> InputError:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from kdlab.errors import InputError
-from kdlab.models.atomic_file import replaced_atomically
+from kdlab.files import atomic_write
 from kdlab.models.checkpoint_reader import read_tensors
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -103,8 +103,8 @@ def save_tensors(
     if path.is_dir():
         raise InputError(f"{str(path)!r} is a folder: give the path of the file to write.")
     tensors = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
-    with replaced_atomically(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
+    with atomic_write(path) as file:
+        save_file(tensors, file.name, metadata={"format": "pt", **(metadata or {})})
 
 
 class _Mismatch(NamedTuple):

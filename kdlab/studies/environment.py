@@ -1,4 +1,4 @@
-"""What a number was measured with."""
+"""Device, versions and commit that a number was measured with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import kdlab
 
 
 def versions(device: torch.device) -> dict[str, str]:
-    """Device, host's versions and commit, as text for a ledger."""
+    """Return device, versions of the host and commit, as text for a ledger."""
     return {
         "device": device_name(device),
         "kdlab": kdlab.__version__,
@@ -26,7 +26,7 @@ def versions(device: torch.device) -> dict[str, str]:
 
 
 def device_name(device: torch.device) -> str:
-    """The model of a GPU, or of this machine's processor with the number of its threads in use."""
+    """Return the model of a GPU, or of this machine's processor with the number of its threads in use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
@@ -46,18 +46,13 @@ def _processor() -> str:
 
 @functools.cache
 def commit() -> str:
-    """The commit of the kdlab that runs, with "-dirty" where files differ from it; empty outside a checkout."""
-    here = Path(kdlab.__file__).parent.parent
-    if not (here / ".git").exists():
+    """Return kdlab's commit, with "-dirty" where files differ from it; empty outside a checkout."""
+    root = Path(kdlab.__file__).parent.parent
+    if not (root / ".git").exists():
         return ""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
     try:
-        said = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=10"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        described = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return said.stdout.strip()
+    return described.stdout.strip()

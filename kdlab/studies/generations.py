@@ -14,14 +14,15 @@ import yaml
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from kdlab.config.first_step import QUIET, fit_to_first_step
-from kdlab.config.lightning_cli import KdlabCLI, build, finish_loggers, take_up
+from kdlab.config.first_step import fit_to_first_step
+from kdlab.config.lightning_cli import QUIET_TRAINER, KdlabCLI, build, take_up
+from kdlab.config.run_folder import finish_loggers
 from kdlab.errors import InputError
+from kdlab.files import write_text
 from kdlab.metrics import StudentVersusTeacher
 from kdlab.models import load_weights, save_weights
 from kdlab.modules import Distiller
 from kdlab.outputs import Batch, logits_of, run
-from kdlab.studies.files import write_text
 
 RECIPE, STUDENT = "recipe.yaml", "student.safetensors"
 SHOWN_ONLY = ("logger", "enable_progress_bar", "enable_model_summary")
@@ -85,7 +86,7 @@ def train_generations(arguments: Sequence[str], count: int, out: Path) -> list[R
     finished = [_finished(folder, teacher) for teacher, folder in zip([None, *folders], folders, strict=False)]
     if not all(finished[1:]):  # what cannot work is to be found before generation 0 is trained
         untrained = config["model"]["init_args"]["student"]
-        fit_to_first_step(_build(_taught_by(untrained, config), "--trainer.num_sanity_val_steps=0"))
+        fit_to_first_step(_build(_taught_by(untrained, config), num_sanity_val_steps=0))
     write_text(out / RECIPE, yaml.safe_dump(config, sort_keys=False))
     for number, folder in enumerate(folders):
         print(f"Generation {number} of 0 to {count - 1}, {folder}" + (": done before" if finished[number] else ""))
@@ -102,7 +103,7 @@ def _resolved(arguments: Sequence[str], count: int) -> dict[str, Any]:
     if count < 1:
         raise InputError(f"--count is the number of generations, at least 1, not {count}.")
     cli = build(arguments, run=False, save_config=False)
-    config: dict[str, Any] = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
+    config = cli.resolved
     if not isinstance(cli.model, Distiller):
         raise InputError(
             f"Generations are of the student of a kdlab.Distiller, not of a {type(cli.model).__name__}: its networks "
@@ -171,9 +172,10 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "gone"
 
 
-def _build(config: dict[str, Any], *options: str) -> KdlabCLI:
+def _build(config: dict[str, Any], **options: Any) -> KdlabCLI:
     """Build what a config names, with nothing logged or saved."""
-    return build([f"--config={yaml.safe_dump(config)}", *QUIET, *options], run=False, save_config=False)
+    trainer = {**config["trainer"], **QUIET_TRAINER, **options}
+    return build({**config, "trainer": trainer}, run=False, save_config=False)
 
 
 # The recipes

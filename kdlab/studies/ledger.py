@@ -1,86 +1,86 @@
-"""The ledger: one append-only CSV of runs, a line for each that ended."""
+"""Ledger of a study: one append-only CSV file with a line for each run that ended."""
 
 from __future__ import annotations
 
 import csv
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from kdlab.errors import InputError
-from kdlab.studies.locks import locked
+from kdlab.files import locked, write_text
+from kdlab.studies.columns import FIELDS
 
-FIELDS = (
-    *("run", "config", "data", "kind", "pair", "method", "seed", "status", "error"),
-    *("accuracy", "best_accuracy", "best_epoch", "agreement", "kl_to_teacher", "ece", "teacher_accuracy"),
-    *("ensemble_accuracy", "network", "parameters", "batch", "rate", "epochs", "steps", "precision", "processes"),
-    *("seconds", "device", "kdlab", "commit", "torch", "lightning", "python", "finished"),
-)
-"""``run`` is the identity, ``config`` the hash of the recipe with its seed and code, ``data`` the fingerprint;
-accuracies are shares in [0, 1] with every digit; ``batch`` is the global batch, ``seconds`` of training with
-validation."""
-OTHER = "was written by another version of kdlab, with other columns: move it away."
 FINISHED, FAILED = "finished", "failed"
 
 
 class Ledger:
-    """Rows by run; a later row of the same run counts instead of an earlier one.
+    """Rows by run; of several rows of a run the last counts.
+
+    A file of an older kdlab, with fewer columns, is read with empty values and gets the new columns when a row is
+    added.
 
     Args:
         path: the CSV file; it need not exist.
 
     Raises:
-        InputError: the file is no ledger.
+        InputError: the file is no ledger, or has columns of a newer kdlab.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows: list[dict[str, str]] = []
-        if not path.exists():
-            return
-        known = path.read_bytes()
-        text = known[: known.rfind(b"\n") + 1].decode()  # without a line that was being written when the power went
-        reader = csv.DictReader(io.StringIO(text))
-        if text and (missing := {"run", "config", "status", "accuracy"} - set(reader.fieldnames or ())):
-            raise InputError(f"{str(path)!r} is no ledger of a study: it has no column {sorted(missing)[0]!r}.")
-        if text and list(reader.fieldnames or ()) != list(FIELDS):
-            raise InputError(f"{str(path)!r} {OTHER}")
-        self.rows = list(reader)
+        _, self.rows = self._read()
 
     def last(self, run: str) -> dict[str, str] | None:
-        """The row that counts of a run; ``None`` where there is none."""
+        """Return the row of a run that counts; ``None`` where there is none."""
         return next((row for row in reversed(self.rows) if row["run"] == run), None)
 
     def finished(self, run: str) -> bool:
-        """Whether a run is done."""
+        """Return whether a run is done."""
         row = self.last(run)
         return row is not None and row["status"] == FINISHED
 
     def append(self, values: Mapping[str, Any]) -> None:
-        """Add one row at the end, whole; ``None`` becomes empty and a float keeps every digit.
+        """Add one row; ``None`` becomes empty and a float keeps every digit.
 
         Raises:
-            InputError: the file has other columns, of another version of kdlab.
+            InputError: the file is no ledger by now, or has columns of a newer kdlab.
         """
         row = {name: "" if values.get(name) is None else str(values[name]) for name in FIELDS}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with locked(self.path.with_name(f".{self.path.name}.lock"), "the ledger is in use", wait=True):
-            known = self.path.read_bytes() if self.path.exists() else b""
-            whole = known[: known.rfind(b"\n") + 1]
-            header = next(csv.reader(io.StringIO(whole.decode())), None)
-            if header is not None and header != list(FIELDS):
-                raise InputError(f"{str(self.path)!r} {OTHER}")
-            text = io.StringIO()
-            writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
-            if header is None:
-                writer.writeheader()
-            writer.writerow(row)
-            with self.path.open("r+b" if known else "wb") as file:
-                file.truncate(len(whole))
-                file.seek(len(whole))
-                file.write(text.getvalue().encode())
+            text, rows = self._read()
+            if next(csv.reader(io.StringIO(text)), None) != list(FIELDS):
+                text = ",".join(FIELDS) + "\n" + _lines(rows)
+                write_text(self.path, text)
+            with self.path.open("r+b") as file:
+                file.seek(len(text.encode()))
+                file.truncate()
+                file.write(_lines([row]).encode())
                 file.flush()
                 os.fsync(file.fileno())
         self.rows.append(row)
+
+    def _read(self) -> tuple[str, list[dict[str, str]]]:
+        """Return the complete lines of the file and their rows; a line that a crash cut off is left out."""
+        content = self.path.read_bytes() if self.path.exists() else b""
+        text = content[: content.rfind(b"\n") + 1].decode()
+        reader = csv.DictReader(io.StringIO(text))
+        if text:
+            columns = set(reader.fieldnames or ())
+            if missing := {"run", "config", "status", "accuracy"} - columns:
+                raise InputError(f"{str(self.path)!r} is no ledger of a study: it has no column {min(missing)!r}.")
+            if unknown := columns - set(FIELDS):
+                raise InputError(
+                    f"{str(self.path)!r} was written by another version of kdlab, with other columns, such as "
+                    f"{min(unknown)!r}: move it away."
+                )
+        return text, [{name: row.get(name) or "" for name in FIELDS} for row in reader]
+
+
+def _lines(rows: Iterable[Mapping[str, str]]) -> str:
+    text = io.StringIO()
+    csv.DictWriter(text, FIELDS, lineterminator="\n").writerows(rows)
+    return text.getvalue()

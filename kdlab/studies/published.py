@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from kdlab.errors import InputError
 
 FIELDS = ("dataset", "teacher", "student", "method", "top1", "std", "teacher_top1", "student_top1", "source")
 
 
-@dataclass(frozen=True)
-class Published:
+class Published(NamedTuple):
     """One published accuracy, in percent."""
 
     top1: float
@@ -20,13 +19,13 @@ class Published:
 
 
 def read(path: Path) -> dict[tuple[str, str, str], Published]:
-    """Published accuracies by (teacher, student, method), from a CSV file with the columns of :data:`FIELDS`.
+    """Return published accuracies by (teacher, student, method), from a CSV file with the columns :data:`FIELDS`.
 
     Raises:
-        InputError: the file has other columns, a number that is none, two values for one cell, or a row without a
-            source or one marked as unverified.
+        InputError: the file has other columns, text for a number, two values for one cell, or a row without a source
+            or with one marked as unverified.
     """
-    found: dict[tuple[str, str, str], Published] = {}
+    values: dict[tuple[str, str, str], Published] = {}
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != FIELDS:
@@ -37,13 +36,13 @@ def read(path: Path) -> dict[tuple[str, str, str], Published]:
                 raise InputError(f"{where}: a value with a comma in it stands in quotes.")
             source = row["source"] or ""
             if not source or "UNVERIFIED" in source.upper():
-                raise InputError(f"{where}: a published number has a source that was seen, not {source!r}.")
+                raise InputError(f"{where}: a published number needs a source that was checked, not {source!r}.")
             try:
                 top1 = float(row["top1"])
             except ValueError as error:
                 raise InputError(f"{where}: {row['top1']!r} is no number.") from error
             key = row["teacher"], row["student"], row["method"]
-            if key in found:
+            if key in values:
                 raise InputError(f"{where}: there is a value for {', '.join(key)} already: keep one source.")
-            found[key] = Published(top1, source)
-    return found
+            values[key] = Published(top1, source)
+    return values

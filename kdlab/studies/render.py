@@ -1,31 +1,28 @@
-"""A study's table as Markdown, as CSV and as a figure."""
+"""A study's table as Markdown, as CSV, as a figure and in Weights & Biases."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from kdlab.studies.files import write_text
-from kdlab.studies.statistics import Difference, Spread
-from kdlab.studies.study import Network
+from kdlab.files import write_text
+from kdlab.studies.columns import SHOWN
 from kdlab.studies.tables import Entry, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BEGIN, END = "<!-- kdlab report: begin -->", "<!-- kdlab report: end -->"
-COLUMNS = (
-    *("pair", "method", "seeds", "of", "top1", "std", "best", "gain", "gain_low", "gain_high", "published"),
-    *("beyond_published", "agreement", "ece", "minutes", "source"),
-)
+FURTHER = [shown for shown in SHOWN.values() if shown.name not in ("top1", "best")]
+"""Columns after those of the accuracy."""
 
 
-def markdown(found: Table) -> str:
-    """The table in Markdown: one part for each pair, and an overview where there are several."""
-    study = found.study
+def markdown(table: Table) -> str:
+    """Return the table in Markdown: one part for each pair, and an overview where there are several."""
+    study = table.study
     lines = [
         f"Top-1 accuracy on the test set in %, after the last epoch: mean ± standard deviation over n seeds. "
         f"The best epoch was chosen on the validation set, by default the test set itself: it is shown, and counts for "
@@ -36,63 +33,70 @@ def markdown(found: Table) -> str:
     if study.note:
         lines += [study.note.strip(), ""]
     if len(study.pairs) > 1:
-        lines += [*_overview(found), ""]
+        lines += [*_overview(table), ""]
     for pair in study.pairs:
-        entries = [each for each in found.entries if each.pair == pair.name]
-        if entries:
-            lines += [f"### {pair.name}", "", *_teachers(found, pair.roles), *_part(study.baseline, entries), ""]
-    lines += [f"- {note}" for note in found.notes]
+        if entries := [entry for entry in table.entries if entry.pair == pair.name]:
+            lines += [f"### {pair.name}", ""]
+            if (teacher := pair.roles.get("teacher")) and teacher.name in table.teachers:
+                lines += [f"Teacher {teacher.name}, trained here: {table.teachers[teacher.name]:.2f}.", ""]
+            lines += [*_part(study.baseline, entries), ""]
+    lines += [f"- {note}" for note in table.notes]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def table_csv(found: Table) -> str:
-    """The table as CSV, one line a cell, numbers with every digit."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for each in found.entries:
-        last, gain = each.last, each.gain
-        writer.writerow(
-            "" if value is None else value
-            for value in (
-                *(each.pair, each.method, len(each.values), each.wanted),
-                *((last.mean, last.std) if last else (None, None)),
-                each.best and each.best.mean,
-                *(gain or (None, None, None)),
-                each.published and each.published.top1,
-                each.beyond,
-                each.agreement and each.agreement.mean,
-                each.ece and each.ece.mean,
-                each.minutes and each.minutes.mean,
-                each.published and each.published.source,
-            )
-        )
+def row(entry: Entry) -> dict[str, Any]:
+    """Return a cell's values for CSV and W&B, with every digit."""
+    means = {shown.name: value.mean if (value := entry.spreads[shown.name]) else None for shown in SHOWN.values()}
+    low, high = (entry.gain.low, entry.gain.high) if entry.gain else (None, None)
+    return {
+        "pair": entry.pair,
+        "method": entry.method,
+        "seeds": len(entry.values),
+        "of": entry.wanted,
+        "top1": means.pop("top1"),
+        "std": entry.last.std if entry.last else None,
+        "best": means.pop("best"),
+        "gain": entry.gain.value if entry.gain else None,
+        "gain_low": low,
+        "gain_high": high,
+        "published": entry.published.top1 if entry.published else None,
+        "beyond_published": entry.beyond,
+        **means,
+        "source": entry.published.source if entry.published else None,
+    }
+
+
+def table_csv(table: Table) -> str:
+    """Return the table as CSV, one line for each cell."""
+    rows, text = [row(entry) for entry in table.entries], io.StringIO()
+    writer = csv.DictWriter(text, rows[0] if rows else (), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return text.getvalue()
 
 
-def figure(found: Table) -> Figure:
-    """A panel for each pair: every seed a dot, the mean a bar, published values a cross."""
+def figure(table: Table) -> Figure:
+    """Draw a panel for each pair: every seed a dot, the mean a bar, published values a cross."""
     from matplotlib.figure import Figure
 
-    measured = {each.pair for each in found.entries if each.last is not None}
-    pairs = [pair.name for pair in found.study.pairs if pair.name in measured]
+    measured = {entry.pair for entry in table.entries if entry.last is not None}
+    pairs = [pair.name for pair in table.study.pairs if pair.name in measured]
     across = min(3, max(1, len(pairs)))
     down = max(1, -(-len(pairs) // across))
-    methods = len(found.study.methods)
-    drawn = Figure(figsize=(4.4 * across + 0.6, (0.3 * methods + 1.1) * down), layout="constrained")
+    size = 4.4 * across + 0.6, (0.3 * len(table.study.methods) + 1.1) * down
+    drawn = Figure(figsize=size, layout="constrained")
     axes = drawn.subplots(down, across, squeeze=False).flatten()
     for axis, pair in zip(axes, pairs, strict=False):
-        entries = [each for each in found.entries if each.pair == pair][::-1]
-        for row, each in enumerate(entries):
-            axis.plot(each.values, [row] * len(each.values), "o", color="tab:blue", alpha=0.45, markersize=4)
-            if each.last is not None:
-                axis.plot(each.last.mean, row, "|", color="tab:blue", markersize=13, markeredgewidth=2)
-            if each.published is not None:
-                axis.plot(each.published.top1, row, "x", color="tab:red", markersize=6)
-        plain = next((each.last for each in entries if each.method == found.study.baseline), None)
-        if plain is not None:
-            axis.axvline(plain.mean, color="0.8", linewidth=1, zorder=0)
-        axis.set_yticks(range(len(entries)), [each.method for each in entries], fontsize=8)
+        entries = [entry for entry in table.entries if entry.pair == pair][::-1]
+        for height, entry in enumerate(entries):
+            axis.plot(entry.values, [height] * len(entry.values), "o", color="tab:blue", alpha=0.45, markersize=4)
+            if entry.last is not None:
+                axis.plot(entry.last.mean, height, "|", color="tab:blue", markersize=13, markeredgewidth=2)
+            if entry.published is not None:
+                axis.plot(entry.published.top1, height, "x", color="tab:red", markersize=6)
+            if entry.last is not None and entry.method == table.study.baseline:
+                axis.axvline(entry.last.mean, color="0.8", linewidth=1, zorder=0)
+        axis.set_yticks(range(len(entries)), [entry.method for entry in entries], fontsize=8)
         axis.set_title(pair, fontsize=9)
         axis.set_xlabel("top-1 %", fontsize=8)
         axis.tick_params(axis="x", labelsize=8)
@@ -101,87 +105,68 @@ def figure(found: Table) -> Figure:
     return drawn
 
 
-def write(found: Table, out: Path) -> list[Path]:
+def write(table: Table, out: Path) -> list[Path]:
     """Write ``report.md``, ``report.csv`` and ``report.png``, and the table between the marks of a ``README.md``."""
     paths = [out / "report.md", out / "report.csv", out / "report.png"]
-    text = markdown(found)
-    heading = f"# {found.study.title or found.study.name}\n\n"
-    write_text(paths[0], heading + text)
-    write_text(paths[1], table_csv(found))
-    figure(found).savefig(paths[2], dpi=120, metadata={"Software": None})
+    text = markdown(table)
+    write_text(paths[0], f"# {table.study.title or table.study.name}\n\n{text}")
+    write_text(paths[1], table_csv(table))
+    figure(table).savefig(paths[2], dpi=120, metadata={"Software": None})
     readme = out / "README.md"
-    said = readme.read_bytes().decode() if readme.is_file() else ""  # line ends as they are
-    before, _, rest = said.partition(BEGIN)
+    content = readme.read_bytes().decode() if readme.is_file() else ""  # keeps line ends
+    before, _, rest = content.partition(BEGIN)
     if END in rest:
-        after = rest.partition(END)[2]
-        write_text(readme, f"{before}{BEGIN}\n{text}{END}{after}")
+        write_text(readme, f"{before}{BEGIN}\n{text}{END}{rest.partition(END)[2]}")
         paths.append(readme)
     return paths
 
 
-def _part(baseline: str, entries: list[Entry]) -> list[str]:
-    published = any(each.published for each in entries)
+def log_table(table: Table, project: str, folder: Path) -> None:
+    """Log table and figure to a Weights & Biases project, in the study's group; the client's files go to ``folder``."""
+    import wandb
+
+    folder.mkdir(parents=True, exist_ok=True)
+    name, rows = table.study.name, [row(entry) for entry in table.entries]
+    place = str(folder.resolve())
+    run = wandb.init(project=project, group=name, job_type="report", name=f"{name} report", dir=place)
+    cells = wandb.Table(columns=list(rows[0]), data=[list(values.values()) for values in rows])
+    run.log({"table": cells, "figure": wandb.Image(figure(table))})
+    run.finish()
+
+
+def _part(baseline: str, entries: Sequence[Entry]) -> list[str]:
+    published = any(entry.published for entry in entries)
     heads = ["method", "top-1", "n", "best epoch", f"Δ {baseline}"]
     heads += ["published", "Δ published"] if published else []
-    heads += ["agreement", "ECE", "minutes"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
-    for each in entries:
-        cells = [each.method, _spread(each.last), _seeds(each), _mean(each.best), _difference(each.gain)]
+    rows = []
+    for entry in entries:
+        done, best = len(entry.values), entry.spreads["best"]
+        seeds = "" if not done else str(done) if entry.complete else f"{done} of {entry.wanted}"
+        cells = [entry.method, str(entry.last or ""), seeds, f"{best.mean:.2f}" if best else "", str(entry.gain or "")]
         if published:
-            cells += [f"{each.published.top1:.2f}" if each.published else "", _signed(each.beyond)]
-        cells += [
-            _mean(each.agreement),
-            _mean(each.ece),
-            _mean(each.minutes, 1 if each.minutes and each.minutes.mean >= 1 else 2),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+            cells.append(f"{entry.published.top1:.2f}" if entry.published else "")
+            cells.append("" if entry.beyond is None else f"{entry.beyond:+.2f}")
+        further = [(shown, entry.spreads[shown.name]) for shown in FURTHER]
+        rows.append([*cells, *(shown.text(value.mean) if value else "" for shown, value in further)])
+    return _markdown_table([*heads, *(shown.heading for shown in FURTHER)], rows)
 
 
-def _overview(found: Table) -> list[str]:
-    study = found.study
+def _overview(table: Table) -> list[str]:
+    study, rows = table.study, []
     heads = ["method", *(pair.name for pair in study.pairs)]
     heads += [f"ARI of {study.reference}, %"] if study.reference else []
-    lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
     for method in study.methods:
-        cells = [method.name]
-        for pair in study.pairs:
-            entry = found.entry(pair.name, method.name)
-            cells.append(_spread(entry.last) + ("" if not entry.values or entry.complete else "*") if entry else "–")
+        entries = [table.entry(pair.name, method.name) for pair in study.pairs]
+        marks = ["*" if entry and entry.values and not entry.complete else "" for entry in entries]
+        cells = [str(entry.last or "") if entry else "–" for entry in entries]
+        rows.append([method.name, *map("".join, zip(cells, marks, strict=True))])
         if study.reference:
-            improvement = found.improvements.get(method.name)
-            cells.append("" if improvement is None else f"{improvement:.1f}")
-        lines.append("| " + " | ".join(cells) + " |")
-    marked = any(each.values and not each.complete for each in found.entries)
-    return [*lines, "", "\\* not all seeds yet"] if marked else lines
+            improvement = table.improvements.get(method.name)
+            rows[-1].append("" if improvement is None else f"{improvement:.1f}")
+    marked = any(entry.values and not entry.complete for entry in table.entries)
+    return [*_markdown_table(heads, rows), *(["", "\\* not all seeds yet"] if marked else [])]
 
 
-def _teachers(found: Table, roles: Mapping[str, Network]) -> list[str]:
-    if "teacher" not in roles or (name := roles["teacher"].name) not in found.teachers:
-        return []
-    return [f"Teacher {name}, trained here: {found.teachers[name]:.2f}.", ""]
-
-
-def _spread(value: Spread | None) -> str:
-    if value is None:
-        return ""
-    return f"{value.mean:.2f}" + (f" ± {value.std:.2f}" if value.std is not None else "")
-
-
-def _mean(value: Spread | None, digits: int = 2) -> str:
-    return "" if value is None else f"{value.mean:.{digits}f}"
-
-
-def _seeds(each: Entry) -> str:
-    return "" if not each.values else str(each.wanted) if each.complete else f"{len(each.values)} of {each.wanted}"
-
-
-def _signed(value: float | None) -> str:
-    return "" if value is None else f"{value:+.2f}"
-
-
-def _difference(value: Difference | None) -> str:
-    if value is None:
-        return ""
-    interval = "" if value.low is None or value.high is None else f" [{value.low:+.2f}, {value.high:+.2f}]"
-    return f"{value.value:+.2f}{interval}"
+def _markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    rule = "|---" + "|---:" * (len(heads) - 1) + "|"
+    return [f"| {' | '.join(heads)} |", rule, *(f"| {' | '.join(cells)} |" for cells in rows)]

@@ -1,4 +1,4 @@
-"""What a run of a study leaves behind while it trains: where it is, its epochs' accuracies, its time."""
+"""Callback that records a study's run: its progress, the accuracy of each epoch, its time."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from kdlab.studies.files import write_json
+from kdlab.files import write_json
 
 STATUS = "status.json"
 
 
 class Record(pl.Callback):
-    """Writes ``status.json`` after every epoch and keeps the validation accuracy of each in the checkpoint.
+    """Writes ``status.json`` after every epoch and keeps each epoch's validation accuracy in the checkpoint.
 
-    So a run that is killed and goes on knows its best epoch, and its time is that of the epochs that count: what a kill
-    threw away is not in it.
+    A run that is killed and resumed therefore knows its best epoch, and its time is that of the epochs that count: the
+    epochs that a kill discarded are not in it.
 
     Args:
-        folder: the run's.
+        folder: of the run.
 
     Attributes:
         accuracies: epoch (counted from 1) and validation accuracy in [0, 1].
@@ -34,12 +34,12 @@ class Record(pl.Callback):
         self._since: float | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock and say that the run is on its way."""
+        """Start the clock and write the first status."""
         self._since = time.monotonic()
         self._write(trainer, trainer.current_epoch)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note the accuracy of an epoch: the module has logged it, and its checkpoint is not written yet."""
+        """Record the accuracy of an epoch: the module has logged it, and the checkpoint is not written yet."""
         if trainer.sanity_checking or self._since is None:
             return
         for name in ("val/deployed_accuracy", "val/student_accuracy"):
@@ -48,22 +48,22 @@ class Record(pl.Callback):
                 break
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say how far the run is."""
+        """Write the progress."""
         self._write(trainer, trainer.current_epoch + 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return what a checkpoint keeps."""
         self._tick()
-        return {"accuracies": [list(each) for each in self.accuracies], "seconds": self.seconds}
+        return {"accuracies": [list(pair) for pair in self.accuracies], "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up what a checkpoint kept."""
+        """Restore what a checkpoint kept."""
         self.accuracies = [(int(epoch), float(accuracy)) for epoch, accuracy in state_dict["accuracies"]]
         self.seconds = float(state_dict["seconds"])
 
     def best(self) -> tuple[int, float] | None:
-        """The first epoch with the highest validation accuracy, and that accuracy; nothing if none was validated."""
-        return max(self.accuracies, key=lambda each: (each[1], -each[0]), default=None)
+        """Return the first epoch with the highest validation accuracy, and that accuracy, if any was validated."""
+        return max(self.accuracies, key=lambda pair: (pair[1], -pair[0]), default=None)
 
     def _tick(self) -> None:
         if self._since is not None:
@@ -74,5 +74,5 @@ class Record(pl.Callback):
     def _write(self, trainer: pl.Trainer, epoch: int) -> None:
         self._tick()
         if trainer.is_global_zero:
-            said = {"state": "running", "epoch": epoch, "epochs": trainer.max_epochs, "seconds": self.seconds}
-            write_json(self.folder / STATUS, said)
+            status = {"state": "running", "epoch": epoch, "epochs": trainer.max_epochs, "seconds": self.seconds}
+            write_json(self.folder / STATUS, status)

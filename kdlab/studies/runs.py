@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from kdlab.config.located_yaml import Place
-from kdlab.studies.files import write_text
+from kdlab.config.run_folder import placed
+from kdlab.files import write_text
 from kdlab.studies.run_id import digest
 
 RECIPE, RESULT, STUDENT = "recipe.yaml", "result.json", "student.safetensors"
@@ -32,11 +33,12 @@ class Run:
 
     Attributes:
         name: for people, such as "resnet56 → resnet20, KD, seed 0".
-        config: resolved; weights of a teacher trained here stand in it as "run:KEY", files as "file:SHA-256".
+        config: resolved; weights of a teacher trained here are "run:KEY" in it, files "file:SHA-256".
         key: hash of config, kdlab's version and the code it names (:func:`kdlab.studies.run_id.of_config`).
         teacher: the run that this one waits for.
-        cells: what of the table it fills; none for a teacher.
         place: of the line in the study that it comes from.
+        network: name of the student's network.
+        cells: of the table that it fills; none for a teacher.
         files: paths by "file:SHA-256".
     """
 
@@ -51,51 +53,43 @@ class Run:
 
     @property
     def seed(self) -> int:
-        """Of the run."""
+        """Return the seed of the run."""
         return int(self.config["seed_everything"])
 
     @property
     def epochs(self) -> int:
-        """Epochs to train; 1 where the recipe counts steps alone."""
+        """Return the epochs to train; 1 where the recipe counts steps alone."""
         return max(1, int(self.config["trainer"].get("max_epochs") or 1))
 
     def identity(self, data: str) -> str:
-        """The hash of the key and of the data's fingerprint."""
+        """Return the hash of the key and of the data's fingerprint."""
         return digest(self.key, data)
 
     def folder(self, runs: Path, data: str) -> Path:
-        """Where the run is kept."""
+        """Return the folder of the run."""
         slug = re.sub(r"[^\w.+-]+", "-", self.name.replace(" → ", "-to-").replace(", ", "_")).strip("-")
         return runs / f"{slug[:80]}-{self.identity(data)}"
 
     def prepare(
         self, runs: Path, data: str, loggers: Sequence[Mapping[str, Any]] = (), teacher: Path | None = None
     ) -> Path:
-        """Write the run's whole recipe into its folder and return the folder; ``teacher`` is its teacher's."""
+        """Write the run's whole config into its folder and return the folder; ``teacher`` is its teacher's."""
         folder = self.folder(runs, data)
-        config: dict[str, Any] = dict(self.config)
         weights = {text: str(path.resolve()) for text, path in self.files.items()}
         if self.teacher is not None:
             taught = teacher or self.teacher.folder(runs, data)
             weights[f"run:{self.teacher.key}"] = str((taught / STUDENT).resolve())
-        config = _replaced(config, weights)
-        # With 0, Lightning 2.6 writes no last.ckpt before the end: it wants another checkpoint of the same step first.
-        saved = {"save_last": True, "save_top_k": 1, "save_weights_only": False, "enable_version_counter": False}
-        config["checkpoint"] |= {"dirpath": str(folder / "checkpoints"), **saved}
+        config = placed(_replaced(dict(self.config), weights), folder, loggers)
         record = {"class_path": "kdlab.studies.run_callback.Record", "init_args": {"folder": str(folder)}}
-        trainer = config["trainer"]
-        given = trainer["callbacks"] or []
-        trainer["callbacks"] = [*(given if isinstance(given, list) else [given]), record]
-        csv = {"save_dir": str(folder.parent), "name": "", "version": folder.name}
-        trainer["logger"] = [{"class_path": "pytorch_lightning.loggers.CSVLogger", "init_args": csv}, *loggers]
-        trainer |= {"enable_checkpointing": True, "enable_progress_bar": False, "enable_model_summary": False}
+        callbacks = config["trainer"]["callbacks"] or []
+        config["trainer"]["callbacks"] = [*(callbacks if isinstance(callbacks, list) else [callbacks]), record]
         write_text(folder / RECIPE, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         return folder
 
 
 def _replaced(value: Any, texts: Mapping[str, str]) -> Any:
     if isinstance(value, dict):
-        return {key: _replaced(each, texts) for key, each in value.items()}
+        return {key: _replaced(inner, texts) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_replaced(each, texts) for each in value]
+        return [_replaced(inner, texts) for inner in value]
     return texts.get(value, value) if isinstance(value, str) else value

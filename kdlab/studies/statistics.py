@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import NamedTuple
@@ -17,30 +17,37 @@ class Spread(NamedTuple):
     std: float | None
     n: int
 
+    def __str__(self) -> str:
+        return f"{self.mean:.2f}" + (f" ± {self.std:.2f}" if self.std is not None else "")
+
 
 class Difference(NamedTuple):
-    """A difference of means and its 95 % interval; there is none where either has one seed."""
+    """A difference of means and its 95 % interval; there is no interval where either has one seed."""
 
     value: float
     low: float | None
     high: float | None
 
+    def __str__(self) -> str:
+        interval = "" if self.low is None or self.high is None else f" [{self.low:+.2f}, {self.high:+.2f}]"
+        return f"{self.value:+.2f}{interval}"
+
 
 def spread(values: Sequence[float]) -> Spread | None:
-    """Mean and sample standard deviation, with n - 1 in the denominator; ``None`` of nothing."""
+    """Return mean and sample standard deviation, with n - 1 in the denominator; ``None`` of no values."""
     if not values:
         return None
     return Spread(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
 
 
 def difference(one: Sequence[float], other: Sequence[float]) -> Difference | None:
-    r"""The mean of ``one`` minus that of ``other``, with Welch's interval for unequal variances.
+    r"""Return the mean of ``one`` minus that of ``other``, with Welch's interval for unequal variances.
 
     .. math:: \bar a - \bar b \pm t_{0.975, \nu} \sqrt{s_a^2 / n_a + s_b^2 / n_b}, \quad \nu = \frac{(s_a^2 / n_a +
         s_b^2 / n_b)^2}{(s_a^2 / n_a)^2 / (n_a - 1) + (s_b^2 / n_b)^2 / (n_b - 1)}
 
     B. L. Welch: The generalization of "Student's" problem when several different population variances are involved,
-    Biometrika 34, 1947. Equal samples have an interval of no width.
+    Biometrika 34, 1947. Samples without variance have an interval of no width.
     """
     first, second = spread(one), spread(other)
     if first is None or second is None:
@@ -48,20 +55,20 @@ def difference(one: Sequence[float], other: Sequence[float]) -> Difference | Non
     value = first.mean - second.mean
     if first.std is None or second.std is None:
         return Difference(value, None, None)
-    a, b = first.std**2 / first.n, second.std**2 / second.n
-    if a + b == 0:
+    if first.std == second.std == 0:
         return Difference(value, value, value)
-    from scipy.stats import t
+    from scipy.stats import ttest_ind
 
-    freedom = (a + b) ** 2 / (a**2 / (first.n - 1) + b**2 / (second.n - 1))
-    half = float(t.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(a + b)
-    return Difference(value, value - half, value + half)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where one sample is constant
+        interval = ttest_ind(one, other, equal_var=False).confidence_interval(LEVEL)
+    return Difference(value, float(interval.low), float(interval.high))
 
 
 def relative_improvement(
     reference: Mapping[str, float], other: Mapping[str, float], plain: Mapping[str, float]
 ) -> float | None:
-    r"""The average relative improvement (ARI) of a reference method over another one, in percent.
+    r"""Return the average relative improvement (ARI) of a reference method over another one, in percent.
 
     .. math:: ARI = \frac{100}{M} \sum_{i=1}^M \frac{a_i - b_i}{b_i - p_i}
 

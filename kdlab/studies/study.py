@@ -1,9 +1,9 @@
-"""What a study file says: a recipe, networks, pairs of them, methods and seeds."""
+"""Study files: a recipe, networks, pairs of them, methods and seeds."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ QUOTED = re.compile(r"\$(\w+)\.(\w+)")
 
 @dataclass(frozen=True)
 class Part:
-    """Something laid over a run's config: whole config files, then single options as of ``kdlab fit --KEY=VALUE``."""
+    """Changes to a run's config: config files, then single options as of ``kdlab fit --KEY=VALUE``."""
 
     place: Place
     configs: tuple[Path, ...] = ()
@@ -30,7 +30,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Network:
-    """A network by its class path, and names of its own that options may quote as ``$student.NAME``."""
+    """A network by its class path, and its variables, which options may quote as ``$student.NAME``."""
 
     name: str
     build: Mapping[str, Any]
@@ -39,7 +39,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Method:
-    """What is added to the recipe, which network goes where in the config, and the seeds."""
+    """Changes to the recipe, the role by the option that its network is put into, and the seeds."""
 
     name: str
     part: Part
@@ -48,33 +48,35 @@ class Method:
 
     @property
     def taught(self) -> bool:
-        """Whether a frozen teacher takes part."""
+        """Return whether a frozen teacher takes part."""
         return "teacher" in self.networks.values()
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Networks by the role that they play, and what is special of this pair, of all methods and of single ones."""
+    """Networks by role, changes for all methods and for single ones; ``None`` where the study leaves a method out."""
 
     name: str
     roles: Mapping[str, Network]
     part: Part
     methods: Mapping[str, Part | None]
-    """By name; ``None`` where the study leaves a method out for this pair."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study as its file says it; nothing has been looked up but files."""
+    """Content of a study file, of which only file names were checked.
+
+    Attributes:
+        teachers: changes for teachers; ``None`` where teachers are used as their class paths build them.
+        weights: files of teachers that are not trained here, by the network's name.
+    """
 
     source: Source
     name: str
     title: str
     recipe: Part
     teachers: Part | None
-    """The recipe of a teacher on top of the study's; ``None`` where teachers come as their class paths build them."""
     weights: Mapping[str, Path]
-    """Files of teachers that are not trained here, by the network's name."""
     pairs: tuple[Pair, ...]
     methods: tuple[Method, ...]
     baseline: str
@@ -84,20 +86,16 @@ class Study:
 
     @property
     def folder(self) -> Path:
-        """Where the study file lies."""
+        """Return the folder of the study file."""
         return self.source.path.parent
-
-    def method(self, name: str) -> Method:
-        """A method by name."""
-        return next(each for each in self.methods if each.name == name)
 
 
 def read(path: Path, weights: Mapping[str, Path] | None = None) -> Study:
-    """A study from its file, or from the folder that holds it as ``study.yaml``.
+    """Read a study from its file, or from the folder that holds it as ``study.yaml``.
 
     Args:
         path: the file or the folder.
-        weights: files of teachers by the network's name, beside or instead of those that the study names.
+        weights: files of teachers by the network's name, beside or instead of those of the study.
 
     Raises:
         InputError: it cannot be read, names a file that is not there, something unknown, or the same thing twice; the
@@ -111,52 +109,45 @@ def read(path: Path, weights: Mapping[str, Path] | None = None) -> Study:
 
 class _Reader:
     def __init__(self, source: Source) -> None:
-        self.source = source
-        self.error = source.error
+        self.source, self.error, self.mapping = source, source.error, source.mapping
 
     def study(self, weights: Mapping[str, Path]) -> Study:
-        said = self.source.mapping(self.source.content, (), KEYS)
+        content = self.mapping(self.source.content, (), KEYS)
         for key in ("networks", "pairs", "methods"):
-            if not said.get(key):
+            if not content.get(key):
                 raise self.error((), f"a study has {key}: this one has none.")
-        seeds = self.seeds(said.get("seeds", [0]), ("seeds",))
-        networks = {
-            name: self.network(name, each)
-            for name, each in self.source.mapping(said["networks"], ("networks",)).items()
-        }
-        methods = {
-            name: self.method(name, each, seeds)
-            for name, each in self.source.mapping(said["methods"], ("methods",)).items()
-        }
-        pairs = self.pairs(said["pairs"], networks, methods)
-        teachers, own = self.teachers(said.get("teachers"), networks)
+        seeds = self.seeds(content.get("seeds", [0]), ("seeds",))
+        entries = {key: self.mapping(content[key], (key,)).items() for key in ("networks", "methods")}
+        networks = {name: self.network(name, value) for name, value in entries["networks"]}
+        methods = {name: self.method(name, value, seeds) for name, value in entries["methods"]}
+        baseline, reference = content.get("baseline", next(iter(methods))), content.get("reference") or None
+        self.known("method", baseline, methods, ("baseline",))
+        if reference is not None:
+            self.known("method", reference, methods, ("reference",))
+        pairs = self.pairs(content["pairs"], networks, methods)
+        teachers, files = self.teachers(content.get("teachers"), networks)
         if unknown := [name for name in weights if name not in networks]:
-            raise InputError(
-                f"{self.source.path} has no network {unknown[0]!r}; the nearest are {nearest(unknown[0], networks)}."
-            )
-        baseline = self.named("baseline", said.get("baseline", next(iter(methods))), methods)
+            hint = f"the nearest are {nearest(unknown[0], networks)}"
+            raise InputError(f"{self.source.path} has no network {unknown[0]!r}; {hint}.")
         path = self.source.path.resolve()
         return Study(
             source=self.source,
             name=path.parent.name if path.name == "study.yaml" else path.stem,
-            title=str(said.get("title", "")),
-            recipe=self.part(said.get("recipe"), ("recipe",)),
+            title=str(content.get("title", "")),
+            recipe=self.part(content.get("recipe"), ("recipe",)),
             teachers=teachers,
-            weights={**own, **weights},
+            weights={**files, **weights},
             pairs=pairs,
             methods=tuple(methods.values()),
             baseline=baseline,
-            reference=self.named("reference", said["reference"], methods) if said.get("reference") else None,
-            published=self.file(said["published"], ("published",)) if said.get("published") else None,
-            note=str(said.get("note", "")),
+            reference=reference,
+            published=self.file(content["published"], ("published",)) if content.get("published") else None,
+            note=str(content.get("note", "")),
         )
 
-    def named(self, key: str, name: Any, methods: Mapping[str, Method]) -> str:
-        if not isinstance(name, str) or name not in methods:
-            raise self.error(
-                (key,), f"{key} is the name of a method, not {name!r}; the nearest are {nearest(str(name), methods)}."
-            )
-        return str(name)
+    def known(self, kind: str, name: Any, names: Collection[str], place: Place) -> None:
+        if not isinstance(name, str) or name not in names:
+            raise self.error(place, f"there is no {kind} {name!r}; the nearest are {nearest(str(name), names)}.")
 
     def file(self, name: Any, place: Place) -> Path:
         if not isinstance(name, str):
@@ -164,109 +155,92 @@ class _Reader:
         path = (self.source.path.parent / name).resolve()
         if not path.is_file():
             raise self.error(place, f"there is no file {name!r} (looked for {str(path)!r}).")
-        return _short(path)
+        # Relative to the working directory where it lies in there: a resolved config is the same in every checkout.
+        return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
-    def part(self, said: Any, place: Place, others: tuple[str, ...] = ()) -> Part:
-        known = self.source.mapping(said, place, ("configs", "options", *others))
-        configs = known.get("configs") or []
+    def part(self, value: Any, place: Place, others: tuple[str, ...] = ()) -> Part:
+        content = self.mapping(value, place, ("configs", "options", *others))
+        configs = content.get("configs") or []
         if not isinstance(configs, list):
             raise self.error((*place, "configs"), "configs is a list of files.")
-        files = tuple(self.file(each, (*place, "configs", number)) for number, each in enumerate(configs))
+        files = tuple(self.file(name, (*place, "configs", index)) for index, name in enumerate(configs))
         for path in files:
-            Source(path)  # refuses what is not YAML, and a key that is there twice, with the file's own line
-        options = self.source.mapping(known.get("options"), (*place, "options"))
+            Source(path)  # raises for what is not YAML, and for a duplicate key, with the file's own line
+        options = self.mapping(content.get("options"), (*place, "options"))
         if "seed_everything" in options and place != ("teachers",):
             where = (*place, "options", "seed_everything")
-            raise self.error(where, "seeds of students stand in the study's or a method's seeds.")
+            raise self.error(where, "set the seeds of students under seeds, of the study or of a method.")
         return Part(place, files, options)
 
-    def network(self, name: str, said: Any) -> Network:
+    def network(self, name: str, value: Any) -> Network:
         place = ("networks", name)
-        known = {"class_path": said} if isinstance(said, str) else self.source.mapping(said, place)
-        if not isinstance(known.get("class_path"), str):
+        content = {"class_path": value} if isinstance(value, str) else self.mapping(value, place)
+        if not isinstance(content.get("class_path"), str):
             raise self.error(place, f"the network {name!r} has a class_path, such as kdlab.models.resnet20.")
-        build = {key: known[key] for key in ("class_path", "init_args") if key in known}
-        return Network(name, build, {key: value for key, value in known.items() if key not in build})
+        build = {key: content.pop(key) for key in ("class_path", "init_args") if key in content}
+        return Network(name, build, content)
 
-    def method(self, name: str, said: Any, seeds: tuple[int, ...]) -> Method:
+    def method(self, name: str, value: Any, seeds: tuple[int, ...]) -> Method:
         place = ("methods", name)
-        part = self.part(said, place, ("networks", "seeds"))
-        known = self.source.mapping(said, place)
-        networks = self.source.mapping(known.get("networks", TEACHER), (*place, "networks"))
+        part, content = self.part(value, place, ("networks", "seeds")), self.mapping(value, place)
+        networks = self.mapping(content.get("networks", TEACHER), (*place, "networks"))
         for key, role in networks.items():
             if not isinstance(role, str):
                 raise self.error((*place, "networks", key), f"this is a role, such as student, not {role!r}.")
         if "student" not in networks.values():
             roles = ", ".join(map(repr, networks.values())) or "nothing"
-            raise self.error(
-                (*place, "networks"), f"the method {name!r} places {roles}, and the network 'student' nowhere."
-            )
-        own = self.seeds(known["seeds"], (*place, "seeds")) if "seeds" in known else seeds
-        return Method(name, part, networks, own)
+            text = f"the method {name!r} places {roles}, and the network 'student' nowhere."
+            raise self.error((*place, "networks"), text)
+        return Method(name, part, networks, self.seeds(content.get("seeds", list(seeds)), (*place, "seeds")))
 
-    def seeds(self, said: Any, place: Place) -> tuple[int, ...]:
-        if not isinstance(said, list) or not said or any(type(each) is not int or each < 0 for each in said):
-            raise self.error(place, f"seeds is a list of whole numbers from 0 on, such as [0, 1, 2], not {said!r}.")
-        for number, seed in enumerate(said):
-            if seed in said[:number]:
-                raise self.error((*place, number), f"the seed {seed} is there twice.")
-        return tuple(said)
+    def seeds(self, value: Any, place: Place) -> tuple[int, ...]:
+        if not isinstance(value, list) or not value or any(type(seed) is not int or seed < 0 for seed in value):
+            raise self.error(place, f"seeds is a list of whole numbers from 0 on, such as [0, 1, 2], not {value!r}.")
+        for index, seed in enumerate(value):
+            if seed in value[:index]:
+                raise self.error((*place, index), f"the seed {seed} is there twice.")
+        return tuple(value)
 
-    def teachers(self, said: Any, networks: Mapping[str, Network]) -> tuple[Part | None, dict[str, Path]]:
-        if said is None:
+    def teachers(self, value: Any, networks: Mapping[str, Network]) -> tuple[Part | None, dict[str, Path]]:
+        if value is None:
             return None, {}
-        known = self.source.mapping(said, ("teachers",))
-        place = ("teachers", "weights")
-        files = {}
-        for name, path in self.source.mapping(known.get("weights"), place).items():
-            if name not in networks:
-                raise self.error(
-                    (*place, name), f"there is no network {name!r}; the nearest are {nearest(name, networks)}."
-                )
+        files, place = {}, ("teachers", "weights")
+        for name, path in self.mapping(self.mapping(value, ("teachers",)).get("weights"), place).items():
+            self.known("network", name, networks, (*place, name))
             files[name] = self.file(path, (*place, name))
-        return self.part(said, ("teachers",), ("weights",)), files
+        return self.part(value, ("teachers",), ("weights",)), files
 
-    def pairs(self, said: Any, networks: Mapping[str, Network], methods: Mapping[str, Method]) -> tuple[Pair, ...]:
-        if not isinstance(said, list):
+    def pairs(self, value: Any, networks: Mapping[str, Network], methods: Mapping[str, Method]) -> tuple[Pair, ...]:
+        if not isinstance(value, list):
             raise self.error(("pairs",), "pairs is a list, such as - {teacher: resnet56, student: resnet20}.")
         pairs: dict[str, Pair] = {}
-        for number, each in enumerate(said):
-            place: Place = ("pairs", number)
-            known = self.source.mapping(each, place)
-            roles = {key: known[key] for key in known if key not in ("name", "configs", "options", "methods")}
-            for role, name in roles.items():
-                if not isinstance(name, str) or name not in networks:
-                    raise self.error(
-                        (*place, role),
-                        f"there is no network {name!r}; the nearest are {nearest(str(name), networks)}.",
-                    )
-            title = str(known.get("name", " → ".join(roles[role] for role in sorted(roles, key=_order))))
-            if title in pairs:
-                first = self.source.line(pairs[title].part.place)
-                raise self.error(place, f"the pair {title!r} is here twice, first in line {first}.")
-            part = self.part({key: known[key] for key in ("configs", "options") if key in known}, place)
-            special: dict[str, Part | None] = {}
-            for name, more in self.source.mapping(known.get("methods"), (*place, "methods")).items():
-                where: Place = (*place, "methods", name)
-                if name not in methods:
-                    raise self.error(where, f"there is no method {name!r}; the nearest are {nearest(name, methods)}.")
-                special[name] = None if more is None else self.part(more, where)
-            for method in methods.values():
-                missing = set(method.networks.values()) - roles.keys()
-                if missing and special.get(method.name, part) is not None:
-                    raise self.error(place, f"this pair names no {sorted(missing)[0]!r}, which {method.name!r} needs.")
-            pairs[title] = Pair(title, {role: networks[name] for role, name in roles.items()}, part, special)
+        for index, content in enumerate(value):
+            pair = self.pair(self.mapping(content, ("pairs", index)), ("pairs", index), networks, methods)
+            if pair.name in pairs:
+                first = self.source.line(pairs[pair.name].part.place)
+                raise self.error(pair.part.place, f"the pair {pair.name!r} is here twice, first in line {first}.")
+            pairs[pair.name] = pair
         return tuple(pairs.values())
+
+    def pair(
+        self, content: dict[str, Any], place: Place, networks: Mapping[str, Network], methods: Mapping[str, Method]
+    ) -> Pair:
+        title, changes = content.pop("name", None), self.mapping(content.pop("methods", None), (*place, "methods"))
+        part = self.part({key: content.pop(key) for key in ("configs", "options") if key in content}, place)
+        for role, name in content.items():
+            self.known("network", name, networks, (*place, role))
+        special: dict[str, Part | None] = {}
+        for name, change in changes.items():
+            self.known("method", name, methods, (*place, "methods", name))
+            special[name] = None if change is None else self.part(change, (*place, "methods", name))
+        for method in methods.values():
+            missing = set(method.networks.values()) - content.keys()
+            if missing and special.get(method.name, part) is not None:
+                raise self.error(place, f"this pair names no {min(missing)!r}, which {method.name!r} needs.")
+        title = title or " → ".join(content[role] for role in sorted(content, key=_order))
+        return Pair(str(title), {role: networks[name] for role, name in content.items()}, part, special)
 
 
 def _order(role: str) -> tuple[int, str]:
-    """The teacher first, the student last, as papers name a pair."""
+    """Sort the teacher first and the student last, as papers name a pair."""
     return {"teacher": 0, "student": 2}.get(role, 1), role
-
-
-def _short(path: Path) -> Path:
-    """Relative to the working directory where it lies in there."""
-    try:
-        return path.relative_to(Path.cwd())
-    except ValueError:
-        return path

@@ -1,4 +1,4 @@
-"""A study's table: what the ledger says of every cell, beside plain training and beside what was published."""
+"""A study's table: the ledger's rows of every cell, beside plain training and published values."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from dataclasses import dataclass
 
 import kdlab
 from kdlab.studies import published
+from kdlab.studies.columns import SHOWN
 from kdlab.studies.ledger import FINISHED, Ledger
 from kdlab.studies.published import Published
 from kdlab.studies.runs import Run
 from kdlab.studies.statistics import Difference, Spread, difference, relative_improvement, spread
 from kdlab.studies.study import Pair, Study
 
-SHOWN = 8
-"""Cells that a note names before it says how many more."""
+Row = Mapping[str, str]
+NAMED = 8
+"""Cells that a note names before it counts the others."""
 
 
 @dataclass(frozen=True)
@@ -23,157 +25,132 @@ class Entry:
     """One cell of the table; accuracies and errors in percent.
 
     Attributes:
-        wanted: how many seeds the study has for it.
-        last: after the last epoch, which is what counts.
-        best: of the best epoch, which was chosen on the very images that it is the accuracy on, unless the recipe
-            holds images out.
+        wanted: number of seeds that the study has for it.
+        values: accuracies after the last epoch, by seed.
+        spreads: over the seeds, by the name of a :class:`~kdlab.studies.columns.Shown` column; ``None`` where nothing
+            was measured. ``best`` is of the best epoch, chosen on the very images that it is measured on unless the
+            recipe holds images out.
         gain: over plain training of the same student.
-        beyond: over the published value.
-        agreement: share of test images on which student and teacher say the same.
-        ece: expected calibration error, 15 bins.
-        minutes: of one training.
     """
 
     pair: str
     method: str
     wanted: int
     values: tuple[float, ...]
-    last: Spread | None
-    best: Spread | None
+    spreads: Mapping[str, Spread | None]
     gain: Difference | None
     published: Published | None
-    beyond: float | None
-    agreement: Spread | None
-    ece: Spread | None
-    minutes: Spread | None
 
     @property
     def complete(self) -> bool:
-        """Whether all seeds are there."""
+        """Return whether all seeds are there."""
         return len(self.values) == self.wanted
+
+    @property
+    def last(self) -> Spread | None:
+        """Return the accuracy after the last epoch, the one that counts."""
+        return self.spreads["top1"]
+
+    @property
+    def beyond(self) -> float | None:
+        """Return the difference from the published value."""
+        return self.last.mean - self.published.top1 if self.last and self.published else None
 
 
 @dataclass(frozen=True)
 class Table:
-    """All cells, and what has to be said of the rows behind them."""
+    """All cells, with notes on the rows behind them.
+
+    Attributes:
+        teachers: accuracies in percent of the teachers that were trained here.
+        improvements: average relative improvement of the study's reference over each other method, in percent.
+    """
 
     study: Study
     entries: tuple[Entry, ...]
     teachers: Mapping[str, float]
-    """Accuracies in percent of the teachers that were trained here."""
     improvements: Mapping[str, float | None]
-    """Average relative improvement of the study's reference over each other method, in percent."""
     notes: tuple[str, ...]
 
     def entry(self, pair: str, method: str) -> Entry | None:
-        """A cell; ``None`` where the study leaves it out."""
-        return next((each for each in self.entries if (each.pair, each.method) == (pair, method)), None)
+        """Return a cell; ``None`` where the study leaves it out."""
+        return next((entry for entry in self.entries if (entry.pair, entry.method) == (pair, method)), None)
 
 
 def table(study: Study, runs: Sequence[Run], ledger: Ledger, with_published: bool = True) -> Table:
-    """The table of a study from its ledger.
+    """Return the table of a study; ``with_published`` is false where the recipe was changed by options.
 
     A row counts for a cell if its config is the cell's: rows of another recipe, another code or another version of
     kdlab are left out, and so are rows on other data than most.
 
-    Args:
-        study: the study.
-        runs: all of its runs.
-        ledger: rows of any runs.
-        with_published: ``False`` where the recipe was changed, so that published values are not of it.
-
     Raises:
         InputError: the file of published values cannot be used.
     """
-    ours = {run.key for run in runs}
+    keys = {run.key for run in runs}
     done = [row for row in ledger.rows if row["status"] == FINISHED]
-    fitting = [row for row in done if row["config"] in ours]
+    fitting = [row for row in done if row["config"] in keys]
     data = Counter(row["data"] for row in fitting).most_common(1)
     rows = {row["config"]: row for row in fitting if row["data"] == data[0][0]}
     known = published.read(study.published) if study.published and with_published else {}
-    keys: dict[tuple[str, str], list[str]] = {}
+    cells: dict[tuple[str, str], list[str]] = {}
     for run in runs:
         for cell in run.cells:
-            keys.setdefault((cell.pair, cell.method), []).append(run.key)
+            cells.setdefault((cell.pair, cell.method), []).append(run.key)
+
+    def values(pair: str, method: str, column: str = "accuracy", scale: float = 100.0) -> list[float]:
+        texts = [rows[key][column] for key in cells.get((pair, method), ()) if key in rows]
+        return [scale * float(text) for text in texts if text]
+
     entries = []
-    for pair in study.pairs:
-        for method in study.methods:
-            if (pair.name, method.name) in keys:
-                own, plain = keys[pair.name, method.name], keys.get((pair.name, study.baseline), [])
-                entries.append(_entry(study, pair, method.name, own, plain, rows, known))
-    notes = _notes(done, fitting, list(rows.values()), ledger, ours)
+    for pair, method in ((pair, method.name) for pair in study.pairs for method in study.methods):
+        if wanted := cells.get((pair.name, method)):
+            accuracies, plain = values(pair.name, method), values(pair.name, study.baseline)
+            gain = difference(accuracies, plain) if method != study.baseline else None
+            shown = {to.name: spread(values(pair.name, method, column, to.scale)) for column, to in SHOWN.items()}
+            value = _published(pair, method, known)
+            entries.append(Entry(pair.name, method, len(wanted), tuple(accuracies), shown, gain, value))
     taught = {run.teacher.key for run in runs if run.teacher is not None}
     teachers = {
         run.network: 100 * float(rows[run.key]["accuracy"]) for run in runs if run.key in taught and run.key in rows
     }
+    notes = _notes(done, fitting, list(rows.values()), ledger, keys)
     return Table(study, tuple(entries), teachers, _improvements(study, entries), tuple(notes))
 
 
-def _entry(
-    study: Study,
-    pair: Pair,
-    method: str,
-    own: Sequence[str],
-    plain: Sequence[str],
-    rows: Mapping[str, Mapping[str, str]],
-    known: Mapping[tuple[str, str, str], Published],
-) -> Entry:
-    def column(name: str, keys: Sequence[str] = own, scale: float = 100.0) -> list[float]:
-        return [scale * float(rows[key][name]) for key in keys if key in rows and rows[key][name]]
-
-    values = column("accuracy")
-    student = pair.roles["student"].name
-    teacher = pair.roles["teacher"].name if "teacher" in pair.roles else ""
-    peers = [network.name for role, network in pair.roles.items() if role not in ("student", "teacher")]
-    places = [(name, student, method) for name in (teacher, *peers, "")]
-    value = next((known[place] for place in places if place in known), None)
-    last = spread(values)
-    return Entry(
-        pair=pair.name,
-        method=method,
-        wanted=len(own),
-        values=tuple(values),
-        last=last,
-        best=spread(column("best_accuracy")),
-        gain=difference(values, column("accuracy", plain)) if method != study.baseline else None,
-        published=value,
-        beyond=last.mean - value.top1 if last and value else None,
-        agreement=spread(column("agreement")),
-        ece=spread(column("ece")),
-        minutes=spread(column("seconds", scale=1 / 60)),
-    )
+def _published(pair: Pair, method: str, known: Mapping[tuple[str, str, str], Published]) -> Published | None:
+    """Return the published value of a cell, by its teacher, else by a peer, else of the student alone."""
+    names = {role: network.name for role, network in pair.roles.items()}
+    peers = [name for role, name in names.items() if role not in ("student", "teacher")]
+    keys = [(other, names["student"], method) for other in (names.get("teacher", ""), *peers, "")]
+    return next((known[key] for key in keys if key in known), None)
 
 
 def _improvements(study: Study, entries: Sequence[Entry]) -> dict[str, float | None]:
     if study.reference is None:
         return {}
     means: dict[str, dict[str, float]] = {}
-    for each in entries:
-        if each.last is not None:
-            means.setdefault(each.method, {})[each.pair] = each.last.mean
-    others = [each.name for each in study.methods if each.name not in (study.baseline, study.reference)]
+    for entry in entries:
+        if entry.last is not None:
+            means.setdefault(entry.method, {})[entry.pair] = entry.last.mean
     plain, reference = means.get(study.baseline, {}), means.get(study.reference, {})
+    others = {method.name for method in study.methods} - {study.baseline, study.reference}
     return {name: relative_improvement(reference, means.get(name, {}), plain) for name in others}
 
 
 def _notes(
-    done: Sequence[Mapping[str, str]],
-    fitting: Sequence[Mapping[str, str]],
-    used: Sequence[Mapping[str, str]],
-    ledger: Ledger,
-    ours: set[str],
+    done: Sequence[Row], fitting: Sequence[Row], used: Sequence[Row], ledger: Ledger, keys: set[str]
 ) -> list[str]:
     notes = []
-    others = [row for row in done if row["config"] not in ours]
+    others = [row for row in done if row["config"] not in keys]
     for version in sorted({row["kdlab"] for row in others}):
         why = "of another recipe or code" if version == kdlab.__version__ else f"of kdlab {version}"
         notes.append(_left_out(why, [row for row in others if row["kdlab"] == version]))
     counted = {row["run"] for row in used}
-    if strange := {row["run"]: row for row in fitting if row["run"] not in counted}:
-        notes.append(_left_out("on other data", list(strange.values())))
-    failed = [row for row in ledger.rows if row["status"] != FINISHED and row["config"] in ours]
-    latest = {row["config"]: row for row in failed if row["config"] not in {each["config"] for each in used}}
-    for row in latest.values():
+    if elsewhere := {row["run"]: row for row in fitting if row["run"] not in counted}:
+        notes.append(_left_out("on other data", list(elsewhere.values())))
+    repaired = {row["config"] for row in used}
+    failed = [row for row in ledger.rows if row["status"] != FINISHED and row["config"] in keys - repaired]
+    for row in {row["config"]: row for row in failed}.values():
         notes.append(f"{_cell(row)} failed: {row['error']}")
     for column, what in (("device", "On"), ("torch", "torch"), ("commit", "kdlab at commit")):
         if values := sorted({row[column] for row in used if row.get(column)}):
@@ -181,12 +158,12 @@ def _notes(
     return notes
 
 
-def _left_out(why: str, rows: Sequence[Mapping[str, str]]) -> str:
+def _left_out(why: str, rows: Sequence[Row]) -> str:
     names = [_cell(row) for row in rows]
-    more = f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"Left out, {why}: {'; '.join(names[:SHOWN])}{more}."
+    more = f"; and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"Left out, {why}: {'; '.join(names[:NAMED])}{more}."
 
 
-def _cell(row: Mapping[str, str]) -> str:
-    """A ledger row by the name of its cell, or of its network where it is a teacher."""
+def _cell(row: Row) -> str:
+    """Return the name of a row's cell, or of its network where it is a teacher's."""
     return ", ".join(part for part in (row["pair"] or row["network"], row["method"], f"seed {row['seed']}") if part)

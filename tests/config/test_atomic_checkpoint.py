@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from kdlab.config.atomic_checkpoint import WholeCheckpoints
+from kdlab.config.atomic_checkpoint import AtomicCheckpointIO
 
 
 def test_an_interrupted_write_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "checkpoints" / "last.ckpt"
-    WholeCheckpoints().save_checkpoint({"epoch": 1}, path)
+    AtomicCheckpointIO().save_checkpoint({"epoch": 1}, path)
 
     def half(checkpoint: Any, file: Any) -> None:
         file.write(b"half of it")
@@ -21,6 +21,6 @@ def test_an_interrupted_write_leaves_the_last_checkpoint(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(torch, "save", half)
     with pytest.raises(KeyboardInterrupt):
-        WholeCheckpoints().save_checkpoint({"epoch": 2}, path)
+        AtomicCheckpointIO().save_checkpoint({"epoch": 2}, path)
     assert torch.load(path, weights_only=True) == {"epoch": 1}
     assert [each.name for each in path.parent.iterdir()] == ["last.ckpt"]

@@ -10,9 +10,8 @@ import pytest
 import yaml
 
 from kdlab.cli import main
-from kdlab.config.config_merge import laid_over, with_data
-from kdlab.config.first_step import QUIET
-from kdlab.config.lightning_cli import build
+from kdlab.config.config_merge import merge_configs
+from kdlab.config.lightning_cli import QUIET, build
 from kdlab.data import CIFAR100, Digits
 from tests.config.test_lightning_cli import RECIPE
 
@@ -59,10 +58,10 @@ def test_one_name_is_one_knowledge_and_the_last_word_counts(work: Path) -> None:
 
 def test_what_needs_no_change_is_left_alone(work: Path) -> None:
     given = ["-c", "base.yaml", "-c", "kd.yaml", "--trainer.max_epochs=1"]
-    assert laid_over(given) == given
+    assert merge_configs(given) == given
 
 
-def test_knowledge_on_the_command_line_goes_with_a_recipe_without_any(work: Path) -> None:
+def test_knowledge_by_option_needs_none_in_the_recipe(work: Path) -> None:
     main(["fit", "-c", "base.yaml", "--model.knowledge.soft.loss=kdlab.losses.SoftTargets"])
     assert columns(work)["weight/soft"] == 1.0
 
@@ -89,8 +88,8 @@ def test_an_option_adds_to_what_a_recipe_teaches_or_to_nothing(
     (work / "bare.yaml").write_text(yaml.safe_dump(bare))
     (work / "empty.yaml").write_text("model:\n  class_path: kdlab.Distiller\n  init_args:\n")
     room = [] if wanted is None else ["--model.knowledge={}"]
-    named, place = ["--model=kdlab.Distiller"], wanted or 0
-    assert laid_over([*named, *given]) == [*named, *given[:place], *room, *given[place:]]
+    named, place = ["--data=kdlab.data.Digits", "--model=kdlab.Distiller"], wanted or 0
+    assert merge_configs([*named, *given]) == [*named, *given[:place], *room, *given[place:]]
 
 
 def test_an_own_loss_by_options_needs_no_knowledge_in_the_recipe(work: Path) -> None:
@@ -153,12 +152,13 @@ def test_digits_are_the_data_where_none_is_named(work: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "wanted"),
     [
-        (["fit", "-c", "kd.yaml"], ["fit", "--data=kdlab.data.Digits", "-c", "kd.yaml"]),
-        (["-c", "kd.yaml"], ["--data=kdlab.data.Digits", "-c", "kd.yaml"]),
+        (["fit", "-c", "model.yaml"], ["fit", "--data=kdlab.data.Digits", "-c", "model.yaml"]),
+        (["-c", "model.yaml"], ["--data=kdlab.data.Digits", "-c", "model.yaml"]),
         ([], ["--data=kdlab.data.Digits"]),
         (["fit", "-c", "base.yaml"], ["fit", "-c", "base.yaml"]),
         (["fit", "--config=data: my.Data\n"], ["fit", "--config=data: my.Data\n"]),
     ],
 )
 def test_digits_come_first_where_no_data_is_named(work: Path, given: list[str], wanted: list[str]) -> None:
-    assert with_data(given) == wanted
+    (work / "model.yaml").write_text("model: kdlab.Distiller\n")
+    assert merge_configs(given) == wanted

@@ -1,15 +1,15 @@
-"""Whose line it is: the key or the value that a parser complains of, where it was said last."""
+"""The line of a config error: where its key or its value was set last."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from kdlab.config.error_location import blamed
+from kdlab.config.error_location import Origin, locate
 from kdlab.config.located_yaml import Source, ends_with
 from kdlab.errors import InputError
-from kdlab.studies.study import Network, Part
 
 STUDY = """\
 recipe:
@@ -30,66 +30,64 @@ methods:
 """
 FIRST = "model:\n  init_args:\n    optimizer: {class_path: torch.optim.SDG, init_args: {lr: abc}}\n    depth: 5\n"
 SECOND = "data:\n  class_path: kdlab.data.Digit\n\nmodel: {init_args: {optimizer: {init_args: {lr: abc}}}}\n"
+Where = Callable[..., str]
 
 
 @pytest.fixture
-def blame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
+def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Where:
     monkeypatch.chdir(tmp_path)
     for name, text in (("study.yaml", STUDY), ("first.yaml", FIRST), ("second.yaml", SECOND)):
         Path(name).write_text(text)
     source = Source(Path("study.yaml"))
-    configs = (Path("first.yaml"), Path("second.yaml"))
-    parts = [Part(("recipe",), configs), Part(("methods", "KD"))]
-    networks = {f"model.{role}": Network(name, {}, {}) for role, name in (("teacher", "big"), ("student", "small"))}
+    origins = [Origin(source, ("methods", "KD", "options")), Origin(source, ("recipe", "options"))]
+    origins += [Origin(Source(Path(name))) for name in ("second.yaml", "first.yaml")]
+    for role, network in (("teacher", "big"), ("student", "small")):
+        origins.append(Origin(source, ("networks", network, "init_args"), f"model.{role}"))
 
-    def where(said: str, *overrides: str) -> str:
-        error = blamed(said, source, parts, networks, overrides, ("methods", "KD"))
-        assert isinstance(error, InputError)
-        assert str(error).endswith(said)
-        return str(error).removesuffix(said)
+    def located(key: str, value: str, *overrides: str) -> str:
+        error = locate(
+            InputError("It fails.", key=key, value=value), origins, overrides, Origin(source, ("methods", "KD"))
+        )
+        return str(error).removesuffix("It fails.")
 
-    return where
+    return located
 
 
 @pytest.mark.parametrize(
-    ("said", "place"),
+    ("key", "value", "place"),
     [
-        ("the config has the unknown key 'temprature' (did you mean 'temperature'?).", "study.yaml, line 12: "),
-        ("the config has the unknown key 'model.temprature'.", "study.yaml, line 12: "),
-        ("the config has the unknown key 'size'.", "study.yaml, line 13: "),  # not batch_size
-        ("the config has the unknown key 'depth'.", "study.yaml, line 2: "),  # options go over files
-        ("the config has the unknown key 'widht'.", "study.yaml, line 8: "),  # another method's is no concern of this
-        ("model.optimizer.lr: expected a number, not abc.", "second.yaml, line 4: "),  # the later file counts
-        ("torch.optim has no 'SDG' (did you mean 'SGD'?).", "first.yaml, line 3: "),
-        ("kdlab.data has no 'Digit' (did you mean 'Digits'?).", "second.yaml, line 2: "),
-        ("model.knowledge.weight: expected a number, not lots.", "study.yaml, line 11: "),
-        ("my_loss has no 'Soft'.", "study.yaml, line 11: "),
-        ("model: there is no module 'my_loss'.", "study.yaml, line 11: "),
-        ("the config has the unknown key 'hiden'.", "study.yaml, line 4: "),
-        ("model.student.width: expected a whole number, not ten.", "study.yaml, line 5: "),
-        ("model.student: expected a whole number, not ten.", "study.yaml, line 5: "),
-        ("model.student.deep: expected a list, not 16.", "study.yaml, line 5: "),
-        ("big has no 'Kind'.", "study.yaml, line 4: "),
-        ("expected a number, not None.", "study.yaml, line 8: "),  # no text, and there may be many
-        ("something is wrong.", "study.yaml, line 8: "),
-        ("it fails at model.size: no more is known.", "study.yaml, line 8: "),
-        ("expected a whole number, not 5.", "study.yaml, line 8: "),  # there are fives everywhere
+        ("temprature", "", "study.yaml, line 12: "),
+        ("model.temprature", "", "study.yaml, line 12: "),
+        ("size", "", "study.yaml, line 13: "),  # not batch_size
+        ("depth", "", "study.yaml, line 2: "),  # options precede files
+        ("widht", "", "study.yaml, line 8: "),  # that of another method is not in this config
+        ("model.optimizer.lr", "abc", "second.yaml, line 4: "),  # the later file counts
+        ("", "torch.optim.SDG", "first.yaml, line 3: "),
+        ("", "kdlab.data.Digit", "second.yaml, line 2: "),
+        ("model.knowledge.weight", "lots", "study.yaml, line 11: "),
+        ("", "my_loss.Soft", "study.yaml, line 11: "),
+        ("", "my_loss", "study.yaml, line 11: "),
+        ("hiden", "", "study.yaml, line 4: "),
+        ("model.student.width", "ten", "study.yaml, line 5: "),
+        ("model.student", "ten", "study.yaml, line 5: "),
+        ("model.student.deep", "16", "study.yaml, line 5: "),
+        ("", "big.Kind", "study.yaml, line 4: "),
+        ("", "None", "study.yaml, line 8: "),  # no text
+        ("", "", "study.yaml, line 8: "),
+        ("", "5", "study.yaml, line 8: "),  # no text: there are fives everywhere
     ],
 )
-def test_the_line_of_what_is_wrong(said: str, place: str, blame: object) -> None:
-    assert callable(blame)
-    assert blame(said) == place
-    assert blame(said, "--trainer.max_epochs=3") == place
+def test_the_line_of_a_key_or_a_value(key: str, value: str, place: str, where: Where) -> None:
+    assert where(key, value) == place
+    assert where(key, value, "--trainer.max_epochs=3") == place
 
 
-def test_the_command_line_is_no_file(blame: object) -> None:
-    assert callable(blame)
-    said = "the config has the unknown key 'size'."
-    assert blame(said, "--data.batch_size=3", "--empty=") == "study.yaml, line 13: "
-    assert blame("something is wrong.", "--empty=") == "study.yaml, line 8: "
-    assert blame(said, "--data.batch_size=3", "--data.size=3") == "On the command line, "
-    assert blame("torch.optim has no 'SDG'.", "--model.optimizer=torch.optim.SDG") == "On the command line, "
-    assert blame("model.optimizer.lr: expected a number, not x.", "--model.optimizer.lr=x") == "On the command line, "
+def test_an_option_of_the_command_line_precedes_all_files(where: Where) -> None:
+    assert where("size", "", "--data.batch_size=3", "--empty=") == "study.yaml, line 13: "
+    assert where("", "", "--empty=") == "study.yaml, line 8: "
+    assert where("size", "", "--data.batch_size=3", "--data.size=3") == "On the command line, "
+    assert where("", "torch.optim.SDG", "--model.optimizer=torch.optim.SDG") == "On the command line, "
+    assert where("model.optimizer.lr", "x", "--model.optimizer.lr=x") == "On the command line, "
 
 
 def test_a_key_ends_with_whole_parts() -> None:

@@ -107,9 +107,7 @@ def test_a_second_run_leaves_the_first_alone_and_repeats_it(work: Path) -> None:
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_a_run_into_anothers_folder_is_refused_and_a_resumed_one_keeps_all_numbers(
-    work: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_folder_of_another_run_is_refused_unless_resumed(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     there = ["fit", "-c", "kd.yaml", "--trainer.logger.init_args.version=mine"]
     main(there)
     folder = work / "runs/mine"
@@ -124,7 +122,7 @@ def test_a_run_into_anothers_folder_is_refused_and_a_resumed_one_keeps_all_numbe
         assert {row["epoch"] for row in csv.DictReader(file)} == {"1"}
 
 
-def test_a_saved_config_runs_again_and_without_its_teacher_predicts(work: Path) -> None:
+def test_saved_config_validates_tests_and_predicts(work: Path) -> None:
     main(["fit", "-c", "kd.yaml"])
     config, checkpoint = "runs/version_0/config.yaml", "runs/version_0/checkpoints/last.ckpt"
     main(["validate", "-c", config, f"--ckpt_path={checkpoint}"])

@@ -1,10 +1,16 @@
-"""Which part of an unknown key is the wrong one."""
+"""Texts of jsonargparse as input errors: which key and which value are wrong."""
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
+import pytest
+import yaml
+
+from kdlab.config.lightning_cli import resolve
 from kdlab.config.parser_errors import _wrong_part
+from kdlab.errors import InputError
+from tests.config.test_lightning_cli import RECIPE
 
 KNOWN = ("model", "trainer", "knowledge", "loss", "weight", "temperature", "max_epochs")
 
@@ -22,3 +28,26 @@ KNOWN = ("model", "trainer", "knowledge", "loss", "weight", "temperature", "max_
 )
 def test_the_first_part_that_is_no_name_is_wrong(key: str, wrong: str) -> None:
     assert _wrong_part(key, KNOWN) == wrong
+
+
+@pytest.mark.parametrize(
+    ("option", "key", "value"),
+    [
+        ("--trainer.epochs=1", "trainer.epochs", ""),
+        ("--model.knowledge.soft.wieght=1", "wieght", ""),
+        ("--trainer.max_epochs=many", "trainer.max_epochs", "many"),
+        ("--model.knowledge.soft.weight=much", "model.knowledge.soft.weight", "much"),
+        ("--model.student.hidden=64", "model.student.hidden", "64"),
+        ("--model=kdlab.Distillr", "", "kdlab.Distillr"),
+        ("--model.knowledge.soft.loss=my_los.A", "model.knowledge.soft.loss", "my_los"),
+        ("--model.knowledge.soft.loss=torch.optim.SGD", "model.knowledge.soft.loss", "torch.optim.SGD"),
+    ],
+)
+def test_an_error_has_the_key_and_the_value(option: str, key: str, value: str, tmp_path: Path) -> None:
+    recipe = yaml.safe_load(yaml.safe_dump(RECIPE))
+    del recipe["model"]["init_args"]["knowledge"]["mine"]
+    (tmp_path / "kd.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(InputError) as raised:
+        resolve([f"--config={tmp_path / 'kd.yaml'}", option])
+    assert (raised.value.key.endswith(key), raised.value.value) == (True, value)
+    assert bool(raised.value.key) == bool(key)

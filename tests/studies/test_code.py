@@ -75,7 +75,7 @@ def test_the_file_of_a_base_class_counts(own: Callable[..., str]) -> None:
     assert own(text, other=base_class.format(1)) != own(text, other=base_class.format(2))
 
 
-def test_the_file_of_a_users_own_function_counts_through_its_wrapper(own: Callable[..., str]) -> None:
+def test_wrapped_user_function_counts_by_its_file(own: Callable[..., str]) -> None:
     text = """
     import functools
     from BASE import told
@@ -144,5 +144,5 @@ def test_a_users_own_default_that_changed_is_resolved_anew(tmp_path: Path, monke
         linecache.clearcache()
         resolved = trial.Resolved(tmp_path / "configs.json")
         found.append(resolved(given)["model"]["init_args"]["knowledge"]["mine"]["loss"]["init_args"]["temperature"])
-        resolved.keep()
+        resolved.close()
     assert found == [4.0, 2.0]

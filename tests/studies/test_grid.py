@@ -56,7 +56,7 @@ def test_plain_training_with_options_of_a_pair_is_its_own(tmp_path: Path) -> Non
     assert rates == [0.1, 0.3, 0.1, 0.3]
 
 
-def test_configs_and_options_are_laid_over_each_other_from_the_recipe_to_the_command_line(tmp_path: Path) -> None:
+def test_options_are_merged_from_recipe_to_command_line(tmp_path: Path) -> None:
     asked: list[list[str]] = []
     text = """\
     recipe: {configs: [recipe.yaml], options: {data.batch_size: 1, x.a: 1}}
@@ -78,7 +78,7 @@ def test_configs_and_options_are_laid_over_each_other_from_the_recipe_to_the_com
     assert run.config["data"]["init_args"]["batch_size"] == 5
 
 
-def test_a_teacher_is_trained_on_the_recipe_with_its_own_options_and_none_of_a_pair(tmp_path: Path) -> None:
+def test_teacher_training_ignores_options_of_pairs(tmp_path: Path) -> None:
     text = STUDY.replace("student: tiny}", "student: tiny, options: {data.batch_size: 7}}")
     text = text.replace("[recipe.yaml]", "[recipe.yaml]\n  options: {data.batch_size: 6}")
     found = named(runs(tmp_path, text, overrides=["--trainer.precision=bf16-mixed"]))
@@ -167,7 +167,7 @@ def test_quoted_names_are_those_of_the_pairs_networks(tmp_path: Path) -> None:
     assert taught[-2:] == ['--x.t=["one", "two"]', '--x.deep={"k": [["one"], "at $student.taps"]}']
 
 
-def test_a_recipe_for_teachers_too_may_quote_the_network_that_is_trained(tmp_path: Path) -> None:
+def test_recipe_of_teachers_may_quote_the_trained_network(tmp_path: Path) -> None:
     text = STUDY.replace("[recipe.yaml]", "[recipe.yaml]\n  options: {data.batch_size: $student.batch}")
     found = named(runs(tmp_path, text.replace("taps: [one]}", "batch: 3}").replace("taps: [one, two]", "batch: 4")))
     sizes = [found[name].config["data"]["init_args"]["batch_size"] for name in ("tiny, plain, seed 0", "teacher big")]
@@ -177,8 +177,8 @@ def test_a_recipe_for_teachers_too_may_quote_the_network_that_is_trained(tmp_pat
 @pytest.mark.parametrize(
     ("quote", "said"),
     [
-        ("$student.layers", "line 6: the network 'tiny' says nothing of 'layers', which '$student.layers' quotes"),
-        ("$peer.taps", "line 13: '$peer.taps' quotes the network 'peer', which is not there"),
+        ("$student.layers", "line 6: network 'tiny' defines no variable 'layers' (referenced as $student.layers)."),
+        ("$peer.taps", "line 13: there is no network 'peer' (referenced as $peer.taps)."),
     ],
 )
 def test_a_quoted_name_that_is_not_there(quote: str, said: str, tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_a_recipe_of_teachers_with_a_teacher_is_refused(tmp_path: Path) -> None:
         ("mlp", "line 6: There is no module 'mlp' for the class path 'mlp'."),
     ],
 )
-def test_a_network_that_is_not_there_is_refused_before_any_config_is_read(path: str, said: str, tmp_path: Path) -> None:
+def test_unknown_network_is_refused_before_any_config_is_read(path: str, said: str, tmp_path: Path) -> None:
     asked: list[list[str]] = []
     text = STUDY.replace("tiny: {class_path: kdlab.models.mlp", f"tiny: {{class_path: {path}")
     assert refusal(tmp_path, text, resolve=heard(asked)).startswith(said)

@@ -57,12 +57,10 @@ def alive(process: int) -> bool:
 def test_a_run_that_ends(folder: Path) -> None:
     (folder / "end").touch()
     launcher = OneAtATime()
-    assert launcher.room()
+    assert launcher.capacity == 1
     assert launcher.ended(0.0) == []
     launcher.start(folder)
-    assert not launcher.room()
     assert launcher.ended(10.0) == [folder]
-    assert launcher.room()
     assert launcher.ended(0.0) == [], "it is said once"
     assert called(folder)[:3] == ["-m", "kdlab.studies.worker", "1"]
     assert sorted((folder / "log.txt").read_text().split()) == ["error", "output"]
@@ -84,10 +82,8 @@ def test_waiting_for_a_run_takes_no_longer_than_asked(folder: Path) -> None:
     since = time.monotonic()
     assert launcher.ended(0.05) == []
     assert 0.05 <= time.monotonic() - since < 5.0
-    assert not launcher.room()
     launcher.stop()
     assert not alive(process)
-    assert launcher.room()
     assert launcher.ended(0.0) == []
     launcher.stop()  # nothing is left to end
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import struct
 import subprocess
 import sys
@@ -29,7 +30,7 @@ def written(path: Path, *runs: str) -> Ledger:
     return ledger
 
 
-def test_a_ledger_that_is_not_there_is_empty_and_made_with_its_folder(tmp_path: Path) -> None:
+def test_missing_ledger_is_empty_and_created_on_append(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "deep" / "ledger.csv")
     assert (ledger.rows, ledger.last("a"), ledger.finished("a")) == ([], None, False)
     assert not ledger.path.exists()
@@ -129,23 +130,55 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
         Ledger(path)
 
 
-@pytest.mark.parametrize("fields", [FIELDS[:-1], (*FIELDS, "more"), (FIELDS[1], FIELDS[0], *FIELDS[2:])])
-def test_other_columns_are_refused_before_anything_is_written(fields: tuple[str, ...], tmp_path: Path) -> None:
+OLDER = [FIELDS[:-1], FIELDS[:-5], ("accuracy", "status", "config", "run"), (FIELDS[1], FIELDS[0], *FIELDS[2:])]
+
+
+@pytest.mark.parametrize("fields", OLDER)
+def test_older_columns_load_empty_and_are_rewritten(fields: tuple[str, ...], tmp_path: Path) -> None:
     path = tmp_path / "ledger.csv"
-    text = ",".join(fields) + "\n" + ",".join("x" for _ in fields) + "\n"
+    old = {**dict.fromkeys(fields, "x"), "run": "old, b", "accuracy": repr(0.1 + 0.2)}
+    text = ",".join(fields) + "\n" + ",".join(f'"{old[name]}"' for name in fields) + "\n"
+    path.write_text(text + "torn")
     ledger = Ledger(path)
-    path.write_text(text)
-    with pytest.raises(InputError, match=r"ledger\.csv' was written by another version of kdlab, with other columns"):
+    assert path.read_text() == text + "torn", "reading changes nothing"
+    assert ledger.rows == [{name: old.get(name, "") for name in FIELDS}]
+    ledger.append(row("new"))
+    assert path.read_text().splitlines()[0] == ",".join(FIELDS)
+    assert Ledger(path).rows == ledger.rows
+    assert [each["run"] for each in ledger.rows] == ["old, b", "new"]
+
+
+def test_a_crash_while_columns_are_added_leaves_the_old_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "ledger.csv"
+    path.write_text(text := "run,config,status,accuracy\na,c,finished,0.5\n")
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", crash)
+    with pytest.raises(KeyboardInterrupt):
+        Ledger(path).append(row("b"))
+    assert path.read_text() == text
+
+
+UNKNOWN = r"ledger\.csv' was written by another version of kdlab, with other columns, such as 'more'"
+
+
+def test_unknown_columns_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.csv"
+    path.write_text(",".join((*FIELDS, "more")) + "\n")
+    with pytest.raises(InputError, match=UNKNOWN):
+        Ledger(path)
+
+
+def test_unknown_columns_are_refused_before_a_row_is_added(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.csv"
+    ledger = Ledger(path)
+    path.write_text(text := ",".join((*FIELDS, "more")) + "\n")
+    with pytest.raises(InputError, match=UNKNOWN):
         ledger.append(row("a"))
     assert path.read_text() == text
     assert ledger.rows == []
-
-
-def test_other_columns_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.csv"
-    path.write_text(",".join(FIELDS[:-5]) + "\n")
-    with pytest.raises(InputError, match="other columns"):
-        Ledger(path)
 
 
 def test_two_ledgers_of_one_file_keep_each_others_rows(tmp_path: Path) -> None:

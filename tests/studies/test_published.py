@@ -43,7 +43,7 @@ def test_numbers_and_their_sources_by_teacher_student_and_method(tmp_path: Path)
         ("70.66", "", 2, "'' is no number"),
         ("71.16", "71,16", 3, ""),
         ("71.16", "n/a", 3, "'n/a' is no number"),
-        ('"Table 1, last epoch"', "", 3, "a published number has a source that was seen, not ''"),
+        ('"Table 1, last epoch"', "", 3, "a published number needs a source that was checked, not ''"),
         ('"Table 1, last epoch"', "UNVERIFIED: recalled", 3, "not 'UNVERIFIED: recalled'"),
         ('"Table 1, last epoch"', "paper (unverified)", 3, "not 'paper (unverified)'"),
         ("resnet20,CRD", "resnet20,KD", 3, "there is a value for resnet56, resnet20, KD already: keep one source"),

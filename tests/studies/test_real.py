@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from kdlab.cli import main
-from kdlab.studies.files import read_json
+from kdlab.files import read_json
 from kdlab.studies.ledger import FIELDS
 from tests.modules.test_wandb import records
 
@@ -292,9 +292,7 @@ def of_run(folder: Path) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_weights_and_biases_has_a_group_with_a_run_for_each_cell_and_the_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wandb_group_has_a_run_per_cell_and_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import wandb
 
     settings = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
@@ -397,7 +395,7 @@ def test_a_wrong_key_is_named_with_its_own_line(
 
 
 @pytest.mark.parametrize("by", ["study", "command line"])
-def test_a_teachers_file_that_does_not_fit_is_found_before_anything_runs(
+def test_unfit_teacher_file_is_found_before_any_run(
     by: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     teachers = {**STUDY["teachers"], "weights": {"wide": "wide.pt"}} if by == "study" else STUDY["teachers"]
@@ -410,9 +408,7 @@ def test_a_teachers_file_that_does_not_fit_is_found_before_anything_runs(
     assert "is not a weights file" in said
 
 
-def test_an_option_of_the_command_that_is_misspelt_has_a_near_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_misspelled_option_suggests_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = refused(write(tmp_path / "bad"), capsys, "--dryrun")
     assert "'--dryrun' is no option of kdlab reproduce (did you mean --dry-run?)" in said
 
@@ -439,9 +435,7 @@ def test_an_own_file_that_cannot_be_imported_is_named(
     assert heard.count("\n") == 1
 
 
-def test_an_own_loss_is_an_option_where_the_recipe_teaches_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_user_loss_by_option_without_knowledge_in_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mine = {"options": {"model.knowledge.mine.loss": "kdlab.losses.SoftTargets", "model.knowledge.mine.weight": 0.5}}
     study = write(tmp_path / "own", methods={**STUDY["methods"], "mine": mine})
     main(["reproduce", str(study), "--runs", str(study / "runs"), "--dry-run"])

@@ -12,11 +12,15 @@ import pytest
 
 from kdlab.studies import published
 from kdlab.studies.ledger import Ledger
-from kdlab.studies.render import BEGIN, COLUMNS, END, figure, markdown, table_csv, write
+from kdlab.studies.render import BEGIN, END, figure, markdown, table_csv, write
 from kdlab.studies.tables import Table, table
 from tests.studies.small import PAIR, STUDY, enter, named, runs, study
 
 SECOND = "tiny → big"
+COLUMNS = (
+    *("pair", "method", "seeds", "of", "top1", "std", "best", "gain", "gain_low", "gain_high", "published"),
+    *("beyond_published", "agreement", "ece", "minutes", "source"),
+)
 TWO = STUDY.replace("student: tiny}", "student: tiny}\n  - {teacher: tiny, student: big, methods: {KD: null}}").replace(
     "seeds:", "  CRD: {configs: [kd.yaml], options: {x: 1}}\nreference: CRD\nnote: A note.\nseeds:"
 )
@@ -65,7 +69,7 @@ def test_a_pairs_part_of_the_markdown(tmp_path: Path) -> None:
     assert rows["CRD"][3].endswith("]")
 
 
-def test_the_overview_marks_what_is_not_complete_and_what_is_left_out(tmp_path: Path) -> None:
+def test_overview_marks_incomplete_and_left_out_cells(tmp_path: Path) -> None:
     text = markdown(made(tmp_path))
     rows = rows_of(text.split("### ", 1)[0], "Δ:")
     assert rows["method"] == [PAIR, SECOND, "ARI of CRD, %"]
@@ -147,7 +151,7 @@ def drawn(axis: Any, sign: str) -> list[tuple[float, int]]:
     return sorted((float(x), int(y)) for line in lines for x, y in zip(*line.get_data(), strict=True))
 
 
-def test_the_figure_has_a_dot_for_each_seed_a_bar_for_the_mean_and_a_cross_for_the_published_value(
+def test_figure_draws_seeds_means_and_published_values(
     tmp_path: Path,
 ) -> None:
     found = made(tmp_path, sources=SOURCES)
@@ -199,7 +203,7 @@ def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_picture")
 @pytest.mark.parametrize("old", [OLD, "\n", ""])
-def test_a_readme_gets_the_table_between_its_marks_and_nothing_else_changes(old: str, tmp_path: Path) -> None:
+def test_readme_changes_only_between_its_marks(old: str, tmp_path: Path) -> None:
     found = made(tmp_path / "study")
     readme = tmp_path / "README.md"
     readme.write_text(README.replace(OLD, old))

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 
+from kdlab.files import read_json, write_json, write_text
 from kdlab.studies import run_callback as record
-from kdlab.studies.files import read_json, write_json, write_text
 from kdlab.studies.run_callback import STATUS, Record
 
 
@@ -83,7 +83,7 @@ def test_the_sanity_check_and_validation_alone_are_no_epochs(tmp_path: Path, clo
     assert one.accuracies == []
 
 
-def test_a_run_that_goes_on_knows_its_epochs_and_counts_no_time_that_was_lost(tmp_path: Path, clock: Clock) -> None:
+def test_resumed_run_keeps_epochs_and_drops_lost_time(tmp_path: Path, clock: Clock) -> None:
     one = Record(str(tmp_path))
     one.on_train_start(trainer(), pl.LightningModule())
     epochs(one, clock, 0.5, 0.75)

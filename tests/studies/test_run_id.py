@@ -92,7 +92,7 @@ def test_every_change_is_another_run() -> None:
     assert len({of_config(changed(put)) for put in OTHER}) == len(OTHER)
 
 
-def test_the_folder_of_the_teacher_cache_does_not_count_and_its_other_options_do() -> None:
+def test_cache_folder_is_no_part_of_the_identity() -> None:
     def cached(**options: Any) -> str:
         known = {"class_path": CACHE["class_path"], "init_args": {"folder": "one", "dtype": "float16", **options}}
         return of_config(changed(("model.init_args.teacher_cache", known)))
@@ -148,7 +148,7 @@ def test_it_is_the_same_in_every_process(tmp_path: Path) -> None:
     assert len(said.pop().strip()) == 12
 
 
-def test_the_recipe_of_a_teacher_counts_for_its_students_and_for_nobody_else(tmp_path: Path) -> None:
+def test_teacher_recipe_changes_the_identity_of_its_students(tmp_path: Path) -> None:
     before, after = named(runs(tmp_path)), named(runs(tmp_path, STUDY.replace("epochs: 6", "epochs: 7")))
     assert {name for name in before if before[name].key != after[name].key} == {
         "teacher big",
@@ -204,3 +204,14 @@ def test_of_a_resolved_config_too_only_what_counts_is_kept(tmp_path: Path) -> No
     assert one != other
     assert of_config(one) == of_config(other)
     assert str(tmp_path) not in json.dumps(canonical(one))
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_new_option_counts_only_where_it_is_set(flat: bool) -> None:
+    def key(**more: Any) -> str:
+        options = {"loss": {"class_path": "kdlab.losses.SoftTargets"}, "weight": 0.9, **more}
+        return of_config(changed(("model.init_args.knowledge", {"kd": options if flat else {"init_args": options}})))
+
+    assert key() == key(teachers=None) == key(teachers=[])
+    assert key() != key(teachers=["one"])
+    assert key(teachers=["one"]) != key(teachers=["two"])

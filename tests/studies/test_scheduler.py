@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from kdlab.studies.files import read_json, write_json
+from kdlab.files import read_json, write_json
 from kdlab.studies.ledger import FAILED, FINISHED, Ledger
 from kdlab.studies.run_callback import STATUS
 from kdlab.studies.runs import RECIPE, RESULT, STUDENT, Run
@@ -27,16 +27,13 @@ class Fake:
     """Trains nothing: ``trains`` says what a run does in its folder."""
 
     def __init__(self, trains: Callable[[Path], None], at_once: int = 1) -> None:
-        self.trains, self.at_once = trains, at_once
+        self.trains, self.capacity = trains, at_once
         self.started: list[Path] = []
         self.running: list[Path] = []
         self.stopped = 0
 
-    def room(self) -> bool:
-        return len(self.running) < self.at_once
-
     def start(self, folder: Path) -> None:
-        assert self.room()
+        assert len(self.running) < self.capacity
         assert read_json(folder / STATUS) == {"state": "waiting"}
         self.started.append(folder)
         self.running.append(folder)
@@ -130,7 +127,7 @@ def test_a_row_says_what_was_trained_and_what_came_of_it(tmp_path: Path) -> None
     assert kd["finished"].endswith("+00:00")
 
 
-def test_the_students_of_a_failed_teacher_are_not_started_and_the_others_are(tmp_path: Path) -> None:
+def test_failed_teacher_stops_only_its_students(tmp_path: Path) -> None:
     study = Study(tmp_path)
 
     def fails(folder: Path) -> None:
@@ -181,7 +178,7 @@ def test_a_run_that_fails_stops_no_other(tmp_path: Path) -> None:
     assert Study(tmp_path).carry_out(Fake(fails))[PLAIN[0]] == f"its process was killed; see {log}"
 
 
-def test_a_result_that_was_written_and_not_entered_is_entered_and_not_trained_again(tmp_path: Path) -> None:
+def test_written_result_is_entered_without_training(tmp_path: Path) -> None:
     study = Study(tmp_path)
     for name in ("teacher big", KD[1]):
         folder = study.folder(name)
@@ -203,7 +200,7 @@ def test_a_result_that_was_cut_is_none(tmp_path: Path) -> None:
     assert study.started(launcher) == ORDER
 
 
-def test_a_teacher_whose_weights_were_deleted_is_trained_again_where_a_student_needs_them(tmp_path: Path) -> None:
+def test_teacher_without_weights_is_trained_again_if_needed(tmp_path: Path) -> None:
     Study(tmp_path).carry_out(Fake(trained))
     study = Study(tmp_path)
     (study.folder("teacher big") / STUDENT).unlink()

@@ -89,7 +89,7 @@ def test_published_numbers_are_those_of_the_facts(name: str) -> None:
 
 
 @needs_facts
-def test_numbers_of_mnist_of_the_zoo_and_of_self_kd_lib_are_those_of_the_facts() -> None:
+def test_published_numbers_of_other_sources_match_the_facts() -> None:
     values = published.read(ROOT / "experiments/hinton2015_mnist/published.csv")
     errors = {method: round((100 - value.top1) * 100) for (_, _, method), value in values.items()}
     assert errors == {"plain": 146, "soft": 74, "soft, no 3s": 206}

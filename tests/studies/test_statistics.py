@@ -100,7 +100,7 @@ def test_the_average_relative_improvement_is_exact_to_rounding() -> None:
     assert relative_improvement(column(2), column(1), column(0)) == pytest.approx(float(expected), rel=1e-12)
 
 
-def test_the_average_relative_improvement_is_over_the_pairs_that_all_three_have() -> None:
+def test_relative_improvement_averages_over_common_pairs() -> None:
     whole = relative_improvement(column(2, 1), column(1, 1), column(0, 1))
     assert relative_improvement(column(2, 1), column(1), column(0)) == whole
     assert relative_improvement(column(2), column(1, 1), column(0)) == whole
@@ -109,6 +109,6 @@ def test_the_average_relative_improvement_is_over_the_pairs_that_all_three_have(
     assert relative_improvement({"x": 1.0}, {"y": 1.0}, {"x": 0.5, "y": 0.5}) is None
 
 
-def test_where_a_method_is_as_good_as_plain_training_there_is_no_improvement_over_it() -> None:
+def test_no_relative_improvement_over_a_method_like_plain() -> None:
     assert relative_improvement({"a": 72.0, "b": 72.0}, {"a": 70.0, "b": 71.0}, {"a": 70.0, "b": 70.0}) is None
     assert relative_improvement({"a": 72.0}, {"a": 69.0}, {"a": 70.0}) == pytest.approx(-300.0)  # worse: the sign turns

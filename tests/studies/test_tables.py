@@ -60,8 +60,12 @@ def test_a_whole_table(tmp_path: Path, ledger: Ledger, found: dict[str, Run]) ->
     assert plain.gain is None, "it is what the others are measured against"
     # Means 78.125 and 65.625, both variances 19.53: freedom 2, t 4.302653, half width 4.302653 * sqrt(19.53)
     assert kd.gain == pytest.approx((12.5, 12.5 - 19.01522, 12.5 + 19.01522), abs=1e-5)
-    assert kd.best == pytest.approx((79.125, math.sqrt(2 * 3.125**2), 2))
-    assert (kd.agreement, kd.ece, kd.minutes) == (Spread(80.0, 0.0, 2), Spread(5.0, 0.0, 2), Spread(1.5, 0.0, 2))
+    assert kd.spreads["best"] == pytest.approx((79.125, math.sqrt(2 * 3.125**2), 2))
+    assert (kd.spreads["agreement"], kd.spreads["ece"], kd.spreads["minutes"]) == (
+        Spread(80.0, 0.0, 2),
+        Spread(5.0, 0.0, 2),
+        Spread(1.5, 0.0, 2),
+    )
     assert (kd.published, kd.beyond, shown.teachers, shown.improvements, shown.notes) == (
         None,
         None,
@@ -74,7 +78,8 @@ def test_a_whole_table(tmp_path: Path, ledger: Ledger, found: dict[str, Run]) ->
 def test_cells_without_rows_are_empty(tmp_path: Path, ledger: Ledger) -> None:
     shown = reported(tmp_path, ledger)
     for each in shown.entries:
-        assert (each.values, each.last, each.best, each.gain, each.minutes) == ((), None, None, None, None)
+        assert (each.values, each.last, each.gain) == ((), None, None)
+        assert not any(each.spreads.values())
         assert not each.complete
     assert (shown.teachers, shown.notes) == ({}, ())
 
@@ -91,7 +96,10 @@ def test_a_value_that_was_not_measured_is_empty(tmp_path: Path, ledger: Ledger, 
     enter(ledger, found[PLAIN[0]], 0.5)
     enter(ledger, found[PLAIN[1]], 0.25, agreement=0.75)
     plain = entry(reported(tmp_path, ledger), "plain")
-    assert (plain.best, plain.ece, plain.minutes, plain.agreement) == (None, None, None, Spread(75.0, None, 1))
+    assert {name: value for name, value in plain.spreads.items() if value} == {
+        "top1": plain.last,
+        "agreement": Spread(75.0, None, 1),
+    }
 
 
 def test_rows_of_another_recipe_are_left_out_and_said(tmp_path: Path, ledger: Ledger, found: dict[str, Run]) -> None:
@@ -129,7 +137,7 @@ def test_rows_on_other_data_than_most_are_left_out_and_said(
     ]
 
 
-def test_a_later_row_of_a_run_counts_and_a_failure_is_said_until_it_is_repaired(
+def test_later_row_counts_and_failure_is_noted_until_repaired(
     tmp_path: Path, ledger: Ledger, found: dict[str, Run]
 ) -> None:
     run = found[KD[0]]
@@ -193,7 +201,7 @@ TWO = STUDY.replace("student: tiny}", "student: tiny}\n  - {teacher: tiny, stude
 )
 
 
-def test_the_improvement_of_the_reference_is_over_each_other_method(tmp_path: Path, ledger: Ledger) -> None:
+def test_reference_improvement_is_over_each_other_method(tmp_path: Path, ledger: Ledger) -> None:
     found = named(runs(tmp_path, TWO))
     values = {"tiny, plain": 0.70, "big, plain": 0.72, f"{PAIR}, KD": 0.72, "tiny → big, KD": 0.74}
     values |= {f"{PAIR}, CRD": 0.73, "tiny → big, CRD": 0.78}

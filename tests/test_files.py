@@ -1,29 +1,67 @@
-"""Locks: one process at a time, and none that outlives its process."""
+"""Atomic writes, and locks that hold one process at a time and end with it."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kdlab.errors import InputError
-from kdlab.studies.locks import locked
+from kdlab.files import atomic_write, locked
+
+
+@pytest.mark.parametrize(("mode", "content"), [("wb", b"new\r\n"), ("w", "new\r\n")])
+def test_atomic_write_replaces_the_file(mode: str, content: Any, tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file"
+    for text in (content, content[:3]):
+        with atomic_write(path, mode) as file:
+            file.write(text)
+            file.flush()
+            assert list(path.parent.iterdir()) != [path]
+        assert list(path.parent.iterdir()) == [path]
+        assert path.read_bytes() == (text if isinstance(text, bytes) else text.encode())
+
+
+@pytest.mark.parametrize("by", ["block", "disk"])
+def test_atomic_write_that_fails_leaves_the_old_file(by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    if by == "disk":
+        monkeypatch.setattr(os, "fsync", full)
+
+    def write() -> None:
+        with atomic_write(path, "w") as file:
+            file.write("half of it")
+            if by == "block":
+                raise KeyboardInterrupt
+
+    with pytest.raises((KeyboardInterrupt, OSError)):
+        write()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from kdlab.studies.locks import locked
+from kdlab.files import locked
 with locked(Path(sys.argv[1]), "held"):
     print("held", flush=True)
     time.sleep(60)
 """
 
 
-def test_a_second_one_is_told_what_to_do(tmp_path: Path) -> None:
+def test_a_second_holder_is_an_input_error(tmp_path: Path) -> None:
     path = tmp_path / "new" / ".lock"
     with locked(path, "the ledger is in use"):
         with (
@@ -37,14 +75,14 @@ def test_a_second_one_is_told_what_to_do(tmp_path: Path) -> None:
         pass
 
 
-def test_an_error_inside_gives_it_back(tmp_path: Path) -> None:
+def test_an_error_inside_releases_the_lock(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), locked(tmp_path / "lock", ""):
         raise ZeroDivisionError
     with locked(tmp_path / "lock", ""):
         pass
 
 
-def test_one_may_wait_for_it(tmp_path: Path) -> None:
+def test_wait_waits_for_the_lock(tmp_path: Path) -> None:
     order: list[str] = []
 
     def second() -> None:
@@ -60,7 +98,7 @@ def test_one_may_wait_for_it(tmp_path: Path) -> None:
     assert order == ["first", "second"]
 
 
-def test_it_dies_with_its_process(tmp_path: Path) -> None:
+def test_a_killed_process_releases_its_lock(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

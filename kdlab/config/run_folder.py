@@ -1,0 +1,91 @@
+"""Run folders: where checkpoints, configs and logs of a run are kept, and how a run is resumed there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger
+
+from kdlab.errors import InputError
+
+CSV = {"class_path": "pytorch_lightning.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": ""}}
+# One file, replaced after each epoch, validated or not. With save_top_k=0, Lightning 2.6 writes last.ckpt at the end
+# only: it needs another checkpoint of the same step first.
+KEPT = {"save_top_k": 1, "enable_version_counter": False}
+LAST = {"filename": "last", **KEPT, "every_n_epochs": 1, "save_on_train_epoch_end": True}
+RESUMABLE = {"save_last": True, **KEPT, "save_weights_only": False}
+
+
+def run_folder(trainer: pl.Trainer) -> Path:
+    """Return the folder of a run's checkpoints and config."""
+    checkpoint = trainer.checkpoint_callback
+    if isinstance(checkpoint, ModelCheckpoint) and checkpoint.dirpath:
+        return Path(checkpoint.dirpath).parent
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """Return the path of the checkpoint that a run is resumed from; it need not exist."""
+    return folder / "checkpoints" / "last.ckpt"
+
+
+def resume_point(folder: Path) -> str | None:
+    """Return the checkpoint in a run's folder; ``None`` for a new run or one stopped before its first checkpoint."""
+    last = last_checkpoint(folder)
+    if last.exists():
+        return str(last)
+    (folder / "config.yaml").unlink(missing_ok=True)  # else the folder would count as another run's
+    return None
+
+
+def check_checkpoint(path: Any) -> None:
+    """Raise an :class:`InputError` if a file is not there; Lightning's words, such as "best", and URLs pass."""
+    if isinstance(path, str) and path.endswith(".ckpt") and "://" not in path and not Path(path).is_file():
+        text = f"There is no checkpoint {path!r}: ckpt_path is the file to resume from or to evaluate."
+        raise InputError(text, key="ckpt_path", value=path)
+
+
+def claim_folder(trainer: pl.Trainer, resumed: bool) -> None:
+    """Prepare the folder of the CSV logger; a resumed run keeps its earlier numbers in ``metrics.N.csv``.
+
+    Raises:
+        InputError: the run is new and the folder holds another one.
+    """
+    if not trainer.is_global_zero or not isinstance(trainer.logger, CSVLogger):
+        return
+    folder = Path(trainer.logger.log_dir)
+    if not resumed and (folder / "config.yaml").exists():
+        last = last_checkpoint(folder)
+        way = f"resume it with --ckpt_path={last}" if last.exists() else "it left no checkpoint, so delete it"
+        hint = f"{way}, or give this one another logger.init_args.version"
+        raise InputError(f"{str(folder)!r} holds a run already: {hint}.", key="logger.init_args.version")
+    if resumed and (folder / "metrics.csv").exists():  # CSVLogger would delete it
+        (folder / "metrics.csv").rename(folder / f"metrics.{len(list(folder.glob('metrics.*.csv')))}.csv")
+
+
+def placed(config: Mapping[str, Any], folder: Path, loggers: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """Return a resolved config with checkpoints and CSV log in ``folder``, further loggers, and no output."""
+    csv = {"save_dir": str(folder.parent), "name": "", "version": folder.name}
+    trainer: dict[str, Any] = {"logger": [{**CSV, "init_args": csv}, *loggers]}
+    trainer |= {"enable_checkpointing": True, "enable_progress_bar": False, "enable_model_summary": False}
+    checkpoint = {**config["checkpoint"], "dirpath": str(last_checkpoint(folder).parent), **RESUMABLE}
+    return {**config, "trainer": {**config["trainer"], **trainer}, "checkpoint": checkpoint}
+
+
+def wandb_logger(folder: Path, **options: Any) -> dict[str, Any]:
+    """Return the config of a Weights & Biases logger that keeps its files in ``folder`` and can resume its run."""
+    # The path is absolute: a client that runs already, such as a notebook's, has its own working directory.
+    known = {**options, "resume": "allow", "save_dir": str(folder.resolve())}
+    return {"class_path": "pytorch_lightning.loggers.WandbLogger", "init_args": known}
+
+
+def finish_loggers(trainer: pl.Trainer) -> None:
+    """Close loggers that have to be closed, such as those of Weights & Biases."""
+    for logger in trainer.loggers:
+        finish = getattr(getattr(logger, "experiment", None), "finish", None)
+        if callable(finish):
+            finish()

@@ -1,0 +1,81 @@
+"""Atomic file writes, small text and JSON files, and file locks."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+from uuid import uuid4
+
+from filelock import FileLock, Timeout
+
+from kdlab.errors import InputError
+
+
+@contextmanager
+def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Open a file beside ``path`` that replaces ``path`` when the block ends, and is deleted when the block raises.
+
+    Whatever interrupts the write, ``path`` holds either its old content or the whole new one. The folder is created.
+
+    Args:
+        path: the file to write or replace.
+        mode: ``"wb"``, or ``"w"`` for text, whose line ends are written as they are.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")
+    try:
+        with beside.open(mode, newline=None if "b" in mode else "") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text``; folders are created."""
+    with atomic_write(path, "w") as file:
+        file.write(text)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as JSON; floats keep every bit."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return the object in a JSON file; ``None`` where there is no file, or one that a full disk left unreadable."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+@contextmanager
+def locked(path: Path, complaint: str, wait: bool = False) -> Iterator[None]:
+    """Hold the lock of ``path``; the operating system releases it when the process ends, however it ends.
+
+    Args:
+        path: a file, created if missing; its content does not matter.
+        complaint: the error if another process holds the lock, such as "the ledger is in use".
+        wait: wait for the lock instead of raising.
+
+    Raises:
+        InputError: another process holds the lock.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout as error:
+        raise InputError(f"{complaint[:1].upper()}{complaint[1:]}: wait until it is done, or stop it.") from error
+    try:
+        yield
+    finally:
+        lock.release()
