@@ -61,7 +61,7 @@ class Bank(Member, Lazy):
     def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *args: Any) -> None:
         if (key := f"{prefix}_extra_state") in state:  # torch loads a module's own buffers before it
             self.set_extra_state(state[key])
-        super()._load_from_state_dict(state, prefix, *args)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state, prefix, *args)
 
     def setup(self, samples: int | None) -> None:
         """Receive the size of the training set."""
