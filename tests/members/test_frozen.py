@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -183,12 +184,14 @@ def test_double_precision_only_widens_the_teacher() -> None:
     assert all(torch.equal(after[key], value.to(after[key].dtype)) for key, value in before.items())
 
 
-def test_deepcopy_has_its_own_teacher() -> None:
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_copied_modules_have_their_own_teacher(duplicate: Callable[[Distiller], Distiller]) -> None:
     module = distiller()
-    copied = copy.deepcopy(module)
+    copied = duplicate(module)
     net, other = teacher_of(module), teacher_of(copied)
     assert other is not net
     assert same(weights(other), weights(net))
+    assert copied.teacher is not None
     assert copied.plan.members["teacher"] is copied.teacher.frozen[0]
     assert copied.plan.learners["student"].network is copied.student
     before = weights(module.student)
