@@ -34,6 +34,7 @@ class Bank(Member, Lazy):
             cross-entropy and KL are the cross-entropy with the label.
     """
 
+    is_optional: ClassVar[bool] = True
     synchronized: ClassVar[tuple[str, ...]] = ("remembered", "known")
     remembered: Tensor
     known: Tensor

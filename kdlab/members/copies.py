@@ -122,6 +122,7 @@ class Snapshot(Copy):
     """
 
     in_evaluation: ClassVar[bool] = False
+    is_optional: ClassVar[bool] = True
 
     def __init__(
         self,

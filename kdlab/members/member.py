@@ -35,6 +35,7 @@ class Member(nn.Module):
         is_frozen: whether its outputs stay the same function of the batch during training, so that losses may read
             networks and outputs before the first step.
         in_evaluation: whether it runs in validation and test, and may be deployed.
+        is_optional: whether an output may be missing in training, as before the first exchange.
         synchronized: names of buffers that all processes fill alike, so that DDP must not broadcast them.
         is_dry_run: set during the dry run: every output that will ever be given is given, and networks run plainly,
             perhaps on another device than in training.
@@ -42,6 +43,7 @@ class Member(nn.Module):
 
     is_frozen: ClassVar[bool] = False
     in_evaluation: ClassVar[bool] = False
+    is_optional: ClassVar[bool] = False
     synchronized: ClassVar[tuple[str, ...]] = ()
     is_dry_run = False
 

@@ -98,6 +98,8 @@ class MeanOfOthers(Member):
         sources: names of the outputs.
     """
 
+    is_optional: ClassVar[bool] = True
+
     def __init__(self, name: str, sources: Sequence[str]) -> None:
         super().__init__(name)
         self.sources = tuple(sources)

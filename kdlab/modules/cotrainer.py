@@ -94,7 +94,8 @@ class CoTrainer(DistillationModule):
         self.networks = nn.ModuleDict(networks)
         self.teaching = chosen
         self.deploy = next(iter(networks)) if deploy is None else deploy
-        evaluated = [name for member in self.plan.members.values() if member.in_evaluation for name in member.names]
+        members = [member for member in self.plan.members.values() if member.in_evaluation and not member.is_frozen]
+        evaluated = [name for member in members for name in member.names]
         known = dict.fromkeys([*evaluated, *([ENSEMBLE] if len(self.names) > 1 else [])])
         if self.deploy not in known:
             raise InputError(

@@ -34,7 +34,7 @@ class DryRun:
         taps: (network, layer, shape) of every tapped layer, logits and embedding included.
         terms: the raw value of the task and of every knowledge.
         idle: names of trainable parameters that no term ever gives a gradient.
-        resting: names of those that are without gradient at times, because schedules switch their terms off.
+        resting: names of those that are without gradient at times, while terms are off or have no teacher yet.
     """
 
     batches: int | None
@@ -91,6 +91,7 @@ def dry_run(
     batch, result = data.few._replace(progress=Progress(0, 1, 1)), DryRun(data.batches)
     set_taps(plan, knowledge)
     values: dict[str, Tensor] = {}
+    constant: dict[str, Tensor] = {}
     with isolate_rng(), torch.enable_grad(), _dry(module, plan):
         seen: dict[str, Outputs] = {}
         for member in plan.members.values():
@@ -105,14 +106,22 @@ def dry_run(
         task = type(getattr(module, "task", None)).__name__
         with _explained(f"The task loss ({task}) fails on labels {_shape(batch.target)}"):
             if (value := supervised(seen, batch)) is not None:
-                values["task"] = value
+                values["task"] = constant["task"] = value
         for name, own in knowledge.items():
             _setup(name, own, knowledge, plan, data, seen, module.trainer.strategy.root_device)
         for name, own in knowledge.items():
             terms = [_term(name, own, edge, loss, seen, batch) for edge, loss in own.edges]
             values[name] = torch.stack(terms).sum()
+            # A weight that is a function may be 0 in a step, and a bank or a snapshot may have nothing to give yet.
+            every_step = [
+                term
+                for (edge, _), term in zip(own.edges, terms, strict=True)
+                if not callable(edge.weight) and not plan.owners[edge.teacher].is_optional
+            ]
+            if every_step:
+                constant[name] = torch.stack(every_step).sum()
         result.terms = {name: float(value.detach()) for name, value in values.items()}
-        _find_gradients(module, values, weights, result)
+        _find_gradients(module, values, constant, weights, result)
     return result
 
 
@@ -215,19 +224,23 @@ def _check_student(name: str, outputs: Outputs, target: Tensor, data_classes: in
 def _find_gradients(
     module: pl.LightningModule,
     values: Mapping[str, Tensor],
+    constant: Mapping[str, Tensor],
     weights: Mapping[str, tuple[float, Schedule | None]],
     result: DryRun,
 ) -> None:
-    """Find trainable parameters that no term reaches, and those that only terms with a schedule reach."""
+    """Find trainable parameters that no term reaches, and those that no term without schedule reaches at every step."""
     parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-    ever, always = set[str](), set[str]()
-    for name, value in values.items():
-        weight, schedule = weights[name]
-        if weight and value.requires_grad:
-            hits = reaches(value, list(parameters.values()))
-            reached = {parameter for parameter, hit in zip(parameters, hits, strict=True) if hit}
-            ever |= reached
-            always |= reached if schedule is None else set()
+
+    def reached(terms: Mapping[str, Tensor], scheduled: bool) -> set[str]:
+        found = set[str]()
+        for name, value in terms.items():
+            weight, schedule = weights[name]
+            if weight and value.requires_grad and (scheduled or schedule is None):
+                hits = reaches(value, list(parameters.values()))
+                found |= {parameter for parameter, hit in zip(parameters, hits, strict=True) if hit}
+        return found
+
+    ever, always = reached(values, scheduled=True), reached(constant, scheduled=False)
     result.idle = [name for name in parameters if name not in ever]
     result.resting = [name for name in parameters if name in ever - always]
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from kdlab import Knowledge
+from kdlab import CoTrainer, Knowledge
 from kdlab.losses import Hint, SoftTargets
-from tests.modules.test_ddp import train
-from tests.modules.tiny import digits, same, weights
+from kdlab.teaching import Stale, Teaching
+from tests.modules.test_ddp import Told, train
+from tests.modules.tiny import digits, network, same, sgd, weights
 from tests.teaching.graphs import graph_module, parsed
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
@@ -44,3 +46,12 @@ def test_two_processes_equal_one(update: str, tmp_path: Path) -> None:
     for key, value in ends[0].items():
         assert float((value.double() - ends[1][key].double()).abs().max()) < 1e-6, key
     assert metrics[0] == pytest.approx(metrics[1], abs=2e-6)
+
+
+@pytest.mark.parametrize("make", [parsed, lambda: Stale(2)])
+def test_trained_losses_of_edges_that_count_later(make: Callable[[], Teaching]) -> None:
+    """In a first step that has no gradient for the loss: the linear gate is 0, or no snapshot is there yet."""
+    hint = Knowledge(Hint("1x1"), 0.5, student_layers=["hidden.0"], teachers=["b"] if make is parsed else [])
+    nets = {"a": network(0), "b": network(1)}
+    module = CoTrainer(nets, {"hint": hint}, make(), optimizer=sgd)
+    train(module, digits(), devices=2, callbacks=[Told()])
