@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kdlab.errors import InputError, nearest
 from kdlab.losses.functional import full_precision, widens
+from kdlab.members.member import Learner, Member
 from kdlab.outputs import Batch, Outputs
 from kdlab.schedules import Progress, Schedule
 from kdlab.teaching.plan import Edge, Plan, source_of
@@ -235,6 +236,25 @@ def _sample_by_sample(loss: nn.Module, student: Outputs, teacher: Outputs, targe
 def pair_of(edge: Edge) -> Pair:
     """Return the names of an edge's student and teacher, without variants."""
     return source_of(edge.student), source_of(edge.teacher)
+
+
+def set_taps(plan: Plan, knowledge: Mapping[str, Knowledge]) -> None:
+    """Let every member tap the layers, and run the views, that the knowledge reads on its edges."""
+    layers: dict[Member, list[str]] = {member: [] for member in plan.members.values()}
+    views: dict[Member, list[str]] = {member: [] for member in plan.members.values()}
+    read_in_full: set[Member] = set()
+    for own in knowledge.values():
+        for edge, _ in own.edges:
+            student, teacher = plan.owners[edge.student], plan.owners[edge.teacher]
+            layers[student] += own.student_layers
+            layers[teacher] += own.teacher_layers
+            for member in (student, teacher):
+                views[member] += own.views
+            if not own.reads_only_layers:
+                read_in_full.add(teacher)
+    for member, taps in layers.items():
+        taps = [*taps, *plan.student_taps] if isinstance(member, Learner) else taps
+        member.set_taps(taps, list(dict.fromkeys(views[member])), bool(taps) and member not in read_in_full)
 
 
 def weight_at_least_zero(weight: float, what: str) -> float:

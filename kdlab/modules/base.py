@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from kdlab.compat import CURRENT_HOOK, is_accumulating
 from kdlab.errors import InputError
-from kdlab.knowledge import Knowledge, weight_at_least_zero
+from kdlab.knowledge import Knowledge, set_taps, weight_at_least_zero
 from kdlab.members.member import Learner, Member
 from kdlab.modules import optimization, setup_checks
-from kdlab.modules.dry_run import DryRun, dry_run, set_taps
+from kdlab.modules.dry_run import DryRun, dry_run
 from kdlab.modules.first_batch import every_batch, first_batch
 from kdlab.modules.loss_logging import LossLog
 from kdlab.modules.seeding import reseed

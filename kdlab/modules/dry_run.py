@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from kdlab.compat import is_lazy
 from kdlab.errors import InputError
-from kdlab.knowledge import Knowledge, Pair, pair_of
+from kdlab.knowledge import Knowledge, Pair, pair_of, set_taps
 from kdlab.losses.context import Context
-from kdlab.members.member import Learner, Member
 from kdlab.modules.first_batch import FirstBatch
 from kdlab.optimizers.dot import reaches
 from kdlab.outputs import Batch, Outputs
@@ -42,25 +41,6 @@ class DryRun:
     terms: dict[str, float] = field(default_factory=dict)
     idle: list[str] = field(default_factory=list)
     resting: list[str] = field(default_factory=list)
-
-
-def set_taps(plan: Plan, knowledge: Mapping[str, Knowledge]) -> None:
-    """Let every member tap the layers, and run the views, that the knowledge reads on its edges."""
-    layers: dict[Member, list[str]] = {member: [] for member in plan.members.values()}
-    views: dict[Member, list[str]] = {member: [] for member in plan.members.values()}
-    read_in_full: set[Member] = set()
-    for own in knowledge.values():
-        for edge, _ in own.edges:
-            student, teacher = plan.owners[edge.student], plan.owners[edge.teacher]
-            layers[student] += own.student_layers
-            layers[teacher] += own.teacher_layers
-            for member in (student, teacher):
-                views[member] += own.views
-            if not own.reads_only_layers:
-                read_in_full.add(teacher)
-    for member, taps in layers.items():
-        taps = [*taps, *plan.student_taps] if isinstance(member, Learner) else taps
-        member.set_taps(taps, list(dict.fromkeys(views[member])), bool(taps) and member not in read_in_full)
 
 
 def dry_run(
