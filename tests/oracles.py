@@ -34,7 +34,7 @@ class Tolerance(NamedTuple):
 
 
 def tolerance(case: Case, result: Case) -> Tolerance:
-    """The row of the oracles' tolerance table that holds for this case."""
+    """The row of the oracles' tolerance table for this case."""
     if case["dtype"] == "float32":
         return Tolerance(result["rtol"], 1e-6, 1e-3, 1e-7, of_norm=True)
     absolute = 1e-7 if "float32 internally" in result["factors"] or case["method"] == "OFD" else 1e-12
@@ -42,7 +42,7 @@ def tolerance(case: Case, result: Case) -> Tolerance:
 
 
 def evaluate(case: Case, method: Method) -> list[str]:
-    """What is wrong with kdlab's values on ``case``, one line a quantity; empty if nothing is."""
+    """The differences of kdlab's values on ``case``, one line for each quantity."""
     arrays = make(case)
     wrong = list(_check_inputs(case, arrays))
     if wrong:
@@ -56,14 +56,14 @@ def evaluate(case: Case, method: Method) -> list[str]:
             leaves[name].requires_grad_()
     target = _target(case, result)
     try:
-        loss, own = _loss(case, method, result["hyper_parameters"], leaves)
+        loss, parameters = _loss(case, method, result["hyper_parameters"], leaves)
     except InputError as error:
         return [] if target is None else [f"loss: got InputError ({error}), expected {target!r}"]
     if loss.requires_grad:
         loss.backward()
     wrong = list(_compare_loss(loss, target, tolerance(case, result)))
     for name, leaf in leaves.items():
-        gradient = own[name].grad if name in own else leaf.grad
+        gradient = parameters[name].grad if name in parameters else leaf.grad
         if name in differentiable:
             wrong += _compare_gradient(name, gradient, result["grads"].get(name), tolerance(case, result))
         elif gradient is not None:
@@ -75,16 +75,18 @@ def _loss(case: Case, method: Method, hyper: Case, leaves: dict[str, Tensor]) ->
     loss = method.build(hyper).to(getattr(torch, case["dtype"]))
     constants = {name: leaf.detach() for name, leaf in leaves.items()}
     method.setup(loss, constants)
-    own: dict[str, Tensor] = {}
+    parameters: dict[str, Tensor] = {}
     if method.parameters:
         with torch.no_grad():
             _value(loss, method, constants)  # sizes the parameters
             for name in [name for name in method.parameters if name in leaves]:  # a case may have fewer layers
-                own[name] = loss.get_parameter(method.parameters[name])
-                if own[name].shape != leaves[name].shape:
-                    raise ValueError(f"{name} is {tuple(leaves[name].shape)} but kdlab's is {tuple(own[name].shape)}")
-                own[name].copy_(leaves[name])
-    return _value(loss, method, leaves), own
+                parameters[name] = loss.get_parameter(method.parameters[name])
+                if parameters[name].shape != leaves[name].shape:
+                    raise ValueError(
+                        f"{name} is {tuple(leaves[name].shape)} but kdlab's is {tuple(parameters[name].shape)}"
+                    )
+                parameters[name].copy_(leaves[name])
+    return _value(loss, method, leaves), parameters
 
 
 def _value(loss: nn.Module, method: Method, leaves: dict[str, Tensor]) -> Tensor:
@@ -143,7 +145,7 @@ def _compare_gradient(name: str, got: Tensor | None, expected: Case | None, allo
 
 
 def run(cases: Sequence[Case]) -> int:
-    """Evaluate ``cases``, print one line a method, the failures and the totals; the number of failures."""
+    """Evaluate ``cases``, print one line for each method, failures and totals; return the number of failures."""
     lines: dict[str, list[str]] = defaultdict(list)
     counts: dict[str, dict[str, int]] = defaultdict(lambda: {"passed": 0, "failed": 0, "not implemented": 0})
     for case in cases:

@@ -15,7 +15,7 @@ from tests.oracle_methods.method import Arrays, Method, side
 
 
 def take_margins(loss: Any, arrays: Arrays) -> None:
-    """From batch normalisations with the file's weights, tapped themselves."""
+    """Set the margins of batch normalizations with the file's weights, which are tapped themselves."""
     norms = nn.Sequential()
     for i in range(sum(name.startswith("teacher_feature") for name in arrays)):
         weight, bias = arrays[f"teacher_bn_weight_{i}"], arrays[f"teacher_bn_bias_{i}"]
@@ -26,13 +26,13 @@ def take_margins(loss: Any, arrays: Arrays) -> None:
 
 
 def fix_mask(loss: Any, arrays: Arrays) -> None:
-    """The file's numbers in the place of those drawn, for what they have the shape of."""
+    """Use the file's random numbers; their shape selects what is masked."""
     loss.uniform = lambda x: arrays["mask_uniform"]
     loss.masked = "positions" if arrays["mask_uniform"].shape[1] == 1 else "channels"
 
 
 def give_paraphraser(loss: Any, arrays: Arrays) -> None:
-    """One with the file's weights; the file counts a place for a normalisation that there is not."""
+    """Set a paraphraser with the file's weights; the file's indices include a missing normalization."""
     paraphraser = losses.Paraphraser()
     paraphraser.encode(arrays["teacher_feature"])
     with torch.no_grad():

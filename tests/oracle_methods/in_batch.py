@@ -1,4 +1,4 @@
-"""The methods of the oracle file in which the samples of a batch teach each other."""
+"""The methods of the oracle file that ensemble the samples of a batch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.oracle_methods.method import Arrays, Method
 
 
 def _alone(arrays: Arrays) -> tuple[Outputs, Outputs]:
-    """The network's own answers stand on the teacher's side, with its embedding."""
+    """The network's outputs on the teacher's side too, with its embedding."""
     logits = arrays["student_logits"]
     return Outputs(logits), Outputs(logits, embedding=arrays["embedding"]).detach()
 

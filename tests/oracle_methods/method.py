@@ -1,4 +1,4 @@
-"""What is said of one method of an oracle file."""
+"""One method of an oracle file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Arrays = dict[str, Tensor]
 
 
 def side(arrays: Arrays, name: str) -> Outputs:
-    """What ``name`` ("student" or "teacher") puts out: its ``_logits``, ``_feature[_i]`` and ``_embedding``."""
+    """The outputs of ``name`` ("student" or "teacher"): its ``_logits``, ``_feature[_i]`` and ``_embedding``."""
     layers = [value for key, value in arrays.items() if key.startswith(f"{name}_feature")]
     embedding = arrays.get(f"{name}_embedding")
     some = next(value for key, value in arrays.items() if key.startswith(name))
@@ -27,8 +27,8 @@ def side(arrays: Arrays, name: str) -> Outputs:
 class Method:
     """One method: its loss from hyper-parameters, the file's names of its parameters, its outputs from the arrays.
 
-    ``setup`` gives a loss what it would ask of a run; ``compute`` gives the value without an Outputs, where the case
-    is about a part of a method.
+    ``setup`` prepares the loss as at the start of a run; ``compute`` gives the value without an Outputs, where the case
+    covers a part of a method.
     """
 
     build: Callable[[dict[str, Any]], nn.Module]

@@ -1,4 +1,4 @@
-"""The methods of the oracle file that compare answers."""
+"""The methods of the oracle file that compare logits."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def _two_views(arrays: Arrays) -> tuple[Outputs, Outputs]:
 
 
 def _regions(loss: losses.ScaleDecoupled, arrays: Arrays) -> Tensor:
-    """The file gives the cells' logits (B, K, M), without maps and classifiers."""
-    cells = [arrays[f"{name}_patch_logits"].permute(2, 0, 1) for name in ("student", "teacher")]
-    return loss.compare(cells[0], cells[1].detach(), arrays["labels"])
+    """The file gives the regions' logits (B, K, M), without maps and classifiers."""
+    regions = [arrays[f"{name}_patch_logits"].permute(2, 0, 1) for name in ("student", "teacher")]
+    return loss.compare(regions[0], regions[1].detach(), arrays["labels"])
 
 
 METHODS: dict[str, Method] = {

@@ -1,4 +1,4 @@
-"""The methods of the oracle file in which a network learns from its own answers, or from labels made softer."""
+"""The self-distillation and label-smoothing methods of the oracle file."""
 
 from __future__ import annotations
 
