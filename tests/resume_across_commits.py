@@ -153,31 +153,34 @@ def resume(folder: str) -> None:
 
 
 def compare(folder: str) -> int:
-    """Print the largest differences; 1 if there is one."""
+    """Print the largest differences; 1 if anything differs by more than 1e-6 of its size."""
     wrong = 0
     for name in cases():
-        whole = torch.load(path(folder, name, "whole.pt"), weights_only=False)
-        row = []
+        whole = flat(torch.load(path(folder, name, "whole.pt"), weights_only=False))
+        row = [f"{name:26s}"]
         for place in PLACES:
-            rest = torch.load(path(folder, name, f"{place}.pt"), weights_only=False)
-            row.append(f"{place} {apart(whole, rest)}")
-            wrong += row[-1] != f"{place} 0"
-        print(f"{name:26s} {', '.join(row)}")
+            off, text = apart(whole, flat(torch.load(path(folder, name, f"{place}.pt"), weights_only=False)))
+            wrong += off > 1e-6
+            row.append(f"{place}: {text}")
+        print("  ".join(row))
+    print(f"{wrong} wrong")
     return int(bool(wrong))
 
 
-def apart(first: Any, second: Any) -> str:
-    """The largest difference of two states, or how their names differ."""
-    one, other = flat(first), flat(second)
+def apart(one: dict[str, Tensor], other: dict[str, Tensor]) -> tuple[float, str]:
+    """The largest difference of two states, relative to each tensor's size, and where it is."""
     if one.keys() != other.keys():
-        return (
-            f"only before {sorted(one.keys() - other.keys())[:4]}, only after {sorted(other.keys() - one.keys())[:4]}"
-        )
+        lost, new = sorted(one.keys() - other.keys()), sorted(other.keys() - one.keys())
+        return float("inf"), f"only before {lost[:4]}, only after {new[:4]}"
     if bad := [name for name in one if one[name].shape != other[name].shape]:
-        return f"other shapes: {bad[:4]}"
-    off = {name: float((one[name].double() - other[name].double()).abs().max()) for name in one if one[name].numel()}
+        return float("inf"), f"other shapes: {bad[:4]}"
+    off = {}
+    for name, value in one.items():
+        if value.numel():
+            size = max(float(value.double().abs().max()), 1.0)
+            off[name] = float((value.double() - other[name].double()).abs().max()) / size
     worst = max(off, key=lambda name: off[name])
-    return f"{off[worst]:.2g} ({worst})" if off[worst] else "0"
+    return off[worst], f"{off[worst]:.2g} ({worst})" if off[worst] else "0"
 
 
 def flat(value: Any, name: str = "") -> dict[str, Tensor]:

@@ -2,45 +2,76 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdlab import losses
 from kdlab.knowledge import Knowledge
+from kdlab.members.member import Learner
 from kdlab.outputs import Batch, Head, Outputs
+from kdlab.schedules import Progress
 from kdlab.teaching import Classmate, Consensus, DeepestExit, Gated, LastMiniBatch, Peers, Teaching, TwoViews
+from kdlab.teaching.plan import Plan
 from tests.oracle_methods.method import Arrays, Method
 
 
+class StandIn(nn.Module):
+    """Stands for a network with these further heads, whose outputs are given."""
+
+    def __init__(self, *heads: str) -> None:
+        super().__init__()
+        self.heads = {name: Head(None, str) for name in ("", *heads)}
+        self.weight = nn.Parameter(torch.rand(4))  # networks that start alike are refused
+
+
 class Taught(nn.Module):
-    """The losses of a step on given outputs: those on the labels, and those of the lessons."""
+    """The losses of a step on given outputs: those on the labels, and those of the edges."""
 
     def __init__(self, teaching: Teaching, **knowledge: Knowledge) -> None:
         super().__init__()
         self.teaching, self.knowledge = teaching, knowledge
         self.losses = nn.ModuleDict({name: each.loss for name, each in knowledge.items()})
+        self.plan: Plan | None = None
 
-    def labels(self, outputs: dict[str, Outputs], target: Tensor) -> Tensor:
-        answers = self.teaching.answers(outputs, Batch(torch.empty(0), target))
-        return sum(x.weight * F.cross_entropy(x.logits, x.target) for x in answers)
+    def draw(self, networks: Mapping[str, nn.Module]) -> Plan:
+        """The plan for these networks, drawn once."""
+        if self.plan is None:
+            self.plan = self.teaching.plan({name: Learner(name, network) for name, network in networks.items()})
+        return self.plan
 
-    def lessons(self, outputs: dict[str, Outputs], target: Tensor, of: str | None = None) -> Tensor:
-        total = torch.zeros((), dtype=target.dtype if target.is_floating_point() else torch.float64)
-        for x in self.teaching.lessons(outputs, Batch(torch.empty(0), target)):
-            if of in (None, x.learner):
-                student = outputs[x.learner] if x.student is None else x.student
-                for each in self.knowledge.values():
-                    total = total + each.weight * x.weight * each.compare(student, x.teacher, target)
-        return total
+    def seen(self, plan: Plan, outputs: Mapping[str, Outputs], target: Tensor) -> dict[str, Outputs]:
+        """The outputs of all members, with those of learners given."""
+        seen, batch = {**outputs}, batch_of(target)
+        for member in plan.members.values():
+            if not isinstance(member, Learner):
+                seen |= member(batch, seen)
+        return seen
+
+    def labels(self, plan: Plan, seen: Mapping[str, Outputs], target: Tensor) -> Tensor:
+        batch = batch_of(target)
+        values = [
+            float(weight(seen, batch) if callable(weight) else weight)
+            * F.cross_entropy(seen[name].logits, seen[name].targets(batch))
+            for name, weight in plan.supervision.items()
+        ]
+        return torch.stack(values).sum()
+
+    def edges(self, plan: Plan, seen: Mapping[str, Outputs], target: Tensor, of: str | None = None) -> Tensor:
+        values = [
+            each.weight * value
+            for edge in plan.edges
+            for each in self.knowledge.values()
+            if of in (None, edge.student)
+            and (value := each.compare(edge, each.loss, seen, batch_of(target))) is not None
+        ]
+        return torch.stack(values).sum()
 
 
-class TwoHeads(nn.Module):
-    """Stands for a network with that many exits."""
-
-    def __init__(self, exits: int) -> None:
-        super().__init__()
-        self.heads = {name: Head(None, str) for name in ["", *(f"exit{i + 1}" for i in range(exits))]}
+def batch_of(target: Tensor, index: Tensor | None = None) -> Batch:
+    return Batch(torch.empty(0), target, index, progress=Progress(0, 0))
 
 
 def soft(temperature: float, **options: float) -> Knowledge:
@@ -48,62 +79,66 @@ def soft(temperature: float, **options: float) -> Knowledge:
 
 
 def dml(loss: Taught, arrays: Arrays) -> Tensor:
-    outputs = {"a": Outputs(arrays["student_logits"]), "b": Outputs(arrays["teacher_logits"])}
-    return loss.lessons(outputs, torch.zeros(1), of="a")
+    seen = {"a": Outputs(arrays["student_logits"]), "b": Outputs(arrays["teacher_logits"])}
+    return loss.edges(loss.draw({name: StandIn() for name in seen}), seen, torch.zeros(1), of="a")
 
 
 def kdcl(loss: Taught, arrays: Arrays) -> Tensor:
     outputs = {name: Outputs(z) for name, z in arrays.items() if name.startswith("member")}
-    return loss.lessons(outputs, arrays["labels"])
+    plan, target = loss.draw({name: StandIn() for name in outputs}), arrays["labels"]
+    return loss.edges(plan, loss.seen(plan, outputs, target), target)
 
 
 def one(loss: Taught, arrays: Arrays) -> Tensor:
-    branches = {name: Outputs(z) for name, z in arrays.items() if name.startswith("branch_logits")}
-    first = next(iter(branches))
-    branches[first] = Outputs(branches[first].logits, (arrays["gate_input"],), names=("trunk",))
-    loss.teaching._trunk = first
+    main, *branches = [z for name, z in arrays.items() if name.startswith("branch_logits")]
+    outputs = {"net": Outputs(main, (arrays["gate_input"],), names=("trunk",))}
+    outputs |= {f"net_branch{number}": Outputs(z) for number, z in enumerate(branches, 1)}
+    plan = loss.draw({"net": StandIn(*(f"branch{number}" for number in range(1, len(outputs))))})
     target = arrays["labels"]
-    outputs = loss.teaching.gather(branches, Batch(torch.empty(0), target))
-    return loss.labels(outputs, target) + loss.lessons(outputs, target)
+    seen = loss.seen(plan, outputs, target)
+    return loss.labels(plan, seen, target) + loss.edges(plan, seen, target)
 
 
 def viewed(view: str, loss: Taught, arrays: Arrays) -> Tensor:
     """The student on the batch, with its logits on another view as the teacher."""
-    seen = Outputs(arrays["student_logits"], views={view: Outputs(arrays["teacher_logits"])})
-    return loss.lessons({"net": seen}, torch.zeros(1))
+    seen = {"net": Outputs(arrays["student_logits"]), f"net@{view}": Outputs(arrays["teacher_logits"])}
+    return loss.edges(loss.draw({"net": StandIn()}), seen, torch.zeros(1))
 
 
 def dlb(loss: Taught, arrays: Arrays) -> Tensor:
     """The student on the last batch again, with its earlier logits as the teacher."""
-    teaching, said = loss.teaching, Outputs(arrays["teacher_logits"])
-    index = torch.arange(len(said.logits))
-    before = Batch(torch.empty(0), torch.zeros(len(index)), index)
-    first = Outputs(said.logits, index=index)
-    teaching.adopt({"net": nn.Identity()}, ["net"])
-    teaching.dtype = said.logits.dtype
-    teaching.adopt({"net": nn.Identity()}, ["net"])
-    teaching.prepare({"net": first}, len(index))
-    teaching.remember({"net": first}, before)
-    again = Outputs(arrays["student_logits"], index=index)
-    return loss.lessons({"net": Outputs(said.logits.detach(), views={"last_batch": again})}, torch.zeros(1))
+    logits = arrays["teacher_logits"].detach()
+    index = torch.arange(len(logits))
+    batch = batch_of(torch.zeros(len(index)), index)
+    loss.teaching.dtype = logits.dtype
+    plan = loss.draw({"net": StandIn()})
+    bank = plan.members["net@past"]
+    bank.setup(len(index))
+    before = {"net": Outputs(logits, index=index), "net@last_batch": Outputs(logits, index=index)}
+    bank.is_dry_run = True
+    bank(batch, before)
+    bank.is_dry_run = False
+    bank.record(batch, before)
+    again = {"net": before["net"], "net@last_batch": Outputs(arrays["student_logits"], index=index)}
+    return loss.edges(plan, {**again, **bank(batch, again)}, batch.target)
 
 
 def ddgsd(loss: Taught, arrays: Arrays) -> Tensor:
     sides = [Outputs(arrays[f"logits_view{i}"], embedding=arrays[f"embedding_view{i}"]) for i in (1, 2)]
-    seen = {"net": Outputs(sides[0].logits, embedding=sides[0].embedding, views={"second": sides[1]})}
+    seen, plan = dict(zip(("net", "net@second"), sides, strict=True)), loss.draw({"net": StandIn()})
     # Self-KD-Lib halves the mean over both views once more.
-    return 0.5 * loss.labels(seen, arrays["labels"]) + loss.lessons(seen, arrays["labels"])
+    return 0.5 * loss.labels(plan, seen, arrays["labels"]) + loss.edges(plan, seen, arrays["labels"])
 
 
 def byot(loss: Taught, arrays: Arrays) -> Tensor:
-    exits = sorted(name for name in arrays if name.startswith("logits"))
-    names = ["net", *(f"net_exit{i}" for i in range(1, len(exits)))]
-    outputs = {
+    logits = sorted(name for name in arrays if name.startswith("logits"))
+    exits = [f"exit{i}" for i in range(1, len(logits))]
+    seen = {
         name: Outputs(arrays[z], (arrays[z.replace("logits", "feature")],), names=("feature",))
-        for name, z in zip(names, exits, strict=True)
+        for name, z in zip(["net", *(f"net_{name}" for name in exits)], logits, strict=True)
     }
-    loss.teaching.adopt({"net": TwoHeads(len(exits) - 1)}, names)
-    return loss.labels(outputs, arrays["labels"]) + loss.lessons(outputs, arrays["labels"])
+    plan = loss.draw({"net": StandIn(*exits)})
+    return loss.labels(plan, seen, arrays["labels"]) + loss.edges(plan, seen, arrays["labels"])
 
 
 GATE = {"weight": "linear.weight", "bias": "linear.bias", "bn_weight": "norm.weight", "bn_bias": "norm.bias"}
@@ -121,7 +156,7 @@ METHODS: dict[str, Method] = {
     ),
     "DLB": Method(lambda h: Taught(LastMiniBatch(), soft=soft(h["T"])), compute=dlb),
     "DDGSD": Method(
-        # The difference of means has gradient on both sides in each of two lessons, so each counts half.
+        # The difference of means has gradient on both sides of each of two edges, so each counts half.
         lambda h: Taught(
             TwoViews(detach=False),
             soft=soft(h["T"]),

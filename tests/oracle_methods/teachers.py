@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from kdlab import losses
 from kdlab.knowledge import Knowledge
+from kdlab.members.member import Learner
 from kdlab.outputs import Batch, Outputs
+from kdlab.schedules import Progress
 from kdlab.teaching import Ensemble, FrozenTeacher, MeanOfLosses
 from tests.oracle_methods.method import Arrays, Method
 
@@ -29,9 +31,15 @@ def ensemble_loss(ensemble: Ensemble, knowledge: Knowledge, arrays: Arrays) -> T
     """The loss to the teachers of ``arrays``, computed as in a training step."""
     teachers = [Fixed(value.detach()) for name, value in arrays.items() if name.startswith("teacher_logits")]
     student, labels = Outputs(arrays["student_logits"]), arrays["labels"]
-    batch = Batch(torch.zeros(len(labels), 1), labels)
-    (lesson,) = FrozenTeacher(teachers, ensemble=ensemble).lessons({"student": student}, batch)
-    return knowledge.compare(student, lesson.teacher, labels)
+    batch = Batch(torch.zeros(len(labels), 1), labels, progress=Progress(0, 0))
+    plan = FrozenTeacher(teachers, ensemble=ensemble).plan({"student": Learner("student", nn.Identity())})
+    seen = {"student": student}
+    for member in plan.frozen:
+        seen |= member(batch, seen)
+    (edge,) = plan.edges
+    value = knowledge.compare(edge, knowledge.loss, seen, batch)
+    assert value is not None
+    return value
 
 
 METHODS: dict[str, Method] = {

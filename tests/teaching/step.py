@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlab import CoTrainer
-from kdlab.modules.dry_run import set_taps
+from kdlab.knowledge import set_taps
 from kdlab.outputs import Batch, Outputs
 from kdlab.schedules import Progress
 from tests.modules.tiny import digits
