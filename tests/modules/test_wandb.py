@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,19 +61,25 @@ def records(data: bytes) -> Iterator[bytes]:
             parts = []
 
 
-def history(run: Path) -> list[dict[str, Any]]:
-    """The rows that a run recorded."""
+def history(run: Path, seconds: float = 60.0) -> list[dict[str, Any]]:
+    """The rows that a run recorded; the W&B service may still write them when ``finish()`` has returned."""
     from wandb.proto import wandb_internal_pb2
 
-    (file,) = run.glob("*.wandb")
-    rows = []
-    for data in records(file.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        if record.WhichOneof("record_type") == "history":
-            items = record.history.item
-            rows.append({item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items})
-    return rows
+    end = time.monotonic() + seconds
+    while True:
+        rows, ended = [], False
+        (file,) = run.glob("*.wandb")
+        for data in records(file.read_bytes()):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(data)
+            if record.WhichOneof("record_type") == "history":
+                items = record.history.item
+                rows.append({item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items})
+            ended = ended or record.WhichOneof("record_type") == "exit"
+        if ended:
+            return rows
+        assert time.monotonic() < end, f"{file} has no exit record: the run was not finished"
+        time.sleep(0.1)
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
