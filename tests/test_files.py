@@ -38,10 +38,15 @@ def test_atomic_write_that_fails_leaves_the_old_file(by: str, tmp_path: Path, mo
 
     if by == "disk":
         monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises((KeyboardInterrupt, OSError)), atomic_write(path, "w") as file:
-        file.write("half of it")
-        if by == "block":
-            raise KeyboardInterrupt
+
+    def write() -> None:
+        with atomic_write(path, "w") as file:
+            file.write("half of it")
+            if by == "block":
+                raise KeyboardInterrupt
+
+    with pytest.raises((KeyboardInterrupt, OSError)):
+        write()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -107,9 +107,7 @@ def test_a_second_run_leaves_the_first_alone_and_repeats_it(work: Path) -> None:
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_folder_of_another_run_is_refused_unless_resumed(
-    work: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_folder_of_another_run_is_refused_unless_resumed(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     there = ["fit", "-c", "kd.yaml", "--trainer.logger.init_args.version=mine"]
     main(there)
     folder = work / "runs/mine"

@@ -292,9 +292,7 @@ def of_run(folder: Path) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_wandb_group_has_a_run_per_cell_and_the_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wandb_group_has_a_run_per_cell_and_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import wandb
 
     settings = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
@@ -410,9 +408,7 @@ def test_unfit_teacher_file_is_found_before_any_run(
     assert "is not a weights file" in said
 
 
-def test_misspelled_option_suggests_the_nearest(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_misspelled_option_suggests_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = refused(write(tmp_path / "bad"), capsys, "--dryrun")
     assert "'--dryrun' is no option of kdlab reproduce (did you mean --dry-run?)" in said
 
@@ -439,9 +435,7 @@ def test_an_own_file_that_cannot_be_imported_is_named(
     assert heard.count("\n") == 1
 
 
-def test_user_loss_by_option_without_knowledge_in_recipe(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_user_loss_by_option_without_knowledge_in_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mine = {"options": {"model.knowledge.mine.loss": "kdlab.losses.SoftTargets", "model.knowledge.mine.weight": 0.5}}
     study = write(tmp_path / "own", methods={**STUDY["methods"], "mine": mine})
     main(["reproduce", str(study), "--runs", str(study / "runs"), "--dry-run"])
