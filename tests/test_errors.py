@@ -1,8 +1,9 @@
-"""What stops a module from being imported, told from other errors."""
+"""Errors of input, and of imports as input errors with file and line."""
 
 from __future__ import annotations
 
 import importlib
+import pickle
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,12 @@ def test_the_innermost_file_and_line_are_named(tmp_path: Path, monkeypatch: pyte
     except RuntimeError as error:
         said = failed_import(error)
     assert str(said) == f"{tmp_path / 'inner_of_two.py'}, line 5: ZeroDivisionError: division by zero."
+
+
+def test_an_input_error_has_key_and_value_through_pickle() -> None:
+    assert (InputError("text").key, InputError("text").value) == ("", "")
+    error = pickle.loads(pickle.dumps(InputError("text", key="a.b", value="c")))
+    assert (str(error), error.key, error.value) == ("text", "a.b", "c")
 
 
 def test_other_errors_are_none() -> None:

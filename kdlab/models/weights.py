@@ -104,7 +104,7 @@ def save_tensors(
         raise InputError(f"{str(path)!r} is a folder: give the path of the file to write.")
     tensors = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
     with atomic_write(path) as file:
-        save_file(tensors, file.name, metadata={"format": "pt", **(metadata or {})})
+        save_file(tensors, Path(file.name), metadata={"format": "pt", **(metadata or {})})
 
 
 class _Mismatch(NamedTuple):

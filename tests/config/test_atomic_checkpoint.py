@@ -1,4 +1,4 @@
-"""A kill while a checkpoint is written leaves the one before it."""
+"""An interrupted checkpoint write leaves the previous checkpoint."""
 
 from __future__ import annotations
 

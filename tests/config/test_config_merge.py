@@ -1,4 +1,4 @@
-"""Recipes laid over each other: what they teach adds up, and a part alone says what is missing."""
+"""Configs merged in order: knowledge adds up, and a part alone is an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""YAML with lines: every part knows where it stands, and no mistake of YAML's own goes by."""
+"""YAML with the line of every part, and with errors for invalid YAML."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The progress bar is drawn now and then, and whole at the end."""
+"""The progress bar is drawn at intervals and at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ledger: no row is lost or cut, the last row of a run counts, and a float keeps every bit."""
+"""The ledger loses no row, counts the last row of a run, keeps every bit of a float and reads older columns."""
 
 from __future__ import annotations
 
