@@ -57,7 +57,7 @@ def test_python_of_networks_that_learn_together(work: Path) -> None:
     assert {"test/a_accuracy", "test/ensemble_gain", "test/deployed_accuracy"} <= set(scope["trainer"].callback_metrics)
     assert type(scope["one"].deployed()).__name__ == "ResNet"
     averaged = scope["averaged"]
-    assert averaged.deployed() is averaged.teaching.deployable["average_net"]
+    assert averaged.deployed() is averaged.plan.networks_of("average_net")[0][0]
 
 
 def test_a_teaching_of_your_own_has_at_most_15_lines() -> None:
