@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from kdlab.compat import stop_workers
 from kdlab.data.samplers import Shuffled
 from kdlab.errors import InputError
 from kdlab.outputs import Batch
@@ -42,7 +43,7 @@ class Loader(DataLoader[Batch]):
                 return
             except Exception as error:
                 if self.num_workers:  # the garbage collector would wait 5 seconds per worker
-                    batches._shutdown_workers()  # type: ignore[attr-defined]
+                    stop_workers(batches)
                     self._iterator = None
                 if isinstance(error, InputError):  # an error of a worker contains its traceback
                     raise InputError(str(error).strip().rpartition("InputError: ")[2]) from error

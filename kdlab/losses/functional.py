@@ -10,8 +10,8 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
+from kdlab.compat import is_lazy
 from kdlab.errors import InputError
 from kdlab.outputs import Outputs
 

@@ -10,8 +10,8 @@ from typing import NamedTuple, TypeVar
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
+from kdlab.compat import is_lazy, uncompiled
 from kdlab.errors import InputError
 from kdlab.files import atomic_write
 from kdlab.models.checkpoint_reader import read_tensors
@@ -42,7 +42,7 @@ def load_weights(network: Network, path: str | os.PathLike[str], prefix: str = "
             fit.
     """
     path = Path(path).expanduser()
-    target: nn.Module = getattr(network, "_orig_mod", network)
+    target = uncompiled(network)
     expected = {name: value for name, value in target.state_dict().items() if isinstance(value, Tensor)}
     state = _select(target, expected, read_tensors(path), prefix.rstrip("."), path)
     target.load_state_dict(state, strict=False)  # _select is stricter
@@ -81,7 +81,7 @@ def save_weights(network: nn.Module, path: str | os.PathLike[str], metadata: Map
         InputError: ``path`` is a folder, or the network has state that is not an initialized tensor.
     """
     tensors = {}
-    for name, value in getattr(network, "_orig_mod", network).state_dict().items():
+    for name, value in uncompiled(network).state_dict().items():
         if not isinstance(value, Tensor) or is_lazy(value):
             raise InputError(
                 f"State {name!r} of {type(network).__name__} is not an initialized tensor and cannot be saved: run a "

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from kdlab.compat import BatchNorm
 from kdlab.errors import InputError
 from kdlab.losses.checks import map_pairs
 from kdlab.losses.context import Context
@@ -117,10 +117,10 @@ def _distance(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
     return ((student - teacher).square() * ((student > teacher) | (teacher > 0))).sum()
 
 
-def _norm_of(context: Context, name: str) -> _BatchNorm:
+def _norm_of(context: Context, name: str) -> BatchNorm:
     """Return the batch normalization of the teacher's layer of this name."""
     layer = context.layer("teacher", name)
-    if isinstance(layer, _BatchNorm):
+    if isinstance(layer, BatchNorm):
         return layer
     layers = layer_names(context.teacher)
     names, block = list(layers), name.rpartition(".")[0]
@@ -129,13 +129,13 @@ def _norm_of(context: Context, name: str) -> _BatchNorm:
     norms = [
         each
         for each in (*before, *inside)
-        if isinstance(layers[each], _BatchNorm) and not {"downsample", "shortcut"} & set(each.split("."))
+        if isinstance(layers[each], BatchNorm) and not {"downsample", "shortcut"} & set(each.split("."))
     ]
     return _checked_norm(layers[norms[-1]] if norms else layer, name)
 
 
-def _checked_norm(layer: nn.Module, name: str) -> _BatchNorm:
-    if not isinstance(layer, _BatchNorm):
+def _checked_norm(layer: nn.Module, name: str) -> BatchNorm:
+    if not isinstance(layer, BatchNorm):
         raise InputError(
             f"The teacher's layer {name!r} is no batch normalization, which gives the margins: set norms to the ones "
             "before each ReLU."
@@ -143,7 +143,7 @@ def _checked_norm(layer: nn.Module, name: str) -> _BatchNorm:
     return layer
 
 
-def _margin(norm: _BatchNorm) -> Tensor:
+def _margin(norm: BatchNorm) -> Tensor:
     """Return the expected negative value of each channel, (C,), in float32."""
     scale = torch.ones(norm.num_features) if norm.weight is None else norm.weight.detach()
     shift = torch.zeros(norm.num_features) if norm.bias is None else norm.bias.detach()
