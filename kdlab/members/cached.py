@@ -2,65 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdlab.members.frozen import Frozen
 from kdlab.members.member import Member, Seen
-from kdlab.members.teacher_cache import TeacherCache
-from kdlab.outputs.containers import Batch, Outputs, inputs_of
+from kdlab.members.teacher_cache import Store
+from kdlab.outputs.containers import Batch, Outputs
 from kdlab.outputs.observer import inputs_with_views, with_views
 
 
 class Cached(Member):
-    """Frozen teachers behind an open cache: in training they run only for what it lacks.
+    """A frozen teacher and its store: in training it runs only for what the store lacks.
 
     Args:
-        teachers: the teachers, in the order in which the cache was opened for them.
-        cache: an open cache.
+        teacher: the teacher.
+        store: its store, whose views run with the batch.
         index_of: the positions (B,) of a batch's samples, on the host: to read them on the device would be to wait.
-        views: names of the views that run with the batch.
     """
 
     is_frozen: ClassVar[bool] = True
     in_evaluation: ClassVar[bool] = True
-    teachers: tuple[Frozen, ...]
+    teacher: Frozen
 
-    def __init__(
-        self,
-        teachers: Sequence[Frozen],
-        cache: TeacherCache,
-        index_of: Callable[[Batch], Tensor],
-        views: Sequence[str] = (),
-    ) -> None:
-        super().__init__("cached")
-        self.__dict__["teachers"] = tuple(teachers)
-        self.cache, self.index_of, self.views = cache, index_of, tuple(views)
+    def __init__(self, teacher: Frozen, store: Store, index_of: Callable[[Batch], Tensor]) -> None:
+        super().__init__(teacher.name)
+        self.__dict__["teacher"] = teacher
+        self.store, self.index_of = store, index_of
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Return the names of all teachers' outputs."""
-        return tuple(name for teacher in self.teachers for name in teacher.names)
-
-    def networks_of(self, name: str) -> tuple[tuple[torch.nn.Module, str], ...]:
-        """Return the network of a teacher."""
-        return next(teacher for teacher in self.teachers if name in teacher.names).networks_of(name)
+    def networks_of(self, name: str) -> tuple[tuple[nn.Module, str], ...]:
+        """Return the teacher's network."""
+        return self.teacher.networks_of(name)
 
     def forward(self, batch: Batch, seen: Seen) -> dict[str, Outputs]:
-        """Return each teacher's outputs: from the cache, or from a forward of all if anything is missing."""
+        """Return the teacher's outputs: from the store, or from a forward if anything is missing."""
         if batch.progress is None:
-            return {name: outputs for teacher in self.teachers for name, outputs in teacher(batch, seen).items()}
-        self.cache.advance(batch.progress.epoch)
-        index = self.index_of(batch)
-        parts = [("", index, self.cache.rows)]
-        for view in self.views:
-            count = len(inputs_of(batch.view(view))) // len(index)
-            places = index[:, None] * count + torch.arange(count, device=index.device)
-            parts.append((view, places.flatten(), self.cache.rows * count))
-        inputs = inputs_with_views(batch, ("",), self.views)
-        outputs = self.cache.look(parts, lambda: [t.observe(inputs, batch) for t in self.teachers], inputs.device)
-        named = zip(self.teachers, outputs, strict=True)
-        return {teacher.name: with_views(each, batch, self.views) for teacher, each in named}
+            return self.teacher(batch, seen)  # type: ignore[no-any-return]
+        index, samples = self.index_of(batch), self.store.rows[""]
+        places = {}
+        for view, rows in self.store.rows.items():
+            count = rows // samples
+            places[view] = (index[:, None] * count + torch.arange(count, device=index.device)).flatten()
+        views = [view for view in places if view]
+
+        def live() -> Outputs:
+            return self.teacher.observe(inputs_with_views(batch, ("",), views), batch)
+
+        outputs = self.store.look(batch.progress.epoch, places, live, batch.target.device)
+        return {self.name: with_views(outputs, batch, views)}
