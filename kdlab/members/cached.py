@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from kdlab.members.frozen import Frozen
@@ -41,15 +40,10 @@ class Cached(Member):
         """Return the teacher's outputs: from the store, or from a forward if anything is missing."""
         if batch.progress is None:
             return self.teacher(batch, seen)  # type: ignore[no-any-return]
-        index, samples = self.index_of(batch), self.store.rows[""]
-        places = {}
-        for view, rows in self.store.rows.items():
-            count = rows // samples
-            places[view] = (index[:, None] * count + torch.arange(count, device=index.device)).flatten()
-        views = [view for view in places if view]
+        views = [view for view in self.store.rows if view]
 
         def live() -> Outputs:
             return self.teacher.observe(inputs_with_views(batch, ("",), views), batch)
 
-        outputs = self.store.look(batch.progress.epoch, places, live, batch.target.device)
+        outputs = self.store.look(batch.progress.epoch, self.index_of(batch), live, batch.target.device)
         return {self.name: with_views(outputs, batch, views)}

@@ -26,7 +26,7 @@ FORMAT = 1
 _OF_ANY = frozenset(vars(nn.Module()))  # attributes that say how a module is used: mode, hooks
 _log = logging.getLogger("kdlab.teaching")
 
-_Places = Mapping[str, npt.NDArray[np.int64]]
+_Places = Sequence[npt.NDArray[np.int64]]
 
 
 class TeacherCache:
@@ -109,7 +109,7 @@ class Store:
         text = json.dumps(key, sort_keys=True, separators=(",", ":"))
         self.cache, self.rows, self.forms, self.key = cache, rows, forms, json.loads(text)
         self.folder = cache.folder / hashlib.sha256(text.encode()).hexdigest()[:32]
-        self._files: dict[Path, Rows] = {}
+        self._files: dict[str, list[Rows]] = {}  # by kind, in the order of the views
         self._view = self._served = 0
         self._is_described()
 
@@ -121,14 +121,12 @@ class Store:
         """Return the file of one kind of output on the view ``name`` of view number ``view``."""
         return self.folder / f"{view:05d}-{quote(name, safe='')}-{kind}-{self.forms[kind].width}"
 
-    def look(
-        self, epoch: int, places: Mapping[str, Tensor], live: Callable[[], Outputs], device: torch.device
-    ) -> Outputs:
-        """Return logits, and embedding if kept, on all views concatenated: from the files, or by a call of ``live``.
+    def look(self, epoch: int, index: Tensor, live: Callable[[], Outputs], device: torch.device) -> Outputs:
+        """Return the outputs on all views, concatenated in the order of ``rows``: from files, or by a call of ``live``.
 
         Args:
             epoch: the epoch.
-            places: the rows (b,) int64 of each view of the batch, by name.
+            index: (B,) int64 positions of the samples.
             live: runs the teacher on these views one after the other; called if anything is missing, for everything.
             device: of what is returned, in float32.
 
@@ -137,52 +135,52 @@ class Store:
         """
         view = epoch if self.cache.views is None else epoch % self.cache.views
         if view != self._view:  # files of one view only are open, whatever the number of epochs
-            self._files.clear()
-        self._view = view
-        on_host = {name: at.detach().cpu().numpy() for name, at in places.items()}
-        stored = self._read(on_host)
-        values = stored or self._fill(on_host, live())
+            self._view, self._files = view, {}
+        samples = index.detach().cpu().numpy()[:, None]
+        places = [(samples * n + np.arange(n)).ravel() for n in (rows // self.rows[""] for rows in self.rows.values())]
+        stored = self._read(places)
+        values = stored or self._fill(places, live())
         outputs = Outputs(**{kind: form.decode(values[kind], device) for kind, form in self.forms.items()})
         self._served += bool(stored)
         if stored and self.cache.check and self._served % self.cache.check == 0:
             self._compare(outputs, live())
         return outputs
 
-    def _read(self, places: _Places) -> dict[str, Values] | None:
-        """Return the rows of each kind, or ``None`` if any is missing."""
-        stored: dict[str, Values] = {}
-        for kind in self.forms:
-            parts = []
-            for name, at in places.items():
-                path = self.path(self._view, name, kind)
-                if path not in self._files and not path.exists():
-                    return None
-                values, present = self._file(kind, name).read(at)
-                if not present.all():
-                    return None
-                parts.append(values)
-            stored[kind] = np.concatenate(parts)
-        return stored
+    def _read(self, places: _Places) -> dict[str, Values]:
+        """Return the rows of each kind; none if any is missing."""
+        if not self._files and all(
+            self.path(self._view, name, kind).exists() for kind in self.forms for name in self.rows
+        ):
+            self._open()
+        pairs = {
+            kind: [file.read(at) for file, at in zip(files, places, strict=True)] for kind, files in self._files.items()
+        }
+        if not all(present.all() for parts in pairs.values() for _, present in parts):
+            return {}
+        return {kind: np.concatenate([values for values, _ in parts]) for kind, parts in pairs.items()}
 
     def _fill(self, places: _Places, seen: Outputs) -> dict[str, Values]:
         """Write the missing rows, and return what :meth:`_read` returns from then on."""
         fresh = {kind: form.encode(getattr(seen, kind)) for kind, form in self.forms.items()}  # before any is written
-        ends = np.cumsum([len(at) for at in places.values()])
+        ends = np.cumsum([len(at) for at in places])
         assert all(len(values) == ends[-1] for values in fresh.values())
-        if not self._files and not self._is_described():
-            with refused(self.folder):
-                write_text(self.folder / "key.json", json.dumps(self.key, indent=1, sort_keys=True) + "\n")
+        if not self._files:
+            if not self._is_described():
+                with refused(self.folder):
+                    write_text(self.folder / "key.json", json.dumps(self.key, indent=1, sort_keys=True) + "\n")
+            self._open()
         stored: dict[str, Values] = {}
         for kind, values in fresh.items():
-            parts = zip(places.items(), np.split(values, ends[:-1]), strict=True)
-            stored[kind] = np.concatenate([self._file(kind, name).fill(at, part) for (name, at), part in parts])
+            parts = zip(self._files[kind], places, np.split(values, ends[:-1]), strict=True)
+            stored[kind] = np.concatenate([file.fill(at, part) for file, at, part in parts])
         return stored
 
-    def _file(self, kind: str, name: str) -> Rows:
-        path = self.path(self._view, name, kind)
-        if path not in self._files:
-            self._files[path] = Rows(path, self.rows[name], *self.forms[kind].row)
-        return self._files[path]
+    def _open(self) -> None:
+        """Open the files of all kinds and views; those that are missing are made."""
+        self._files = {
+            kind: [Rows(self.path(self._view, name, kind), rows, *form.row) for name, rows in self.rows.items()]
+            for kind, form in self.forms.items()
+        }
 
     def _is_described(self) -> bool:
         """Return whether ``key.json`` exists; raise an error if it describes something else."""
@@ -280,11 +278,10 @@ def describe(network: nn.Module) -> dict[str, str]:
             f"The teacher's description has a memory address ('...{text.split(' at 0x')[0][-40:]} at 0x...'), so its "
             "outputs cannot be found again: give that object a repr of its own, or drop the teacher cache."
         )
-    layers = [(name, type(module).__qualname__, _settings(module)) for name, module in network.named_modules()]
+    layers = []
+    for name, module in network.named_modules():
+        own = [(key, repr(value)) for key, value in vars(module).items() if key not in _OF_ANY]
+        said = sorted((key, re.sub(r" at 0x[0-9a-f]+", "", value)) for key, value in own)
+        layers.append((name, type(module).__qualname__, said))
     settings = hashlib.sha256(repr(layers).encode()).hexdigest()
     return {"weights": weights.hexdigest(), "network": text, "settings": settings}
-
-
-def _settings(module: nn.Module) -> list[tuple[str, str]]:
-    own = [(name, repr(value)) for name, value in vars(module).items() if name not in _OF_ANY]
-    return sorted((name, re.sub(r" at 0x[0-9a-f]+", "", text)) for name, text in own)

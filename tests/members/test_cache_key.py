@@ -155,7 +155,7 @@ def opened(folder: Path, embedding: bool = False, classes: int = 10, rows: Any =
 
 def look(store: Store, epoch: int = 0) -> None:
     seen = Outputs(torch.randn(4, 10), embedding=torch.ones(4, 6))
-    store.look(epoch, {"": torch.arange(4)}, lambda: seen, CPU)
+    store.look(epoch, torch.arange(4), lambda: seen, CPU)
 
 
 def test_the_folder_says_what_it_holds(tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ for epoch in range(6):
             global ran
             ran += 1
             return Outputs(truth[epoch % 2, places, :10], embedding=truth[epoch % 2, places, 10:])
-        seen = store.look(epoch, {"": places}, live, torch.device("cpu"))
+        seen = store.look(epoch, places, live, torch.device("cpu"))
         assert torch.equal(torch.cat([seen.logits, seen.embedding], 1), truth[epoch % 2, places])
 print(ran)
 """

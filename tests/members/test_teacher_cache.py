@@ -47,7 +47,7 @@ class Teacher:
 
     def look(self, store: Store, places: Sequence[int], epoch: int = 0, view: int | None = None) -> Outputs:
         at = torch.tensor(places)
-        return store.look(epoch, {"": at}, self.live(at, epoch if view is None else view), CPU)
+        return store.look(epoch, at, self.live(at, epoch if view is None else view), CPU)
 
 
 def like(classes: int = CLASSES) -> Outputs:
@@ -55,11 +55,18 @@ def like(classes: int = CLASSES) -> Outputs:
 
 
 def opened(
-    folder: Path, embedding: bool = False, name: str = "0", seen: Outputs | None = None, **options: Any
+    folder: Path,
+    embedding: bool = False,
+    name: str = "0",
+    seen: Outputs | None = None,
+    crops: int = 0,
+    **options: Any,
 ) -> Store:
     cache = TeacherCache(str(folder), **options)
     forms = cache.forms(seen or like(), embedding)
-    return Store(cache, {"teacher": name, "data": "numbers"}, {"": ROWS, CROPS: 3 * ROWS}, forms)
+    return Store(
+        cache, {"teacher": name, "data": "numbers"}, {"": ROWS} | ({CROPS: crops * ROWS} if crops else {}), forms
+    )
 
 
 def same(a: Outputs, b: Outputs) -> bool:
@@ -107,7 +114,7 @@ def test_top_k_against_a_slow_reference(tmp_path: Path, classes: int, batch: int
     logits[0, -1] = 12.0  # the last class among the highest
     store, at = opened(tmp_path, seen=like(classes), dtype=dtype, top_k=2), torch.arange(batch)
     for _ in range(2):
-        seen = store.look(0, {"": at}, lambda: Outputs(logits), CPU)
+        seen = store.look(0, at, lambda: Outputs(logits), CPU)
         for row, z in zip(seen.logits.double().numpy(), logits.double().numpy(), strict=True):
             highest = sorted(range(classes), key=lambda c, z=z: -z[c])[:2]  # type: ignore[misc]
             others = np.delete(z, highest)
@@ -134,8 +141,8 @@ def test_runs_once_for_a_batch_with_anything_missing(tmp_path: Path) -> None:
 def test_a_place_named_twice_gives_what_is_kept(tmp_path: Path) -> None:
     store, logits = opened(tmp_path, dtype="float32"), torch.randn(2, CLASSES)
     at = torch.tensor([4, 4])
-    filled = store.look(0, {"": at}, lambda: Outputs(logits), CPU)
-    assert same(filled, store.look(0, {"": at}, lambda: pytest.fail("it is there"), CPU))
+    filled = store.look(0, at, lambda: Outputs(logits), CPU)
+    assert same(filled, store.look(0, at, lambda: pytest.fail("it is there"), CPU))
 
 
 def test_a_row_that_another_process_is_writing_is_what_the_teacher_gave(
@@ -169,15 +176,14 @@ def test_embeddings_are_added_to_logits(tmp_path: Path, options: dict[str, Any])
 
 
 def test_views_of_a_batch_have_files_of_their_own(tmp_path: Path) -> None:
-    teacher, store = Teacher(), opened(tmp_path, dtype="float32")
+    teacher, store = Teacher(), opened(tmp_path, dtype="float32", crops=3)
     index = torch.tensor([5, 0])
-    crops = (index[:, None] * 3 + torch.arange(3)).flatten()
-    at = torch.cat([index, crops])
+    at = torch.cat([index, (index[:, None] * 3 + torch.arange(3)).flatten()])
     for _ in range(2):
-        seen = store.look(0, {"": index, CROPS: crops}, teacher.live(at), CPU)
+        seen = store.look(0, index, teacher.live(at), CPU)
         assert torch.equal(seen.logits, teacher.logits[0, at])
-    seen = opened(tmp_path, dtype="float32").look(0, {CROPS: crops}, teacher.live(crops), CPU)
-    assert torch.equal(seen.logits, teacher.logits[0, crops])
+    seen = opened(tmp_path, dtype="float32").look(0, index, teacher.live(index), CPU)
+    assert torch.equal(seen.logits, teacher.logits[0, index])
     assert teacher.calls == 1
     assert len(os.listdir(next(tmp_path.iterdir()))) == 3  # key.json and one file a view
 
@@ -199,9 +205,9 @@ def test_few_files_are_open_however_many_epochs(tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for epoch in range(60):
         teacher.look(store, [0], epoch, 0)
-        files = list(store._files.values())
+        files = store._files
         teacher.look(store, [1], epoch, 0)
-        assert all(x is y for x, y in zip(files, store._files.values(), strict=True))
+        assert store._files is files
     assert len(os.listdir("/proc/self/fd")) <= before + 2
 
 
@@ -273,13 +279,13 @@ def test_refuses_what_cannot_be_kept(
 ) -> None:
     seen = Outputs(torch.full((2, CLASSES), logits), embedding=torch.full((2, WIDTH), embedding))
     with pytest.raises(InputError, match=message):
-        opened(tmp_path, True, **options).look(0, {"": torch.arange(2)}, lambda: seen, CPU)
+        opened(tmp_path, True, **options).look(0, torch.arange(2), lambda: seen, CPU)
     assert os.listdir(tmp_path) == []  # of the right kind neither
 
 
 def test_keeps_nothing_of_outputs_that_are_not_one_a_place(tmp_path: Path) -> None:
     with pytest.raises(AssertionError):
-        opened(tmp_path).look(0, {"": torch.arange(2)}, lambda: Outputs(torch.zeros(1, CLASSES)), CPU)
+        opened(tmp_path).look(0, torch.arange(2), lambda: Outputs(torch.zeros(1, CLASSES)), CPU)
     assert os.listdir(tmp_path) == []
 
 
