@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
-import mmap
 import os
 import uuid
 from collections.abc import Iterator
@@ -41,13 +40,13 @@ class Rows:
         size = self.size(rows, width, dtype)
         if not path.exists():
             _create(path, size)
-        with refused(path), path.open("r+b") as file:
-            actual = os.fstat(file.fileno()).st_size
+        with refused(path):
+            actual = path.stat().st_size
             if actual != size:
                 raise InputError(
                     f"'{path}' has {actual} bytes, where {rows} rows of {width} {dtype} take {size}: delete the file."
                 )
-            content = np.frombuffer(mmap.mmap(file.fileno(), size), np.uint64)
+            content = np.asarray(np.memmap(path, np.uint64, "r+"))
         self._sums, self._words = content[:rows], content[rows:].reshape(rows, -1)
         self._weights = _odd(self._words.shape[1])
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 from urllib.parse import quote
 
 import numpy as np
@@ -19,11 +18,13 @@ from torch import Tensor, nn
 
 from kdlab.errors import InputError
 from kdlab.files import write_text
+from kdlab.members.frozen import Frozen
+from kdlab.members.member import Member, Seen
 from kdlab.members.row_store import Form, Rows, Values, refused
-from kdlab.outputs import Outputs
+from kdlab.outputs.containers import Batch, Outputs
+from kdlab.outputs.observer import inputs_with_views, with_views
 
 FORMAT = 1
-_OF_ANY = frozenset(vars(nn.Module()))  # attributes that say how a module is used: mode, hooks
 _log = logging.getLogger("kdlab.teaching")
 
 _Places = Sequence[npt.NDArray[np.int64]]
@@ -90,13 +91,9 @@ class TeacherCache:
 class Store:
     """One teacher's outputs: a folder with a file of rows for each view number, view and kind, once one is written.
 
-    The folder's name is a hash of all that the numbers depend on; ``key.json`` in it holds that for a person to read.
-
-    Args:
-        cache: what the user chose.
-        about: what the outputs depend on: ``teacher``, with :func:`describe` in it, and ``data``.
-        rows: how many rows each view of the batch has, by name; ``""`` is the batch itself.
-        forms: of :meth:`TeacherCache.forms`.
+    The folder's name is a hash of all that the numbers depend on: ``about`` (teacher and data), the number of samples
+    and the form; ``key.json`` in it holds that for a person to read. ``rows`` are those of each view of the batch, by
+    name; ``""`` is the batch itself.
 
     Raises:
         InputError: the folder describes something else than its name does, or cannot be read.
@@ -107,11 +104,12 @@ class Store:
     ) -> None:
         key = {"format": FORMAT, **about, "rows": rows[""], "dtype": cache.dtype, "top_k": cache.top_k}
         text = json.dumps(key, sort_keys=True, separators=(",", ":"))
-        self.cache, self.rows, self.forms, self.key = cache, rows, forms, json.loads(text)
+        self.cache, self.rows, self.forms = cache, rows, forms
+        self.key = json.dumps(json.loads(text), indent=1, sort_keys=True) + "\n"
         self.folder = cache.folder / hashlib.sha256(text.encode()).hexdigest()[:32]
         self._files: dict[str, list[Rows]] = {}  # by kind, in the order of the views
         self._view = self._served = 0
-        self._is_described()
+        self._describe(write=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave open files out: a copy opens them again."""
@@ -121,14 +119,18 @@ class Store:
         """Return the file of one kind of output on the view ``name`` of view number ``view``."""
         return self.folder / f"{view:05d}-{quote(name, safe='')}-{kind}-{self.forms[kind].width}"
 
-    def look(self, epoch: int, index: Tensor, live: Callable[[], Outputs], device: torch.device) -> Outputs:
-        """Return the outputs on all views, concatenated in the order of ``rows``: from files, or by a call of ``live``.
+    def sizes(self, view: int) -> dict[Path, int]:
+        """Return the bytes of each file of one view number."""
+        return {
+            self.path(view, name, kind): Rows.size(rows, *form.row)
+            for kind, form in self.forms.items()
+            for name, rows in self.rows.items()
+        }
 
-        Args:
-            epoch: the epoch.
-            index: (B,) int64 positions of the samples.
-            live: runs the teacher on these views one after the other; called if anything is missing, for everything.
-            device: of what is returned, in float32.
+    def look(self, epoch: int, index: Tensor, live: Callable[[], Outputs], device: torch.device) -> Outputs:
+        """Return the float32 outputs of the samples at ``index`` (B,), on all views in the order of ``rows``.
+
+        If anything is missing, they are those of ``live``, which runs the teacher on all views in this order.
 
         Raises:
             InputError: a number is not finite, an index is out of range, or a check fails.
@@ -140,7 +142,8 @@ class Store:
         places = [(samples * n + np.arange(n)).ravel() for n in (rows // self.rows[""] for rows in self.rows.values())]
         stored = self._read(places)
         values = stored or self._fill(places, live())
-        outputs = Outputs(**{kind: form.decode(values[kind], device) for kind, form in self.forms.items()})
+        numbers = {kind: form.decode(values[kind], device) for kind, form in self.forms.items()}
+        outputs = Outputs(numbers["logits"], embedding=numbers.get("embedding"))
         self._served += bool(stored)
         if stored and self.cache.check and self._served % self.cache.check == 0:
             self._compare(outputs, live())
@@ -148,16 +151,15 @@ class Store:
 
     def _read(self, places: _Places) -> dict[str, Values]:
         """Return the rows of each kind; none if any is missing."""
-        if not self._files and all(
-            self.path(self._view, name, kind).exists() for kind in self.forms for name in self.rows
-        ):
+        if not self._files and all(path.exists() for path in self.sizes(self._view)):
             self._open()
-        pairs = {
-            kind: [file.read(at) for file, at in zip(files, places, strict=True)] for kind, files in self._files.items()
-        }
-        if not all(present.all() for parts in pairs.values() for _, present in parts):
-            return {}
-        return {kind: np.concatenate([values for values, _ in parts]) for kind, parts in pairs.items()}
+        stored = {}
+        for kind, files in self._files.items():
+            values, present = zip(*(file.read(at) for file, at in zip(files, places, strict=True)), strict=True)
+            if not np.concatenate(present).all():
+                return {}
+            stored[kind] = np.concatenate(values)
+        return stored
 
     def _fill(self, places: _Places, seen: Outputs) -> dict[str, Values]:
         """Write the missing rows, and return what :meth:`_read` returns from then on."""
@@ -165,9 +167,7 @@ class Store:
         ends = np.cumsum([len(at) for at in places])
         assert all(len(values) == ends[-1] for values in fresh.values())
         if not self._files:
-            if not self._is_described():
-                with refused(self.folder):
-                    write_text(self.folder / "key.json", json.dumps(self.key, indent=1, sort_keys=True) + "\n")
+            self._describe(write=True)
             self._open()
         stored: dict[str, Values] = {}
         for kind, values in fresh.items():
@@ -182,19 +182,14 @@ class Store:
             for kind, form in self.forms.items()
         }
 
-    def _is_described(self) -> bool:
-        """Return whether ``key.json`` exists; raise an error if it describes something else."""
+    def _describe(self, write: bool) -> None:
+        """Check what ``key.json`` says if it exists; else ``write`` it."""
         path = self.folder / "key.json"
         with refused(self.folder):
-            if not path.exists():
-                return False
-            try:
-                is_same = json.loads(path.read_bytes()) == self.key
-            except ValueError:
-                is_same = False
-        if not is_same:
-            raise InputError(f"'{path}' describes something else than its folder's name does: delete the folder.")
-        return True
+            if path.exists() and path.read_bytes() != self.key.encode():
+                raise InputError(f"'{path}' describes something else than its folder's name does: delete the folder.")
+            if write and not path.exists():
+                write_text(path, self.key)
 
     def _compare(self, stored: Outputs, live: Outputs) -> None:
         """Compare stored outputs with those of a fresh forward."""
@@ -214,7 +209,42 @@ class Store:
                 )
 
 
-def plan(stores: Sequence[Store], epochs: int) -> int:
+class Cached(Member):
+    """A frozen teacher and its store: in training it runs only for what the store lacks.
+
+    Args:
+        teacher: the teacher.
+        store: its store, whose views run with the batch.
+        index_of: the positions (B,) of a batch's samples, on the host: to read them on the device would be to wait.
+    """
+
+    is_frozen: ClassVar[bool] = True
+    in_evaluation: ClassVar[bool] = True
+    teacher: Frozen
+
+    def __init__(self, teacher: Frozen, store: Store, index_of: Callable[[Batch], Tensor]) -> None:
+        super().__init__(teacher.name)
+        self.__dict__["teacher"] = teacher
+        self.store, self.index_of = store, index_of
+
+    def networks_of(self, name: str) -> tuple[tuple[nn.Module, str], ...]:
+        """Return the teacher's network."""
+        return self.teacher.networks_of(name)
+
+    def forward(self, batch: Batch, seen: Seen) -> dict[str, Outputs]:
+        """Return the teacher's outputs: from the store, or from a forward if anything is missing."""
+        if batch.progress is None:
+            return self.teacher(batch, seen)  # type: ignore[no-any-return]
+        views = [view for view in self.store.rows if view]
+
+        def live() -> Outputs:
+            return self.teacher.observe(inputs_with_views(batch, ("",), views), batch)
+
+        outputs = self.store.look(batch.progress.epoch, self.index_of(batch), live, batch.target.device)
+        return {self.name: with_views(outputs, batch, views)}
+
+
+def plan_disk(stores: Sequence[Store], epochs: int) -> int:
     """Return the bytes that a training with these stores takes on disk, and log them.
 
     Raises:
@@ -222,14 +252,8 @@ def plan(stores: Sequence[Store], epochs: int) -> int:
     """
     cache, samples = stores[0].cache, stores[0].rows[""]
     views = epochs if cache.views is None else min(epochs, cache.views)
-    sizes = {
-        store.path(view, name, kind): Rows.size(rows, *form.row)
-        for store in stores
-        for kind, form in store.forms.items()
-        for name, rows in store.rows.items()
-        for view in range(views)
-    }
-    total, missing = sum(sizes.values()), sum(size for path, size in sizes.items() if not path.exists())
+    files = [file for store in stores for view in range(views) for file in store.sizes(view).items()]
+    total, missing = sum(size for _, size in files), sum(size for path, size in files if not path.exists())
     folder = cache.folder.absolute()
     free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
     if free < missing:
@@ -248,40 +272,3 @@ def plan(stores: Sequence[Store], epochs: int) -> int:
 
 def _amount(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-
-
-def describe(network: nn.Module) -> dict[str, str]:
-    """Describe what a network's outputs depend on besides device and memory format: weights, classes and settings.
-
-    Not seen is code: a ``forward`` or a lambda that was changed while classes, weights and attributes stayed.
-
-    Returns:
-        ``weights``: SHA-256 of names, dtypes, shapes and bytes of parameters and buffers; ``network``: class and repr;
-        ``settings``: SHA-256 of each layer's class and the repr of its attributes, without memory addresses: what its
-        own repr may not show (the activation of a ``TransformerEncoderLayer``).
-
-    Raises:
-        InputError: the repr shows a memory address, which says nothing in another process.
-    """
-    text = f"{type(network).__qualname__}: {network!r}"
-    state = {**dict(network.named_buffers(remove_duplicate=False)), **network.state_dict()}
-    weights = hashlib.sha256()
-    for name, value in sorted(state.items()):
-        if not isinstance(value, Tensor):  # a layer's extra state
-            weights.update(f"{name} {value!r}\n".encode())
-            text += f"\n{name}: {value!r}"
-            continue
-        weights.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        weights.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    if " at 0x" in text:
-        raise InputError(
-            f"The teacher's description has a memory address ('...{text.split(' at 0x')[0][-40:]} at 0x...'), so its "
-            "outputs cannot be found again: give that object a repr of its own, or drop the teacher cache."
-        )
-    layers = []
-    for name, module in network.named_modules():
-        own = [(key, repr(value)) for key, value in vars(module).items() if key not in _OF_ANY]
-        said = sorted((key, re.sub(r" at 0x[0-9a-f]+", "", value)) for key, value in own)
-        layers.append((name, type(module).__qualname__, said))
-    settings = hashlib.sha256(repr(layers).encode()).hexdigest()
-    return {"weights": weights.hexdigest(), "network": text, "settings": settings}

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdlab.data import ImageData
 from kdlab.data.fingerprint import METHODS, refuse_unknown
 from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge
-from kdlab.members import teacher_cache
-from kdlab.members.cached import Cached
 from kdlab.members.frozen import Frozen
-from kdlab.members.teacher_cache import Store, TeacherCache
+from kdlab.members.teacher_cache import Cached, Store, TeacherCache, plan_disk
 from kdlab.modules.first_batch import FirstBatch
 from kdlab.outputs import Batch, inputs_of
 from kdlab.teaching.plan import Plan
 
 OWN = ("observe", "training_step", "on_train_batch_start")
 """Methods of the module itself that a batch passes through."""
+
+_OF_ANY = frozenset(vars(nn.Module()))  # attributes that say how a module is used: mode, hooks
 
 
 def use_cache(
@@ -62,11 +65,6 @@ def use_cache(
     fingerprint = _plain(data.fingerprint())
     forms = cache.forms(teachers[0].dry(few), any(each.reads_embedding for each in knowledge.values()))
 
-    def store(teacher: Frozen) -> Store:
-        fast = teacher.fast and dataclasses.asdict(teacher.fast)
-        about = {**teacher_cache.describe(teacher.network), "fast": fast, **how}
-        return Store(cache, {"teacher": about, "data": fingerprint}, rows, forms)
-
     # A user's own hook may change which samples a batch has after its transfer.
     is_own = getattr(type(data), "on_after_batch_transfer", None) is not ImageData.on_after_batch_transfer
 
@@ -75,8 +73,12 @@ def use_cache(
         assert index is not None
         return index
 
-    cached = {teacher.name: Cached(teacher, store(teacher), index_of) for teacher in teachers}
-    teacher_cache.plan([member.store for member in cached.values()], max(trainer.max_epochs or 1, 1))
+    cached = {}
+    for teacher in teachers:
+        about = {**describe(teacher.network), "fast": teacher.fast and dataclasses.asdict(teacher.fast), **how}
+        store = Store(cache, {"teacher": about, "data": fingerprint}, rows, forms)
+        cached[teacher.name] = Cached(teacher, store, index_of)
+    plan_disk([member.store for member in cached.values()], max(trainer.max_epochs or 1, 1))
     return dataclasses.replace(plan, members={**plan.members, **cached}), undo
 
 
@@ -101,21 +103,20 @@ def _check(data: Any, knowledge: Mapping[str, Knowledge], teachers: Sequence[Fro
 
 def _with_views_of(cache: TeacherCache, data: Any) -> tuple[TeacherCache, Callable[[], None]]:
     """Let data and a copy of the cache repeat after as many epochs, the data until the returned function is called."""
-    distinct = getattr(data, "distinct_epochs", None)
-    if cache.views is None:
+    views, distinct = cache.views, getattr(data, "distinct_epochs", None)
+    if views is None:
         cache = copy.copy(cache)
         cache.views = distinct
         return cache, lambda: None
-    if distinct is None:
-        data.distinct_epochs = cache.views
-        rank_zero_info(
-            f"Augmentation repeats after {cache.views} epochs, for the teacher cache: report it as {cache.views} fixed "
-            "views."
-        )
-    elif distinct != cache.views:
+    if distinct not in (None, views):
         raise InputError(
-            f"The data repeats its augmentation after {distinct} epochs, but teacher_cache.views is {cache.views}: "
-            "give one of them alone."
+            f"The data repeats its augmentation after {distinct} epochs, but teacher_cache.views is {views}: give one "
+            "of them alone."
+        )
+    if distinct is None:
+        data.distinct_epochs = views
+        rank_zero_info(
+            f"Augmentation repeats after {views} epochs, for the teacher cache: report it as {views} fixed views."
         )
     return cache, lambda: setattr(data, "distinct_epochs", distinct)
 
@@ -128,3 +129,40 @@ def _plain(fingerprint: Any) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise InputError(f"fingerprint() must give plain numbers, strings, lists and dicts ({error}).") from error
     return fingerprint
+
+
+def describe(network: nn.Module) -> dict[str, str]:
+    """Describe what a network's outputs depend on besides device and memory format: weights, classes and settings.
+
+    Not seen is code: a ``forward`` or a lambda that was changed while classes, weights and attributes stayed.
+
+    Returns:
+        ``weights``: SHA-256 of names, dtypes, shapes and bytes of parameters and buffers; ``network``: class and repr;
+        ``settings``: SHA-256 of each layer's class and the repr of its attributes, without memory addresses: what its
+        own repr may not show (the activation of a ``TransformerEncoderLayer``).
+
+    Raises:
+        InputError: the repr shows a memory address, which says nothing in another process.
+    """
+    text = f"{type(network).__qualname__}: {network!r}"
+    state = {**dict(network.named_buffers(remove_duplicate=False)), **network.state_dict()}
+    weights = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        if not isinstance(value, Tensor):  # a layer's extra state
+            weights.update(f"{name} {value!r}\n".encode())
+            text += f"\n{name}: {value!r}"
+            continue
+        weights.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        weights.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    if " at 0x" in text:
+        raise InputError(
+            f"The teacher's description has a memory address ('...{text.split(' at 0x')[0][-40:]} at 0x...'), so its "
+            "outputs cannot be found again: give that object a repr of its own, or drop the teacher cache."
+        )
+    layers = []
+    for name, module in network.named_modules():
+        own = [(key, repr(value)) for key, value in vars(module).items() if key not in _OF_ANY]
+        said = sorted((key, re.sub(r" at 0x[0-9a-f]+", "", value)) for key, value in own)
+        layers.append((name, type(module).__qualname__, said))
+    settings = hashlib.sha256(repr(layers).encode()).hexdigest()
+    return {"weights": weights.hexdigest(), "network": text, "settings": settings}

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from kdlab.errors import InputError
 from kdlab.members.row_store import Rows
-from kdlab.members.teacher_cache import Store, TeacherCache, describe, plan
+from kdlab.members.teacher_cache import Store, TeacherCache, plan_disk
+from kdlab.modules.cache_setup import describe
 from kdlab.outputs import Outputs
 
 CPU = torch.device("cpu")
@@ -202,16 +203,16 @@ def test_the_plan_is_what_the_files_take(
     tmp_path: Path, options: dict[str, Any], embedding: bool, row: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = opened(tmp_path / "new", embedding, views=3, **options)
-    assert plan([store], 2) == 2 * 100 * row
+    assert plan_disk([store], 2) == 2 * 100 * row
     assert not (tmp_path / "new").exists()
-    assert plan([store], 7) == 3 * 100 * row
+    assert plan_disk([store], 7) == 3 * 100 * row
     look(store)
     files = [each for each in tmp_path.glob("new/*/*") if each.name != "key.json"]
     assert sum(each.stat().st_size for each in files) == 100 * row
     caplog.clear()  # a fit in an earlier test may have let the log be heard
     with caplog.at_level(logging.INFO, "kdlab.teaching"):
         assert (
-            plan([opened(tmp_path / "new", embedding, 10, {"": 100, "crops": 300}, views=3, **options)], 7)
+            plan_disk([opened(tmp_path / "new", embedding, 10, {"": 100, "crops": 300}, views=3, **options)], 7)
             == 3 * 400 * row
         )
     assert len(caplog.messages) == 1
@@ -223,13 +224,13 @@ def test_refuses_what_the_disk_has_no_room_for(tmp_path: Path, monkeypatch: pyte
     look(opened(tmp_path, views=3))
     room = namedtuple("room", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: room(2 * 3200))
-    assert plan([opened(tmp_path, views=3)], 9) == 3 * 3200  # one of three is there
+    assert plan_disk([opened(tmp_path, views=3)], 9) == 3 * 3200  # one of three is there
     monkeypatch.setattr(shutil, "disk_usage", lambda path: room(2 * 3200 - 1))
     with pytest.raises(InputError, match=r"0\.0 MB are free"):
-        plan([opened(tmp_path, views=3)], 9)
+        plan_disk([opened(tmp_path, views=3)], 9)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: room(1_100_000_000))
     with pytest.raises(InputError, match=r"needs 2.4 GB in '.*', where 1.1 GB are free: lower views, use top_k or f"):
-        plan([opened(tmp_path / "none" / "here", classes=100, rows={"": 48_000})], 240)
+        plan_disk([opened(tmp_path / "none" / "here", classes=100, rows={"": 48_000})], 240)
     assert len(list(tmp_path.iterdir())) == 1
 
 
