@@ -68,7 +68,8 @@ class MeanOfLosses(Ensemble):
     def weights(self, seen: Sequence[Outputs], weights: Sequence[float], student: Outputs, target: Tensor) -> Tensor:
         """Return the teachers' own weights, for every sample alike."""
         logits = seen[0].logits
-        return torch.tensor(weights, device=logits.device, dtype=_wide(logits)).unsqueeze(1).expand(-1, len(logits))
+        shares = torch.tensor(weights, device=logits.device, dtype=torch.promote_types(logits.dtype, torch.float32))
+        return shares.unsqueeze(1).expand(-1, len(logits))
 
 
 class EBKD(Ensemble):
@@ -171,8 +172,8 @@ class AEKD(Ensemble):
         gradients = ((own - soft) * (self.temperature / size)).flatten(1)
         if self.normalize:
             gradients = F.normalize(gradients, dim=1)
-        shares = _least_norm(gradients @ gradients.T, nu)
-        return shares.to(student.logits.device, _wide(student.logits)).unsqueeze(1).expand(-1, size)
+        shares = _least_norm(gradients @ gradients.T, nu).to(student.logits.device)
+        return shares.to(torch.promote_types(student.logits.dtype, torch.float32)).unsqueeze(1).expand(-1, size)
 
 
 def _least_norm(products: Tensor, nu: float) -> Tensor:
@@ -191,11 +192,7 @@ def _least_norm(products: Tensor, nu: float) -> Tensor:
 def _stack(logits: Sequence[Tensor]) -> Tensor:
     """Return the teachers' logits (M, B, K) in float32 (float64 for float64)."""
     stacked = torch.stack(list(logits))
-    return stacked.to(_wide(stacked))
-
-
-def _wide(logits: Tensor) -> torch.dtype:
-    return torch.promote_types(logits.dtype, torch.float32)
+    return stacked.to(torch.promote_types(stacked.dtype, torch.float32))
 
 
 def _spread(weights: Sequence[float], stacked: Tensor) -> Tensor:

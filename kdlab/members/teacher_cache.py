@@ -222,7 +222,7 @@ class Cached(Member):
     in_evaluation: ClassVar[bool] = True
     teacher: Frozen
 
-    def __init__(self, teacher: Frozen, store: Store, index_of: Callable[[Batch], Tensor]) -> None:
+    def __init__(self, teacher: Frozen, store: Store, index_of: Callable[[Batch], Any]) -> None:
         super().__init__(teacher.name)
         self.__dict__["teacher"] = teacher
         self.store, self.index_of = store, index_of
@@ -261,7 +261,7 @@ def plan_disk(stores: Sequence[Store], epochs: int) -> int:
             f"The teacher cache needs {_amount(missing)} in '{cache.folder}', where {_amount(free)} are free: "
             "lower views, use top_k or float16."
         )
-    first = stores[0].path(0, "", "logits")
+    first, _ = files[0]
     have = Rows(first, samples, *stores[0].forms["logits"].row).count() if first.exists() else 0
     _log.info(
         f"Teacher cache: {_amount(total)} for {views} views in '{cache.folder}'; "

@@ -68,10 +68,8 @@ def use_cache(
     # A user's own hook may change which samples a batch has after its transfer.
     is_own = getattr(type(data), "on_after_batch_transfer", None) is not ImageData.on_after_batch_transfer
 
-    def index_of(batch: Batch) -> Tensor:
-        index: Tensor | None = batch.index if is_own or data.host_index is None else data.host_index
-        assert index is not None
-        return index
+    def index_of(batch: Batch) -> Any:
+        return batch.index if is_own or data.host_index is None else data.host_index
 
     cached = {}
     for teacher in teachers:
