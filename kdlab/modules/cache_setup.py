@@ -22,7 +22,7 @@ from kdlab.knowledge import Knowledge
 from kdlab.members.frozen import Frozen
 from kdlab.members.teacher_cache import Cached, Store, TeacherCache, plan_disk
 from kdlab.modules.first_batch import FirstBatch
-from kdlab.outputs import Batch, inputs_of
+from kdlab.outputs import Batch, inputs_of, observe
 from kdlab.teaching.plan import Plan
 
 OWN = ("observe", "training_step", "on_train_batch_start")
@@ -63,7 +63,9 @@ def use_cache(
         rows[view] = first.samples * (len(inputs_of(few.view(view))) // len(few.target))
     how = {"precision": str(trainer.precision), "device": trainer.strategy.root_device.type}
     fingerprint = _plain(data.fingerprint())
-    forms = cache.forms(teachers[0].dry(few), any(each.reads_embedding for each in knowledge.values()))
+    with torch.no_grad():
+        seen = observe(teachers[0].network, few.inputs)
+    forms = cache.forms(seen, any(each.reads_embedding for each in knowledge.values()))
 
     # A user's own hook may change which samples a batch has after its transfer.
     is_own = getattr(type(data), "on_after_batch_transfer", None) is not ImageData.on_after_batch_transfer

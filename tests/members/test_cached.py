@@ -9,7 +9,7 @@ import torch
 
 from kdlab.members import Cached, Frozen, TeacherCache
 from kdlab.members.teacher_cache import Store
-from kdlab.outputs import Batch
+from kdlab.outputs import Batch, observe
 from kdlab.schedules import Progress
 from tests.modules.tiny import count_calls, network
 
@@ -24,7 +24,7 @@ def cached(
     cache, rows = TeacherCache(str(folder)), {"": ROWS, **dict.fromkeys(views, 2 * ROWS)}
     members = []
     for teacher in teachers:
-        forms = cache.forms(teacher.dry(batch_of(0)), embedding=True)
+        forms = cache.forms(observe(teacher.network, batch_of(0).inputs), embedding=True)
         store = Store(cache, {"teacher": teacher.name, "data": "numbers"}, rows, forms)
         members.append(Cached(teacher, store, index_of))
     return members, [count_calls(teacher.network) for teacher in teachers]
