@@ -24,10 +24,7 @@ from kdlab.members.row_store import Form, Rows, Values, refused
 from kdlab.outputs.containers import Batch, Outputs
 from kdlab.outputs.observer import inputs_with_views, with_views
 
-FORMAT = 1
 _log = logging.getLogger("kdlab.teaching")
-
-_Places = Sequence[npt.NDArray[np.int64]]
 
 
 class TeacherCache:
@@ -102,7 +99,7 @@ class Store:
     def __init__(
         self, cache: TeacherCache, about: Mapping[str, Any], rows: Mapping[str, int], forms: Mapping[str, Form]
     ) -> None:
-        key = {"format": FORMAT, **about, "rows": rows[""], "dtype": cache.dtype, "top_k": cache.top_k}
+        key = {"format": 1, **about, "rows": rows[""], "dtype": cache.dtype, "top_k": cache.top_k}
         text = json.dumps(key, sort_keys=True, separators=(",", ":"))
         self.cache, self.rows, self.forms = cache, rows, forms
         self.key = json.dumps(json.loads(text), indent=1, sort_keys=True) + "\n"
@@ -149,7 +146,7 @@ class Store:
             self._compare(outputs, live())
         return outputs
 
-    def _read(self, places: _Places) -> dict[str, Values]:
+    def _read(self, places: Sequence[npt.NDArray[np.int64]]) -> dict[str, Values]:
         """Return the rows of each kind; none if any is missing."""
         if not self._files and all(path.exists() for path in self.sizes(self._view)):
             self._open()
@@ -161,7 +158,7 @@ class Store:
             stored[kind] = np.concatenate(values)
         return stored
 
-    def _fill(self, places: _Places, seen: Outputs) -> dict[str, Values]:
+    def _fill(self, places: Sequence[npt.NDArray[np.int64]], seen: Outputs) -> dict[str, Values]:
         """Write the missing rows, and return what :meth:`_read` returns from then on."""
         fresh = {kind: form.encode(getattr(seen, kind)) for kind, form in self.forms.items()}  # before any is written
         ends = np.cumsum([len(at) for at in places])

@@ -25,9 +25,6 @@ from kdlab.modules.first_batch import FirstBatch
 from kdlab.outputs import Batch, inputs_of, observe
 from kdlab.teaching.plan import Plan
 
-OWN = ("observe", "training_step", "on_train_batch_start")
-"""Methods of the module itself that a batch passes through."""
-
 _OF_ANY = frozenset(vars(nn.Module()))  # attributes that say how a module is used: mode, hooks
 
 
@@ -52,7 +49,8 @@ def use_cache(
     trainer = module.trainer
     data: Any = getattr(trainer, "datamodule", None)
     _check(data, knowledge, teachers)
-    refuse_unknown(module, pl.LightningModule, (*METHODS[3:], *OWN))
+    methods = (*METHODS[3:], "observe", "training_step", "on_train_batch_start")
+    refuse_unknown(module, pl.LightningModule, methods)  # all that a batch passes through
     cache, undo = _with_views_of(cache, data)
     if first.samples is None or first.batch.index is None:
         raise InputError("The teacher cache needs batches with the sample index, of a data set of known size.")
