@@ -1,11 +1,10 @@
 """Sources of outputs: trained, frozen and averaged networks, banks and mixtures."""
 
 from kdlab.members.bank import Bank
-from kdlab.members.cached import Cached
 from kdlab.members.copies import EMA, Snapshot
 from kdlab.members.fast_inference import Fast
 from kdlab.members.frozen import Frozen
 from kdlab.members.member import Learner, Member
-from kdlab.members.teacher_cache import TeacherCache
+from kdlab.members.teacher_cache import Cached, TeacherCache
 
 __all__ = ["EMA", "Bank", "Cached", "Fast", "Frozen", "Learner", "Member", "Snapshot", "TeacherCache"]

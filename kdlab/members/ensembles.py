@@ -32,7 +32,7 @@ class Ensemble:
 
     def together(self, logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         """Return the teachers' logits as one, in float32 (float64 for float64), as evaluation reports them."""
-        log_p = torch.stack([F.log_softmax(each.to(_wide(each)), -1) for each in logits])
+        log_p = F.log_softmax(_stack(logits), -1)
         return torch.logsumexp(log_p + _spread(weights, log_p).log(), 0)
 
     def weights(
@@ -50,7 +50,7 @@ class MeanOfLogits(Ensemble):
 
     def together(self, logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         """Return the mean of the logits, in float32 (float64 for float64)."""
-        stacked = torch.stack([each.to(_wide(each)) for each in logits])
+        stacked = _stack(logits)
         return (stacked * _spread(weights, stacked)).sum(0)
 
 
@@ -68,7 +68,8 @@ class MeanOfLosses(Ensemble):
     def weights(self, seen: Sequence[Outputs], weights: Sequence[float], student: Outputs, target: Tensor) -> Tensor:
         """Return the teachers' own weights, for every sample alike."""
         logits = seen[0].logits
-        return torch.tensor(weights, device=logits.device, dtype=_wide(logits)).unsqueeze(1).expand(-1, len(logits))
+        shares = torch.tensor(weights, device=logits.device, dtype=torch.promote_types(logits.dtype, torch.float32))
+        return shares.unsqueeze(1).expand(-1, len(logits))
 
 
 class EBKD(Ensemble):
@@ -87,7 +88,7 @@ class EBKD(Ensemble):
 
     def weights(self, seen: Sequence[Outputs], weights: Sequence[float], student: Outputs, target: Tensor) -> Tensor:
         """Return the weights, (M, B)."""
-        log_p = _log_probabilities(seen)
+        log_p = F.log_softmax(_stack([each.logits for each in seen]), -1)
         entropy = -(log_p.exp() * log_p).sum(-1)
         tiny = torch.finfo(entropy.dtype).tiny  # all teachers entirely sure: each counts alike
         return (1 - (entropy + tiny) / (entropy + tiny).sum(0)) / len(seen)
@@ -120,7 +121,7 @@ class CAMKD(Ensemble):
             raise InputError(
                 "CA-MKD weights teachers by their loss on the label, so labels must be class indices (B,)."
             )
-        log_p = _log_probabilities(seen)
+        log_p = F.log_softmax(_stack([each.logits for each in seen]), -1)
         loss = -log_p.gather(-1, target.expand(len(seen), -1).unsqueeze(-1)).squeeze(-1)
         shares = (1 - loss.softmax(0)) / (len(seen) - 1)
         return shares / len(seen) if self.released else shares
@@ -171,31 +172,28 @@ class AEKD(Ensemble):
         gradients = ((own - soft) * (self.temperature / size)).flatten(1)
         if self.normalize:
             gradients = F.normalize(gradients, dim=1)
-        shares = _least_norm(gradients @ gradients.T, nu)
-        return shares.to(student.logits.device, _wide(student.logits)).unsqueeze(1).expand(-1, size)
+        shares = _least_norm(gradients @ gradients.T, nu).to(student.logits.device)
+        return shares.to(torch.promote_types(student.logits.dtype, torch.float32)).unsqueeze(1).expand(-1, size)
 
 
 def _least_norm(products: Tensor, nu: float) -> Tensor:
     """Return the shares, (M,), of the shortest mixture of vectors with these inner products, at most 1 / (nu M)."""
     from sklearn.svm import OneClassSVM
 
-    count = len(products)
+    shares = torch.zeros(len(products), dtype=torch.float64)
     size = float(products.diagonal().mean())
     if size == 0 or nu == 1:  # the student agrees with every teacher, or no other shares are allowed
-        return torch.full((count,), 1 / count, dtype=torch.float64)
+        return shares + 1 / len(products)
     machine = OneClassSVM(kernel="precomputed", nu=min(nu, 1.0), tol=1e-10).fit((products / size).cpu().numpy())
-    shares = torch.zeros(count, dtype=torch.float64)
     shares[torch.as_tensor(machine.support_).long()] = torch.as_tensor(machine.dual_coef_[0])
     return shares / shares.sum()
 
 
-def _log_probabilities(seen: Sequence[Outputs]) -> Tensor:
-    return torch.stack([F.log_softmax(each.logits.to(_wide(each.logits)), -1) for each in seen])
-
-
-def _wide(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+def _stack(logits: Sequence[Tensor]) -> Tensor:
+    """Return the teachers' logits (M, B, K) in float32 (float64 for float64)."""
+    stacked = torch.stack(list(logits))
+    return stacked.to(torch.promote_types(stacked.dtype, torch.float32))
 
 
 def _spread(weights: Sequence[float], stacked: Tensor) -> Tensor:
-    return torch.tensor(weights, device=stacked.device, dtype=stacked.dtype).view(-1, *[1] * (stacked.dim() - 1))
+    return stacked.new_tensor(weights).view(-1, *[1] * (stacked.dim() - 1))

@@ -60,7 +60,8 @@ class Fast:
         """Return whether a copy of the network could differ from it."""
         parts = list(network.modules())
         fold = self.fold and any(type(part) in NORMS for part in parts)
-        return self.compile or self.precision != "same" or fold or (self.channels_last and any_image_layer(parts))
+        channels_last = self.channels_last and any(isinstance(part, IMAGES) for part in parts)
+        return self.compile or self.precision != "same" or fold or channels_last
 
 
 def supports_bf16(device: torch.device) -> bool:
@@ -71,27 +72,17 @@ def supports_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and cpu_supports(torch.bfloat16)
 
 
-def any_image_layer(parts: Iterable[nn.Module]) -> bool:
-    """Return whether one of the layers takes images."""
-    return any(isinstance(part, IMAGES) for part in parts)
-
-
 class FastObserver(Observer):
-    """An :class:`~kdlab.outputs.Observer` of a frozen network that runs as cheaply as ``fast`` allows.
+    """An observer of a frozen network that runs as cheaply as ``fast`` allows; the network stays as it is, to the bit.
 
     A copy is made at the first call, and again after the network moved, got other weights or :meth:`find_layers`; none
     where it would not differ from the network. While any part of the network is in train mode, the network itself runs.
 
-    Args:
-        network: as for :class:`~kdlab.outputs.Observer`, frozen; it stays as it is, to the bit.
-        layers: names of the layers to keep.
-        fast: what may be done.
-        only_layers: nobody reads logits or embedding; may be set between calls. After a whole first one, a forward then
-            stops after the last tapped layer, with empty logits (B, 0) and no embedding; not where the network is
-            compiled, nothing is tapped, or a tap is no layer but a part of the output.
-
     Attributes:
         plain: run the network itself, for a dry run, perhaps on another device than the training's.
+        only_layers: nobody reads logits or embedding. After a whole first forward, the next stop after the last tapped
+            layer, with empty logits (B, 0) and no embedding; not where the network is compiled, nothing is tapped, or a
+            tap is no layer but a part of the output.
     """
 
     def __init__(
@@ -126,8 +117,8 @@ class FastObserver(Observer):
             self._runner = None  # an old copy goes before a new one comes
             self._runner, self._state = self._checked(inputs), state
         outputs = self._runner(inputs, self.only_layers)
-        if self.only_layers and (last := self._runner.last):
-            self._tell(logging.INFO, f"its forward stops after {last!r}, the last layer that is read")
+        if self.only_layers and (needed := self._runner.needed):
+            self._tell(logging.INFO, f"its forward stops after {[*needed][-1]!r}, the last layer that is read")
         return outputs
 
     def _tell(self, level: int, what: str, numbers: str = "") -> None:
@@ -138,16 +129,15 @@ class FastObserver(Observer):
     def _checked(self, inputs: Any) -> _Runner:
         """Return a copy whose outputs on the first batch equal the network's, or the network itself."""
         fast = self.fast
+        if not fast.applies(self.network) or any(map(is_compiled, self._parts)):
+            return self._plain
         device = self._weights[0].device if self._weights else torch.device("cpu")
         dtype = self._lower(device)
-        channels_last = fast.channels_last and any_image_layer(self._parts)
-        fold = fast.fold and any(type(part) in NORMS for part in self._parts)
-        if not (channels_last or fold or dtype or fast.compile) or any(map(is_compiled, self._parts)):
-            return self._plain
+        channels_last = fast.channels_last and any(isinstance(part, IMAGES) for part in self._parts)
         flow = Flow(self.network)
         with flow, register_module_forward_pre_hook(flow.before), register_module_forward_hook(flow.after):
             plain = self._plain(inputs)
-        pairs, tapped = flow.pairs(self.network, plain, self._plain._modules.values()) if fold else ({}, 0)
+        pairs, tapped = flow.pairs(self.network, plain, self._plain._modules.values()) if fast.fold else ({}, 0)
         if not (channels_last or pairs or dtype or fast.compile):
             return self._plain
         try:
@@ -193,21 +183,16 @@ class _Runner(Observer):
     ) -> None:
         super().__init__(network, layers)
         self.dtype, self.channels_last = dtype, channels_last
-        self._runs: dict[str, int] = {}
-        self._needed: dict[str, int] = {}  # as _runs, of the first whole forward
-        self._stopping = False
+        self._runs: dict[str, int] = {}  # of each tapped layer, the last to finish last
+        self.needed: dict[str, int] = {}  # as _runs, of the first whole forward; empty while no forward can stop
+        self._is_stopping = False
         self._can_stop = len(self._modules) == len(self.layers) and not any(map(is_compiled, network.modules()))
-
-    @property
-    def last(self) -> str | None:
-        """Return the layer after which a forward stops, if it can stop and a whole one was seen."""
-        return next(reversed(self._needed), None) if self._can_stop else None
 
     def _keep(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         super()._keep(name, module, args, output)
         if self._can_stop:
-            self._runs[name] = self._runs.pop(name, 0) + 1  # the last to finish is the last in the dict
-            if self._stopping and all(self._runs.get(each, 0) >= runs for each, runs in self._needed.items()):
+            self._runs[name] = self._runs.pop(name, 0) + 1
+            if self._is_stopping and all(self._runs.get(each, 0) >= runs for each, runs in self.needed.items()):
                 raise _Stop
 
     def __call__(self, inputs: Any, only_layers: bool = False) -> Outputs:
@@ -219,7 +204,7 @@ class _Runner(Observer):
         given |= {name: converted(each, self.dtype, self.channels_last) for name, each in tensors.items()}
         first = next(iter(tensors.values()), torch.empty(0))
         self._runs.clear()
-        self._stopping = only_layers and self.last is not None
+        self._is_stopping = only_layers and bool(self.needed)
         try:
             with torch.autocast(first.device.type, enabled=False) if self.dtype else nullcontext():
                 outputs = super().__call__(given if isinstance(inputs, Mapping) else given[""])
@@ -230,10 +215,8 @@ class _Runner(Observer):
                 return self(inputs, only_layers)
             outputs = Outputs(torch.empty(0), tuple(self._kept[name] for name in self.layers), names=self.layers)
             self._kept.clear()
-        finally:
-            self._stopping = False
-        self._needed = self._needed or dict(self._runs)
-        if only_layers and self.last:
+        self.needed = self.needed or dict(self._runs)
+        if only_layers and self.needed:
             outputs = Outputs(outputs.layers[0].new_empty(len(first), 0), outputs.layers, names=outputs.names)
         if self.dtype:
             outputs = outputs.map(lambda x: x.float() if x.is_floating_point() else x)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from kdlab.compat import convert
 from kdlab.members.fast_inference import Fast, FastObserver
 from kdlab.members.member import UntrainedMember
-from kdlab.outputs.containers import Batch, Outputs
 from kdlab.outputs.observer import Observer
 
 
@@ -52,14 +51,6 @@ class Frozen(UntrainedMember):
         if self.batchnorm == "batch" or fast is None or not (only_layers or fast.applies(self.network)):
             return Observer(self.network, layers)
         return FastObserver(self.network, layers, fast)
-
-    def dry(self, batch: Batch) -> Outputs:
-        """Run the network itself on a few samples, perhaps on another device than in training."""
-        self.is_dry_run = True
-        try:
-            return self.observe(batch.inputs, batch)
-        finally:
-            self.is_dry_run = False
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Frozen:
         with torch.no_grad():

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
-import math
-import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+from urllib.parse import quote
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from kdlab.errors import InputError
-from kdlab.members.row_store import Rows, Store, Values, not_finite
-from kdlab.outputs import Outputs
+from kdlab.files import write_text
+from kdlab.members.frozen import Frozen
+from kdlab.members.member import Member, Seen
+from kdlab.members.row_store import Form, Rows, Values, refused
+from kdlab.outputs.containers import Batch, Outputs
+from kdlab.outputs.observer import inputs_with_views, with_views
 
 _log = logging.getLogger("kdlab.teaching")
 
@@ -59,240 +65,207 @@ class TeacherCache:
             if number is not None and number < least:
                 raise InputError(f"A teacher cache's {name} must be at least {least}, not {number}.")
         self.folder, self.dtype, self.top_k, self.views, self.check = Path(folder), dtype, top_k, views, check
-        self.rows = 0
-        self._kinds: tuple[str, ...] = ()
-        self._stores: list[Store] = []
-        self._view = 0
-        self._served = 0
 
-    @property
-    def is_open(self) -> bool:
-        """Return whether :meth:`open` was called."""
-        return bool(self._stores)
-
-    def open(self, teachers: Sequence[Mapping[str, Any]], data: Mapping[str, Any], rows: int, embedding: bool) -> None:
-        """Set teachers and data of the coming look-ups; nothing is written.
-
-        Args:
-            teachers: what each teacher's outputs depend on besides the inputs, with :func:`describe` in it.
-            data: what the inputs depend on besides epoch and index.
-            rows: the number of samples.
-            embedding: whether look-ups give embeddings too.
+    def forms(self, seen: Outputs, embedding: bool) -> dict[str, Form]:
+        """Return the form in which outputs like ``seen`` are kept, by kind.
 
         Raises:
-            InputError: a store's description says something else than its name, or the folder cannot be read.
+            InputError: logits are not (B, K) with K above ``top_k``, or there is no embedding (B, D).
         """
-        about = {"data": data, "rows": rows, "dtype": self.dtype, "top_k": self.top_k}
-        self._stores = [Store(self.folder, {"teacher": teacher, **about}) for teacher in teachers]
-        self.rows, self._served = rows, 0
-        self._kinds = ("logits", "embedding") if embedding else ("logits",)
+        shape = tuple(seen.logits.shape)
+        if len(shape) != 2:
+            raise InputError(f"A teacher cache keeps logits (B, K), not {shape}: those of tokens are not cached.")
+        if self.top_k is not None and self.top_k >= shape[1]:
+            raise InputError(f"A teacher cache's top_k must be below the {shape[1]} classes, not {self.top_k}.")
+        forms = {"logits": Form(shape[1], self.dtype, self.top_k)}
+        if embedding:
+            if seen.embedding is None or seen.embedding.dim() != 2:
+                raise InputError("The teacher gives no embedding (B, D), which this method needs from the cache.")
+            forms["embedding"] = Form(seen.embedding.shape[1], self.dtype)
+        return forms
 
-    def advance(self, epoch: int) -> None:
-        """Set the epoch of the next look-ups."""
-        view = epoch if self.views is None else epoch % self.views
+
+class Store:
+    """One teacher's outputs: a folder with a file of rows for each view number, view and kind, once one is written.
+
+    The folder's name is a hash of all that the numbers depend on: ``about`` (teacher and data), the number of samples
+    and the form; ``key.json`` in it holds that for a person to read. ``rows`` are those of each view of the batch, by
+    name; ``""`` is the batch itself.
+
+    Raises:
+        InputError: the folder describes something else than its name does, or cannot be read.
+    """
+
+    def __init__(
+        self, cache: TeacherCache, about: Mapping[str, Any], rows: Mapping[str, int], forms: Mapping[str, Form]
+    ) -> None:
+        key = {"format": 1, **about, "rows": rows[""], "dtype": cache.dtype, "top_k": cache.top_k}
+        text = json.dumps(key, sort_keys=True, separators=(",", ":"))
+        self.cache, self.rows, self.forms = cache, rows, forms
+        self.key = json.dumps(json.loads(text), indent=1, sort_keys=True) + "\n"
+        self.folder = cache.folder / hashlib.sha256(text.encode()).hexdigest()[:32]
+        self._files: dict[str, list[Rows]] = {}  # by kind, in the order of the views
+        self._view = self._served = 0
+        self._describe(write=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave open files out: a copy opens them again."""
+        return {**self.__dict__, "_files": {}}
+
+    def path(self, view: int, name: str, kind: str) -> Path:
+        """Return the file of one kind of output on the view ``name`` of view number ``view``."""
+        return self.folder / f"{view:05d}-{quote(name, safe='')}-{kind}-{self.forms[kind].width}"
+
+    def sizes(self, view: int) -> dict[Path, int]:
+        """Return the bytes of each file of one view number."""
+        return {
+            self.path(view, name, kind): Rows.size(rows, *form.row)
+            for kind, form in self.forms.items()
+            for name, rows in self.rows.items()
+        }
+
+    def look(self, epoch: int, index: Tensor, live: Callable[[], Outputs], device: torch.device) -> Outputs:
+        """Return the float32 outputs of the samples at ``index`` (B,), on all views in the order of ``rows``.
+
+        If anything is missing, they are those of ``live``, which runs the teacher on all views in this order.
+
+        Raises:
+            InputError: a number is not finite, an index is out of range, or a check fails.
+        """
+        view = epoch if self.cache.views is None else epoch % self.cache.views
         if view != self._view:  # files of one view only are open, whatever the number of epochs
-            for store in self._stores:
-                store.close()
-        self._view = view
-
-    def plan(self, classes: int, width: int | None, numbers: int, rows: Mapping[str, int]) -> int:
-        """Return the bytes that the whole training takes on disk, and log them.
-
-        Args:
-            classes: the teachers' K.
-            width: the width D of their embeddings; ``None`` if they have none.
-            numbers: how many epochs there are.
-            rows: how many rows each view has, by name; ``""`` is the batch itself.
-
-        Raises:
-            InputError: the disk has less free than what is still to be written, or ``top_k`` is not below ``classes``.
-        """
-        self._encodable(classes)
-        if "embedding" in self._kinds and width is None:
-            raise InputError(_NO_EMBEDDING)
-        numbers = numbers if self.views is None else min(numbers, self.views)
-        total = missing = 0
-        for store in self._stores:
-            for kind, wide in zip(self._kinds, (classes, width or 0), strict=False):
-                for name, count in rows.items():
-                    size = Rows.size(count, *store.form(kind, wide))
-                    there = [store.path(view, name, kind, wide).exists() for view in range(numbers)]
-                    total, missing = total + numbers * size, missing + there.count(False) * size
-        above = self.folder.absolute()
-        free = shutil.disk_usage(next(each for each in (above, *above.parents) if each.exists())).free
-        if free < missing:
-            raise InputError(
-                f"The teacher cache needs {_amount(missing)} in '{self.folder}', where {_amount(free)} are free: "
-                "lower views, use top_k or float16."
-            )
-        first = self._stores[0].path(0, "", "logits", classes)
-        have = Rows(first, rows[""], *self._stores[0].form("logits", classes)).count() if first.exists() else 0
-        _log.info(
-            f"Teacher cache: {_amount(total)} for {numbers} views in '{self.folder}'; "
-            f"{have} of {rows['']} rows of the first view are there."
-        )
-        return total
-
-    def look(
-        self, parts: Sequence[tuple[str, Tensor, int]], live: Callable[[], list[Outputs]], device: torch.device
-    ) -> list[Outputs]:
-        """Return each teacher's outputs on all ``parts``, concatenated: from the store, or by one call of ``live``.
-
-        Args:
-            parts: of each view of the batch its name (``""`` for the batch itself), its rows in the store (b,) int64,
-                and how many rows the store has of it.
-            live: runs the teachers on the parts one after the other; called if anything is missing, for everything.
-            device: of what is returned.
-
-        Returns:
-            For each teacher logits (B, K), and embedding (B, D) if asked for, float32.
-
-        Raises:
-            InputError: logits are not (B, K), there is no embedding, a number is not finite, or a check fails.
-        """
-        read = [(name, places.detach().cpu().numpy(), rows) for name, places, rows in parts]
-        found = [{kind: store.read(self._view, kind, read) for kind in self._kinds} for store in self._stores]
-        if any(values is None for each in found for values in each.values()):
-            fresh = [self._encode(each) for each in live()]  # all of them, so that nothing wrong was kept at an error
-            for store, kept, each in zip(self._stores, found, fresh, strict=True):
-                for kind, (values, width) in each.items():
-                    store.widths[kind] = width
-                    kept[kind] = store.fill(self._view, kind, read, values)
-            return self._outputs(found, device)
-        self._served += 1
-        outputs = self._outputs(found, device)
-        if self.check and self._served % self.check == 0:
+            self._view, self._files = view, {}
+        samples = index.detach().cpu().numpy()[:, None]
+        places = [(samples * n + np.arange(n)).ravel() for n in (rows // self.rows[""] for rows in self.rows.values())]
+        stored = self._read(places)
+        values = stored or self._fill(places, live())
+        numbers = {kind: form.decode(values[kind], device) for kind, form in self.forms.items()}
+        outputs = Outputs(numbers["logits"], embedding=numbers.get("embedding"))
+        self._served += bool(stored)
+        if stored and self.cache.check and self._served % self.cache.check == 0:
             self._compare(outputs, live())
         return outputs
 
-    def _encode(self, seen: Outputs) -> dict[str, tuple[Values, int]]:
-        """Encode each kind of output for the store, with its width."""
-        if seen.logits.dim() != 2:
-            shape = tuple(seen.logits.shape)
-            raise InputError(f"A teacher cache keeps logits (B, K), not {shape}: those of tokens are not cached.")
-        coded = {}
-        for kind in self._kinds:
-            values: Tensor | None = getattr(seen, kind)
-            if values is None or values.dim() != 2:
-                raise InputError(_NO_EMBEDDING)
-            width = values.shape[1]
-            if self.top_k is not None and kind == "logits":
-                self._encodable(width)
-                numbers, classes = _highest(values.detach().float(), self.top_k)
-            else:
-                numbers, classes = values.detach().float(), None
-            numbers = numbers.to(getattr(torch, self.dtype))
-            if not torch.isfinite(numbers).all():
-                raise not_finite(self.dtype)
-            if classes is not None:
-                numbers = torch.cat([numbers.view(torch.uint8), classes.view(torch.uint8)], 1)
-            coded[kind] = (numbers.cpu().numpy(), width)
-        return coded
+    def _read(self, places: Sequence[npt.NDArray[np.int64]]) -> dict[str, Values]:
+        """Return the rows of each kind; none if any is missing."""
+        if not self._files and all(path.exists() for path in self.sizes(self._view)):
+            self._open()
+        stored = {}
+        for kind, files in self._files.items():
+            values, present = zip(*(file.read(at) for file, at in zip(files, places, strict=True)), strict=True)
+            if not np.concatenate(present).all():
+                return {}
+            stored[kind] = np.concatenate(values)
+        return stored
 
-    def _decode(self, kind: str, values: Values, width: int, device: torch.device) -> Tensor:
-        """Decode stored values to float32 on the device."""
-        kept = torch.from_numpy(values)
-        kept = (kept.pin_memory() if device.type == "cuda" else kept).to(device, non_blocking=True)
-        k, dtype = self.top_k, getattr(torch, self.dtype)
-        if k is None or kind != "logits":
-            return kept.float()
-        numbers, classes = (
-            each.clone(memory_format=torch.contiguous_format)  # to begin where their dtype may
-            for each in kept.tensor_split([(k + 1) * dtype.itemsize], 1)
-        )
-        numbers = numbers.view(dtype).float()
-        others = numbers[:, k:] - math.log(width - k)
-        return others.repeat(1, width).scatter(1, classes.view(_integer(width)).long(), numbers[:, :k])
+    def _fill(self, places: Sequence[npt.NDArray[np.int64]], seen: Outputs) -> dict[str, Values]:
+        """Write the missing rows, and return what :meth:`_read` returns from then on."""
+        fresh = {kind: form.encode(getattr(seen, kind)) for kind, form in self.forms.items()}  # before any is written
+        ends = np.cumsum([len(at) for at in places])
+        assert all(len(values) == ends[-1] for values in fresh.values())
+        if not self._files:
+            self._describe(write=True)
+            self._open()
+        stored: dict[str, Values] = {}
+        for kind, values in fresh.items():
+            parts = zip(self._files[kind], places, np.split(values, ends[:-1]), strict=True)
+            stored[kind] = np.concatenate([file.fill(at, part) for file, at, part in parts])
+        return stored
 
-    def _outputs(self, found: Sequence[Mapping[str, Values | None]], device: torch.device) -> list[Outputs]:
-        outputs = []
-        for store, each in zip(self._stores, found, strict=True):
-            numbers = {
-                kind: self._decode(kind, values, store.widths[kind], device)
-                for kind, values in each.items()
-                if values is not None
-            }
-            outputs.append(Outputs(numbers["logits"], embedding=numbers.get("embedding")))
-        return outputs
+    def _open(self) -> None:
+        """Open the files of all kinds and views; those that are missing are made."""
+        self._files = {
+            kind: [Rows(self.path(self._view, name, kind), rows, *form.row) for name, rows in self.rows.items()]
+            for kind, form in self.forms.items()
+        }
 
-    def _encodable(self, classes: int) -> None:
-        if self.top_k is not None and self.top_k >= classes:
-            raise InputError(f"A teacher cache's top_k must be below the {classes} classes, not {self.top_k}.")
+    def _describe(self, write: bool) -> None:
+        """Check what ``key.json`` says if it exists; else ``write`` it."""
+        path = self.folder / "key.json"
+        with refused(self.folder):
+            if path.exists() and path.read_bytes() != self.key.encode():
+                raise InputError(f"'{path}' describes something else than its folder's name does: delete the folder.")
+            if write and not path.exists():
+                write_text(path, self.key)
 
-    def _compare(self, kept: Sequence[Outputs], live: Sequence[Outputs]) -> None:
+    def _compare(self, stored: Outputs, live: Outputs) -> None:
         """Compare stored outputs with those of a fresh forward."""
-        for store, old, new in zip(self._stores, kept, live, strict=True):
-            for kind in self._kinds:
-                was, now = getattr(old, kind), getattr(new, kind).detach().float()
-                if was.shape != now.shape:
-                    raise InputError(f"The cached {kind} in '{store.folder}' are {was.shape}, but {now.shape} now.")
-                allowed = 1e-4 * now.std(correction=0) + 1e-6 * now.abs().max()
-                if self.top_k is not None and kind == "logits":
-                    classes = was.topk(self.top_k).indices
-                    was, now = was.gather(1, classes), now.gather(1, classes)
-                if self.dtype == "float16":
-                    allowed = allowed + 2**-10 * now.abs() + 2**-24
-                apart = (was - now).abs()
-                if not bool((apart <= allowed).all()):
-                    raise InputError(
-                        f"The cached {kind} in '{store.folder}' differ by up to {float(apart.max()):.3g} from what the "
-                        "teacher gives now: it was filled with other inputs or another network; delete the folder."
-                    )
+        for kind, form in self.forms.items():
+            was, now = getattr(stored, kind), getattr(live, kind).detach().float()
+            allowed = 1e-4 * now.std(correction=0) + 1e-6 * now.abs().max()
+            if form.top_k is not None:
+                classes = was.topk(form.top_k).indices
+                was, now = was.gather(1, classes), now.gather(1, classes)
+            if form.dtype == "float16":
+                allowed = allowed + 2**-10 * now.abs() + 2**-24
+            difference = (was - now).abs()
+            if not bool((difference <= allowed).all()):
+                raise InputError(
+                    f"The cached {kind} in '{self.folder}' differ by up to {float(difference.max()):.3g} from what the "
+                    "teacher gives now: it was filled with other inputs or another network; delete the folder."
+                )
 
 
-_OF_ANY = frozenset(vars(nn.Module()))  # attributes that say how a module is used: mode, hooks
-_NO_EMBEDDING = "The teacher gives no embedding (B, D), which this method needs from the cache."
+class Cached(Member):
+    """A frozen teacher and its store: in training it runs only for what the store lacks.
+
+    Args:
+        teacher: the teacher.
+        store: its store, whose views run with the batch.
+        index_of: the positions (B,) of a batch's samples, on the host: to read them on the device would be to wait.
+    """
+
+    is_frozen: ClassVar[bool] = True
+    in_evaluation: ClassVar[bool] = True
+    teacher: Frozen
+
+    def __init__(self, teacher: Frozen, store: Store, index_of: Callable[[Batch], Any]) -> None:
+        super().__init__(teacher.name)
+        self.__dict__["teacher"] = teacher
+        self.store, self.index_of = store, index_of
+
+    def networks_of(self, name: str) -> tuple[tuple[nn.Module, str], ...]:
+        """Return the teacher's network."""
+        return self.teacher.networks_of(name)
+
+    def forward(self, batch: Batch, seen: Seen) -> dict[str, Outputs]:
+        """Return the teacher's outputs: from the store, or from a forward if anything is missing."""
+        if batch.progress is None:
+            return self.teacher(batch, seen)  # type: ignore[no-any-return]
+        views = [view for view in self.store.rows if view]
+
+        def live() -> Outputs:
+            return self.teacher.observe(inputs_with_views(batch, ("",), views), batch)
+
+        outputs = self.store.look(batch.progress.epoch, self.index_of(batch), live, batch.target.device)
+        return {self.name: with_views(outputs, batch, views)}
 
 
-def _highest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the k highest logits and the log-sum-exp of the others, (B, k + 1), and the k classes."""
-    values, classes = logits.topk(k)
-    rest = logits.scatter(1, classes, -math.inf).logsumexp(1, keepdim=True)
-    return torch.cat([values, rest], 1), classes.to(_integer(logits.shape[1]))
+def plan_disk(stores: Sequence[Store], epochs: int) -> int:
+    """Return the bytes that a training with these stores takes on disk, and log them.
 
-
-def _integer(classes: int) -> torch.dtype:
-    return torch.int16 if classes <= 32767 else torch.int32
+    Raises:
+        InputError: the disk has less free than what is still to be written.
+    """
+    cache, samples = stores[0].cache, stores[0].rows[""]
+    views = epochs if cache.views is None else min(epochs, cache.views)
+    files = [file for store in stores for view in range(views) for file in store.sizes(view).items()]
+    total, missing = sum(size for _, size in files), sum(size for path, size in files if not path.exists())
+    folder = cache.folder.absolute()
+    free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+    if free < missing:
+        raise InputError(
+            f"The teacher cache needs {_amount(missing)} in '{cache.folder}', where {_amount(free)} are free: "
+            "lower views, use top_k or float16."
+        )
+    first, _ = files[0]
+    have = Rows(first, samples, *stores[0].forms["logits"].row).count() if first.exists() else 0
+    _log.info(
+        f"Teacher cache: {_amount(total)} for {views} views in '{cache.folder}'; "
+        f"{have} of {samples} rows of the first view are there."
+    )
+    return total
 
 
 def _amount(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-
-
-def describe(network: nn.Module) -> dict[str, str]:
-    """Describe what a network's outputs depend on besides device and memory format: weights, classes and settings.
-
-    Not seen is code: a ``forward`` or a lambda that was changed while classes, weights and attributes stayed.
-
-    Returns:
-        ``weights``: SHA-256 of names, dtypes, shapes and bytes of parameters and buffers; ``network``: class and repr;
-        ``settings``: SHA-256 of each layer's class and the repr of its attributes, without memory addresses: what its
-        own repr may not show (the activation of a ``TransformerEncoderLayer``).
-
-    Raises:
-        InputError: the repr shows a memory address, which says nothing in another process.
-    """
-    text = f"{type(network).__qualname__}: {network!r}"
-    state = {**dict(network.named_buffers(remove_duplicate=False)), **network.state_dict()}
-    weights = hashlib.sha256()
-    for name, value in sorted(state.items()):
-        if not isinstance(value, Tensor):  # a layer's extra state
-            weights.update(f"{name} {value!r}\n".encode())
-            text += f"\n{name}: {value!r}"
-            continue
-        weights.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        weights.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    if " at 0x" in text:
-        raise InputError(
-            f"The teacher's description has a memory address ('...{text.split(' at 0x')[0][-40:]} at 0x...'), so its "
-            "outputs cannot be found again: give that object a repr of its own, or drop the teacher cache."
-        )
-    layers = [(name, type(module).__qualname__, _settings(module)) for name, module in network.named_modules()]
-    settings = hashlib.sha256(repr(layers).encode()).hexdigest()
-    return {"weights": weights.hexdigest(), "network": text, "settings": settings}
-
-
-def _settings(module: nn.Module) -> list[tuple[str, str]]:
-    own = {name: value for name, value in vars(module).items() if name not in _OF_ANY}
-    said = {name: re.sub(r" at 0x[0-9a-f]+", "", repr(value)) for name, value in own.items()}
-    return sorted(said.items())

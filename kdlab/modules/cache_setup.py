@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdlab.data import ImageData
 from kdlab.data.fingerprint import METHODS, refuse_unknown
 from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge
-from kdlab.members.cached import Cached
 from kdlab.members.frozen import Frozen
-from kdlab.members.member import Member
-from kdlab.members.teacher_cache import TeacherCache, describe
+from kdlab.members.teacher_cache import Cached, Store, TeacherCache, plan_disk
 from kdlab.modules.first_batch import FirstBatch
-from kdlab.outputs import Batch, inputs_of
+from kdlab.outputs import Batch, inputs_of, observe
 from kdlab.teaching.plan import Plan
 
-OWN = ("observe", "training_step", "on_train_batch_start")
-"""Methods of the module itself that a batch passes through."""
+_OF_ANY = frozenset(vars(nn.Module()))  # attributes that say how a module is used: mode, hooks
 
 
 def use_cache(
@@ -37,23 +38,50 @@ def use_cache(
 ) -> tuple[Plan, Callable[[], None]]:
     """Open a cache for the coming training; nothing is written.
 
-    Args:
-        module: what is trained.
-        plan: its plan.
-        knowledge: its knowledge, by name.
-        teachers: the frozen teachers of the plan.
-        cache: the cache.
-        first: the first batch.
-
     Returns:
         The plan with the teachers behind the cache, and a function to call when the training is over, which restores
-        the data and the cache.
+        the data.
 
     Raises:
         InputError: a loss reads the teacher's layers, the teacher depends on the batch, the data gives nothing that
             identifies the inputs, or the disk is too small.
     """
-    data: Any = getattr(module.trainer, "datamodule", None)
+    trainer = module.trainer
+    data: Any = getattr(trainer, "datamodule", None)
+    _check(data, knowledge, teachers)
+    methods = (*METHODS[3:], "observe", "training_step", "on_train_batch_start")
+    refuse_unknown(module, pl.LightningModule, methods)  # all that a batch passes through
+    cache, undo = _with_views_of(cache, data)
+    if first.samples is None or first.batch.index is None:
+        raise InputError("The teacher cache needs batches with the sample index, of a data set of known size.")
+    if not isinstance(first.batch.inputs, Tensor):
+        raise InputError("The teacher cache needs batches whose inputs are one tensor: drop teacher_cache.")
+    few, rows = first.few, {"": first.samples}
+    for view in dict.fromkeys(view for each in knowledge.values() for view in each.views):
+        rows[view] = first.samples * (len(inputs_of(few.view(view))) // len(few.target))
+    how = {"precision": str(trainer.precision), "device": trainer.strategy.root_device.type}
+    fingerprint = _plain(data.fingerprint())
+    with torch.no_grad():
+        seen = observe(teachers[0].network, few.inputs)
+    forms = cache.forms(seen, any(each.reads_embedding for each in knowledge.values()))
+
+    # A user's own hook may change which samples a batch has after its transfer.
+    is_own = getattr(type(data), "on_after_batch_transfer", None) is not ImageData.on_after_batch_transfer
+
+    def index_of(batch: Batch) -> Any:
+        return batch.index if is_own or data.host_index is None else data.host_index
+
+    cached = {}
+    for teacher in teachers:
+        about = {**describe(teacher.network), "fast": teacher.fast and dataclasses.asdict(teacher.fast), **how}
+        store = Store(cache, {"teacher": about, "data": fingerprint}, rows, forms)
+        cached[teacher.name] = Cached(teacher, store, index_of)
+    plan_disk([member.store for member in cached.values()], max(trainer.max_epochs or 1, 1))
+    return dataclasses.replace(plan, members={**plan.members, **cached}), undo
+
+
+def _check(data: Any, knowledge: Mapping[str, Knowledge], teachers: Sequence[Frozen]) -> None:
+    """Check that the teachers' outputs depend on the sample alone, and that the data can identify it."""
     for name, own in knowledge.items():
         if own.teacher_layers:
             raise InputError(
@@ -69,80 +97,70 @@ def use_cache(
             f"kdlab.data; {source} has no fingerprint(): use a data module of kdlab, define fingerprint(), or drop "
             "teacher_cache."
         )
-    refuse_unknown(module, pl.LightningModule, (*METHODS[3:], *OWN))
-    undo = _agree(cache, data)
-    if first.samples is None or first.batch.index is None:
-        raise InputError("The teacher cache needs batches with the sample index, of a data set of known size.")
-    if not isinstance(first.batch.inputs, Tensor):
-        raise InputError("The teacher cache needs batches whose inputs are one tensor: drop teacher_cache.")
-    trainer = module.trainer
-    how = {"precision": str(trainer.precision), "device": trainer.strategy.root_device.type}
-    described = [
-        {**describe(teacher.network), "fast": teacher.fast and dataclasses.asdict(teacher.fast), **how}
-        for teacher in teachers
-    ]
-    embedding = any(own.reads_embedding for own in knowledge.values())
-    cache.open(described, _readable(data.fingerprint()), first.samples, embedding)
-    few, rows = first.few, {"": first.samples}
-    views = list(dict.fromkeys(view for own in knowledge.values() for view in own.views))
-    for name in views:
-        rows[name] = first.samples * (len(inputs_of(few.view(name))) // len(few.target))
-    seen = teachers[0].dry(few)
-    width = None if seen.embedding is None or len(teachers) > 1 else seen.embedding.shape[-1]
-    epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 1
-    cache.plan(seen.logits.shape[-1], width, epochs, rows)
-    # A user's own hook may change which samples a batch has after its transfer.
-    kept = getattr(type(data), "on_after_batch_transfer", None) is ImageData.on_after_batch_transfer
-
-    def index_of(batch: Batch) -> Tensor:
-        index: Tensor | None = data.host_index if kept and data.host_index is not None else batch.index
-        assert index is not None
-        return index
-
-    return _behind(plan, teachers, Cached(teachers, cache, index_of, views)), undo
 
 
-def _behind(plan: Plan, teachers: Sequence[Frozen], cached: Cached) -> Plan:
-    """Return the plan with one member in the place of the teachers."""
-    members: dict[str, Member] = {}
-    for name, member in plan.members.items():
-        if member is teachers[0]:
-            members[cached.name] = cached
-        elif not any(member is teacher for teacher in teachers):
-            members[name] = member
-    return dataclasses.replace(plan, members=members)
-
-
-def _agree(cache: TeacherCache, data: Any) -> Callable[[], None]:
-    """Let the data's augmentation repeat as often as the cache has views, until the returned function is called."""
+def _with_views_of(cache: TeacherCache, data: Any) -> tuple[TeacherCache, Callable[[], None]]:
+    """Let data and a copy of the cache repeat after as many epochs, the data until the returned function is called."""
     views, distinct = cache.views, getattr(data, "distinct_epochs", None)
-
-    def undo() -> None:
-        cache.views = views
-        if hasattr(data, "distinct_epochs"):
-            data.distinct_epochs = distinct
-
-    if cache.views is None:
-        cache.views = getattr(data, "distinct_epochs", None)
-    elif getattr(data, "distinct_epochs", None) is None:
-        data.distinct_epochs = cache.views
-        rank_zero_info(
-            f"Augmentation repeats after {cache.views} epochs, for the teacher cache: report it as {cache.views} fixed "
-            "views."
-        )
-    elif data.distinct_epochs != cache.views:
+    if views is None:
+        cache = copy.copy(cache)
+        cache.views = distinct
+        return cache, lambda: None
+    if distinct not in (None, views):
         raise InputError(
-            f"The data repeats its augmentation after {data.distinct_epochs} epochs, but teacher_cache.views is "
-            f"{cache.views}: give one of them alone."
+            f"The data repeats its augmentation after {distinct} epochs, but teacher_cache.views is {views}: give one "
+            "of them alone."
         )
-    return undo
+    if distinct is None:
+        data.distinct_epochs = views
+        rank_zero_info(
+            f"Augmentation repeats after {views} epochs, for the teacher cache: report it as {views} fixed views."
+        )
+    return cache, lambda: setattr(data, "distinct_epochs", distinct)
 
 
-def _readable(said: Any) -> dict[str, Any]:
-    if not isinstance(said, dict):
-        raise InputError(f"fingerprint() must give a dict, not a {type(said).__name__}.")
+def _plain(fingerprint: Any) -> dict[str, Any]:
+    if not isinstance(fingerprint, dict):
+        raise InputError(f"fingerprint() must give a dict, not a {type(fingerprint).__name__}.")
     try:
-        json.dumps(said, sort_keys=True, allow_nan=False)
+        json.dumps(fingerprint, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InputError(f"fingerprint() must give plain numbers, strings, lists and dicts ({error}).") from error
-    return said
+    return fingerprint
+
+
+def describe(network: nn.Module) -> dict[str, str]:
+    """Describe what a network's outputs depend on besides device and memory format: weights, classes and settings.
+
+    Not seen is code: a ``forward`` or a lambda that was changed while classes, weights and attributes stayed.
+
+    Returns:
+        ``weights``: SHA-256 of names, dtypes, shapes and bytes of parameters and buffers; ``network``: class and repr;
+        ``settings``: SHA-256 of each layer's class and the repr of its attributes, without memory addresses: what its
+        own repr may not show (the activation of a ``TransformerEncoderLayer``).
+
+    Raises:
+        InputError: the repr shows a memory address, which says nothing in another process.
+    """
+    text = f"{type(network).__qualname__}: {network!r}"
+    state = {**dict(network.named_buffers(remove_duplicate=False)), **network.state_dict()}
+    weights = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        if not isinstance(value, Tensor):  # a layer's extra state
+            weights.update(f"{name} {value!r}\n".encode())
+            text += f"\n{name}: {value!r}"
+            continue
+        weights.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        weights.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    if " at 0x" in text:
+        raise InputError(
+            f"The teacher's description has a memory address ('...{text.split(' at 0x')[0][-40:]} at 0x...'), so its "
+            "outputs cannot be found again: give that object a repr of its own, or drop the teacher cache."
+        )
+    layers = []
+    for name, module in network.named_modules():
+        own = [(key, repr(value)) for key, value in vars(module).items() if key not in _OF_ANY]
+        said = sorted((key, re.sub(r" at 0x[0-9a-f]+", "", value)) for key, value in own)
+        layers.append((name, type(module).__qualname__, said))
+    settings = hashlib.sha256(repr(layers).encode()).hexdigest()
+    return {"weights": weights.hexdigest(), "network": text, "settings": settings}

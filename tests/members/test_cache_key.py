@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from kdlab.errors import InputError
 from kdlab.members.row_store import Rows
-from kdlab.members.teacher_cache import TeacherCache, describe
+from kdlab.members.teacher_cache import Store, TeacherCache, plan_disk
+from kdlab.modules.cache_setup import describe
 from kdlab.outputs import Outputs
 
 CPU = torch.device("cpu")
@@ -131,8 +132,8 @@ def test_refuses_a_memory_address() -> None:
 
 def key(folder: Path, teacher: object = 0, data: object = 0, rows: int = 9, **options: Any) -> str:
     cache = TeacherCache(str(folder), **options)
-    cache.open([{"teacher": teacher}], {"data": data}, rows, False)
-    return cache._stores[0].folder.name
+    forms = cache.forms(Outputs(torch.zeros(1, 10)), False)
+    return Store(cache, {"teacher": teacher, "data": {"data": data}}, {"": rows}, forms).folder.name
 
 
 def test_the_key_depends_on_teacher_data_dtype_and_top_k_alone(tmp_path: Path) -> None:
@@ -147,32 +148,28 @@ def test_the_key_depends_on_teacher_data_dtype_and_top_k_alone(tmp_path: Path) -
     assert not list(tmp_path.iterdir())
 
 
-def opened(folder: Path, embedding: bool = False, **options: Any) -> TeacherCache:
+def opened(folder: Path, embedding: bool = False, classes: int = 10, rows: Any = None, **options: Any) -> Store:
     cache = TeacherCache(str(folder), **options)
-    cache.open([{"teacher": "tést"}], {"data": 0}, 100, embedding)
-    return cache
+    forms = cache.forms(Outputs(torch.zeros(1, classes), embedding=torch.zeros(1, 6)), embedding)
+    return Store(cache, {"teacher": {"teacher": "tést"}, "data": {"data": 0}}, rows or {"": 100}, forms)
 
 
-def look(cache: TeacherCache, classes: int = 10) -> None:
-    cache.look(
-        [("", torch.arange(4), 100)], lambda: [Outputs(torch.randn(4, classes), embedding=torch.ones(4, 6))], CPU
-    )
+def look(store: Store, epoch: int = 0) -> None:
+    seen = Outputs(torch.randn(4, 10), embedding=torch.ones(4, 6))
+    store.look(epoch, torch.arange(4), lambda: seen, CPU)
 
 
 def test_the_folder_says_what_it_holds(tmp_path: Path) -> None:
-    cache = opened(tmp_path / "new", top_k=3)
-    assert cache.is_open
-    assert not TeacherCache("x").is_open
+    store = opened(tmp_path / "new", top_k=3)
     assert not (tmp_path / "new").exists()
-    look(cache)
+    look(store)
     (folder,) = (tmp_path / "new").iterdir()
     assert sorted(os.listdir(folder)) == ["00000--logits-10", "key.json"]
     about = json.loads((folder / "key.json").read_text())
     expected = {"format": 1, "teacher": {"teacher": "tést"}, "data": {"data": 0}, "rows": 100}
     assert about == {**expected, "dtype": "float16", "top_k": 3}
     written = (folder / "key.json").stat().st_ino
-    cache.advance(1)
-    look(cache)
+    look(store, 1)
     assert (folder / "key.json").stat().st_ino == written  # once
 
 
@@ -192,77 +189,72 @@ def test_refuses_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "width", "row"),
+    ("options", "embedding", "row"),
     [
-        ({}, None, 8 + 24),
-        ({"dtype": "float32"}, None, 8 + 40),
-        ({"top_k": 3}, None, 8 + 16),  # (3 + 1) numbers of 2 bytes, 3 classes of 2
-        ({"dtype": "float32", "top_k": 3}, None, 8 + 24),
-        ({}, 6, 8 + 24 + 8 + 16),
-        ({"top_k": 3}, 6, 8 + 16 + 8 + 16),
+        ({}, False, 8 + 24),
+        ({"dtype": "float32"}, False, 8 + 40),
+        ({"top_k": 3}, False, 8 + 16),  # (3 + 1) numbers of 2 bytes, 3 classes of 2
+        ({"dtype": "float32", "top_k": 3}, False, 8 + 24),
+        ({}, True, 8 + 24 + 8 + 16),
+        ({"top_k": 3}, True, 8 + 16 + 8 + 16),
     ],
 )
 def test_the_plan_is_what_the_files_take(
-    tmp_path: Path, options: dict[str, Any], width: int | None, row: int, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, options: dict[str, Any], embedding: bool, row: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cache = opened(tmp_path / "new", width is not None, views=3, **options)
-    assert cache.plan(10, width, 2, {"": 100}) == 2 * 100 * row
+    store = opened(tmp_path / "new", embedding, views=3, **options)
+    assert plan_disk([store], 2) == 2 * 100 * row
     assert not (tmp_path / "new").exists()
-    assert cache.plan(10, width, 7, {"": 100}) == 3 * 100 * row
-    look(cache)
+    assert plan_disk([store], 7) == 3 * 100 * row
+    look(store)
     files = [each for each in tmp_path.glob("new/*/*") if each.name != "key.json"]
     assert sum(each.stat().st_size for each in files) == 100 * row
     caplog.clear()  # a fit in an earlier test may have let the log be heard
     with caplog.at_level(logging.INFO, "kdlab.teaching"):
-        assert cache.plan(10, width, 7, {"": 100, "crops": 300}) == 3 * 400 * row
+        assert (
+            plan_disk([opened(tmp_path / "new", embedding, 10, {"": 100, "crops": 300}, views=3, **options)], 7)
+            == 3 * 400 * row
+        )
     assert len(caplog.messages) == 1
     assert "for 3 views" in caplog.messages[0]
     assert "4 of 100 rows" in caplog.messages[0]
-
-
-def test_the_plan_needs_an_embedding_and_top_k_below_the_classes(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no embedding"):
-        opened(tmp_path, True).plan(10, None, 2, {"": 100})
-    assert opened(tmp_path).plan(10, 6, 1, {"": 100}) == opened(tmp_path).plan(10, None, 1, {"": 100})
-    with pytest.raises(InputError, match="below the 10 classes, not 10"):
-        opened(tmp_path, top_k=10).plan(10, 6, 2, {"": 100})
 
 
 def test_refuses_what_the_disk_has_no_room_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     look(opened(tmp_path, views=3))
     room = namedtuple("room", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: room(2 * 3200))
-    assert opened(tmp_path, views=3).plan(10, None, 9, {"": 100}) == 3 * 3200  # one of three is there
+    assert plan_disk([opened(tmp_path, views=3)], 9) == 3 * 3200  # one of three is there
     monkeypatch.setattr(shutil, "disk_usage", lambda path: room(2 * 3200 - 1))
     with pytest.raises(InputError, match=r"0\.0 MB are free"):
-        opened(tmp_path, views=3).plan(10, None, 9, {"": 100})
+        plan_disk([opened(tmp_path, views=3)], 9)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: room(1_100_000_000))
     with pytest.raises(InputError, match=r"needs 2.4 GB in '.*', where 1.1 GB are free: lower views, use top_k or f"):
-        opened(tmp_path / "none" / "here").plan(100, None, 240, {"": 48_000})
+        plan_disk([opened(tmp_path / "none" / "here", classes=100, rows={"": 48_000})], 240)
     assert len(list(tmp_path.iterdir())) == 1
 
 
 SCRIPT = """
 import sys, torch
 from kdlab.outputs import Outputs
-from kdlab.members.teacher_cache import TeacherCache
+from kdlab.members.teacher_cache import Store, TeacherCache
 torch.set_num_threads(1)
 folder, seed = sys.argv[1], int(sys.argv[2])
 cache = TeacherCache(folder, "float32", views=2)
-cache.open([{"teacher": 0}], {"data": 0}, 400, True)
+forms = cache.forms(Outputs(torch.zeros(1, 10), embedding=torch.zeros(1, 6)), True)
+store = Store(cache, {"teacher": 0, "data": 0}, {"": 400}, forms)
 truth = torch.randn(2, 400, 16, generator=torch.Generator().manual_seed(0))
 print("ready", flush=True)
 sys.stdin.readline()
 ran = 0
 for epoch in range(6):
-    cache.advance(epoch)
     order = torch.randperm(400, generator=torch.Generator().manual_seed(seed + epoch))
     for places in order.split(20):
         def live():
             global ran
             ran += 1
-            return [Outputs(truth[epoch % 2, places, :10], embedding=truth[epoch % 2, places, 10:])]
-        seen, = cache.look([("", places, 400)], live, torch.device("cpu"))
+            return Outputs(truth[epoch % 2, places, :10], embedding=truth[epoch % 2, places, 10:])
+        seen = store.look(epoch, places, live, torch.device("cpu"))
         assert torch.equal(torch.cat([seen.logits, seen.embedding], 1), truth[epoch % 2, places])
 print(ran)
 """

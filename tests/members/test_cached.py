@@ -8,20 +8,26 @@ from typing import Any
 import torch
 
 from kdlab.members import Cached, Frozen, TeacherCache
-from kdlab.outputs import Batch
+from kdlab.members.teacher_cache import Store
+from kdlab.outputs import Batch, observe
 from kdlab.schedules import Progress
 from tests.modules.tiny import count_calls, network
 
 ROWS = 12
 
 
-def cached(folder: Path, count: int = 1, views: tuple[str, ...] = ()) -> tuple[Cached, list[list[int]]]:
-    """Teachers behind an open cache, and the sizes of the batches that each was called with."""
-    names = ["teacher"] if count == 1 else [f"teacher.{number}" for number in range(count)]
+def cached(
+    folder: Path, names: tuple[str, ...] = ("teacher",), views: tuple[str, ...] = ()
+) -> tuple[list[Cached], list[list[int]]]:
+    """Teachers behind a cache, and the sizes of the batches that each was called with."""
     teachers = [Frozen(network(seed), name, fast=None) for seed, name in enumerate(names)]
-    cache = TeacherCache(str(folder))
-    cache.open([{"teacher": name} for name in names], {"data": "numbers"}, ROWS, embedding=True)
-    return Cached(teachers, cache, index_of, views), [count_calls(teacher.network) for teacher in teachers]
+    cache, rows = TeacherCache(str(folder)), {"": ROWS, **dict.fromkeys(views, 2 * ROWS)}
+    members = []
+    for teacher in teachers:
+        forms = cache.forms(observe(teacher.network, batch_of(0).inputs), embedding=True)
+        store = Store(cache, {"teacher": teacher.name, "data": "numbers"}, rows, forms)
+        members.append(Cached(teacher, store, index_of))
+    return members, [count_calls(teacher.network) for teacher in teachers]
 
 
 def index_of(batch: Batch) -> Any:
@@ -36,54 +42,50 @@ def batch_of(*index: int, epoch: int | None = 0, views: Any = None) -> Batch:
 
 
 def test_teachers_run_only_for_what_is_missing(tmp_path: Path) -> None:
-    member, calls = cached(tmp_path, 2)
-    first = member(batch_of(0, 5, 7), {})
-    again = member(batch_of(7, 0), {})
+    members, calls = cached(tmp_path, ("teacher.0", "teacher.1"))
+    firsts = [member(batch_of(0, 5, 7), {})[member.name] for member in members]
+    agains = [member(batch_of(7, 0), {})[member.name] for member in members]
     assert calls == [[3], [3]]
-    for number, teacher in enumerate(member.teachers):
-        name = f"teacher.{number}"
-        plain = teacher(batch_of(0, 5, 7), {})[name]
-        for outputs, rows in ((first[name], [0, 1, 2]), (again[name], [2, 0])):
+    for member, first, again in zip(members, firsts, agains, strict=True):
+        plain = member.teacher(batch_of(0, 5, 7), {})[member.name]
+        for outputs, rows in ((first, [0, 1, 2]), (again, [2, 0])):
             assert torch.equal(outputs.logits, plain.logits[rows].half().float())
             assert torch.equal(outputs.embedding, plain.embedding[rows].half().float())
-    assert again["teacher.0"].index.tolist() == [7, 0]
-    member(batch_of(7, 1), {})
+        assert again.index.tolist() == [7, 0]
+        member(batch_of(7, 1), {})
     assert [sizes[-1] for sizes in calls] == [2, 2]
 
 
 def test_each_epoch_has_its_own_rows(tmp_path: Path) -> None:
-    member, calls = cached(tmp_path)
+    (member,), calls = cached(tmp_path)
     for epoch in (0, 1, 1):
         member(batch_of(0, 1, epoch=epoch), {})
     assert calls == [[2, 2]]
 
 
 def test_views_run_in_one_forward_and_are_kept(tmp_path: Path) -> None:
-    member, calls = cached(tmp_path, views=("twice",))
+    (member,), calls = cached(tmp_path, views=("twice",))
     views = {"twice": torch.randn(4, 64)}
     first = member(batch_of(3, 4, views=views), {})["teacher"]
     again = member(batch_of(3, 4, views=views), {})["teacher"]
     assert calls == [[6]]
     assert first.views["twice"].logits.shape == (4, 10)
-    torch.testing.assert_close(
-        first.views["twice"].logits, member.teachers[0].network(views["twice"]), atol=1e-3, rtol=0
-    )
+    torch.testing.assert_close(first.views["twice"].logits, member.teacher.network(views["twice"]), atol=1e-3, rtol=0)
     assert torch.equal(first.views["twice"].logits, again.views["twice"].logits)
     swapped = member(batch_of(4, 3, views={"twice": views["twice"].roll(2, 0)}), {})["teacher"]
     assert torch.equal(swapped.views["twice"].logits, first.views["twice"].logits.roll(2, 0))
 
 
 def test_evaluation_runs_the_teachers_themselves(tmp_path: Path) -> None:
-    member, calls = cached(tmp_path)
+    (member,), calls = cached(tmp_path)
     for _ in range(2):
         outputs = member(batch_of(0, 1, epoch=None), {})["teacher"]
-        assert torch.equal(outputs.logits, member.teachers[0].network(batch_of(0, 1).inputs))
+        assert torch.equal(outputs.logits, member.teacher.network(batch_of(0, 1).inputs))
     assert [size for size in calls[0] if size == 2] == [2] * 4
 
 
-def test_names_and_networks_are_the_teachers(tmp_path: Path) -> None:
-    member, _ = cached(tmp_path, 2)
+def test_name_and_network_are_the_teachers(tmp_path: Path) -> None:
+    (_, member), _ = cached(tmp_path, ("teacher.0", "teacher.1"))
     assert member.is_frozen
-    assert member.names == ("teacher.0", "teacher.1")
-    for teacher in member.teachers:
-        assert member.networks_of(teacher.name) == ((teacher.network, ""),)
+    assert member.names == ("teacher.1",)
+    assert member.networks_of("teacher.1") == ((member.teacher.network, ""),)

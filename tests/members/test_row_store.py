@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from kdlab.errors import InputError
 from kdlab.members import row_store as store
-from kdlab.members.row_store import Rows
+from kdlab.members.row_store import Form, Rows
 
 ROWS, WIDTH = 3000, 33
 ALL = np.arange(ROWS)
@@ -123,22 +124,22 @@ def test_a_row_without_its_checksum_is_absent(tmp_path: Path, monkeypatch: pytes
     assert (values == TRUE[:2]).all()
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_refuses_numbers_that_are_not_finite(tmp_path: Path, bad: float) -> None:
-    rows, values = opened(tmp_path), TRUE[:3].copy()
-    values[1, 2] = bad
-    with pytest.raises(InputError, match="not finite"):
-        rows.write(ALL[:3], values)
-    assert rows.count() == 0
-
-
 @pytest.mark.parametrize("bad", [-1, ROWS])
 def test_refuses_places_outside(tmp_path: Path, bad: int) -> None:
     rows = opened(tmp_path)
     with pytest.raises(InputError, match=f"has {ROWS} rows"):
         rows.read(np.array([0, bad]))
     with pytest.raises(InputError, match=f"has {ROWS} rows"):
-        rows.write(np.array([0, bad]), TRUE[:2])
+        rows.fill(np.array([0, bad]), TRUE[:2])
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("form", [Form(WIDTH, "float16"), Form(WIDTH, "float32")])
+def test_refuses_numbers_that_are_not_finite(form: Form, bad: float) -> None:
+    values = torch.from_numpy(TRUE[:3].copy())
+    values[1, 2] = bad
+    with pytest.raises(InputError, match="not finite"):
+        form.encode(values)
 
 
 def test_nothing_at_no_places(tmp_path: Path) -> None:

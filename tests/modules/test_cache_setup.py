@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kdlab import Knowledge
 from kdlab.data import Digits, Rotations
 from kdlab.losses import DIST, RKDDistance
+from kdlab.members import Cached, Frozen
 from kdlab.teaching import EBKD, TeacherCache
 from tests.modules.tiny import count_calls, digits, distiller, network, same, trainer, weights
 
@@ -94,8 +95,8 @@ def test_a_module_can_be_fitted_again_with_its_cache(tmp_path: Path) -> None:
 
     class Look(pl.Callback):
         def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, number: int) -> None:
-            if "cached" in module.plan.members:
-                index = module.plan.members["cached"].index_of(batch)
+            if isinstance(member := module.plan.members["teacher"], Cached):
+                index = member.index_of(batch)
                 on_host.append(index is trainer.datamodule.host_index)
 
     ends = []
@@ -106,7 +107,7 @@ def test_a_module_can_be_fitted_again_with_its_cache(tmp_path: Path) -> None:
         ends.append(weights(module.student))
     assert same(*ends)
     assert on_host == [True] * 20  # read where it was before its transfer
-    assert "cached" not in module.plan.members
+    assert isinstance(module.plan.members["teacher"], Frozen)
 
 
 def test_another_precision_has_a_store_of_its_own(tmp_path: Path) -> None:
@@ -156,7 +157,8 @@ def test_an_ensemble_comes_from_the_stores_of_its_teachers(tmp_path: Path) -> No
     live, _ = trained(None, teacher=both(), ensemble=EBKD())
     assert trained(float32(tmp_path))[1] == 15  # the first of them alone
     filled, runs = trained(float32(tmp_path), teacher=both(), ensemble=EBKD())
-    assert runs == 15
+    assert runs == 0  # the second one's store is filled alone
+    assert trained(float32(tmp_path), teacher=both()[::-1], ensemble=EBKD())[1] == 0
     read, runs = trained(float32(tmp_path), teacher=both(), ensemble=EBKD())
     assert runs == 0
     assert same(live, filled)

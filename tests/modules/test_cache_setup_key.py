@@ -13,7 +13,7 @@ from torch import Tensor
 from kdlab import Distiller, InputError, Knowledge
 from kdlab.data import Digits, View
 from kdlab.losses import Hint, SoftTargets
-from kdlab.members.teacher_cache import describe
+from kdlab.modules.cache_setup import describe
 from tests.modules.test_cache_setup import float32, shifted, trained
 from tests.modules.tiny import network, pairs, same, trainer
 
