@@ -51,22 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
             run(command, rest)
         elif command in OWN_COMMANDS:
-            _run_own(command, rest)
+            from kdlab.cli.command import call
+
+            call(command, getattr(import_module(f"kdlab.cli.{FILES.get(command, command)}"), command), rest)
         else:
             raise InputError(f"There is no command {command!r}; the nearest are {nearest(command, COMMANDS)}.")
     except InputError as error:
         print(f"kdlab {command}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-
-
-def _run_own(name: str, arguments: Sequence[str]) -> None:
-    from kdlab.cli.command import call
-
-    module = import_module(f"kdlab.cli.{FILES.get(name, name)}")
-    if hasattr(module, "run"):  # reproduce and report parse their arguments themselves
-        module.run(arguments)
-    else:
-        call(name, getattr(module, name), arguments)
 
 
 def usage() -> str:

@@ -70,6 +70,11 @@ def split(command: Callable[..., None], arguments: Sequence[str]) -> tuple[list[
     return known, further
 
 
+def options_of(command: Callable[..., None]) -> list[str]:
+    """Return the options of a command, such as ``--dry-run``."""
+    return [f"--{name.replace('_', '-')}" for name in _options(command)]
+
+
 def _options(command: Callable[..., None]) -> list[str]:
     parameters = inspect.signature(command).parameters
     return [name for name, parameter in parameters.items() if parameter.default is not parameter.empty]
@@ -78,8 +83,7 @@ def _options(command: Callable[..., None]) -> list[str]:
 def _unknown(argument: str, command: Callable[..., None]) -> InputError:
     if not argument.startswith("-"):
         return InputError(f"{argument!r} is one argument too many.")
-    options = [f"--{name.replace('_', '-')}" for name in _options(command)]
-    return InputError(f"There is no option {argument!r}; the nearest are {nearest(argument, options)}.")
+    return InputError(f"There is no option {argument!r}; the nearest are {nearest(argument, options_of(command))}.")
 
 
 def _sentence(error: ArgumentError) -> str:

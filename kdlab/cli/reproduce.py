@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import difflib
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
 
+from kdlab.cli.command import options_of
 from kdlab.config.run_folder import wandb_logger
 from kdlab.errors import InputError
 from kdlab.files import locked
 from kdlab.studies import tables
 from kdlab.studies.grid import runs_of
-from kdlab.studies.launchers import Launcher, OneAtATime, OnRay
+from kdlab.studies.launchers import OneAtATime, OnRay
 from kdlab.studies.ledger import FINISHED, Ledger
 from kdlab.studies.preflight import Estimate, Resolved, Trials, check_networks
 from kdlab.studies.progress import StudyBar
@@ -31,10 +31,6 @@ from kdlab.studies.runs import Run
 from kdlab.studies.scheduler import Loggers, Work
 from kdlab.studies.study import read
 
-DESCRIPTION = """\
-Train every run of a study that its ledger does not hold yet, teachers first, and print the table. A run that is \
-killed is resumed from its last epoch when the study is called again; one that fails is reported and does not stop the \
-others. Before anything is trained every config is set up and tried on a few samples."""
 # Options that say where data is and where runs take place: published values stay comparable.
 PLACES = (
     *("--data.root=", "--data.num_workers=", "--data.download="),
@@ -42,49 +38,28 @@ PLACES = (
 )
 
 
-class Parser(argparse.ArgumentParser):
-    """Parser of a study's command that raises an :class:`InputError` for what it does not understand."""
-
-    def __init__(self, name: str, description: str, usage: str) -> None:
-        prog = f"kdlab {name}"
-        super().__init__(prog=prog, description=description, usage=f"{prog} {usage}", allow_abbrev=False)
-        self.add_argument("study", help="folder with a study.yaml, or a study file")
-        self.add_argument("--runs", default="runs", help="folder of all studies' runs (default runs)")
-        self.add_argument("--ledger", help="CSV file (default ledger.csv beside the study file)")
-        weights = "a teacher's weights, instead of training it"
-        self.add_argument("--teacher", action="append", default=[], metavar="NAME=FILE", help=weights)
-
-    def error(self, message: str) -> NoReturn:
-        """Raise an :class:`InputError`."""
-        raise InputError(f"{message}.")
-
-    def open(self, arguments: Sequence[str]) -> tuple[argparse.Namespace, OpenStudy]:
-        """Return the command's own options, and the study with the options of ``kdlab fit`` among the arguments."""
-        options, overrides = self.parse_known_args(list(arguments))
-        for override in overrides:
-            if not override.startswith("--") or "=" not in override or override.startswith("--config"):
-                names = [f"--{name.replace('_', '-')}" for name in vars(options)]
-                close = difflib.get_close_matches(override.split("=")[0], names, n=1)
-                hint = f" (did you mean {close[0]}?)" if close else ""
-                raise InputError(
-                    f"{override!r} is no option of {self.prog}{hint}, nor one of kdlab fit as --KEY=VALUE."
-                )
-        return options, OpenStudy(options, overrides)
-
-
 class OpenStudy:
     """A study with its runs and ledger, as a command line names it; an :class:`InputError` if it cannot be used."""
 
-    def __init__(self, options: argparse.Namespace, overrides: Sequence[str]) -> None:
-        self.weights = {name: Path(path) for name, _, path in (option.partition("=") for option in options.teacher)}
-        for name, path in self.weights.items():
-            if not path.is_file():
-                raise InputError(f"There is no file '{path}' for the teacher {name!r}: write --teacher NAME=FILE.")
-        self.study = read(Path(options.study), self.weights)
-        self.folder = Path(options.runs) / self.study.name
+    def __init__(
+        self,
+        command: Callable[..., None],
+        path: Path,
+        overrides: list[str],
+        runs: Path,
+        ledger: Path | None,
+        *teachers: str,
+    ) -> None:
+        _check_overrides(command, overrides)
+        self.weights = {name: Path(file) for name, _, file in (teacher.partition("=") for teacher in teachers)}
+        for name, file in self.weights.items():
+            if not file.is_file():
+                raise InputError(f"There is no file '{file}' for the teacher {name!r}: write --teacher NAME=FILE.")
+        self.study = read(path, self.weights)
+        self.folder = runs / self.study.name
         with contextlib.closing(Resolved(self.folder / ".configs.json")) as resolve:
             self.runs: list[Run] = runs_of(self.study, resolve, overrides)
-        self.ledger = Ledger(Path(options.ledger) if options.ledger else self.study.folder / "ledger.csv")
+        self.ledger = Ledger(ledger or self.study.folder / "ledger.csv")
         self.as_published = all(override.startswith(PLACES) for override in overrides)
 
     def table(self) -> tables.Table:
@@ -115,29 +90,54 @@ class OpenStudy:
         return work, estimates
 
 
-def run(arguments: Sequence[str]) -> None:
-    """Carry out a study; exit with status 1 if a run failed."""
-    usage = "STUDY [--dry-run] [--launcher ray] [--wandb PROJECT] [--KEY=VALUE ...]"
-    parser = Parser("reproduce", DESCRIPTION, usage)
-    parser.add_argument("--dry-run", action="store_true", help="print the plan with its time and memory; train nothing")
-    parser.add_argument("--launcher", choices=("local", "ray"), default="local", help="where runs happen")
-    parser.add_argument("--address", help="of a Ray cluster; without it one is started on this machine")
-    parser.add_argument("--workers", type=int, help="processors of the Ray cluster that is started here (default all)")
-    parser.add_argument("--cpus-per-run", type=float, default=1.0, help="processors of the cluster for each run")
-    parser.add_argument("--gpus-per-run", type=float, default=0.0, help="GPUs of the cluster for each run")
-    parser.add_argument("--wandb", metavar="PROJECT", help="log runs and table to Weights & Biases, as one group")
-    options, opened = parser.open(arguments)
-    console = Console(highlight=False)
+def reproduce(
+    study: Path,
+    overrides: list[str],
+    runs: Path = Path("runs"),
+    ledger: Path | None = None,
+    teacher: list[str] = [],  # noqa: B006
+    dry_run: bool = False,
+    launcher: Literal["local", "ray"] = "local",
+    address: str | None = None,
+    workers: int | None = None,
+    cpus_per_run: float = 1.0,
+    gpus_per_run: float = 0.0,
+    wandb: str | None = None,
+) -> None:
+    """Train every run of a study that its ledger does not hold yet, teachers first, and print the table.
+
+    A run that is killed is resumed from its last epoch when the study is called again; one that fails is reported and
+    does not stop the others. Before anything is trained every config is set up and tried on a few samples. The exit
+    status is 1 if a run failed.
+
+    Args:
+        study: folder with a study.yaml, or a study file
+        overrides: options of ``kdlab fit``
+        runs: folder of all studies' runs
+        ledger: CSV file (default: ledger.csv beside the study file)
+        teacher: NAME=FILE, a teacher's weights, instead of training it
+        dry_run: print the plan with its time and memory; train nothing
+        launcher: where runs happen
+        address: of a Ray cluster; without it one is started on this machine
+        workers: processors of the Ray cluster that is started here (default: all)
+        cpus_per_run: processors of the cluster for each run
+        gpus_per_run: GPUs of the cluster for each run
+        wandb: project of Weights & Biases to log runs and table to, as one group
+    """
+    opened, console = OpenStudy(reproduce, study, overrides, runs, ledger, *teacher), Console(highlight=False)
     work, estimates = opened.examine(console)
-    if options.dry_run:
+    if dry_run:
         for part in plan(work, estimates):
             console.print(part)
         return
     with locked(opened.folder / ".lock", f"another process is at the study {opened.study.name!r}"):
-        outcome = _carry_out(options, opened, work, estimates, console)
+        place = OnRay(address, cpus_per_run, gpus_per_run, workers) if launcher == "ray" else OneAtATime()
+        loggers = _wandb_loggers(opened.study.name, wandb, work) if wandb else (lambda run: [])
+        with _stopping(console), StudyBar(work, {key: x.seconds for key, x in estimates.items()}, console) as bar:
+            outcome = work.carry_out(place, loggers, bar)
     console.print(Markdown(markdown(opened.table())))
-    if options.wandb:
-        log_table(opened.table(), options.wandb, opened.folder)
+    if wandb:
+        log_table(opened.table(), wandb, opened.folder)
     failed = {run.name: outcome[run.key] for run in opened.runs if outcome[run.key] != FINISHED}
     for name, error in failed.items():
         console.print(f"[red]failed:[/] {name}: {error}", soft_wrap=True)
@@ -145,17 +145,25 @@ def run(arguments: Sequence[str]) -> None:
         raise SystemExit(1)
 
 
-def _carry_out(
-    options: argparse.Namespace, opened: OpenStudy, work: Work, estimates: Mapping[str, Estimate], console: Console
-) -> dict[str, str]:
-    launcher: Launcher = OneAtATime()
-    if options.launcher == "ray":
-        launcher = OnRay(options.address, options.cpus_per_run, options.gpus_per_run, options.workers)
-    loggers = _wandb_loggers(opened.study.name, options.wandb, work) if options.wandb else (lambda run: [])
-    before = signal.signal(signal.SIGTERM, _terminated)
+def _check_overrides(command: Callable[..., None], overrides: Sequence[str]) -> None:
+    for override in overrides:
+        if not override.startswith("--") or "=" not in override or override.startswith("--config"):
+            close = difflib.get_close_matches(override.split("=")[0], options_of(command), n=1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            name = f"kdlab {command.__name__}"
+            raise InputError(f"{override!r} is no option of {name}{hint}, nor one of kdlab fit as --KEY=VALUE.")
+
+
+@contextlib.contextmanager
+def _stopping(console: Console) -> Iterator[None]:
+    """Exit with status 143 on SIGTERM and 130 on Ctrl-C."""
+
+    def terminated(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(143)
+
+    before = signal.signal(signal.SIGTERM, terminated)
     try:
-        with StudyBar(work, {key: estimate.seconds for key, estimate in estimates.items()}, console) as bar:
-            return work.carry_out(launcher, loggers, bar)
+        yield
     except KeyboardInterrupt:
         console.print("Stopped; the same command goes on from here.")
         raise SystemExit(130) from None
@@ -170,10 +178,6 @@ def _wandb_loggers(study: str, project: str, work: Work) -> Loggers:
         return [wandb_logger(work.folder(run), **options)]
 
     return loggers
-
-
-def _terminated(signal: int, frame: FrameType | None) -> None:
-    raise SystemExit(143)
 
 
 def plan(work: Work, estimates: Mapping[str, Estimate]) -> tuple[Table, str]:
