@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -15,6 +14,7 @@ ALIASES = {
     "kdlab.cli.whole": "kdlab.config.atomic_checkpoint",
     "kdlab.data.companions": "kdlab.data.paired_views",
     "kdlab.losses.growing": "kdlab.losses.lazy",
+    "kdlab.reproduce": "kdlab.studies",
     "kdlab.reproduce.record": "kdlab.studies.run_callback",
     "kdlab.teaching.branches": "kdlab.teaching.gating",
     "kdlab.teaching.cache": "kdlab.members.teacher_cache",
@@ -30,11 +30,7 @@ ALIASES = {
 
 
 class _Finder(MetaPathFinder, Loader):
-    """Importer of old names, which gives the module of the new name."""
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, name: str, *_: object) -> ModuleSpec | None:
         return ModuleSpec(name, self) if name in ALIASES else None
 
     def exec_module(self, module: ModuleType) -> None:

@@ -33,23 +33,20 @@ def renamed(**names: str) -> Callable[[_Init], _Init]:
         @functools.wraps(init)
         def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
             for old, new in names.items():
-                value = kwargs.pop(old, None)
-                if value is not None:
+                if (value := kwargs.pop(old, None)) is not None:
                     message = f"{type(self).__name__}: the argument {old!r} is deprecated; use {new!r}."
                     warnings.warn(message, DeprecationWarning, stacklevel=2)
                     kwargs[new] = value
             init(self, *args, **kwargs)
 
         signature = inspect.signature(init)
-        aliases = [_alias(signature.parameters[new], old) for old, new in names.items()]
+        optional: dict[str, Any] = {"kind": inspect.Parameter.KEYWORD_ONLY, "default": None}
+        aliases = [
+            signature.parameters[new].replace(name=old, annotation=f"{init.__annotations__[new]} | None", **optional)
+            for old, new in names.items()
+        ]
         wrapper.__dict__["__signature__"] = signature.replace(parameters=[*signature.parameters.values(), *aliases])
         wrapper.__annotations__ = {**init.__annotations__, **{alias.name: alias.annotation for alias in aliases}}
         return wrapper  # type: ignore[return-value]
 
     return decorate
-
-
-def _alias(parameter: inspect.Parameter, name: str) -> inspect.Parameter:
-    """Return an optional keyword-only parameter of another name and the same type."""
-    annotation = f"{parameter.annotation} | None"
-    return parameter.replace(name=name, kind=inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
