@@ -11,7 +11,7 @@ from types import ModuleType
 
 ALIASES = {
     "kdlab.cli.bar": "kdlab.config.progress_bar",
-    "kdlab.cli.whole": "kdlab.config.atomic_checkpoint",
+    "kdlab.cli.whole": "kdlab.config.run_folder",
     "kdlab.data.companions": "kdlab.data.paired_views",
     "kdlab.losses.growing": "kdlab.losses.lazy",
     "kdlab.reproduce": "kdlab.studies",

@@ -47,9 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command, rest = arguments[0], arguments[1:]
     try:
         if command in TRAINER_COMMANDS:
-            from kdlab.config.lightning_cli import run
+            from kdlab.config.lightning_cli import build
 
-            run(command, rest)
+            build([command, *rest])
         elif command in OWN_COMMANDS:
             from kdlab.cli.command import call
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from kdlab.errors import InputError
 
@@ -51,10 +51,8 @@ def methods(markdown: bool = False, family: str | None = None) -> None:
         sys.stdout.write("\n".join(markdown_table(rows, header) for header, rows in tables))
         return
     console = Console(width=None if sys.stdout.isatty() else 160)
-    for header, rows in tables:
-        table = Table()
-        for column in header:
-            table.add_column(column, no_wrap=column == header[0])
+    for (first, *others), rows in tables:
+        table = Table(Column(first, no_wrap=True), *others)
         for row in rows:
             table.add_row(*row)
         console.print(table)

@@ -11,11 +11,15 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 
-def titled_table(title: str, columns: Sequence[str], numbers: Sequence[str] = ()) -> Table:
-    """Return an empty table with a frame; the columns in ``numbers`` are right-aligned."""
+def titled_table(
+    title: str, columns: Sequence[str], rows: Iterable[Iterable[str]], numbers: Sequence[str] = ()
+) -> Table:
+    """Return a table with a frame; the columns in ``numbers`` are right-aligned."""
     table = Table(title=title, title_justify="left")
     for column in columns:
         table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

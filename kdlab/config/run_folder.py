@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from kdlab.errors import InputError
+from kdlab.files import atomic_write
 
 CSV = {"class_path": "pytorch_lightning.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": ""}}
 # One file, replaced after each epoch, validated or not. With save_top_k=0, Lightning 2.6 writes last.ckpt at the end
@@ -50,11 +53,7 @@ def check_checkpoint(path: Any) -> None:
 
 
 def claim_folder(trainer: pl.Trainer, resumed: bool) -> None:
-    """Prepare the folder of the CSV logger; a resumed run keeps its earlier numbers in ``metrics.N.csv``.
-
-    Raises:
-        InputError: the run is new and the folder holds another one.
-    """
+    """Check that a new run has a folder of its own; a resumed one keeps its earlier numbers in ``metrics.N.csv``."""
     if not trainer.is_global_zero or not isinstance(trainer.logger, CSVLogger):
         return
     folder = Path(trainer.logger.log_dir)
@@ -79,8 +78,24 @@ def placed(config: Mapping[str, Any], folder: Path, loggers: Sequence[Mapping[st
 def wandb_logger(folder: Path, **options: Any) -> dict[str, Any]:
     """Return the config of a Weights & Biases logger that keeps its files in ``folder`` and can resume its run."""
     # The path is absolute: a client that runs already, such as a notebook's, has its own working directory.
-    known = {**options, "resume": "allow", "save_dir": str(folder.resolve())}
-    return {"class_path": "pytorch_lightning.loggers.WandbLogger", "init_args": known}
+    options |= {"resume": "allow", "save_dir": str(folder.resolve())}
+    return {"class_path": "pytorch_lightning.loggers.WandbLogger", "init_args": options}
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoint plugin that writes beside the target and renames.
+
+    Lightning writes to the system's temporary folder and moves the file; where that is another disk the move is a copy,
+    and a kill during the copy leaves half a file in place of the last good checkpoint.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write ``checkpoint`` to ``path``."""
+        if "://" in str(path):  # object stores have transactions of their own
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        with atomic_write(Path(path)) as file:
+            torch.save(checkpoint, file)
 
 
 def finish_loggers(trainer: pl.Trainer) -> None:

@@ -13,11 +13,7 @@ from kdlab.outputs import heads_of, layer_names
 
 
 def shapes(network: nn.Module, shape: Sequence[int]) -> list[tuple[str, nn.Module, str]]:
-    """Return (name, module, output shape without the batch) of every layer that runs on an input of ``shape``.
-
-    Raises:
-        InputError: the network does not take inputs of this shape.
-    """
+    """Return (name, module, output shape without the batch) of every layer that runs on an input of ``shape``."""
     seen: dict[str, str] = {}
 
     def note(name: str, module: nn.Module, args: object, output: object) -> None:
