@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from kdlab import aliases
+from kdlab.deprecation import install_aliases
 
 if TYPE_CHECKING:
     from kdlab.errors import InputError
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-aliases.install()
+install_aliases()
 
 _HOMES = {"InputError": "errors", "Knowledge": "knowledge", "CoTrainer": "modules", "Distiller": "modules"}
 _HOMES |= {"Batch": "outputs", "Outputs": "outputs", "observe": "outputs", "FrozenTeacher": "teaching"}

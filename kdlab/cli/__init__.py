@@ -9,13 +9,11 @@ from importlib import import_module
 
 from kdlab.errors import InputError, nearest
 
-TRAINER_COMMANDS = {
+COMMANDS = {
     "fit": "train a student, or networks that learn together",
     "validate": "evaluate on the validation set",
     "test": "evaluate on the test set",
     "predict": "write the predictions of the student, or of what is deployed",
-}
-OWN_COMMANDS = {
     "demo": "distill a small student from a teacher on real digits, in under three minutes",
     "check": "run one dry batch of a config: parts, layers, loss terms, memory, warnings",
     "layers": "list the layers of a network that can be tapped",
@@ -25,9 +23,9 @@ OWN_COMMANDS = {
     "report": "print and write the table of a study, beside the published numbers",
     "generations": "train a student again and again, each time taught by the one before",
 }
-COMMANDS = {**TRAINER_COMMANDS, **OWN_COMMANDS}
 FILES = {"export": "export_command", "generations": "generations_command"}
-"""Files of commands whose own name is taken: no two modules of kdlab have the same one."""
+FILES |= dict.fromkeys(("reproduce", "report"), "study_commands")
+"""Files of commands that are not named like the command: no two modules of kdlab have the same name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage())
+        summaries = "\n".join(f"  {name:<13}{summary}" for name, summary in COMMANDS.items())
+        print(f"usage: kdlab COMMAND ...\n\n{summaries}\n\nkdlab COMMAND --help shows the options of one command.")
         return
     if arguments[0] == "--version":
         from kdlab import __version__
@@ -46,11 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     command, rest = arguments[0], arguments[1:]
     try:
-        if command in TRAINER_COMMANDS:
+        if command in ("fit", "validate", "test", "predict"):
             from kdlab.config.lightning_cli import build
 
             build([command, *rest])
-        elif command in OWN_COMMANDS:
+        elif command in COMMANDS:
             from kdlab.cli.command import call
 
             call(command, getattr(import_module(f"kdlab.cli.{FILES.get(command, command)}"), command), rest)
@@ -59,11 +58,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except InputError as error:
         print(f"kdlab {command}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-
-
-def usage() -> str:
-    """Return what ``kdlab --help`` prints."""
-    lines = [f"  {name:<13}{summary}" for name, summary in COMMANDS.items()]
-    return "\n".join(
-        ["usage: kdlab COMMAND ...", "", *lines, "", "kdlab COMMAND --help shows the options of one command."]
-    )

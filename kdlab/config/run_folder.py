@@ -75,13 +75,6 @@ def placed(config: Mapping[str, Any], folder: Path, loggers: Sequence[Mapping[st
     return {**config, "trainer": {**config["trainer"], **trainer}, "checkpoint": checkpoint}
 
 
-def wandb_logger(folder: Path, **options: Any) -> dict[str, Any]:
-    """Return the config of a Weights & Biases logger that keeps its files in ``folder`` and can resume its run."""
-    # The path is absolute: a client that runs already, such as a notebook's, has its own working directory.
-    options |= {"resume": "allow", "save_dir": str(folder.resolve())}
-    return {"class_path": "pytorch_lightning.loggers.WandbLogger", "init_args": options}
-
-
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoint plugin that writes beside the target and renames.
 

@@ -1,12 +1,13 @@
-"""``kdlab reproduce``: train what is missing of a study, keep its ledger and print its table."""
+"""``kdlab reproduce`` trains what is missing of a study; ``kdlab report`` writes its table."""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -14,10 +15,9 @@ from typing import Any, Literal
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markdown import Markdown
-from rich.table import Table
+from rich.table import Column, Table
 
 from kdlab.cli.command import options_of
-from kdlab.config.run_folder import wandb_logger
 from kdlab.errors import InputError
 from kdlab.files import locked
 from kdlab.studies import tables
@@ -26,9 +26,9 @@ from kdlab.studies.launchers import OneAtATime, OnRay
 from kdlab.studies.ledger import FINISHED, Ledger
 from kdlab.studies.preflight import Estimate, Resolved, Trials, check_networks
 from kdlab.studies.progress import StudyBar
-from kdlab.studies.render import log_table, markdown
+from kdlab.studies.render import log_table, markdown, write
 from kdlab.studies.runs import Run
-from kdlab.studies.scheduler import Loggers, Work
+from kdlab.studies.scheduler import Work
 from kdlab.studies.study import read
 
 # Options that say where data is and where runs take place: published values stay comparable.
@@ -48,9 +48,13 @@ class OpenStudy:
         overrides: list[str],
         runs: Path,
         ledger: Path | None,
-        *teachers: str,
+        teachers: list[str],
     ) -> None:
-        _check_overrides(command, overrides)
+        for override in overrides:
+            if not override.startswith("--") or "=" not in override or override.startswith("--config"):
+                close = difflib.get_close_matches(override.split("=")[0], options_of(command), n=1)
+                name, hint = f"kdlab {command.__name__}", f" (did you mean {close[0]}?)" if close else ""
+                raise InputError(f"{override!r} is no option of {name}{hint}, nor one of kdlab fit as --KEY=VALUE.")
         self.weights = {name: Path(file) for name, _, file in (teacher.partition("=") for teacher in teachers)}
         for name, file in self.weights.items():
             if not file.is_file():
@@ -67,11 +71,7 @@ class OpenStudy:
         return tables.table(self.study, self.runs, self.ledger, self.as_published)
 
     def examine(self, console: Console) -> tuple[Work, dict[str, Estimate]]:
-        """Try every run that is still to do; return the work and, by key, what each run will take.
-
-        Raises:
-            InputError: the data cannot be read, networks do not fit, or a config cannot work; with the study's line.
-        """
+        """Try every run that is still to do; return the work and, by key, what each run will take."""
         trials, fingerprints = Trials(self.folder / ".trials.json"), dict[str, str]()
         with console.status("reading the data"):
             for run in self.runs:
@@ -124,7 +124,7 @@ def reproduce(
         gpus_per_run: GPUs of the cluster for each run
         wandb: project of Weights & Biases to log runs and table to, as one group
     """
-    opened, console = OpenStudy(reproduce, study, overrides, runs, ledger, *teacher), Console(highlight=False)
+    opened, console = OpenStudy(reproduce, study, overrides, runs, ledger, teacher), Console(highlight=False)
     work, estimates = opened.examine(console)
     if dry_run:
         for part in plan(work, estimates):
@@ -132,7 +132,7 @@ def reproduce(
         return
     with locked(opened.folder / ".lock", f"another process is at the study {opened.study.name!r}"):
         place = OnRay(address, cpus_per_run, gpus_per_run, workers) if launcher == "ray" else OneAtATime()
-        loggers = _wandb_loggers(opened.study.name, wandb, work) if wandb else (lambda run: [])
+        loggers = partial(_wandb_loggers, opened.study.name, wandb, work) if wandb else (lambda run: [])
         with _stopping(console), StudyBar(work, {key: x.seconds for key, x in estimates.items()}, console) as bar:
             outcome = work.carry_out(place, loggers, bar)
     console.print(Markdown(markdown(opened.table())))
@@ -145,13 +145,39 @@ def reproduce(
         raise SystemExit(1)
 
 
-def _check_overrides(command: Callable[..., None], overrides: Sequence[str]) -> None:
-    for override in overrides:
-        if not override.startswith("--") or "=" not in override or override.startswith("--config"):
-            close = difflib.get_close_matches(override.split("=")[0], options_of(command), n=1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
-            name = f"kdlab {command.__name__}"
-            raise InputError(f"{override!r} is no option of {name}{hint}, nor one of kdlab fit as --KEY=VALUE.")
+def report(
+    study: Path,
+    overrides: list[str],
+    runs: Path = Path("runs"),
+    ledger: Path | None = None,
+    teacher: list[str] = [],  # noqa: B006
+    out: Path | None = None,
+    wandb: str | None = None,
+) -> None:
+    """Print a study's table and write report.md, report.csv and report.png.
+
+    A README.md there that has the marks <!-- kdlab report: begin --> and <!-- kdlab report: end --> gets the table
+    between them. Cells that were not run are empty, and runs of another recipe are left out.
+
+    Args:
+        study: folder with a study.yaml, or a study file
+        overrides: options of ``kdlab fit``
+        runs: folder of all studies' runs
+        ledger: CSV file (default: ledger.csv beside the study file)
+        teacher: NAME=FILE, a teacher's weights, instead of training it
+        out: folder to write to (default: the study's)
+        wandb: project of Weights & Biases to log the table to, in the study's group
+    """
+    opened = OpenStudy(report, study, overrides, runs, ledger, teacher)
+    table, console = opened.table(), Console(highlight=False)
+    if console.is_terminal:
+        console.print(Markdown(markdown(table)))
+    else:  # a pipe or a file gets the Markdown itself
+        print(markdown(table))
+    for path in write(table, out or opened.study.folder):
+        print(path)
+    if wandb:
+        log_table(table, wandb, opened.folder)
 
 
 @contextlib.contextmanager
@@ -171,28 +197,27 @@ def _stopping(console: Console) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _wandb_loggers(study: str, project: str, work: Work) -> Loggers:
-    def loggers(run: Run) -> list[dict[str, Any]]:
-        kind = "student" if run.cells else "teacher"
-        options = {"project": project, "group": study, "job_type": kind, "name": run.name, "id": work.identity(run)}
-        return [wandb_logger(work.folder(run), **options)]
-
-    return loggers
+def _wandb_loggers(study: str, project: str, work: Work, run: Run) -> list[dict[str, Any]]:
+    """Return the config of a Weights & Biases logger that keeps its files in the run's folder and can resume it."""
+    kind = "student" if run.cells else "teacher"
+    options = {"project": project, "group": study, "job_type": kind, "name": run.name, "id": work.identity(run)}
+    # The path is absolute: a client that runs already, such as a notebook's, has its own working directory.
+    options |= {"resume": "allow", "save_dir": str(work.folder(run).resolve())}
+    return [{"class_path": "pytorch_lightning.loggers.WandbLogger", "init_args": options}]
 
 
 def plan(work: Work, estimates: Mapping[str, Estimate]) -> tuple[Table, str]:
     """Return every run with its state, and the time and memory of those to come on this machine."""
-    shown = Table(box=SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
-    for heading in ("run", "state", "epochs", "time", "memory MB"):
-        shown.add_column(heading, justify="left" if heading in ("run", "state") else "right")
+    numbers = [Column(name, justify="right") for name in ("epochs", "time", "memory MB")]
+    shown = Table("run", "state", *numbers, box=SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
     states = {run.key: work.state(run) for run in work.runs}
     total, largest = 0.0, 0.0
     for run in work.runs:
         cells = ["", ""]
-        if (estimate := estimates.get(run.key)) is not None and states[run.key] != FINISHED:
-            seconds = estimate.seconds * run.epochs
-            total, largest = total + seconds, max(largest, estimate.memory)
-            cells = [_time(seconds), _megabytes(estimate.memory)]
+        if run.key in estimates and states[run.key] != FINISHED:
+            seconds, memory = estimates[run.key]
+            total, largest = total + seconds * run.epochs, max(largest, memory)
+            cells = [_time(seconds * run.epochs), _megabytes(memory)]
         shown.add_row(run.name, states[run.key], str(run.epochs), *cells)
     count = sum(state != FINISHED for state in states.values())
     summary = (
