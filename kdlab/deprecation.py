@@ -35,13 +35,10 @@ ALIASES = {
 
 
 def renamed(**names: str) -> Callable[[_Init], _Init]:
-    """Make a constructor accept old names of its arguments, with a ``DeprecationWarning``.
+    """Make a constructor accept old names of its arguments (old = new), with a ``DeprecationWarning``.
 
     An old name becomes a keyword-only argument in the signature, ``None`` unless given, so configs that set it by class
     path still parse. The module must postpone its annotations (``from __future__ import annotations``).
-
-    Args:
-        names: old name = new name.
 
     >>> class Scale:
     ...     @renamed(normalise="normalize")
@@ -62,14 +59,11 @@ def renamed(**names: str) -> Callable[[_Init], _Init]:
                     kwargs[new] = value
             init(self, *args, **kwargs)
 
-        signature = inspect.signature(init)
-        optional: dict[str, Any] = {"kind": inspect.Parameter.KEYWORD_ONLY, "default": None}
-        aliases = [
-            signature.parameters[new].replace(name=old, annotation=f"{init.__annotations__[new]} | None", **optional)
-            for old, new in names.items()
-        ]
-        wrapper.__dict__["__signature__"] = signature.replace(parameters=[*signature.parameters.values(), *aliases])
-        wrapper.__annotations__ = {**init.__annotations__, **{alias.name: alias.annotation for alias in aliases}}
+        signature, kind = inspect.signature(init), inspect.Parameter.KEYWORD_ONLY
+        types = {old: f"{init.__annotations__[new]} | None" for old, new in names.items()}
+        optional = [inspect.Parameter(old, kind, default=None, annotation=types[old]) for old in names]
+        wrapper.__dict__["__signature__"] = signature.replace(parameters=[*signature.parameters.values(), *optional])
+        wrapper.__annotations__ = {**init.__annotations__, **types}
         return wrapper  # type: ignore[return-value]
 
     return decorate

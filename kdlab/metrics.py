@@ -98,10 +98,8 @@ class Cohort(_Metrics):
       for which two learners predict the same class, averaged over all pairs.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._learners: tuple[str, ...] = ()
-        self._deployed = ""
+    _learners: tuple[str, ...] = ()
+    _deployed = ""
 
     def update(
         self, learners: Mapping[str, Tensor], others: Mapping[str, Tensor], deployed: str, target: Tensor

@@ -23,8 +23,7 @@ COMMANDS = {
     "report": "print and write the table of a study, beside the published numbers",
     "generations": "train a student again and again, each time taught by the one before",
 }
-FILES = {"export": "export_command", "generations": "generations_command"}
-FILES |= dict.fromkeys(("reproduce", "report"), "study_commands")
+FILES = {"export": "export_command", **dict.fromkeys(("reproduce", "report", "generations"), "study_commands")}
 """Files of commands that are not named like the command: no two modules of kdlab have the same name."""
 
 

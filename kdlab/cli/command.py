@@ -23,9 +23,6 @@ def call(name: str, command: Callable[..., None], arguments: Sequence[str]) -> N
 
     Parameters without a default are positional, all others are options: ``--count 3`` or ``--count=3``, ``--dry-run``
     for a bool, and ``--teacher ITEM`` once for each item of a list.
-
-    Raises:
-        InputError: an argument is unknown or missing, or a value has another type.
     """
     parser = ArgumentParser(prog=f"kdlab {name}", exit_on_error=False, allow_abbrev=False)
     parser.description = (inspect.getdoc(command) or "").partition("\n\nArgs:")[0]

@@ -31,12 +31,11 @@ def layers(network: str, overrides: list[str], input: str = "3,32,32", depth: in
     except ValueError:
         raise InputError(f"--input must be numbers with commas between them, such as 3,32,32, not {input!r}.") from None
     built = network_from(network, overrides)
-    rows = [
-        (name, type(module).__name__, output, f"{count:,}" if count else "")
-        for name, module, output in shapes(built, shape)
-        if not depth or name.count(".") < depth
-        for count in [sum(parameter.numel() for parameter in module.parameters())]
-    ]
+    rows = []
+    for name, module, output in shapes(built, shape):
+        if not depth or name.count(".") < depth:
+            count = sum(parameter.numel() for parameter in module.parameters())
+            rows.append((name, type(module).__name__, output, f"{count:,}" if count else ""))
     columns, console = ("name", "module", "output", "parameters"), Console()
     console.print(titled_table(f"{network}, input {shape_text(shape)}", columns, rows, numbers=columns[3:]))
     if further := [head for head in heads_of(built) if head]:

@@ -69,11 +69,9 @@ def _names_class(value: Any) -> bool:
 def _configs(arguments: Sequence[str]) -> Iterator[tuple[int, str, dict[str, Any]]]:
     """Yield index, path and content of each config among the arguments."""
     for index, argument in enumerate(arguments):
-        if argument.startswith("--config="):
-            path = argument.removeprefix("--config=")
+        path = argument.removeprefix("--config=")
+        if path != argument or (index and arguments[index - 1] in ("-c", "--config")):
             yield index, path, _read(path)
-        elif index and arguments[index - 1] in ("-c", "--config"):
-            yield index, argument, _read(argument)
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -18,11 +18,9 @@ class _FirstStep(Exception):  # noqa: N818
 
 
 def fit_to_first_step(cli: KdlabCLI, look: Callable[[], None] = lambda: None) -> None:
-    """Run fit up to the first step: the dry run, every setup hook, and validation on a few samples.
+    """Run fit up to the first step: the dry run, every setup hook, and validation on a few samples; then ``look``.
 
-    Args:
-        cli: of a config built with :data:`~kdlab.config.lightning_cli.QUIET`.
-        look: called when everything is set up.
+    The config is built with :data:`~kdlab.config.lightning_cli.QUIET`.
     """
 
     def stop(*_: object) -> None:

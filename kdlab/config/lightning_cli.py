@@ -25,15 +25,7 @@ from torch import Tensor
 
 from kdlab.config.config_merge import merge_configs
 from kdlab.config.parser_errors import parser_error
-from kdlab.config.run_folder import (
-    CSV,
-    LAST,
-    AtomicCheckpointIO,
-    check_checkpoint,
-    claim_folder,
-    resume_point,
-    run_folder,
-)
+from kdlab.config.run_folder import CSV, LAST, AtomicCheckpointIO, claim_folder, last_checkpoint, run_folder
 from kdlab.errors import InputError, failed_import, refusal_in
 from kdlab.files import write_text
 
@@ -104,8 +96,11 @@ class KdlabCLI(LightningCLI):
         claim_folder(self.trainer, resumed=bool(self.resolved["ckpt_path"]))
 
     def before_test(self) -> None:
-        """Check the checkpoint's path."""
-        check_checkpoint(self.resolved["ckpt_path"])
+        """Check that the checkpoint is there; Lightning's words, such as "best", and URLs pass."""
+        path = self.resolved["ckpt_path"]
+        if isinstance(path, str) and path.endswith(".ckpt") and "://" not in path and not Path(path).is_file():
+            text = f"There is no checkpoint {path!r}: ckpt_path is the file to resume from or to evaluate."
+            raise InputError(text, key="ckpt_path", value=path)
 
     before_validate = before_predict = before_test
 
@@ -145,16 +140,9 @@ class _ParsedOnly(KdlabCLI):
 def build(
     arguments: Sequence[str] | Config, *, run: bool = True, save_config: bool = True, kind: type[KdlabCLI] = KdlabCLI
 ) -> KdlabCLI:
-    """Build trainer, module and data.
+    """Build trainer, module and data from a command line, or from a resolved config, and run the command (``fit``).
 
-    Args:
-        arguments: of the command line, or a resolved config, with the command ``fit`` if it is run.
-        run: run the command too.
-        save_config: write ``config.yaml`` when a fit starts.
-        kind: the command line's class.
-
-    Raises:
-        InputError: the config does not fit; the message names the wrong key and the nearest right ones.
+    With ``save_config`` a fit writes ``config.yaml``. An :class:`InputError` names the wrong key and the nearest ones.
     """
     args: Any
     if isinstance(arguments, Mapping):
@@ -193,7 +181,10 @@ def resolve(arguments: Sequence[str]) -> dict[str, Any]:
 
 def take_up(config: Config, folder: Path) -> KdlabCLI:
     """Train a resolved config whose checkpoints are in ``folder``, from the last of them if there is one."""
-    return build({**config, "ckpt_path": resume_point(folder)})
+    last = last_checkpoint(folder)
+    if not last.exists():  # else the folder of a run stopped before its first checkpoint would count as another run's
+        (folder / "config.yaml").unlink(missing_ok=True)
+    return build({**config, "ckpt_path": str(last) if last.exists() else None})
 
 
 @contextlib.contextmanager

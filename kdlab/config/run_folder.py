@@ -36,22 +36,6 @@ def last_checkpoint(folder: Path) -> Path:
     return folder / "checkpoints" / "last.ckpt"
 
 
-def resume_point(folder: Path) -> str | None:
-    """Return the checkpoint in a run's folder; ``None`` for a new run or one stopped before its first checkpoint."""
-    last = last_checkpoint(folder)
-    if last.exists():
-        return str(last)
-    (folder / "config.yaml").unlink(missing_ok=True)  # else the folder would count as another run's
-    return None
-
-
-def check_checkpoint(path: Any) -> None:
-    """Raise an :class:`InputError` if a file is not there; Lightning's words, such as "best", and URLs pass."""
-    if isinstance(path, str) and path.endswith(".ckpt") and "://" not in path and not Path(path).is_file():
-        text = f"There is no checkpoint {path!r}: ckpt_path is the file to resume from or to evaluate."
-        raise InputError(text, key="ckpt_path", value=path)
-
-
 def claim_folder(trainer: pl.Trainer, resumed: bool) -> None:
     """Check that a new run has a folder of its own; a resumed one keeps its earlier numbers in ``metrics.N.csv``."""
     if not trainer.is_global_zero or not isinstance(trainer.logger, CSVLogger):

@@ -15,7 +15,7 @@ from kdlab.modules.cotrainer import DEPLOYED
 
 
 def export(run: Path, out: Path | None = None, learner: str | None = None) -> tuple[Path, Path | None]:
-    """Write ``student.safetensors`` and, where the run has a ``config.yaml``, ``student.yaml``.
+    """Write ``student.safetensors`` and, where the run has a ``config.yaml``, ``student.yaml``; return both paths.
 
     The student of a co-training is the network that the run deploys, without what exists in training only.
 
@@ -23,9 +23,6 @@ def export(run: Path, out: Path | None = None, learner: str | None = None) -> tu
         run: a run's folder, or a checkpoint in it; a folder means its newest checkpoint.
         out: folder to write to; ``None`` is the run's folder.
         learner: name of a co-training's network; ``None`` is the deployed one.
-
-    Returns:
-        Both paths; the second is ``None`` where the run has no config.
     """
     checkpoint = run if run.is_file() else newest_checkpoint(run)
     folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
