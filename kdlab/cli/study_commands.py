@@ -31,7 +31,7 @@ from kdlab.studies.preflight import Estimate, Resolved, Trials, check_networks
 from kdlab.studies.progress import StudyBar
 from kdlab.studies.render import log_table, markdown, write
 from kdlab.studies.runs import Run
-from kdlab.studies.scheduler import Work
+from kdlab.studies.scheduler import Loggers, Work
 from kdlab.studies.study import read
 
 # Options that say where data is and where runs take place: published values stay comparable.
@@ -135,7 +135,7 @@ def reproduce(
         return
     with locked(opened.folder / ".lock", f"another process is at the study {opened.study.name!r}"):
         place = OnRay(address, cpus_per_run, gpus_per_run, workers) if launcher == "ray" else OneAtATime()
-        loggers = partial(_wandb_loggers, opened.study.name, wandb, work) if wandb else (lambda run: [])
+        loggers: Loggers = partial(_wandb_loggers, opened.study.name, wandb, work) if wandb else (lambda run: [])
         with _stopping(console), StudyBar(work, {key: x.seconds for key, x in estimates.items()}, console) as bar:
             outcome = work.carry_out(place, loggers, bar)
     console.print(Markdown(markdown(opened.table())))

@@ -26,9 +26,6 @@ def merge_configs(arguments: Sequence[str]) -> list[str]:
       any: the parser adds to a mapping that exists, and would read "mine" as an argument of a knowledge.
     - :data:`DATA` precedes all others where no data is named. As a default of the parser, its own options (no padding,
       no flip) would stay when a config names another class.
-
-    Raises:
-        InputError: a config without a model precedes the first that names one.
     """
     merged, known, indices = list(arguments), dict[str, Any](), list[int]()
     has_model, has_data = _has_option(arguments, "--model"), _has_option(arguments, "--data")
