@@ -5,38 +5,28 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from kdlab import aliases
+from kdlab.deprecation import install_aliases
 
 if TYPE_CHECKING:
-    from kdlab.errors import InputError as InputError
-    from kdlab.knowledge import Knowledge as Knowledge
-    from kdlab.modules import CoTrainer as CoTrainer
-    from kdlab.modules import Distiller as Distiller
-    from kdlab.outputs import Batch as Batch
-    from kdlab.outputs import Outputs as Outputs
-    from kdlab.outputs import observe as observe
-    from kdlab.teaching import FrozenTeacher as FrozenTeacher
+    from kdlab.errors import InputError
+    from kdlab.knowledge import Knowledge
+    from kdlab.modules import CoTrainer, Distiller
+    from kdlab.outputs import Batch, Outputs, observe
+    from kdlab.teaching import FrozenTeacher
 
 __version__ = "0.1.0"
 
-aliases.install()
+install_aliases()
 
-_HOMES = {
-    "InputError": "kdlab.errors",
-    "Knowledge": "kdlab.knowledge",
-    "CoTrainer": "kdlab.modules",
-    "Distiller": "kdlab.modules",
-    "Batch": "kdlab.outputs",
-    "Outputs": "kdlab.outputs",
-    "observe": "kdlab.outputs",
-    "FrozenTeacher": "kdlab.teaching",
-}
+_HOMES = {"InputError": "errors", "Knowledge": "knowledge", "CoTrainer": "modules", "Distiller": "modules"}
+_HOMES |= {"Batch": "outputs", "Outputs": "outputs", "observe": "outputs", "FrozenTeacher": "teaching"}
 
-__all__ = ["__version__", *_HOMES]
+__all__ = ["Batch", "CoTrainer", "Distiller", "FrozenTeacher", "InputError", "Knowledge", "Outputs", "observe"]
+__all__ += ["__version__"]
 
 
 def __getattr__(name: str) -> Any:
     # Loaded when asked for: Lightning alone takes seconds to import.
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        return getattr(import_module(f"kdlab.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'kdlab' has no attribute {name!r}")

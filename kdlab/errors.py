@@ -33,11 +33,7 @@ def nearest(name: str, names: Iterable[str], count: int = 5) -> str:
 
 
 def check_word(name: str, value: str, words: Sequence[str]) -> None:
-    """Check that an argument is one of a few words.
-
-    Raises:
-        InputError: it is not.
-    """
+    """Raise an :class:`InputError` if an argument is none of a few words."""
     if value not in words:
         raise InputError(f"{name} is {' or '.join(map(repr, words))}, not {value!r}.")
 
@@ -68,7 +64,6 @@ def failed_import(error: BaseException) -> InputError | None:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield ``error`` and the errors that it was raised from."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause

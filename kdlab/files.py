@@ -20,10 +20,7 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a file beside ``path`` that replaces ``path`` when the block ends, and is deleted when the block raises.
 
     Whatever interrupts the write, ``path`` holds either its old content or the whole new one. The folder is created.
-
-    Args:
-        path: the file to write or replace.
-        mode: ``"wb"``, or ``"w"`` for text, whose line ends are written as they are.
+    In mode ``"w"`` line ends are written as they are.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")
@@ -61,13 +58,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def locked(path: Path, complaint: str, wait: bool = False) -> Iterator[None]:
     """Hold the lock of ``path``; the operating system releases it when the process ends, however it ends.
 
-    Args:
-        path: a file, created if missing; its content does not matter.
-        complaint: the error if another process holds the lock, such as "the ledger is in use".
-        wait: wait for the lock instead of raising.
-
-    Raises:
-        InputError: another process holds the lock.
+    Where another process holds it, wait, or raise an :class:`InputError` with ``complaint``: "the ledger is in use".
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +12,8 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 from torchmetrics.regression import KLDivergence
 
-
-def _accuracy(classes: int) -> Metric:
-    return MulticlassAccuracy(classes, average="micro", validate_args=False)
-
-
-def _calibration_error(classes: int) -> Metric:
-    return MulticlassCalibrationError(classes, n_bins=15, norm="l1", validate_args=False)
+_accuracy = partial(MulticlassAccuracy, average="micro", validate_args=False)
+_calibration_error = partial(MulticlassCalibrationError, n_bins=15, norm="l1", validate_args=False)
 
 
 def _kl(classes: int) -> Metric:
@@ -102,10 +98,8 @@ class Cohort(_Metrics):
       for which two learners predict the same class, averaged over all pairs.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._learners: tuple[str, ...] = ()
-        self._deployed = ""
+    _learners: tuple[str, ...] = ()
+    _deployed = ""
 
     def update(
         self, learners: Mapping[str, Tensor], others: Mapping[str, Tensor], deployed: str, target: Tensor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -10,17 +11,14 @@ from kdlab.errors import InputError
 
 
 class Progress(NamedTuple):
-    """How far a training is.
-
-    Attributes:
-        epoch: finished epochs.
-        step: finished optimizer steps.
-        total_steps: optimizer steps of the whole training; ``None`` if it has no known end.
-    """
+    """Finished epochs and optimizer steps, and all steps of the training; ``None`` if it has no known end."""
 
     epoch: int
     step: int
     total_steps: int | None = None
+
+
+Unit = Literal["epoch", "step"]
 
 
 class Schedule:
@@ -34,18 +32,9 @@ class Schedule:
         until: epoch (or step) at which it ends; the factor is 0 from there on; ``None`` for never.
         unit: unit of ``begin``, ``until`` and ``length``.
         offset: added to the epoch (or step) before the curve is evaluated; 1 for papers that count epochs from 1.
-
-    Raises:
-        InputError: ``until`` is not after ``begin``, or the unit is unknown.
     """
 
-    def __init__(
-        self,
-        begin: int = 0,
-        until: int | None = None,
-        unit: Literal["epoch", "step"] = "epoch",
-        offset: int = 0,
-    ) -> None:
+    def __init__(self, begin: int = 0, until: int | None = None, unit: Unit = "epoch", offset: int = 0) -> None:
         if until is not None and until <= begin:
             raise InputError(f"A schedule must end after it begins, but until={until} is not above begin={begin}.")
         if unit not in ("epoch", "step"):
@@ -83,13 +72,7 @@ class Steps(Schedule):
     Args:
         values: the factors, one more than milestones.
         milestones: epochs (or steps) since ``begin`` at which the next value begins, ascending.
-        begin: epoch (or step) at which the schedule begins; the factor is 0 before.
-        until: epoch (or step) at which it ends; the factor is 0 from there on; ``None`` for never.
-        unit: unit of ``begin``, ``until`` and ``milestones``.
-        offset: added to the epoch (or step) before the milestones are compared.
-
-    Raises:
-        InputError: the number of values is wrong, or the milestones do not ascend.
+        begin, until, unit, offset: see :class:`Schedule`.
 
     >>> halved = Steps([1.0, 0.5], [180])
     >>> halved(Progress(epoch=179, step=0)), halved(Progress(epoch=180, step=0))
@@ -102,7 +85,7 @@ class Steps(Schedule):
         milestones: Sequence[int],
         begin: int = 0,
         until: int | None = None,
-        unit: Literal["epoch", "step"] = "epoch",
+        unit: Unit = "epoch",
         offset: int = 0,
     ) -> None:
         super().__init__(begin, until, unit, offset)
@@ -128,7 +111,7 @@ class _Ramp(Schedule):
         end: float = 1.0,
         begin: int = 0,
         until: int | None = None,
-        unit: Literal["epoch", "step"] = "epoch",
+        unit: Unit = "epoch",
         offset: int = 0,
         hold: int = 1,
     ) -> None:
@@ -139,10 +122,10 @@ class _Ramp(Schedule):
 
     def curve(self, elapsed: float) -> float:
         elapsed = elapsed // self.hold * self.hold
-        return self.start + (self.end - self.start) * self.rise(min(max(elapsed / self.length, 0.0), 1.0))
+        return self.start + (self.end - self.start) * self._rise(min(max(elapsed / self.length, 0.0), 1.0))
 
-    def rise(self, x: float) -> float:
-        raise NotImplementedError(f"{type(self).__name__} must define rise().")
+    @abstractmethod
+    def _rise(self, x: float) -> float: ...
 
 
 class Linear(_Ramp):
@@ -156,8 +139,7 @@ class Linear(_Ramp):
     [0.05, 0.1, 0.5, 1.0, 1.0]
     """
 
-    def rise(self, x: float) -> float:
-        """Return ``x``."""
+    def _rise(self, x: float) -> float:
         return x
 
 
@@ -168,8 +150,7 @@ class Cosine(_Ramp):
     [0.0, -0.02447174, -0.5, -1.0]
     """
 
-    def rise(self, x: float) -> float:
-        """Return half a cosine at ``x``."""
+    def _rise(self, x: float) -> float:
         return (1.0 - math.cos(math.pi * x)) / 2.0
 
 
@@ -182,6 +163,5 @@ class ExponentialRamp(_Ramp):
     [0.006738, 0.286505, 1.0, 1.0]
     """
 
-    def rise(self, x: float) -> float:
-        """Return the exponential ramp-up at ``x``."""
+    def _rise(self, x: float) -> float:
         return math.exp(-5.0 * (1.0 - x) ** 2)

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from kdlab.aliases import ALIASES
+from kdlab.deprecation import ALIASES
 from kdlab.studies.run_id import named
 
 

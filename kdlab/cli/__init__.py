@@ -9,13 +9,11 @@ from importlib import import_module
 
 from kdlab.errors import InputError, nearest
 
-TRAINER_COMMANDS = {
+COMMANDS = {
     "fit": "train a student, or networks that learn together",
     "validate": "evaluate on the validation set",
     "test": "evaluate on the test set",
     "predict": "write the predictions of the student, or of what is deployed",
-}
-OWN_COMMANDS = {
     "demo": "distill a small student from a teacher on real digits, in under three minutes",
     "check": "run one dry batch of a config: parts, layers, loss terms, memory, warnings",
     "layers": "list the layers of a network that can be tapped",
@@ -25,9 +23,8 @@ OWN_COMMANDS = {
     "report": "print and write the table of a study, beside the published numbers",
     "generations": "train a student again and again, each time taught by the one before",
 }
-COMMANDS = {**TRAINER_COMMANDS, **OWN_COMMANDS}
-FILES = {"export": "export_command", "generations": "generations_command"}
-"""Files of commands whose own name is taken: no two modules of kdlab have the same one."""
+FILES = {"export": "export_command", **dict.fromkeys(("reproduce", "report", "generations"), "study_commands")}
+"""Files of commands that are not named like the command: no two modules of kdlab have the same name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage())
+        summaries = "\n".join(f"  {name:<13}{summary}" for name, summary in COMMANDS.items())
+        print(f"usage: kdlab COMMAND ...\n\n{summaries}\n\nkdlab COMMAND --help shows the options of one command.")
         return
     if arguments[0] == "--version":
         from kdlab import __version__
@@ -46,32 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     command, rest = arguments[0], arguments[1:]
     try:
-        if command in TRAINER_COMMANDS:
-            from kdlab.config.lightning_cli import run
+        if command in ("fit", "validate", "test", "predict"):
+            from kdlab.config.lightning_cli import build
 
-            run(command, rest)
-        elif command in OWN_COMMANDS:
-            _run_own(command, rest)
+            build([command, *rest])
+        elif command in COMMANDS:
+            from kdlab.cli.command import call
+
+            call(command, getattr(import_module(f"kdlab.cli.{FILES.get(command, command)}"), command), rest)
         else:
             raise InputError(f"There is no command {command!r}; the nearest are {nearest(command, COMMANDS)}.")
     except InputError as error:
         print(f"kdlab {command}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-
-
-def _run_own(name: str, arguments: Sequence[str]) -> None:
-    from kdlab.cli.command import call
-
-    module = import_module(f"kdlab.cli.{FILES.get(name, name)}")
-    if hasattr(module, "run"):  # reproduce and report parse their arguments themselves
-        module.run(arguments)
-    else:
-        call(name, getattr(module, name), arguments)
-
-
-def usage() -> str:
-    """Return what ``kdlab --help`` prints."""
-    lines = [f"  {name:<13}{summary}" for name, summary in COMMANDS.items()]
-    return "\n".join(
-        ["usage: kdlab COMMAND ...", "", *lines, "", "kdlab COMMAND --help shows the options of one command."]
-    )

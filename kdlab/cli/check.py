@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextvars import copy_context
 
 from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from kdlab.cli.printing import titled_table
@@ -16,7 +15,7 @@ from kdlab.config.first_step import fit_to_first_step
 from kdlab.config.lightning_cli import QUIET, build
 from kdlab.errors import InputError
 from kdlab.export.layer_shapes import shape_text
-from kdlab.members.member import Member, NetworkMember
+from kdlab.members.member import NetworkMember
 from kdlab.modules.base import DistillationModule
 from kdlab.modules.cotrainer import CoTrainer
 from kdlab.modules.memory_estimate import memory_of
@@ -46,9 +45,13 @@ def _check(arguments: list[str]) -> None:
             raise InputError(f"kdlab check takes a config of a kdlab module, not of {type(module).__name__}.")
         lines: list[str] = []
         fit_to_first_step(cli, lambda: lines.extend([memory_text(module), *map(_warning, notes(module))]))
+    assert module.dry_run is not None
+    numbers, values = ("parameters", "trained"), ("raw", "weight", "weighted")
+    taps = [(network, layer, shape_text(shape)) for network, layer, shape in module.dry_run.taps]
     console = Console()
-    for table in (parts_table(module), taps_table(module), terms_table(module)):
-        console.print(table)
+    console.print(titled_table("Parts", ("part", "class", *numbers), parts(module), numbers))
+    console.print(titled_table("What the losses see", ("network", "layer", "shape"), taps))
+    console.print(titled_table("Loss terms on the first samples", ("term", "loss", *values), terms(module), values))
     if isinstance(module, CoTrainer):
         names, teaching = ", ".join(module.names), type(module.teaching).__name__
         console.print(f"Students: {names}. Teaching: {teaching}. Deployed: {module.deploy}.", highlight=False)
@@ -61,61 +64,40 @@ def _warning(text: str) -> str:
     return f"[yellow]warning:[/] {text}"
 
 
-def parts_table(module: DistillationModule) -> Table:
-    """Return every part with its parameters and how many of them are trained."""
-    table = titled_table("Parts", ("part", "class", "parameters", "trained"), numbers=("parameters", "trained"))
-    trainable = {id(parameter) for parameter in module.trainable().values()}
-    parts: list[tuple[str, str, nn.Module]] = [(name, type(x).__name__, x) for name, x in module.learners.items()]
-    parts += [(f"losses.{name}", type(x.loss).__name__, module.losses[name]) for name, x in module.knowledge.items()]
+def parts(module: DistillationModule) -> Iterator[tuple[str, str, str, str]]:
+    """Yield every part with its class, its parameters and how many of them are trained."""
+    rows: list[tuple[str, str, nn.Module]] = [(name, type(x).__name__, x) for name, x in module.learners.items()]
+    rows += [(f"losses.{name}", type(x.loss).__name__, module.losses[name]) for name, x in module.knowledge.items()]
     for name, member in module.plan.members.items():
         if name not in module.learners:
+            role = "frozen" if member.is_frozen else type(member).__name__  # such as a copy, EMA
             networks = member.networks_of(name) if isinstance(member, NetworkMember) else ()
-            parts += [(name, f"{type(network).__name__} ({role_of(member)})", network) for network, _ in networks]
+            rows += [(name, f"{type(network).__name__} ({role})", network) for network, _ in networks]
             if not networks and [*member.parameters()]:
-                parts.append((name, type(member).__name__, member))
-    for name, kind, part in parts:
+                rows.append((name, type(member).__name__, member))
+    trainable = {id(parameter) for parameter in module.trainable().values()}
+    for name, kind, part in rows:
         sizes = {id(parameter): parameter.numel() for parameter in part.parameters()}
         trained = sum(size for key, size in sizes.items() if key in trainable)
-        table.add_row(name, kind, f"{sum(sizes.values()):,}", f"{trained:,}")
-    return table
+        yield name, kind, f"{sum(sizes.values()):,}", f"{trained:,}"
 
 
-def role_of(member: Member) -> str:
-    """Return what an untrained network is: frozen, or a copy such as an EMA."""
-    return "frozen" if member.is_frozen else type(member).__name__
-
-
-def taps_table(module: DistillationModule) -> Table:
-    """Return the layers that are read of every network, with their shapes."""
+def terms(module: DistillationModule) -> Iterator[tuple[str, str, str, str, str]]:
+    """Yield every loss term on the first batch with its loss: raw value, weight, weighted value."""
     assert module.dry_run is not None
-    table = titled_table("What the losses see", ("network", "layer", "shape"))
-    for network, layer, shape in module.dry_run.taps:
-        table.add_row(network, layer, shape_text(shape))
-    return table
-
-
-def terms_table(module: DistillationModule) -> Table:
-    """Return every loss term on the first batch, raw and weighted."""
-    assert module.dry_run is not None
-    numbers = ("raw", "weight", "weighted")
-    table = titled_table("Loss terms on the first samples", ("term", "loss", *numbers), numbers)
     for name, value in module.dry_run.terms.items():
-        knowledge = module.knowledge.get(name)
-        loss, weight, schedule = (
-            (knowledge.loss, knowledge.weight, knowledge.schedule)
-            if knowledge
-            else (module.task, module.task_weight, module.task_schedule)
-        )
+        loss, weight, schedule = module.task, module.task_weight, module.task_schedule
+        if knowledge := module.knowledge.get(name):
+            loss, weight, schedule = knowledge.loss, knowledge.weight, knowledge.schedule
         shown = f"{weight:g}" + ("" if schedule is None else " x schedule")
-        table.add_row(name, type(loss).__name__, f"{value:.4g}", shown, f"{value * weight:.4g}")
-    return table
+        yield name, type(loss).__name__, f"{value:.4g}", shown, f"{value * weight:.4g}"
 
 
 def memory_text(module: DistillationModule) -> str:
     """Return the estimated memory of training as text, in MB of 2^20 bytes."""
     amounts = memory_of(module)
-    parts = ", ".join(f"{name} {amount / 2**20:.1f}" for name, amount in amounts.items())
-    return f"Memory, estimated in MB: {parts}; together {sum(amounts.values()) / 2**20:.1f}."
+    listed = ", ".join(f"{name} {amount / 2**20:.1f}" for name, amount in amounts.items())
+    return f"Memory, estimated in MB: {listed}; together {sum(amounts.values()) / 2**20:.1f}."
 
 
 def notes(module: DistillationModule) -> Iterator[str]:
@@ -125,10 +107,9 @@ def notes(module: DistillationModule) -> Iterator[str]:
         yield f"{len(idle)} trainable parameters get no gradient from any term: {', '.join(idle[:3])} ..."
     if module.knowledge:
         return
-    teaching = module.teaching
-    if isinstance(teaching, FrozenTeacher):
+    if isinstance(module.teaching, FrozenTeacher):
         yield "a teacher is given but no knowledge: the student learns from labels alone."
-    elif teaching is not None and not isinstance(teaching, Alone):
-        yield f"{type(teaching).__name__} is given but no knowledge: every student learns from labels alone."
+    elif not isinstance(module.teaching, Alone | None):
+        yield f"{type(module.teaching).__name__} is given but no knowledge: every student learns from labels alone."
     if module.task_weight == 0:
         yield "the task weighs 0 and there is no knowledge: nothing is learned."

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Sequence
-from typing import get_origin, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -23,9 +23,6 @@ def call(name: str, command: Callable[..., None], arguments: Sequence[str]) -> N
 
     Parameters without a default are positional, all others are options: ``--count 3`` or ``--count=3``, ``--dry-run``
     for a bool, and ``--teacher ITEM`` once for each item of a list.
-
-    Raises:
-        InputError: an argument is unknown or missing, or a value has another type.
     """
     parser = ArgumentParser(prog=f"kdlab {name}", exit_on_error=False, allow_abbrev=False)
     parser.description = (inspect.getdoc(command) or "").partition("\n\nArgs:")[0]
@@ -36,32 +33,39 @@ def call(name: str, command: Callable[..., None], arguments: Sequence[str]) -> N
         parser.usage = f"{parser.format_usage().removeprefix('usage: ').strip()} [--KEY=VALUE ...]"
         overrides = {OVERRIDES: further}
     elif further:
-        raise _unknown(further[0].partition("=")[0], command)
+        first = further[0].partition("=")[0]
+        if not first.startswith("-"):
+            raise InputError(f"{first!r} is one argument too many.")
+        raise InputError(f"There is no option {first!r}; the nearest are {nearest(first, options_of(command))}.")
     try:
         values = parser.instantiate(parser.parse_args(known))
     except ArgumentError as error:
-        raise InputError(_sentence(error)) from error
+        from kdlab.config.parser_errors import parser_error  # takes seconds to import
+
+        text = str(parser_error(error)).rstrip(".")
+        text = re.sub(r"Expected a typing\.Literal\[(.*)\]\. Got value: (.*)", r"expected one of \1, not \2", text)
+        raise InputError(f"{text}.") from error
     command(**values.as_dict(), **overrides)
 
 
 def split(command: Callable[..., None], arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split a command line into the command's own arguments, as jsonargparse reads them, and all others unchanged."""
-    types, options = get_type_hints(command), _options(command)
-    positional = len(inspect.signature(command).parameters.keys() - {*options, OVERRIDES})
+    options = options_of(command)
+    positional = len(inspect.signature(command).parameters.keys() - {OVERRIDES}) - len(options)
     known, further, rest = list[str](), list[str](), list(arguments)
     while rest:
         argument = rest.pop(0)
         option, equals, value = argument.partition("=")
-        name = option.removeprefix("--").replace("-", "_")
+        kind = options.get(option.replace("_", "-"))
         if argument in ("-h", "--help"):
             known.append("--help")
-        elif option.startswith("--") and name in options:
-            if not equals and types[name] is bool:
+        elif kind is not None:
+            if not equals and kind is bool:
                 equals, value = "=", "true"
             elif not equals and rest and not rest[0].startswith("--"):
                 equals, value = "=", rest.pop(0)
-            appended = "+" if get_origin(types[name]) is list else ""
-            known.append(f"--{name}{appended}{equals}{value}")
+            name = option.removeprefix("--").replace("-", "_") + ("+" if get_origin(kind) is list else "")
+            known.append(f"--{name}{equals}{value}")
         elif positional and not argument.startswith("-"):
             known.append(argument)
             positional -= 1
@@ -70,21 +74,7 @@ def split(command: Callable[..., None], arguments: Sequence[str]) -> tuple[list[
     return known, further
 
 
-def _options(command: Callable[..., None]) -> list[str]:
-    parameters = inspect.signature(command).parameters
-    return [name for name, parameter in parameters.items() if parameter.default is not parameter.empty]
-
-
-def _unknown(argument: str, command: Callable[..., None]) -> InputError:
-    if not argument.startswith("-"):
-        return InputError(f"{argument!r} is one argument too many.")
-    options = [f"--{name.replace('_', '-')}" for name in _options(command)]
-    return InputError(f"There is no option {argument!r}; the nearest are {nearest(argument, options)}.")
-
-
-def _sentence(error: ArgumentError) -> str:
-    from kdlab.config.parser_errors import parser_error  # takes seconds to import
-
-    text = str(parser_error(error))
-    text = re.sub(r"Expected a typing\.Literal\[(.*)\]\. Got value: (.*)", r"expected one of \1, not \2", text)
-    return text if text.endswith(".") else f"{text}."
+def options_of(command: Callable[..., None]) -> dict[str, Any]:
+    """Return the options of a command, such as ``--dry-run``, with their types."""
+    types, parameters = get_type_hints(command), inspect.signature(command).parameters.values()
+    return {f"--{x.name.replace('_', '-')}": types[x.name] for x in parameters if x.default is not x.empty}

@@ -36,11 +36,7 @@ def demo(seeds: int = 3, epochs: int = 200, out: Path = Path("runs/demo")) -> No
 
 
 def new_folder(wanted: Path) -> Path:
-    """Create ``wanted``, or the first of ``wanted-2``, ``wanted-3``, ... that does not exist.
-
-    Raises:
-        InputError: no folder can be created there.
-    """
+    """Create ``wanted``, or the first of ``wanted-2``, ``wanted-3``, ... that does not exist."""
     numbered = (wanted.with_name(f"{wanted.name}-{number}") for number in itertools.count(2))
     try:
         folder = next(path for path in itertools.chain([wanted], numbered) if not path.exists())

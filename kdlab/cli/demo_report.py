@@ -7,12 +7,14 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from matplotlib.figure import Figure
+from pytorch_lightning.callbacks import LambdaCallback
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -38,7 +40,7 @@ def report(seeds: int, epochs: int, folder: Path) -> None:
     """Train, print the table, and write the files into an existing folder."""
     start, console = time.monotonic(), Console(highlight=False)
     console.print("\nHandwritten digits: a teacher, and a small student with and without its help.\n")
-    runs = list(train_all(seeds, epochs, lambda name, seed, epochs: ProgressLine(name, seed, epochs, console)))
+    runs = list(train_all(seeds, epochs, partial(progress_line, console)))
     teacher, alone, distilled = ([run for run in runs if run.name == name] for name in (TEACHER, ALONE, DISTILLED))
     files = write(folder, [*teacher, *alone, *distilled], distilled[0])
     console.print(table([teacher, alone, distilled], folder))
@@ -53,30 +55,22 @@ def report(seeds: int, epochs: int, folder: Path) -> None:
     console.print("  kdlab fit -c configs/kd_digits.yaml\n")
 
 
-class ProgressLine(pl.Callback):
-    """One line of progress with the accuracy of the last validation."""
+def progress_line(console: Console, name: str, seed: int, epochs: int) -> pl.Callback:
+    """Return a callback that draws one line of progress, with the accuracy of the last validation."""
+    title = f"  {name:<17} " + (" " * 6 if name == TEACHER else f"seed {seed}")
+    accuracy = TextColumn("{task.fields[accuracy]:>6}")
+    progress = Progress(TextColumn(title), BarColumn(30), accuracy, TimeElapsedColumn(), console=console)
+    task = progress.add_task("", total=epochs, accuracy="")
 
-    def __init__(self, name: str, seed: int, epochs: int, console: Console) -> None:
-        title = f"  {name:<17} " + (" " * 6 if name == TEACHER else f"seed {seed}")
-        accuracy = TextColumn("{task.fields[accuracy]:>6}")
-        self._progress = Progress(TextColumn(title), BarColumn(30), accuracy, TimeElapsedColumn(), console=console)
-        self._task = self._progress.add_task("", total=epochs, accuracy="")
+    def show(trainer: pl.Trainer, *_: object) -> None:
+        progress.update(task, accuracy=f"{float(trainer.callback_metrics[f'val/{ACCURACY}']):.1%}")
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show the line."""
-        self._progress.start()
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show the accuracy."""
-        self._progress.update(self._task, accuracy=f"{float(trainer.callback_metrics[f'val/{ACCURACY}']):.1%}")
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Advance by one epoch."""
-        self._progress.advance(self._task)
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Leave the line as it is."""
-        self._progress.stop()
+    return LambdaCallback(
+        on_fit_start=lambda *_: progress.start(),
+        on_validation_end=show,
+        on_train_epoch_end=lambda *_: progress.advance(task),
+        teardown=lambda *_, **__: progress.stop(),
+    )
 
 
 def spread(values: Sequence[float], sign: str = "") -> str:
@@ -91,10 +85,10 @@ def table(groups: Iterable[Sequence[Run]], folder: Path) -> Table:
     columns = ("", "parameters", "file", "test\naccuracy %", "agreement\n%", "retention\n%")
     printed = number_table(columns, "agreement: same class as the teacher; retention: accuracy over the teacher's")
     for runs in groups:
-        name, parameters = runs[0].name, runs[0].parameters
+        name = runs[0].name
         file = folder / ("teacher.safetensors" if name == TEACHER else "student.safetensors")
-        metrics = [spread([100 * run.last(key) for run in runs]) for key in (ACCURACY, "agreement", "retention")]
-        cells = (f"{parameters:,}", f"{file.stat().st_size / 1000:.0f} kB", *metrics)
+        cells = [f"{runs[0].parameters:,}", f"{file.stat().st_size / 1000:.0f} kB"]
+        cells += [spread([100 * run.last(key) for run in runs]) for key in (ACCURACY, "agreement", "retention")]
         printed.add_row(name, *cells, style="bold" if name == DISTILLED else "")
     return printed
 
@@ -106,8 +100,8 @@ def write(folder: Path, runs: Sequence[Run], student: Run) -> dict[str, str]:
     keys = ("agreement", "retention", "kl_to_teacher", "student_ece", "loss")
     rows: list[Sequence[Any]] = [("network", "seed", "parameters", "epoch", "test_accuracy", *keys)]
     for run in runs:
-        for epoch, values in run.curve:
-            rows.append((run.name, run.seed, run.parameters, epoch, *map(values.get, (ACCURACY, *keys))))
+        head, columns = (run.name, run.seed, run.parameters), (ACCURACY, *keys)
+        rows += [(*head, epoch, *map(values.get, columns)) for epoch, values in run.curve]
     write_text(folder / "results.csv", csv_text(rows))
     plot(runs).savefig(folder / "curves.png", dpi=150)
     meanings = {

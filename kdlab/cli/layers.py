@@ -31,14 +31,13 @@ def layers(network: str, overrides: list[str], input: str = "3,32,32", depth: in
     except ValueError:
         raise InputError(f"--input must be numbers with commas between them, such as 3,32,32, not {input!r}.") from None
     built = network_from(network, overrides)
-    columns = ("name", "module", "output", "parameters")
-    table = titled_table(f"{network}, input {shape_text(shape)}", columns, numbers=columns[3:])
+    rows = []
     for name, module, output in shapes(built, shape):
         if not depth or name.count(".") < depth:
             count = sum(parameter.numel() for parameter in module.parameters())
-            table.add_row(name, type(module).__name__, output, f"{count:,}" if count else "")
-    console = Console()
-    console.print(table)
+            rows.append((name, type(module).__name__, output, f"{count:,}" if count else ""))
+    columns, console = ("name", "module", "output", "parameters"), Console()
+    console.print(titled_table(f"{network}, input {shape_text(shape)}", columns, rows, numbers=columns[3:]))
     if further := [head for head in heads_of(built) if head]:
         console.print(
             f"The network has further outputs: {', '.join(further)}. A name taps each output's own layer, where the "
@@ -47,11 +46,7 @@ def layers(network: str, overrides: list[str], input: str = "3,32,32", depth: in
 
 
 def network_from(class_path: str, options: Sequence[str]) -> nn.Module:
-    """Build a network by class path; ``options`` are ``--name=value`` of its own arguments.
-
-    Raises:
-        InputError: there is no such class or function, or the options do not fit it.
-    """
+    """Build a network by class path; ``options`` are ``--name=value`` of its own arguments."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--network", type=nn.Module)
     inside = [f"--network.{option.removeprefix('--')}" if option.startswith("--") else option for option in options]

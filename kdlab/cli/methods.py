@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from kdlab.errors import InputError
 
@@ -20,7 +20,7 @@ FAMILIES = ("response", "feature", "relation", "plug-in", "teachers", "optimizer
 
 
 class Entry(NamedTuple):
-    """One row of the table of methods."""
+    """A row of the table of methods; its fields are those of ``HEADER``."""
 
     name: str
     method: str
@@ -42,19 +42,16 @@ def methods(markdown: bool = False, family: str | None = None) -> None:
     families = sorted({TEACHING, *FAMILIES})
     if family is not None and family not in families:
         raise InputError(f"There is no family {family!r}; the families are {', '.join(families)}.")
-    tables: list[tuple[Sequence[str], Sequence[Sequence[str]]]] = []
-    if family != TEACHING:
-        tables.append((HEADER, [row for row in entries() if family in (None, row.family)]))
-    if family in (None, TEACHING):
-        tables.append((WAYS_HEADER, ways()))
+    chosen = [row for row in entries() if family in (None, row.family)]
+    tables: dict[Sequence[str], Sequence[Sequence[str]]] = {HEADER: chosen, WAYS_HEADER: ways()}
+    if family is not None:
+        del tables[HEADER if family == TEACHING else WAYS_HEADER]
     if markdown:
-        sys.stdout.write("\n".join(markdown_table(rows, header) for header, rows in tables))
+        sys.stdout.write("\n".join(markdown_table(rows, header) for header, rows in tables.items()))
         return
     console = Console(width=None if sys.stdout.isatty() else 160)
-    for header, rows in tables:
-        table = Table()
-        for column in header:
-            table.add_column(column, no_wrap=column == header[0])
+    for (first, *others), rows in tables.items():
+        table = Table(Column(first, no_wrap=True), *others)
         for row in rows:
             table.add_row(*row)
         console.print(table)

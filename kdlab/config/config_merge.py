@@ -26,9 +26,6 @@ def merge_configs(arguments: Sequence[str]) -> list[str]:
       any: the parser adds to a mapping that exists, and would read "mine" as an argument of a knowledge.
     - :data:`DATA` precedes all others where no data is named. As a default of the parser, its own options (no padding,
       no flip) would stay when a config names another class.
-
-    Raises:
-        InputError: a config without a model precedes the first that names one.
     """
     merged, known, indices = list(arguments), dict[str, Any](), list[int]()
     has_model, has_data = _has_option(arguments, "--model"), _has_option(arguments, "--data")
@@ -69,11 +66,9 @@ def _names_class(value: Any) -> bool:
 def _configs(arguments: Sequence[str]) -> Iterator[tuple[int, str, dict[str, Any]]]:
     """Yield index, path and content of each config among the arguments."""
     for index, argument in enumerate(arguments):
-        if argument.startswith("--config="):
-            path = argument.removeprefix("--config=")
+        path = argument.removeprefix("--config=")
+        if path != argument or (index and arguments[index - 1] in ("-c", "--config")):
             yield index, path, _read(path)
-        elif index and arguments[index - 1] in ("-c", "--config"):
-            yield index, argument, _read(argument)
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -22,11 +22,8 @@ def locate(
 ) -> InputError:
     """Return the error with the file and line of its key or of its value.
 
-    Args:
-        error: the error of a parser or a class path.
-        origins: parts that the config was made of; the first match counts.
-        overrides: options of the command line, ``--KEY=VALUE``; they precede all files.
-        default: part to name if no origin has the key or the value.
+    Options of the command line, ``overrides``, precede all files; of the origins the first match counts, else
+    ``default`` is named.
     """
     for option in overrides:
         name, _, value = option.lstrip("-").partition("=")

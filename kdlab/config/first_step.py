@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
-import pytorch_lightning as pl
+from pytorch_lightning.callbacks import LambdaCallback
 
 from kdlab.config.lightning_cli import KdlabCLI
 
@@ -17,24 +17,17 @@ class _FirstStep(Exception):  # noqa: N818
     """Ends the Trainer's fit."""
 
 
-class _Stop(pl.Callback):
-    def __init__(self, look: Callable[[], None] | None) -> None:
-        self.look = look
+def fit_to_first_step(cli: KdlabCLI, look: Callable[[], None] = lambda: None) -> None:
+    """Run fit up to the first step: the dry run, every setup hook, and validation on a few samples; then ``look``.
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.look is not None:
-            self.look()
+    The config is built with :data:`~kdlab.config.lightning_cli.QUIET`.
+    """
+
+    def stop(*_: object) -> None:
+        look()
         raise _FirstStep
 
-
-def fit_to_first_step(cli: KdlabCLI, look: Callable[[], None] | None = None) -> None:
-    """Run fit up to the first step: the dry run, every setup hook, and validation on a few samples.
-
-    Args:
-        cli: of a config built with :data:`~kdlab.config.lightning_cli.QUIET`.
-        look: called when everything is set up.
-    """
-    cli.trainer.callbacks.append(_Stop(look))  # type: ignore[attr-defined]
+    cli.trainer.callbacks.append(LambdaCallback(on_train_start=stop))  # type: ignore[attr-defined]
     if hasattr(cli.datamodule, "eval_batch_size"):
         few = SAMPLES * cli.trainer.world_size
         cli.datamodule.eval_batch_size = min(few, cli.datamodule.eval_batch_size)

@@ -19,15 +19,15 @@ import yaml
 from jsonargparse import ArgumentError, set_dumper
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor
 
-from kdlab.config.atomic_checkpoint import AtomicCheckpointIO
 from kdlab.config.config_merge import merge_configs
 from kdlab.config.parser_errors import parser_error
-from kdlab.config.run_folder import CSV, LAST, check_checkpoint, claim_folder, resume_point, run_folder
+from kdlab.config.run_folder import CSV, LAST, AtomicCheckpointIO, claim_folder, last_checkpoint, run_folder
 from kdlab.errors import InputError, failed_import, refusal_in
+from kdlab.files import write_text
 
 Config = Mapping[str, Any]
 """A resolved config: every option with its value, as plain dicts and lists."""
@@ -55,28 +55,22 @@ def _plain(value: Any) -> Any:
 
 
 set_dumper("object", _plain)  # parser.dump without text
+logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
 
 
-class SaveConfig(SaveConfigCallback):
-    """Callback that writes the resolved config beside the checkpoints as ``config.yaml`` and logs it."""
+class _SaveConfig(pl.Callback):
+    """Writes the resolved config beside the checkpoints as ``config.yaml`` and logs it."""
 
     def __init__(self, parser: LightningArgumentParser, config: Any, resolved: Config) -> None:
-        super().__init__(parser, config)
         self.resolved = resolved
 
-    def setup(self, *_: Any, **__: Any) -> None:
-        """Do nothing yet: the run's folder is known when the fit starts."""
-
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write and log the config."""
         folder = run_folder(trainer)
-        if not trainer.is_global_zero:
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(self.resolved, sort_keys=False, allow_unicode=True)
-        (folder / "config.yaml").write_text(f"# pytorch_lightning=={version('pytorch-lightning')}\n{text}")
-        for logger in trainer.loggers:
-            logger.log_hyperparams(dict(self.resolved))
+        if trainer.is_global_zero:
+            text = yaml.safe_dump(self.resolved, sort_keys=False, allow_unicode=True)
+            write_text(folder / "config.yaml", f"# pytorch_lightning=={version('pytorch-lightning')}\n{text}")
+            for logger in trainer.loggers:
+                logger.log_hyperparams(dict(self.resolved))
 
 
 class KdlabCLI(LightningCLI):
@@ -102,8 +96,11 @@ class KdlabCLI(LightningCLI):
         claim_folder(self.trainer, resumed=bool(self.resolved["ckpt_path"]))
 
     def before_test(self) -> None:
-        """Check the checkpoint's path."""
-        check_checkpoint(self.resolved["ckpt_path"])
+        """Check that the checkpoint is there; Lightning's words, such as "best", and URLs pass."""
+        path = self.resolved["ckpt_path"]
+        if isinstance(path, str) and path.endswith(".ckpt") and "://" not in path and not Path(path).is_file():
+            text = f"There is no checkpoint {path!r}: ckpt_path is the file to resume from or to evaluate."
+            raise InputError(text, key="ckpt_path", value=path)
 
     before_validate = before_predict = before_test
 
@@ -114,11 +111,10 @@ class KdlabCLI(LightningCLI):
         rank = f".{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
         path = Path(self.trainer.log_dir or self.trainer.default_root_dir) / f"predictions{rank}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
+        shares = [round(share, 6) for share in confidence.tolist()]
         with path.open("w", newline="") as file:
-            rows = csv.writer(file)
-            rows.writerow(["sample", "class", "confidence"])
-            for sample, (label, share) in enumerate(zip(classes.tolist(), confidence.tolist(), strict=True)):
-                rows.writerow([sample, label, round(share, 6)])
+            rows = zip(range(len(shares)), classes.tolist(), shares, strict=True)
+            csv.writer(file).writerows([("sample", "class", "confidence"), *rows])
         print(path)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
@@ -141,38 +137,54 @@ class _ParsedOnly(KdlabCLI):
         """Build nothing."""
 
 
-def run(command: str, arguments: Sequence[str]) -> None:
-    """Parse, build and run one of the Trainer's commands."""
-    build([command, *arguments])
+def build(
+    arguments: Sequence[str] | Config, *, run: bool = True, save_config: bool = True, kind: type[KdlabCLI] = KdlabCLI
+) -> KdlabCLI:
+    """Build trainer, module and data from a command line, or from a resolved config, and run the command (``fit``).
+
+    With ``save_config`` a fit writes ``config.yaml``. An :class:`InputError` names the wrong key and the nearest ones.
+    """
+    args: Any
+    if isinstance(arguments, Mapping):
+        args = {"subcommand": "fit", "fit": _plain(arguments)} if run else _plain(arguments)
+    else:
+        args = merge_configs(arguments)
+        if args == list(arguments) == sys.argv[1:]:
+            args = None  # DDP starts its other processes from sys.argv
+    for message in SILENCED:
+        warnings.filterwarnings("ignore", message)
+    try:
+        return kind(
+            model_class=pl.LightningModule,
+            datamodule_class=pl.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_callback=_SaveConfig if save_config else None,  # type: ignore[arg-type]
+            seed_everything_default=0,
+            trainer_defaults={"logger": CSV, "default_root_dir": "runs"},
+            parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
+            args=args,
+            run=run,
+        )
+    except Exception as error:
+        if refused := _input_error(error):
+            raise refused from error
+        raise
 
 
 def resolve(arguments: Sequence[str]) -> dict[str, Any]:
-    """Return the config of arguments of ``kdlab fit`` with every default; nothing is built.
-
-    Raises:
-        InputError: the config does not fit.
-    """
+    """Return the config of arguments of ``kdlab fit`` with every default; nothing is built."""
     with quietly():
-        return _cli(_ParsedOnly, arguments, run=False, save_config=False).resolved
-
-
-def build(arguments: Sequence[str] | Config, *, run: bool = True, save_config: bool = True) -> KdlabCLI:
-    """Build trainer, module and data.
-
-    Args:
-        arguments: of the command line, or a resolved config, with the command ``fit`` if it is run.
-        run: run the command too.
-        save_config: write ``config.yaml`` when a fit starts.
-
-    Raises:
-        InputError: the config does not fit; the message names the wrong key and the nearest right ones.
-    """
-    return _cli(KdlabCLI, arguments, run=run, save_config=save_config)
+        return build(arguments, run=False, save_config=False, kind=_ParsedOnly).resolved
 
 
 def take_up(config: Config, folder: Path) -> KdlabCLI:
     """Train a resolved config whose checkpoints are in ``folder``, from the last of them if there is one."""
-    return build({**config, "ckpt_path": resume_point(folder)})
+    last = last_checkpoint(folder)
+    if not last.exists():  # else the folder of a run stopped before its first checkpoint would count as another run's
+        (folder / "config.yaml").unlink(missing_ok=True)
+    return build({**config, "ckpt_path": str(last) if last.exists() else None})
 
 
 @contextlib.contextmanager
@@ -185,37 +197,6 @@ def quietly() -> Iterator[None]:
             yield
     finally:
         logging.disable(logging.NOTSET)
-
-
-def _cli(kind: type[KdlabCLI], arguments: Sequence[str] | Config, *, run: bool, save_config: bool) -> KdlabCLI:
-    args: Any
-    if isinstance(arguments, Mapping):
-        args = {"subcommand": "fit", "fit": _plain(arguments)} if run else _plain(arguments)
-    else:
-        args = merge_configs(arguments)
-        if args == list(arguments) == sys.argv[1:]:
-            args = None  # DDP starts its other processes from sys.argv
-    for message in SILENCED:
-        warnings.filterwarnings("ignore", message)
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_is_no_tip)
-    try:
-        return kind(
-            model_class=pl.LightningModule,
-            datamodule_class=pl.LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            save_config_callback=SaveConfig if save_config else None,
-            seed_everything_default=0,
-            trainer_defaults={"logger": CSV, "default_root_dir": "runs"},
-            parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
-            args=args,
-            run=run,
-        )
-    except Exception as error:
-        if refused := _input_error(error):
-            raise refused from error
-        raise
 
 
 def _input_error(error: Exception) -> InputError | None:
@@ -232,7 +213,3 @@ def _input_error(error: Exception) -> InputError | None:
 
 def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list) else [value] if value else []
-
-
-def _is_no_tip(record: logging.LogRecord) -> bool:
-    return "Tip:" not in record.getMessage()

@@ -25,26 +25,23 @@ def ends_with(longer: str, key: str) -> bool:
 class Source:
     """Content of a YAML file, with the line of each of its parts.
 
-    Attributes:
-        path: the file.
-        content: plain dicts, lists and values.
-
-    Raises:
-        InputError: there is no such file, it is not YAML, or a mapping has a key twice (YAML's readers keep the last
-            without a warning).
+    ``content`` is plain dicts, lists and values. An :class:`InputError` if there is no such file, it is not YAML, or a
+    mapping has a key twice (YAML's readers keep the last without a warning).
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lines: dict[Place, int] = {}
-        self._values: dict[Place, Any] = {}
+        self._texts: dict[Place, str] = {}
         try:
             loader = yaml.SafeLoader(path.read_text())
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"The file {str(path)!r} cannot be read: {error}.") from error
         try:
             node = loader.get_single_node()
-            self.content = {} if node is None else self._read(loader, node, ())
+            if node is not None:
+                self._walk(loader, node, ())
+            self.content: Any = {} if node is None else loader.construct_document(node)
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             where = f", line {mark.line + 1}" if mark else ""
@@ -60,14 +57,13 @@ class Source:
 
     def place(self, key: str, below: Place = ()) -> Place | None:
         """Return the first place below a part whose dotted key ends with ``key``; ``None`` if there is none."""
-        matches = (place for place in self._below(below) if ends_with(".".join(map(str, place[len(below) :])), key))
-        return next(matches, None) if key else None
+        places = (p for p in self._below(below) if ends_with(".".join(map(str, p[len(below) :])), key))
+        return next(places, None) if key else None
 
     def holding(self, text: str, below: Place = ()) -> Place | None:
         """Return the first place below a part whose value is ``text``, or that followed by a dot."""
-        values = ((place, self._values[place]) for place in self._below(below))
-        matches = (place for place, value in values if isinstance(value, str) and f"{value}.".startswith(f"{text}."))
-        return next(matches, None) if text else None
+        places = (p for p in self._below(below) if p in self._texts and f"{self._texts[p]}.".startswith(f"{text}."))
+        return next(places, None) if text else None
 
     def error(self, place: Place, text: str) -> InputError:
         """Return an error that names the line of a part."""
@@ -82,11 +78,7 @@ class Source:
             raise self.error(place, f"{prefix}{error}") from error
 
     def mapping(self, value: Any, place: Place, allowed: Iterable[str] | None = None) -> dict[str, Any]:
-        """Return ``value`` as a mapping; ``None`` is an empty one.
-
-        Raises:
-            InputError: it is something else, or has another key than ``allowed``.
-        """
+        """Return ``value`` as a mapping with text keys, all in ``allowed``; ``None`` is an empty one."""
         what = ".".join(map(str, place)) or "the study"
         if value is None:
             return {}
@@ -102,36 +94,34 @@ class Source:
     def _below(self, below: Place) -> Iterator[Place]:
         return (place for place in self._lines if place[: len(below)] == below)
 
-    def _read(self, loader: yaml.SafeLoader, node: yaml.Node, place: Place) -> Any:
+    def _walk(self, loader: yaml.SafeLoader, node: yaml.Node, place: Place) -> None:
+        """Note the line of a node and of all below; merge keys are replaced by what they name."""
         self._lines.setdefault(place, _line(node))
         if isinstance(node, yaml.SequenceNode):
-            value: Any = [self._read(loader, item, (*place, index)) for index, item in enumerate(node.value)]
+            for index, item in enumerate(node.value):
+                self._walk(loader, item, (*place, index))
         elif isinstance(node, yaml.MappingNode):
-            value = self._read_mapping(loader, node, place)
-        else:
-            value = self._scalar(loader, node)
-        self._values[place] = value
-        return value
+            self._walk_mapping(loader, node, place)
+        elif isinstance(value := self._scalar(loader, node), str):
+            self._texts[place] = value
 
-    def _read_mapping(self, loader: yaml.SafeLoader, node: yaml.MappingNode, place: Place) -> dict[Any, Any]:
+    def _walk_mapping(self, loader: yaml.SafeLoader, node: yaml.MappingNode, place: Place) -> None:
         seen: dict[Any, int] = {}
         for key, _ in node.value:
             if key.tag == MERGE:
                 continue
-            name = self._scalar(loader, key)
+            name, where = self._scalar(loader, key), f"{self.path}, line {_line(key)}"
             if not isinstance(name, Hashable):
-                raise InputError(f"{self.path}, line {_line(key)}: {name!r} cannot be a name: put it in quotes.")
+                raise InputError(f"{where}: {name!r} cannot be a name: put it in quotes.")
             if name in seen:
-                raise InputError(f"{self.path}, line {_line(key)}: {name!r} is here twice, first in line {seen[name]}.")
+                raise InputError(f"{where}: {name!r} is here twice, first in line {seen[name]}.")
             seen[name] = _line(key)
         loader.flatten_mapping(node)
-        content = {}
         for key, value in node.value:
-            name = loader.construct_object(key, deep=True)
-            if name in seen:
-                self._lines[(*place, name)] = _line(key)
-            content[name] = self._read(loader, value, (*place, name))
-        return content
+            inner = (*place, self._scalar(loader, key))
+            if inner[-1] in seen:
+                self._lines[inner] = seen[inner[-1]]
+            self._walk(loader, value, inner)
 
     def _scalar(self, loader: yaml.SafeLoader, node: yaml.Node) -> Any:
         try:

@@ -38,7 +38,9 @@ def parser_error(error: Exception) -> InputError:
     if re.search(r"required: (\w+\.)?model", text):
         hint = "name a config with -c CONFIG (configs/ has some), or --model CLASS_PATH"
         return InputError(f"there is no model to train: {hint}.")
-    key = _key(text)
+    keys = [key for key in re.findall(r'Parser key "([^"]+)"', text) if key != "config"]
+    nested = re.findall(r"NestedArg\(key='([^']+)'", text)
+    key = f"{keys[0]}.{nested[-1]}" if keys and nested else ".".join(keys)  # as on the command line, if there is one
     exact = key if "." in key else ""  # a root such as model is in every file
     if innermost := _innermost(text):
         message, value = innermost
@@ -63,13 +65,6 @@ def _innermost(text: str) -> tuple[str, str] | None:
             shown = (value or next(filter(None, values[0] if values else ()), "")).split(". Got value:")[0]
             return f"expected {KINDS.get(name, name)}" + (f", not {shown}" if shown else ""), shown
     return None
-
-
-def _key(text: str) -> str:
-    """Return the dotted key, as on the command line where the message has it; empty if it has none."""
-    keys = [key for key in re.findall(r'Parser key "([^"]+)"', text) if key != "config"]
-    nested = re.findall(r"NestedArg\(key='([^']+)'", text)
-    return f"{keys[0]}.{nested[-1]}" if keys and nested else ".".join(keys)
 
 
 def _wrong_part(key: str, known: Sequence[str]) -> str:

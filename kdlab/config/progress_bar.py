@@ -30,12 +30,7 @@ class StudentBar(RichProgressBar):
         """Return the bar's numbers, accuracies in percent and without the run's version."""
         shown = super().get_metrics(trainer, pl_module)
         shown.pop("v_num", None)
-        names = {
-            "val/student_accuracy": "student",
-            "val/teacher_accuracy": "teacher",
-            "val/deployed_accuracy": "deployed",
-        }
-        for name, short in names.items():
-            if isinstance(value := shown.pop(name, None), float):
-                shown[short] = f"{value:.2%}"
+        for name in ("student", "teacher", "deployed"):
+            if isinstance(value := shown.pop(f"val/{name}_accuracy", None), float):
+                shown[name] = f"{value:.2%}"
         return dict(shown)

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from kdlab.errors import InputError
+from kdlab.files import atomic_write
 
 CSV = {"class_path": "pytorch_lightning.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": ""}}
 # One file, replaced after each epoch, validated or not. With save_top_k=0, Lightning 2.6 writes last.ckpt at the end
@@ -33,28 +36,8 @@ def last_checkpoint(folder: Path) -> Path:
     return folder / "checkpoints" / "last.ckpt"
 
 
-def resume_point(folder: Path) -> str | None:
-    """Return the checkpoint in a run's folder; ``None`` for a new run or one stopped before its first checkpoint."""
-    last = last_checkpoint(folder)
-    if last.exists():
-        return str(last)
-    (folder / "config.yaml").unlink(missing_ok=True)  # else the folder would count as another run's
-    return None
-
-
-def check_checkpoint(path: Any) -> None:
-    """Raise an :class:`InputError` if a file is not there; Lightning's words, such as "best", and URLs pass."""
-    if isinstance(path, str) and path.endswith(".ckpt") and "://" not in path and not Path(path).is_file():
-        text = f"There is no checkpoint {path!r}: ckpt_path is the file to resume from or to evaluate."
-        raise InputError(text, key="ckpt_path", value=path)
-
-
 def claim_folder(trainer: pl.Trainer, resumed: bool) -> None:
-    """Prepare the folder of the CSV logger; a resumed run keeps its earlier numbers in ``metrics.N.csv``.
-
-    Raises:
-        InputError: the run is new and the folder holds another one.
-    """
+    """Check that a new run has a folder of its own; a resumed one keeps its earlier numbers in ``metrics.N.csv``."""
     if not trainer.is_global_zero or not isinstance(trainer.logger, CSVLogger):
         return
     folder = Path(trainer.logger.log_dir)
@@ -76,11 +59,20 @@ def placed(config: Mapping[str, Any], folder: Path, loggers: Sequence[Mapping[st
     return {**config, "trainer": {**config["trainer"], **trainer}, "checkpoint": checkpoint}
 
 
-def wandb_logger(folder: Path, **options: Any) -> dict[str, Any]:
-    """Return the config of a Weights & Biases logger that keeps its files in ``folder`` and can resume its run."""
-    # The path is absolute: a client that runs already, such as a notebook's, has its own working directory.
-    known = {**options, "resume": "allow", "save_dir": str(folder.resolve())}
-    return {"class_path": "pytorch_lightning.loggers.WandbLogger", "init_args": known}
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoint plugin that writes beside the target and renames.
+
+    Lightning writes to the system's temporary folder and moves the file; where that is another disk the move is a copy,
+    and a kill during the copy leaves half a file in place of the last good checkpoint.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write ``checkpoint`` to ``path``."""
+        if "://" in str(path):  # object stores have transactions of their own
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        with atomic_write(Path(path)) as file:
+            torch.save(checkpoint, file)
 
 
 def finish_loggers(trainer: pl.Trainer) -> None:

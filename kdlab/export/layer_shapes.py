@@ -13,11 +13,7 @@ from kdlab.outputs import heads_of, layer_names
 
 
 def shapes(network: nn.Module, shape: Sequence[int]) -> list[tuple[str, nn.Module, str]]:
-    """Return (name, module, output shape without the batch) of every layer that runs on an input of ``shape``.
-
-    Raises:
-        InputError: the network does not take inputs of this shape.
-    """
+    """Return (name, module, output shape without the batch) of every layer that runs on an input of ``shape``."""
     seen: dict[str, str] = {}
 
     def note(name: str, module: nn.Module, args: object, output: object) -> None:
@@ -29,11 +25,8 @@ def shapes(network: nn.Module, shape: Sequence[int]) -> list[tuple[str, nn.Modul
         with torch.no_grad():
             network.eval()(torch.zeros(2, *shape))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"{type(network).__name__} does not take an input of {shape_text(shape)} ({reason}): "
-            "give its shape with --input."
-        ) from error
+        text = f"{type(network).__name__} does not take an input of {shape_text(shape)}"
+        raise InputError(f"{text} ({str(error).strip().splitlines()[0]}): give its shape with --input.") from error
     finally:
         for handle in handles:
             handle.remove()

@@ -15,7 +15,7 @@ from kdlab.modules.cotrainer import DEPLOYED
 
 
 def export(run: Path, out: Path | None = None, learner: str | None = None) -> tuple[Path, Path | None]:
-    """Write ``student.safetensors`` and, where the run has a ``config.yaml``, ``student.yaml``.
+    """Write ``student.safetensors`` and, where the run has a ``config.yaml``, ``student.yaml``; return both paths.
 
     The student of a co-training is the network that the run deploys, without what exists in training only.
 
@@ -23,12 +23,6 @@ def export(run: Path, out: Path | None = None, learner: str | None = None) -> tu
         run: a run's folder, or a checkpoint in it; a folder means its newest checkpoint.
         out: folder to write to; ``None`` is the run's folder.
         learner: name of a co-training's network; ``None`` is the deployed one.
-
-    Returns:
-        Both paths; the second is ``None`` where the run has no config.
-
-    Raises:
-        InputError: there is no checkpoint, it holds no student, or the files exist already.
     """
     checkpoint = run if run.is_file() else newest_checkpoint(run)
     folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
@@ -49,11 +43,7 @@ def export(run: Path, out: Path | None = None, learner: str | None = None) -> tu
 
 
 def newest_checkpoint(run: Path) -> Path:
-    """Return the newest checkpoint of a run.
-
-    Raises:
-        InputError: the folder is missing or has none.
-    """
+    """Return the newest checkpoint of a run."""
     if not run.is_dir():
         raise InputError(f"There is no run {str(run)!r}: give a run's folder (such as runs/version_0) or a checkpoint.")
     checkpoints = list(run.rglob("*.ckpt"))
@@ -63,14 +53,9 @@ def newest_checkpoint(run: Path) -> Path:
 
 
 def student_of(checkpoint: Path, learner: str | None = None) -> dict[str, Tensor]:
-    """Return the student's tensors in a checkpoint, under the network's own key names.
+    """Return a network's tensors in a checkpoint, under its own key names.
 
-    Args:
-        checkpoint: of a Distiller, whose student is meant, or of a CoTrainer, whose deployed network is meant.
-        learner: name of one of a CoTrainer's ``networks``, in place of the deployed one.
-
-    Raises:
-        InputError: it holds no such network.
+    It is the student of a Distiller, the deployed network of a CoTrainer, or the ``learner`` of that name.
     """
     tensors = read_tensors(checkpoint)
     for prefix in ("student.", DEPLOYED) if learner is None else (f"networks.{learner}.",):
@@ -79,23 +64,16 @@ def student_of(checkpoint: Path, learner: str | None = None) -> dict[str, Tensor
     networks = dict.fromkeys(key.split(".")[1] for key in tensors if key.startswith("networks."))
     names = ", ".join(map(repr, networks))
     if not networks:
-        raise InputError(
-            f"{str(checkpoint)!r} holds no student: it is not a checkpoint of kdlab.Distiller or CoTrainer."
-        )
-    if learner is not None:
-        raise InputError(f"{str(checkpoint)!r} has no learner {learner!r}; it has {names}.")
-    raise InputError(
-        f"{str(checkpoint)!r} deploys an ensemble, which is not one network: name one with --learner: {names}."
-    )
+        reason = "holds no student: it is not a checkpoint of kdlab.Distiller or CoTrainer"
+    elif learner is not None:
+        reason = f"has no learner {learner!r}; it has {names}"
+    else:
+        reason = f"deploys an ensemble, which is not one network: name one with --learner: {names}"
+    raise InputError(f"{str(checkpoint)!r} {reason}.")
 
 
 def student_in(config: dict[str, Any], learner: str | None = None) -> dict[str, Any] | None:
-    """Return class path and arguments of the student in a run's config, or of the network that it deploys.
-
-    Args:
-        config: content of the run's ``config.yaml``.
-        learner: name of one of a CoTrainer's ``networks``, in place of the deployed one.
-    """
+    """Return class path and arguments of the network that :func:`student_of` returns, from a run's ``config.yaml``."""
     options = (config.get("model") or {}).get("init_args") or {}
     student, networks = options.get("student"), options.get("networks")
     if student is None and isinstance(networks, dict) and networks:

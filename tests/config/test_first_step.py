@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kdlab.config.first_step import QUIET, fit_to_first_step
-from kdlab.config.lightning_cli import build
+from kdlab.config.first_step import fit_to_first_step
+from kdlab.config.lightning_cli import QUIET, build
 from tests.config.test_lightning_cli import work  # noqa: F401
 
 
@@ -28,6 +28,6 @@ def test_everything_is_set_up_and_nothing_trained(
     fit_to_first_step(cli, lambda: steps.append(cli.trainer.global_step))
     assert steps == [0]
     assert sizes[-2:] == [size, size]  # the validation, after the dry run
-    assert cli.model.rehearsal is not None
+    assert cli.model.dry_run is not None
     assert cli.trainer.global_step == 0
     assert not (work / "runs").exists()

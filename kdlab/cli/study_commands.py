@@ -1,0 +1,270 @@
+"""Commands that train several runs and print one table: ``reproduce`` and ``report`` a study, ``generations``."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import itertools
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.table import Column, Table
+
+from kdlab.cli.command import options_of
+from kdlab.cli.printing import csv_text, number_table
+from kdlab.errors import InputError
+from kdlab.files import locked, write_text
+from kdlab.studies import tables
+from kdlab.studies.generations import STUDENT, train_generations
+from kdlab.studies.grid import runs_of
+from kdlab.studies.launchers import OneAtATime, OnRay
+from kdlab.studies.ledger import FINISHED, Ledger
+from kdlab.studies.preflight import Estimate, Resolved, Trials, check_networks
+from kdlab.studies.progress import StudyBar
+from kdlab.studies.render import log_table, markdown, write
+from kdlab.studies.runs import Run
+from kdlab.studies.scheduler import Loggers, Work
+from kdlab.studies.study import read
+
+# Options that say where data is and where runs take place: published values stay comparable.
+PLACES = (
+    *("--data.root=", "--data.num_workers=", "--data.download="),
+    *("--trainer.accelerator=", "--trainer.devices=", "--trainer.num_nodes=", "--trainer.strategy="),
+)
+
+
+class OpenStudy:
+    """A study with its runs and ledger, as a command line names it; an :class:`InputError` if it cannot be used."""
+
+    def __init__(
+        self,
+        command: Callable[..., None],
+        path: Path,
+        overrides: list[str],
+        runs: Path,
+        ledger: Path | None,
+        teachers: list[str],
+    ) -> None:
+        for override in overrides:
+            if not override.startswith("--") or "=" not in override or override.startswith("--config"):
+                close = difflib.get_close_matches(override.split("=")[0], options_of(command), n=1)
+                name, hint = f"kdlab {command.__name__}", f" (did you mean {close[0]}?)" if close else ""
+                raise InputError(f"{override!r} is no option of {name}{hint}, nor one of kdlab fit as --KEY=VALUE.")
+        self.weights = {name: Path(file) for name, _, file in (teacher.partition("=") for teacher in teachers)}
+        for name, file in self.weights.items():
+            if not file.is_file():
+                raise InputError(f"There is no file '{file}' for the teacher {name!r}: write --teacher NAME=FILE.")
+        self.study = read(path, self.weights)
+        self.folder = runs / self.study.name
+        with contextlib.closing(Resolved(self.folder / ".configs.json")) as resolve:
+            self.runs: list[Run] = runs_of(self.study, resolve, overrides)
+        self.ledger = Ledger(ledger or self.study.folder / "ledger.csv")
+        self.as_published = all(override.startswith(PLACES) for override in overrides)
+
+    def table(self) -> tables.Table:
+        """Return the table of the ledger as it is now."""
+        return tables.table(self.study, self.runs, self.ledger, self.as_published)
+
+    def examine(self, console: Console) -> tuple[Work, dict[str, Estimate]]:
+        """Try every run that is still to do; return the work and, by key, what each run will take."""
+        trials, fingerprints = Trials(self.folder / ".trials.json"), dict[str, str]()
+        with console.status("reading the data"):
+            for run in self.runs:
+                with self.study.source.errors_at(self.study.recipe.place):
+                    fingerprints[run.key] = trials.fingerprint(run.config)
+        check_networks(self.study, trials, self.runs[0].config, self.weights)
+        work = Work(self.runs, lambda run: fingerprints[run.key], self.folder, self.ledger)
+        estimates: dict[str, Estimate] = {}
+        with console.status("trying the configs") as status:
+            for number, run in enumerate(self.runs, 1):
+                if self.ledger.finished(work.identity(run)):
+                    continue
+                status.update(f"trying config {number} of {len(self.runs)}: {run.name}")
+                with self.study.source.errors_at(run.place, f"{run.name}: "):
+                    estimates[run.key] = trials.estimate(run.config)
+        return work, estimates
+
+
+def reproduce(
+    study: Path,
+    overrides: list[str],
+    runs: Path = Path("runs"),
+    ledger: Path | None = None,
+    teacher: list[str] = [],  # noqa: B006
+    dry_run: bool = False,
+    launcher: Literal["local", "ray"] = "local",
+    address: str | None = None,
+    workers: int | None = None,
+    cpus_per_run: float = 1.0,
+    gpus_per_run: float = 0.0,
+    wandb: str | None = None,
+) -> None:
+    """Train every run of a study that its ledger does not hold yet, teachers first, and print the table.
+
+    A run that is killed is resumed from its last epoch when the study is called again; one that fails is reported and
+    does not stop the others. Before anything is trained every config is set up and tried on a few samples. The exit
+    status is 1 if a run failed.
+
+    Args:
+        study: folder with a study.yaml, or a study file
+        overrides: options of ``kdlab fit``
+        runs: folder of all studies' runs
+        ledger: CSV file (default: ledger.csv beside the study file)
+        teacher: NAME=FILE, a teacher's weights, instead of training it
+        dry_run: print the plan with its time and memory; train nothing
+        launcher: where runs happen
+        address: of a Ray cluster; without it one is started on this machine
+        workers: processors of the Ray cluster that is started here (default: all)
+        cpus_per_run: processors of the cluster for each run
+        gpus_per_run: GPUs of the cluster for each run
+        wandb: project of Weights & Biases to log runs and table to, as one group
+    """
+    opened, console = OpenStudy(reproduce, study, overrides, runs, ledger, teacher), Console(highlight=False)
+    work, estimates = opened.examine(console)
+    if dry_run:
+        for part in plan(work, estimates):
+            console.print(part)
+        return
+    with locked(opened.folder / ".lock", f"another process is at the study {opened.study.name!r}"):
+        place = OnRay(address, cpus_per_run, gpus_per_run, workers) if launcher == "ray" else OneAtATime()
+        loggers: Loggers = partial(_wandb_loggers, opened.study.name, wandb, work) if wandb else (lambda run: [])
+        with _stopping(console), StudyBar(work, {key: x.seconds for key, x in estimates.items()}, console) as bar:
+            outcome = work.carry_out(place, loggers, bar)
+    console.print(Markdown(markdown(opened.table())))
+    if wandb:
+        log_table(opened.table(), wandb, opened.folder)
+    failed = {run.name: outcome[run.key] for run in opened.runs if outcome[run.key] != FINISHED}
+    for name, error in failed.items():
+        console.print(f"[red]failed:[/] {name}: {error}", soft_wrap=True)
+    if failed:
+        raise SystemExit(1)
+
+
+def report(
+    study: Path,
+    overrides: list[str],
+    runs: Path = Path("runs"),
+    ledger: Path | None = None,
+    teacher: list[str] = [],  # noqa: B006
+    out: Path | None = None,
+    wandb: str | None = None,
+) -> None:
+    """Print a study's table and write report.md, report.csv and report.png.
+
+    A README.md there that has the marks <!-- kdlab report: begin --> and <!-- kdlab report: end --> gets the table
+    between them. Cells that were not run are empty, and runs of another recipe are left out.
+
+    Args:
+        study: folder with a study.yaml, or a study file
+        overrides: options of ``kdlab fit``
+        runs: folder of all studies' runs
+        ledger: CSV file (default: ledger.csv beside the study file)
+        teacher: NAME=FILE, a teacher's weights, instead of training it
+        out: folder to write to (default: the study's)
+        wandb: project of Weights & Biases to log the table to, in the study's group
+    """
+    opened = OpenStudy(report, study, overrides, runs, ledger, teacher)
+    table, console = opened.table(), Console(highlight=False)
+    if console.is_terminal:
+        console.print(Markdown(markdown(table)))
+    else:  # a pipe or a file gets the Markdown itself
+        print(markdown(table))
+    for path in write(table, out or opened.study.folder):
+        print(path)
+    if wandb:
+        log_table(table, wandb, opened.folder)
+
+
+def generations(overrides: list[str], count: int = 3, out: Path | None = None) -> None:
+    """Train the student of a config, then the same recipe taught by the network before, and so on.
+
+    The first generation learns from the labels alone; each later one has the next seed and is taught by the network
+    before as model.knowledge and model.task_weight say. At the end every generation, and the mean of the probabilities
+    of the first 2, 3, ..., is evaluated on the test set. The last generation is the one to deploy.
+
+    All other options are those of kdlab fit, such as -c CONFIG. seed_everything rises by 1 with each generation;
+    data.seed, which may choose the training set, does not. Called again with the same --out, a run continues.
+
+    Args:
+        overrides: options of ``kdlab fit``
+        count: generations, the first included
+        out: folder to create or to continue in (default: runs/generations_N, the first N that is free)
+    """
+    numbered = (Path(f"runs/generations_{number}") for number in itertools.count())
+    out = out or next(path for path in numbered if not path.exists())
+    rows = train_generations(overrides, count, out)
+    deployed = [row.name for row in rows if row.members == 1][-1]
+    caption = f"{deployed} is deployed; together: the mean of their probabilities"
+    table = number_table(("", "test\naccuracy %", "agreement with\nthe one before %", "ECE %"), caption)
+    for row in rows:
+        cells = ["" if value is None else f"{100 * value:.2f}" for value in row[2:]]
+        table.add_row(row.name, *cells, style="bold" if row.name == deployed else "")
+    Console(highlight=False).print(table)
+    header = ("network", "members", "test_accuracy", "agreement_with_previous", "ece")
+    write_text(out / "generations.csv", csv_text([header, *rows]))
+    last = out / f"generation_{count - 1}" / STUDENT
+    print(f"The last generation is deployed, which was decided before the training: {last}")
+
+
+@contextlib.contextmanager
+def _stopping(console: Console) -> Iterator[None]:
+    """Exit with status 143 on SIGTERM and 130 on Ctrl-C."""
+
+    def terminated(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(143)
+
+    before = signal.signal(signal.SIGTERM, terminated)
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print("Stopped; the same command goes on from here.")
+        raise SystemExit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _wandb_loggers(study: str, project: str, work: Work, run: Run) -> list[dict[str, Any]]:
+    """Return the config of a Weights & Biases logger that keeps its files in the run's folder and can resume it."""
+    kind = "student" if run.cells else "teacher"
+    options = {"project": project, "group": study, "job_type": kind, "name": run.name, "id": work.identity(run)}
+    # The path is absolute: a client that runs already, such as a notebook's, has its own working directory.
+    options |= {"resume": "allow", "save_dir": str(work.folder(run).resolve())}
+    return [{"class_path": "pytorch_lightning.loggers.WandbLogger", "init_args": options}]
+
+
+def plan(work: Work, estimates: Mapping[str, Estimate]) -> tuple[Table, str]:
+    """Return every run with its state, and the time and memory of those to come on this machine."""
+    numbers = [Column(name, justify="right") for name in ("epochs", "time", "memory MB")]
+    shown = Table("run", "state", *numbers, box=SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
+    states = {run.key: work.state(run) for run in work.runs}
+    total, largest = 0.0, 0.0
+    for run in work.runs:
+        cells = ["", ""]
+        if run.key in estimates and states[run.key] != FINISHED:
+            seconds, memory = estimates[run.key]
+            total, largest = total + seconds * run.epochs, max(largest, memory)
+            cells = [_time(seconds * run.epochs), _megabytes(memory)]
+        shown.add_row(run.name, states[run.key], str(run.epochs), *cells)
+    count = sum(state != FINISHED for state in states.values())
+    summary = (
+        f"{len(work.runs)} runs, {count} to do, about {_time(total)} one after the other on this machine, "
+        f"{_megabytes(largest)} MB at most.\nEstimated from a step on few samples, without "
+        f"the start of a run and data in memory. Ledger: {work.ledger.path}"
+    )
+    return shown, summary
+
+
+def _time(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds))) if seconds >= 1 else f"{seconds:.1f} s"
+
+
+def _megabytes(memory: float) -> str:
+    return f"{memory / 2**20:.{0 if memory >= 10 * 2**20 else 1}f}"
