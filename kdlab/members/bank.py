@@ -49,7 +49,7 @@ class Bank(Member, Lazy):
         wait: bool = False,
         label_unknown: bool = False,
     ) -> None:
-        super().__init__(name)
+        super().__init__(name, (source, reader))
         self.source, self.reader, self.dtype = source, reader, dtype
         self.every, self.wait, self.label_unknown = every, wait, label_unknown
         self._samples: int | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -19,7 +20,6 @@ from kdlab.schedules import Progress
 Seen = Mapping[str, Outputs]
 """The outputs of the members that ran before in this step, by name."""
 
-
 BATCHNORM = ("frozen", "batch")
 """The statistics that BatchNorm of an untrained network may normalize with."""
 
@@ -32,6 +32,7 @@ class Member(nn.Module):
     names before the ``@``.
 
     Attributes:
+        sources: names of the outputs that it is made of.
         is_frozen: whether its outputs stay the same function of the batch during training, so that losses may read
             networks and outputs before the first step.
         in_evaluation: whether it runs in validation and test, and may be deployed.
@@ -47,9 +48,9 @@ class Member(nn.Module):
     synchronized: ClassVar[tuple[str, ...]] = ()
     is_dry_run = False
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, sources: Sequence[str] = ()) -> None:
         super().__init__()
-        self.name = name
+        self.name, self.sources = name, tuple(sources)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -76,11 +77,7 @@ class Member(nn.Module):
         """Receive the size of the training set before the dry run; ``None`` if it has none."""
 
     def set_taps(self, layers: Sequence[str], views: Sequence[str] = (), only_layers: bool = False) -> None:
-        """Select what losses read of it: layers, further views, and whether nothing but layers.
-
-        Raises:
-            InputError: a layer does not exist.
-        """
+        """Select what losses read of it: layers, further views, and whether nothing but layers."""
 
     def networks_of(self, name: str) -> tuple[tuple[nn.Module, str], ...]:
         """Return the networks behind an output, each with the name of its head."""
@@ -164,14 +161,7 @@ class Learner(NetworkMember):
 class UntrainedMember(NetworkMember):
     """A network that is not trained: in eval mode and without gradient, whatever is done to it from outside.
 
-    Args:
-        name: of its outputs.
-        network: the network.
-        batchnorm: ``"frozen"`` normalizes with running statistics, ``"batch"`` with those of the batch; the running
-            statistics still do not change.
-
-    Raises:
-        InputError: an unknown word.
+    With ``batchnorm="batch"`` it normalizes with the statistics of the batch; the running ones still do not change.
     """
 
     def __init__(self, name: str, network: nn.Module, batchnorm: str = "frozen") -> None:
@@ -191,7 +181,5 @@ class UntrainedMember(NetworkMember):
             self.network.eval()
         self.observer.plain = self.is_dry_run
         self.observer.only_layers = self._only_layers and batch.progress is not None
-        if self.batchnorm == "frozen":
-            return self.observer(inputs)
-        with batch_statistics(self.network):
+        with batch_statistics(self.network) if self.batchnorm == "batch" else nullcontext():
             return self.observer(inputs)

@@ -35,15 +35,10 @@ class LossLog:
         target: Tensor,
         same_step: bool = False,
     ) -> None:
-        """Add the terms of one forward.
+        """Add the terms (value, weight) of one forward, and whether each student's logits are right.
 
-        Args:
-            terms: (value, weight) by name.
-            total: their weighted sum.
-            logits: of each student, for its accuracy on the batch.
-            target: the labels.
-            same_step: whether the forward belongs to the last step, in which networks are updated one after another:
-                a step's terms are summed.
+        ``same_step``: the forward belongs to the last step, in which networks are updated one after another: a step's
+        terms are summed.
         """
         if not same_step:
             if len(self._values.get("", ())) == MOST:

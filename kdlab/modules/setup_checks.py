@@ -19,11 +19,7 @@ from kdlab.teaching.plan import Plan
 
 
 def request_views(trainer: pl.Trainer, plan: Plan) -> None:
-    """Request the plan's views from the data.
-
-    Raises:
-        InputError: networks take turns, and gradients are to be accumulated.
-    """
+    """Request the plan's views from the data; refuse accumulated gradients where networks take turns."""
     data = getattr(trainer, "datamodule", None)
     if isinstance(data, ImageData):
         data.provide(dict(plan.views))
