@@ -136,13 +136,3 @@ class Copies(nn.Module):
         """Stay in eval mode where the conversion of SyncBatchNorm puts new modules in."""
         super().add_module(name, module)
         self.eval()
-
-    @property
-    def updates(self) -> int:
-        """Return the number of updates, the same for all."""
-        return self.members[0].updates
-
-    @updates.setter
-    def updates(self, count: int) -> None:
-        for member in self.members:
-            member.updates = count

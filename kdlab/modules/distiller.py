@@ -18,6 +18,7 @@ from kdlab.modules.first_batch import first_batch
 from kdlab.outputs import Batch, logits_of, run
 from kdlab.schedules import Schedule
 from kdlab.teaching import Ensemble, Fast, FrozenTeacher, Plan, TeacherCache
+from kdlab.teaching.plan import share_parameters
 
 
 class Distiller(DistillationModule):
@@ -88,8 +89,7 @@ class Distiller(DistillationModule):
         super().__init__({"student": student}, frozen, knowledge, *options, channels_last, compile)
         self.student = student
         self.teacher = frozen
-        own = {id(parameter) for parameter in student.parameters()}
-        if any(id(parameter) in own for network in teachers or () for parameter in network.parameters()):
+        if any(share_parameters(student, network) for network in teachers or ()):
             raise InputError(
                 "The student and the teacher share parameters, which cannot be both trained and frozen: copy them."
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import permutations
+from itertools import combinations, permutations
 from typing import ClassVar, Literal
 
 import torch
@@ -118,25 +118,19 @@ class DeepestExit(Teaching):
 
 
 def require_several(teaching: Teaching, networks: Mapping[str, Learner]) -> list[str]:
-    """Return the names of all students.
-
-    Raises:
-        InputError: there is only one, or networks start from the same weights, so that they would never differ.
-    """
+    """Return the names of all students; refuse a single one, and networks that start alike and would never differ."""
     students = heads_of_all(networks)
     if len(students) < 2:
         raise InputError(
             f"{type(teaching).__name__} needs at least two students: several networks, or one with several outputs "
             "(kdlab.models.Branched, WithExits)."
         )
-    named = [(name, learner.network) for name, learner in networks.items()]
-    for number, (name, network) in enumerate(named):
-        for other, rival in named[:number]:
-            if network is rival or _equal(network, rival):
-                raise InputError(
-                    f"Networks {other!r} and {name!r} start from the same weights, so they would never differ: make "
-                    "each anew, with another seed."
-                )
+    for (other, rival), (name, learner) in combinations(networks.items(), 2):
+        if _equal(learner.network, rival.network):
+            raise InputError(
+                f"Networks {other!r} and {name!r} start from the same weights, so they would never differ: make each "
+                "anew, with another seed."
+            )
     return students
 
 

@@ -140,3 +140,8 @@ class Supervised(Teaching):
 def heads_of_all(networks: Mapping[str, Learner]) -> list[str]:
     """Return the names of the outputs of all networks and their heads."""
     return [head for network in networks.values() for head in network.heads]
+
+
+def share_parameters(one: nn.Module, other: nn.Module) -> bool:
+    """Return whether two networks, of which one is trained and one frozen, have a parameter in common."""
+    return not {*map(id, one.parameters())}.isdisjoint(map(id, other.parameters()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -13,18 +14,11 @@ from kdlab.errors import InputError, check_word
 from kdlab.members.bank import Bank
 from kdlab.members.member import Learner
 from kdlab.outputs import Batch, Outputs
-from kdlab.teaching.plan import Edge, Plan, Teaching, Way, Weight, heads_of_all
+from kdlab.teaching.plan import Edge, Plan, Teaching, Way, heads_of_all
 
 
 class BankTeaching(Teaching):
-    """A teaching with a bank of outputs for each student, kept in checkpoints.
-
-    Args:
-        dtype: of the bank.
-
-    Raises:
-        InputError: an unknown dtype.
-    """
+    """A teaching with a bank of outputs, of type ``dtype``, for each student, kept in checkpoints."""
 
     def __init__(self, dtype: Literal["float32", "float16"] = "float32") -> None:
         super().__init__()
@@ -75,12 +69,8 @@ class PreviousEpoch(BankTeaching):
     def plan(self, networks: dict[str, Learner]) -> Plan:
         """Return a plan with an edge from each student to its bank."""
         students = heads_of_all(networks)
-        banks = self.register(
-            {
-                name: Bank(f"{name}@past", name, name, self.dtype, self.every, self.wait, label_unknown=True)
-                for name in students
-            }
-        )
+        recording = (self.dtype, self.every, self.wait)
+        banks = self.register({n: Bank(f"{n}@past", n, n, *recording, label_unknown=True) for n in students})
         edges = [Edge(name, f"{name}@past") for name in students]
         return Plan({**networks, **banks}, edges, dict.fromkeys(students, 1.0))
 
@@ -109,18 +99,10 @@ class LastMiniBatch(BankTeaching):
         seen_again = {name: f"{name}@{self.view}" for name in students}
         banks = self.register({name: Bank(f"{name}@past", name, seen_again[name], self.dtype) for name in students})
         edges = [Edge(again, f"{name}@past") for name, again in seen_again.items()]
-        supervision: dict[str, Weight] = {}
-        for name, again in seen_again.items():
-            supervision |= {name: Share(name, again, name), again: Share(again, again, name)}
+        supervision = {of: partial(_share, of, pair) for pair in seen_again.items() for of in pair}
         return Plan({**networks, **banks}, edges, supervision, {self.view: LastBatch()})
 
 
-class Share:
-    """The share of one of two outputs in the number of their samples, for labels that count for both as one batch."""
-
-    def __init__(self, of: str, *names: str) -> None:
-        self.of, self.names = of, names
-
-    def __call__(self, seen: Mapping[str, Outputs], batch: Batch) -> float:
-        """Return the share."""
-        return len(seen[self.of].logits) / sum(len(seen[name].logits) for name in self.names)
+def _share(of: str, names: tuple[str, str], seen: Mapping[str, Outputs], batch: Batch) -> float:
+    """Return the share of one of two outputs in the number of their samples: labels count for both as one batch."""
+    return len(seen[of].logits) / sum(len(seen[name].logits) for name in names)
