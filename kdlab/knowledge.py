@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,7 +18,7 @@ from kdlab.losses.functional import full_precision, widens
 from kdlab.members.member import Learner
 from kdlab.outputs import Batch, Outputs
 from kdlab.schedules import Progress, Schedule
-from kdlab.teaching.plan import Edge, Plan, source_of
+from kdlab.teaching.plan import Edge, Plan, source_of, weight_at_least_zero
 
 NEEDS = (
     *("logits", "layers", "student_layers", "teacher_layers", "embedding", "teacher_embedding", "classes", "index"),
@@ -232,10 +231,3 @@ def set_taps(plan: Plan, knowledge: Mapping[str, Knowledge]) -> None:
                 only_layers &= own.reads_only_layers
         layers += plan.student_taps if isinstance(member, Learner) else ()
         member.set_taps(layers, list(dict.fromkeys(views)), bool(layers) and only_layers)
-
-
-def weight_at_least_zero(weight: float, what: str) -> float:
-    """Return ``weight`` as a float; refuse what is negative, infinite or not a number."""
-    if not 0 <= weight < math.inf:
-        raise InputError(f"{what} must be a finite number of at least 0, not {weight}.")
-    return float(weight)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kdlab.compat import CURRENT_HOOK, is_accumulating
 from kdlab.errors import InputError
-from kdlab.knowledge import Knowledge, set_taps, weight_at_least_zero
+from kdlab.knowledge import Knowledge, set_taps
 from kdlab.members.member import Learner, Member
 from kdlab.modules import optimization, setup_checks
 from kdlab.modules.dry_run import DryRun, dry_run
@@ -26,7 +26,7 @@ from kdlab.modules.seeding import reseed
 from kdlab.optimizers import DOT
 from kdlab.outputs import Batch, Outputs
 from kdlab.schedules import Progress, Schedule
-from kdlab.teaching.plan import Plan, Supervised, Teaching
+from kdlab.teaching.plan import Plan, Supervised, Teaching, weight_at_least_zero
 
 
 def sgd(parameters: Any) -> torch.optim.Optimizer:
@@ -210,7 +210,10 @@ class DistillationModule(EvaluatedModule):
         progress = Progress(self.current_epoch, self.global_step, self._total_steps)
         batch = Batch.of(raw)._replace(progress=progress)
         active = {name: weight for name, own in self.knowledge.items() if (weight := own.weight_at(progress))}
-        seen = self.observe(batch, None if active or self._has_mixtures else self.plan.learners.values())
+        members: Iterable[Member] = self.plan.members.values()
+        if not active and all(isinstance(member, Learner) or member.is_frozen for member in members):
+            members = self.plan.learners.values()  # frozen teachers rest while no knowledge counts
+        seen = self.observe(batch, members)
         terms: dict[str, tuple[Tensor, float]] = {}
         task_weight = self.task_weight * (self.task_schedule(progress) if self.task_schedule else 1.0)
         if task_weight and (task := self.supervised(seen, batch)) is not None:
@@ -237,11 +240,6 @@ class DistillationModule(EvaluatedModule):
             member.record(batch, seen)
         return total
 
-    @property
-    def _has_mixtures(self) -> bool:
-        """Return whether there is more than learners and frozen members, which rest while no knowledge counts."""
-        return not all(isinstance(member, Learner) or member.is_frozen for member in self.plan.members.values())
-
     def _log_terms(
         self, terms: Mapping[str, tuple[Tensor, float]], total: Tensor, seen: Mapping[str, Outputs], batch: Batch
     ) -> None:
@@ -266,7 +264,13 @@ class DistillationModule(EvaluatedModule):
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Run the usual backward pass; an optimizer that treats the task's gradient apart receives it first."""
         if self._split is not None:
-            optimization.split_gradient(self._split, self.trainer, *self._parts)
+            # It is no backward pass of its own, since under DDP each step has one.
+            scaler, batches = (
+                getattr(self.trainer.precision_plugin, "scaler", None),
+                self.trainer.accumulate_grad_batches,
+            )
+            scale = float(scaler.get_scale()) if scaler is not None else 1.0
+            self._split.split(*self._parts, scale, 1 / batches, self.trainer.world_size)
             self._parts = None, None
         super().backward(loss, *args, **kwargs)
 

@@ -13,6 +13,7 @@ from kdlab.errors import InputError, nearest
 from kdlab.knowledge import Knowledge
 from kdlab.metrics import Cohort
 from kdlab.modules.base import DistillationModule, sgd
+from kdlab.modules.setup_checks import check_key
 from kdlab.outputs import Batch, heads_of, run
 from kdlab.schedules import Schedule
 from kdlab.teaching import Alone, Peers, Teaching
@@ -76,7 +77,10 @@ class CoTrainer(DistillationModule):
         channels_last: bool = False,
         compile: bool = False,  # torch's word
     ) -> None:
-        _check_names(networks)
+        if not networks:
+            raise InputError("Co-training needs at least one network.")
+        for name in networks:
+            check_key("A network's", name, (ENSEMBLE, "deployed"))
         several = len(networks) > 1 or any(len(heads_of(network)) > 1 for network in networks.values())
         chosen = teaching or (Peers() if several else Alone())
         options = (task, task_weight, task_schedule, optimizer, lr_scheduler, parameter_groups)
@@ -165,14 +169,3 @@ class CoTrainer(DistillationModule):
         super().on_load_checkpoint(checkpoint)
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {key: value for key, value in state.items() if not key.startswith(DEPLOYED)}
-
-
-def _check_names(networks: Mapping[str, nn.Module]) -> None:
-    if not networks:
-        raise InputError("Co-training needs at least one network.")
-    for name in networks:
-        if not name.isidentifier() or hasattr(nn.ModuleDict, name) or name in (ENSEMBLE, "deployed"):
-            raise InputError(
-                "A network's name must be a plain word other than 'ensemble', 'deployed' and the methods of a dict, "
-                f"not {name!r}."
-            )

@@ -113,7 +113,7 @@ def _setup(name: str, module: Any, data: FirstBatch, seen: Mapping[str, Outputs]
             data.samples,
             data.labels,
             len(data.batch.target),
-            _classes(seen[edge.student]),
+            seen[edge.student].logits.shape[-1],
             {key: other.copies.get(pair, other.loss) for key, other in module.knowledge.items()},
             module.trainer.strategy.root_device,
             teacher.is_frozen,
@@ -137,8 +137,8 @@ def _term(
         raise InputError(f"{what} needs {missing}, but {_called(edge.teacher).lower()} gives none.")
     if knowledge.reads_logits and student.logits.shape != teacher.logits.shape:
         raise InputError(
-            f"{what} compares class scores, but the student gives {_classes(student)} classes and the teacher "
-            f"{_classes(teacher)}: give both the same num_classes."
+            f"{what} compares class scores, but the student gives {student.logits.shape[-1]} classes and the teacher "
+            f"{teacher.logits.shape[-1]}: give both the same num_classes."
         )
     layers = student.only(knowledge.student_layers), teacher.only(knowledge.teacher_layers)
     shapes = [[layer.shape for layer in side.layers] for side in layers]
@@ -168,7 +168,7 @@ def _check_student(name: str, outputs: Outputs, target: Tensor, data_classes: in
                 f"Layer {layer!r} of the {name} carries no gradient: it is frozen, or activation checkpointing runs it "
                 "with use_reentrant=True (use_reentrant=False works)."
             )
-    classes = _classes(outputs)
+    classes = outputs.logits.shape[-1]
     if target.is_floating_point() or outputs.logits.dim() != 2 or not target.numel():
         return
     low, high = int(target.min()), max(int(target.max()), data_classes - 1)
@@ -240,10 +240,6 @@ def _called(name: str) -> str:
 
 def _described_loss(name: str, knowledge: Knowledge) -> str:
     return f"Knowledge {name!r} ({type(knowledge.loss).__name__})"
-
-
-def _classes(outputs: Outputs) -> int:
-    return outputs.logits.shape[-1]
 
 
 def _shape(value: Any) -> str:

@@ -16,19 +16,12 @@ from kdlab.outputs import Batch, logits_of
 
 
 class EvaluatedModule(pl.LightningModule):
-    """The evaluation of a module on its task: a mean loss, and metrics.
-
-    Attributes:
-        task: the loss on the labels.
-        metrics: what :meth:`evaluate_batch` updates.
-        shown: names of values for the progress bar.
-        reported: whose loss is reported, for the warning of a diverged training.
-    """
+    """The evaluation of a module: the mean of its task loss, and metrics."""
 
     task: nn.Module
     metrics: StudentVersusTeacher | Cohort
-    shown: ClassVar[tuple[str, ...]]
-    reported: str
+    shown: ClassVar[tuple[str, ...]]  # names of values for the progress bar
+    reported: str  # whose loss it is, for the warning of a diverged training
 
     def __init__(self) -> None:
         super().__init__()

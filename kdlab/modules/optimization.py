@@ -8,7 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import SGD, Adagrad, Adam, AdamW
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
@@ -126,14 +126,3 @@ def total_steps(trainer: pl.Trainer, batches: int | None) -> int | None:
         steps = math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs
     steps = steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
     return int(steps) if math.isfinite(steps) else None
-
-
-def split_gradient(optimizer: DOT, trainer: pl.Trainer, task: Tensor | None, distilled: Tensor | None) -> None:
-    """Compute the gradient of the weighted task for the optimizer, before the backward pass of the whole loss.
-
-    It is no backward pass of its own, since under DDP each step has one. Gradients are averaged over the processes and
-    scaled as the accumulation of batches scales the loss.
-    """
-    scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
-    scale = float(scaler.get_scale()) if scaler is not None else 1.0
-    optimizer.split(task, distilled, scale, 1 / trainer.accumulate_grad_batches, trainer.world_size)

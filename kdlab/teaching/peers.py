@@ -11,7 +11,7 @@ from torch import nn
 
 from kdlab.errors import InputError, check_word
 from kdlab.members.member import Learner
-from kdlab.teaching.plan import Edge, Plan, Teaching, Way, Weight, heads_of_all
+from kdlab.teaching.plan import Edge, Plan, Teaching, Way, Weight, heads_of_all, weight_at_least_zero
 
 _ALONE = "label_smoothing, tf_kd_reg, tf_kd_reg_paper, zipf, uskd, frskd, mixskd, mixup, cutmix"
 
@@ -97,9 +97,7 @@ class DeepestExit(Teaching):
 
     def __init__(self, exit_labels: float = 1.0) -> None:
         super().__init__()
-        if not 0 <= exit_labels < float("inf"):
-            raise InputError(f"exit_labels must be a finite number of at least 0, not {exit_labels}.")
-        self.exit_labels = exit_labels
+        self.exit_labels = weight_at_least_zero(exit_labels, "exit_labels")
 
     def plan(self, networks: dict[str, Learner]) -> Plan:
         """Return a plan with an edge from each exit to the deepest of its network."""
