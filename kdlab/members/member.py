@@ -106,21 +106,14 @@ class NetworkMember(Member):
         self.set_taps(())
 
     @property
-    def heads(self) -> tuple[str, ...]:
-        """Return the names of its outputs on the batch itself, the main one first."""
-        return tuple(name for name, (_, view) in self._outputs.items() if not view)
+    def heads(self) -> dict[str, str]:
+        """Return the head of each output on the batch itself, by the output's name, the main one first."""
+        return {f"{self.name}_{head}" if head else self.name: head for head in heads_of(self.network)}
 
     @property
     def names(self) -> tuple[str, ...]:
         """Return the names of all outputs that it may give."""
-        return tuple(self._outputs)
-
-    @property
-    def _outputs(self) -> dict[str, tuple[str, str]]:
-        """Return the head and the view of each output."""
-        heads = {f"{self.name}_{head}" if head else self.name: head for head in heads_of(self.network)}
-        views = {f"{name}@{view}": (head, view) for view in self.views for name, head in heads.items()}
-        return {**{name: (head, "") for name, head in heads.items()}, **views}
+        return (*self.heads, *(f"{name}@{view}" for view in self.views for name in self.heads))
 
     def set_taps(self, layers: Sequence[str], views: Sequence[str] = (), only_layers: bool = False) -> None:
         """Tap ``layers`` and run ``views`` from now on; modules that were replaced are looked up again."""
@@ -151,7 +144,8 @@ class NetworkMember(Member):
 
     def networks_of(self, name: str) -> tuple[tuple[nn.Module, str], ...]:
         """Return the network and the head of an output."""
-        return ((self.network, self._outputs[name][0]),)
+        heads = self.heads
+        return ((self.network, heads[name if name in heads else name.rpartition("@")[0]]),)
 
 
 class Learner(NetworkMember):

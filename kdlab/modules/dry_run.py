@@ -86,7 +86,7 @@ def dry_run(module: Any, data: FirstBatch) -> DryRun:
             if every_step:
                 constant[name] = torch.stack(every_step).sum()
         result.terms = {name: float(value.detach()) for name, value in values.items()}
-        _find_gradients(module, values, constant, result)
+        result.idle, result.resting = _without_gradient(module, values, constant)
     return result
 
 
@@ -178,7 +178,9 @@ def _check_student(name: str, outputs: Outputs, target: Tensor, data_classes: in
         )
 
 
-def _find_gradients(module: Any, values: Mapping[str, Tensor], constant: Mapping[str, Tensor], result: DryRun) -> None:
+def _without_gradient(
+    module: Any, values: Mapping[str, Tensor], constant: Mapping[str, Tensor]
+) -> tuple[list[str], list[str]]:
     """Find trainable parameters that no term reaches, and those that no term without schedule reaches at every step."""
     parameters = module.trainable()
     factors = {"task": (module.task_weight, module.task_schedule)}
@@ -194,8 +196,7 @@ def _find_gradients(module: Any, values: Mapping[str, Tensor], constant: Mapping
         return names
 
     ever, always = reached(values, scheduled=True), reached(constant, scheduled=False)
-    result.idle = [name for name in parameters if name not in ever]
-    result.resting = [name for name in parameters if name in ever - always]
+    return [name for name in parameters if name not in ever], [name for name in parameters if name in ever - always]
 
 
 @contextmanager

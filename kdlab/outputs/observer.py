@@ -33,14 +33,6 @@ def logits_of(raw: Any) -> Tensor:
     )
 
 
-def tensor_of(output: Any) -> Tensor | None:
-    """Return a layer's tensor: the output itself, or the first tensor of a tuple or of a model output."""
-    if isinstance(output, Tensor):
-        return output
-    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, Sequence) else ()
-    return next((value for value in values if isinstance(value, Tensor)), None)
-
-
 def class_of(network: nn.Module) -> str:
     """Return the name of a network's class, also of a compiled one."""
     return type(uncompiled(network)).__name__
@@ -126,7 +118,10 @@ class Observer:
         return outputs
 
     def _keep(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
-        value = output if isinstance(output, Tensor) else tensor_of(output)
+        value = output
+        if not isinstance(value, Tensor):  # of a tuple or a model output the first tensor
+            parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, Sequence) else ()
+            value = next((part for part in parts if isinstance(part, Tensor)), None)
         if value is None:
             raise InputError(f"Layer {name!r} returns {form_of(output)}, not a tensor, so it cannot be tapped.")
         if name in self._copied or torch.compiler.is_compiling():  # a compiled network cannot tell what is overwritten
