@@ -265,12 +265,10 @@ class DistillationModule(EvaluatedModule):
         """Run the usual backward pass; an optimizer that treats the task's gradient apart receives it first."""
         if self._split is not None:
             # It is no backward pass of its own, since under DDP each step has one.
-            scaler, batches = (
-                getattr(self.trainer.precision_plugin, "scaler", None),
-                self.trainer.accumulate_grad_batches,
-            )
+            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
             scale = float(scaler.get_scale()) if scaler is not None else 1.0
-            self._split.split(*self._parts, scale, 1 / batches, self.trainer.world_size)
+            share = 1 / self.trainer.accumulate_grad_batches
+            self._split.split(*self._parts, scale, share, self.trainer.world_size)
             self._parts = None, None
         super().backward(loss, *args, **kwargs)
 

@@ -134,7 +134,7 @@ class Distiller(DistillationModule):
     def evaluate_batch(self, batch: Batch) -> Tensor:
         """Compare student and teacher on one batch; return the student's logits."""
         student = logits_of(self(batch.inputs))
-        teacher = self._remembered(batch.inputs, lambda: self._teacher_logits(batch)) if self.teacher else None
+        teacher = self._remembered.look(batch.inputs, lambda: self._teacher_logits(batch)) if self.teacher else None
         self.metrics.update(student, teacher, batch.target)
         return student
 
@@ -144,6 +144,6 @@ class Distiller(DistillationModule):
     def _report(self, stage: str) -> dict[str, Tensor]:
         values = super()._report(stage)
         if self.trainer.sanity_checking:
-            warn_of_teacher(values, self._remembered.values())
+            warn_of_teacher(values, [*self._remembered.values()])
         self._remembered.keep_used()
         return values

@@ -68,36 +68,28 @@ class EvaluatedModule(pl.LightningModule):
         return values
 
 
-class RememberedLogits:
+class RememberedLogits(dict[bytes, Tensor]):
     """A frozen teacher's logits on evaluation batches: computed once a run, then remembered (N x K numbers)."""
 
     def __init__(self) -> None:
-        self._known: dict[bytes, Tensor] = {}
+        super().__init__()
         self._used: set[bytes] = set()
 
-    def __call__(self, inputs: Any, compute: Callable[[], Tensor]) -> Tensor:
+    def look(self, inputs: Any, compute: Callable[[], Tensor]) -> Tensor:
         """Return the logits on ``inputs``."""
         first = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
         # One number a sample, weighted by position: changed, flipped or reordered inputs are another batch.
         flat = first.flatten(1).float()
         key = (flat * torch.linspace(1, 2, flat.shape[1], device=flat.device)).sum(1).cpu().numpy().tobytes()
         self._used.add(key)
-        if key not in self._known:
-            self._known[key] = compute().cpu()
-        return self._known[key].to(first.device)
-
-    def values(self) -> list[Tensor]:
-        """Return all remembered logits."""
-        return [*self._known.values()]
+        if key not in self:
+            self[key] = compute().cpu()
+        return self[key].to(first.device)
 
     def keep_used(self) -> None:
         """Drop the logits of inputs that did not come again (random crops, another data set)."""
-        self._known = {key: self._known[key] for key in self._used}
-        self._used.clear()
-
-    def clear(self) -> None:
-        """Drop everything."""
-        self._known.clear()
+        for key in self.keys() - self._used:
+            del self[key]
         self._used.clear()
 
 

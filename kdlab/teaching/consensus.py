@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -225,7 +225,7 @@ class Consensus(Teaching):
             network; ``others`` with a rule that is fitted to all students (:class:`General`).
     """
 
-    ways: ClassVar[tuple[Way, ...]] = (
+    ways = (
         Way("KDCL", "Guo et al. 2020", ("kdcl", "kdcl_naive", "kdcl_linear", "kdcl_minlogit", "kdcl_general")),
         Way("Collaborative learning (CL, CL-ILR)", "Song and Chai 2018", ("cl", "cl_ilr")),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ class MovingAverage(CopyTeaching):
         InputError: a decay outside [0, 1) or an unknown word.
     """
 
-    ways: ClassVar[tuple[Way, ...]] = (Way("Mean teacher", "Tarvainen and Valpola 2017", ("mean_teacher",)),)
+    ways = (Way("Mean teacher", "Tarvainen and Valpola 2017", ("mean_teacher",)),)
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class Stale(CopyTeaching):
         InputError: ``every`` below 1, an unknown word, a single student without others.
     """
 
-    ways: ClassVar[tuple[Way, ...]] = (
+    ways = (
         Way("Codistillation", "Anil et al. 2018", ("codistillation",)),
         Way("Snapshot distillation", "Yang et al. 2019", ("snapshot",)),
     )

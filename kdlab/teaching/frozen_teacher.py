@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import nn
 
@@ -40,9 +40,7 @@ class FrozenTeacher(Teaching):
             take.
     """
 
-    ways: ClassVar[tuple[Way, ...]] = (
-        Way("Born-again networks (`kdlab generations`)", "Furlanello et al. 2018", ("born_again",)),
-    )
+    ways = (Way("Born-again networks (`kdlab generations`)", "Furlanello et al. 2018", ("born_again",)),)
 
     def __init__(
         self,

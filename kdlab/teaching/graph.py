@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import product
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -63,9 +63,7 @@ class Graph(Teaching):
         InputError: an edge with an unknown key, gate or name, or with a weight that is no number of at least 0.
     """
 
-    ways: ClassVar[tuple[Way, ...]] = (
-        Way("Knowledge transfer graph (KTG)", "Minami et al. 2020", ("knowledge_transfer_graph",)),
-    )
+    ways = (Way("Knowledge transfer graph (KTG)", "Minami et al. 2020", ("knowledge_transfer_graph",)),)
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import combinations, permutations
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ class Alone(Teaching):
     So are label smoothing, Tf-KD's virtual teacher, Zipf's label smoothing, USKD, FRSKD, MixSKD.
     """
 
-    ways: ClassVar[tuple[Way, ...]] = (Way("a loss that reads no other, or none", "", tuple(_ALONE.split(", "))),)
+    ways = (Way("a loss that reads no other, or none", "", tuple(_ALONE.split(", "))),)
 
     def plan(self, networks: dict[str, Learner]) -> Plan:
         """Return a plan in which each output is compared with itself, detached."""
@@ -52,7 +52,7 @@ class Peers(Teaching):
             one network.
     """
 
-    ways: ClassVar[tuple[Way, ...]] = (
+    ways = (
         Way("Deep mutual learning (DML)", "Zhang et al. 2018", ("dml", "dml_sequential")),
         Way("Mutual contrastive learning (MCL)", "Yang et al. 2022", ("mcl",)),
         Way("Deeply-supervised knowledge synergy (DKS)", "Sun et al. 2019", ("dks",)),
@@ -93,7 +93,7 @@ class DeepestExit(Teaching):
         InputError: a network without exits, a negative weight.
     """
 
-    ways: ClassVar[tuple[Way, ...]] = (Way("Be your own teacher (BYOT)", "Zhang et al. 2019", ("byot",)),)
+    ways = (Way("Be your own teacher (BYOT)", "Zhang et al. 2019", ("byot",)),)
 
     def __init__(self, exit_labels: float = 1.0) -> None:
         super().__init__()

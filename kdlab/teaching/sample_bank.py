@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -55,7 +55,7 @@ class PreviousEpoch(BankTeaching):
         InputError: ``every`` below 1; before the first step, loaders without sample index.
     """
 
-    ways: ClassVar[tuple[Way, ...]] = (
+    ways = (
         Way("Progressive refinement of targets (PS-KD)", "Kim et al. 2021", ("ps_kd",)),
         Way("Learning with retrospection (LWR)", "Deng and Zhang 2021", ("lwr",)),
     )
@@ -88,7 +88,7 @@ class LastMiniBatch(BankTeaching):
     Regularization", CVPR 2022, arXiv 2203.16172, whose code makes two forwards of them.
     """
 
-    ways: ClassVar[tuple[Way, ...]] = (Way("The last mini-batch (DLB)", "Shen et al. 2022", ("dlb",)),)
+    ways = (Way("The last mini-batch (DLB)", "Shen et al. 2022", ("dlb",)),)
     view = "last_batch"
 
     def plan(self, networks: dict[str, Learner]) -> Plan:
