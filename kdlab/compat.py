@@ -67,14 +67,11 @@ def check_device_of_fused_step(optimizer: torch.optim.Optimizer) -> None:
 
 def ignore_in_ddp(module: nn.Module, names: Sequence[str]) -> None:
     """Exclude parameters and buffers, by name, from the broadcasts of DistributedDataParallel."""
-    ignored: Any = list(names)
-    module._ddp_params_and_buffers_to_ignore = ignored
+    module._ddp_params_and_buffers_to_ignore = list(names)  # type: ignore[assignment]
 
 
-def ddp_options(strategy: Any) -> dict[str, Any]:
-    """Return the keyword arguments with which a DDPStrategy wraps the module; they can be changed."""
-    options: dict[str, Any] = strategy._ddp_kwargs
-    return options
+ddp_options: Callable[[Any], dict[str, Any]] = attrgetter("_ddp_kwargs")
+"""Returns the keyword arguments with which a DDPStrategy wraps the module; they can be changed."""
 
 
 def is_accumulating(trainer: Any) -> bool:

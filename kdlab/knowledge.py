@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, final
 
 import pytorch_lightning as pl
@@ -15,15 +15,16 @@ from torch import Tensor, nn
 
 from kdlab.errors import InputError, nearest
 from kdlab.losses.functional import full_precision, widens
-from kdlab.members.member import Learner, Member
+from kdlab.members.member import Learner
 from kdlab.outputs import Batch, Outputs
 from kdlab.schedules import Progress, Schedule
-from kdlab.teaching.plan import Edge, Plan, source_of
+from kdlab.teaching.plan import Edge, Plan, source_of, weight_at_least_zero
 
 NEEDS = (
     *("logits", "layers", "student_layers", "teacher_layers", "embedding", "teacher_embedding", "classes", "index"),
     *("views", "student_classifier", "teacher_classifier"),
 )
+LAYERS_ALONE = {"layers", "student_layers", "teacher_layers", "student_classifier", "classes", "index"}
 RENAMED = {"set_up": "setup(context)", "survey": "precompute(batches)"}
 """Hooks of losses that have another name now."""
 
@@ -54,6 +55,14 @@ class Knowledge(Callback):
 
     Raises:
         InputError: a negative or non-finite weight, unknown ``needs``, or a hook under its old name.
+
+    Attributes:
+        needs: what the loss declares that it needs.
+        views: further views of the batch that the loss reads.
+        reads_logits: whether both sides need the same classes: as the loss declares, else if it has no layers to read.
+        reads_only_layers: whether the loss is known to read nothing of the teacher but layers.
+        reads_embedding: whether the loss may read the teacher's embedding.
+        reads_student: whether the loss reads the student, and is no preparation from the teacher alone.
     """
 
     def __init__(
@@ -78,19 +87,20 @@ class Knowledge(Callback):
         for part in loss.modules():
             if old := next((name for name in RENAMED if callable(getattr(part, name, None))), None):
                 raise InputError(f"{type(part).__name__}.{old}() is now {RENAMED[old]}: rename it.")
-        both = not {"student_layers", "teacher_layers"} & set(self.needs)  # else the loss reads one side alone
+        both = not {"student_layers", "teacher_layers"} & set(needs)  # else the loss reads one side alone
         self.student_layers = tuple(student_layers or (teacher_layers if both else ()))
         self.teacher_layers = tuple(teacher_layers or (student_layers if both else ()))
         self.teachers = tuple(teachers)
+        self.needs, self.views = tuple(needs), tuple(getattr(loss, "views", ()))
+        self.reads_logits = "logits" in needs or not (needs or self.student_layers)
+        self.reads_only_layers = bool(needs) and set(needs) <= LAYERS_ALONE
+        self.reads_embedding = not needs or bool({"embedding", "teacher_embedding"} & set(needs))
+        self.reads_student = not needs or bool({"logits", "layers", "student_layers", "embedding"} & set(needs))
 
     def connect(self, plan: Plan) -> nn.Module:
         """Select the edges of a plan, and copy the loss for each pair of student and teacher.
 
-        Returns:
-            What is to be registered: the loss itself for one pair, else all copies by ``STUDENT_from_TEACHER``.
-
-        Raises:
-            InputError: ``teachers`` names one that no edge has.
+        Return what is to be registered: the loss itself for one pair, else all copies by ``STUDENT_from_TEACHER``.
         """
         sources = dict.fromkeys(source_of(edge.teacher) for edge in plan.edges)
         if unknown := [name for name in self.teachers if name not in sources]:
@@ -146,48 +156,16 @@ class Knowledge(Callback):
         student, teacher = student.only(self.student_layers), teacher.only(self.teacher_layers)
         if edge.detach:
             teacher = teacher.detach()
-        if isinstance(weight, Tensor) or (teacher.members and self.reads_logits):
-            members = teacher.members if self.reads_logits else ()
-            if isinstance(weight, Tensor):
-                members = tuple((outputs, share * weight) for outputs, share in members or ((teacher, 1.0),))
-                weight = 1.0
+        members = teacher.members if self.reads_logits else ()
+        if isinstance(weight, Tensor):
+            members = tuple((outputs, share * weight) for outputs, share in members or ((teacher, 1.0),))
+            weight = 1.0
+        if members:
             value = _sample_by_sample(loss, student, replace(teacher, members=members), target)
-        elif self._wide:
-            value = loss(student, teacher, target)
         else:
-            value = _in_full_precision(loss, student, teacher, target)
+            forward = loss if self._wide else partial(_in_full_precision, loss)
+            value = forward(student, teacher, target)
         return value if weight == 1 else value * weight
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Return what the loss declares that it needs."""
-        return tuple(getattr(self.loss, "needs", ()))
-
-    @property
-    def views(self) -> tuple[str, ...]:
-        """Return the further views of the batch that the loss reads."""
-        return tuple(getattr(self.loss, "views", ()))
-
-    @property
-    def reads_logits(self) -> bool:
-        """Return whether both sides need the same classes: as the loss declares, else if it has no layers to read."""
-        return "logits" in self.needs or not (self.needs or self.student_layers)
-
-    @property
-    def reads_only_layers(self) -> bool:
-        """Return whether the loss is known to read nothing of the teacher but layers."""
-        own = {"layers", "student_layers", "teacher_layers", "student_classifier", "classes", "index"}
-        return bool(self.needs) and set(self.needs) <= own
-
-    @property
-    def reads_embedding(self) -> bool:
-        """Return whether the loss may read the teacher's embedding."""
-        return not self.needs or bool({"embedding", "teacher_embedding"} & set(self.needs))
-
-    @property
-    def reads_student(self) -> bool:
-        """Return whether the loss reads the student, and is no preparation from the teacher alone."""
-        return not self.needs or bool({"logits", "layers", "student_layers", "embedding"} & set(self.needs))
 
     def missing(self, student: Outputs, target: Tensor) -> str | None:
         """Return what the loss needs and does not get here, as the end of a sentence; ``None`` if all is there."""
@@ -240,29 +218,16 @@ def pair_of(edge: Edge) -> Pair:
 
 def set_taps(plan: Plan, knowledge: Mapping[str, Knowledge]) -> None:
     """Let every member tap the layers, and run the views, that the knowledge reads on its edges."""
-    layers: dict[Member, list[str]] = {member: [] for member in plan.members.values()}
-    views: dict[Member, list[str]] = {member: [] for member in plan.members.values()}
-    read_in_full: set[Member] = set()
-    for own in knowledge.values():
-        for edge, _ in own.edges:
-            student, teacher = plan.owners[edge.student], plan.owners[edge.teacher]
-            layers[student] += own.student_layers
-            layers[teacher] += own.teacher_layers
-            for member in (student, teacher):
-                views[member] += own.views
-            if not own.reads_only_layers:
-                read_in_full.add(teacher)
-    for member, taps in layers.items():
-        taps = [*taps, *plan.student_taps] if isinstance(member, Learner) else taps
-        member.set_taps(taps, list(dict.fromkeys(views[member])), bool(taps) and member not in read_in_full)
-
-
-def weight_at_least_zero(weight: float, what: str) -> float:
-    """Return ``weight`` as a float.
-
-    Raises:
-        InputError: it is negative, infinite or not a number.
-    """
-    if not 0 <= weight < math.inf:
-        raise InputError(f"{what} must be a finite number of at least 0, not {weight}.")
-    return float(weight)
+    reading = [(each, edge) for each in knowledge.values() for edge, _ in each.edges]
+    for member in plan.members.values():
+        layers, views, only_layers = list[str](), list[str](), True
+        for own, edge in reading:
+            if plan.owners[edge.student] is member:
+                layers += own.student_layers
+                views += own.views
+            if plan.owners[edge.teacher] is member:
+                layers += own.teacher_layers
+                views += own.views
+                only_layers &= own.reads_only_layers
+        layers += plan.student_taps if isinstance(member, Learner) else ()
+        member.set_taps(layers, list(dict.fromkeys(views)), bool(layers) and only_layers)

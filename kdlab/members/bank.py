@@ -21,17 +21,11 @@ NEVER = -1e4
 class Bank(Member, Lazy):
     """The last recorded logits of every training sample, by its index; saved in checkpoints, equal on all processes.
 
-    It takes N * K numbers: 20 MB for CIFAR-100, 5.1 GB for ImageNet in float32, half of it in float16.
-
-    Args:
-        name: of the output.
-        source: name of the outputs that are recorded.
-        reader: name of the outputs whose samples are looked up.
-        dtype: of the rows.
-        every: record in epochs e with ``(e + 1) % every == 0``.
-        wait: give nothing before the first such epoch is over.
-        label_unknown: give a sample that was never recorded the distribution of its label: probability 1, so that
-            cross-entropy and KL are the cross-entropy with the label.
+    It takes N * K numbers: 20 MB for CIFAR-100, 5.1 GB for ImageNet in float32, half of it in float16. The outputs
+    ``source`` are recorded in epochs e with ``(e + 1) % every == 0``, and looked up for the samples of ``reader``.
+    With ``wait`` nothing is given before the first such epoch is over. With ``label_unknown`` a sample that was never
+    recorded has the distribution of its label: probability 1, so that cross-entropy and KL are the cross-entropy with
+    the label.
     """
 
     is_optional: ClassVar[bool] = True
@@ -49,7 +43,7 @@ class Bank(Member, Lazy):
         wait: bool = False,
         label_unknown: bool = False,
     ) -> None:
-        super().__init__(name)
+        super().__init__(name, (source, reader))
         self.source, self.reader, self.dtype = source, reader, dtype
         self.every, self.wait, self.label_unknown = every, wait, label_unknown
         self._samples: int | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,8 @@ from kdlab.schedules import Progress
 class Copy(UntrainedMember):
     """A copy of a learner's network that is never trained, but belongs into checkpoints: see :class:`Copies`.
 
-    Args:
-        name: of its outputs.
-        learner: whose network is copied.
-        batchnorm: what it normalizes with in training: ``"batch"`` statistics, as the released mean teacher does, or
-            ``"frozen"``, the running ones, as always in evaluation.
+    In training it normalizes with ``"batch"`` statistics, as the released mean teacher does, or with ``"frozen"`` ones,
+    the running statistics, as always in evaluation.
     """
 
     learner: Learner
@@ -48,24 +45,18 @@ class Copy(UntrainedMember):
 
     @torch.no_grad()
     def follow(self, decay: float = 0.0, buffers: bool = False) -> None:
-        """Move each weight to ``decay * copy + (1 - decay) * network``; buffers too, or copy them.
-
-        Args:
-            decay: 0 to copy.
-            buffers: whether floating-point buffers, BatchNorm's running statistics, are averaged as well.
-        """
+        """Move each weight to ``decay * copy + (1 - decay) * network``, perhaps buffers too; copy what is left."""
         copied, learner = self.network, self.learner.network
-        pairs: list[tuple[Tensor, Tensor]] = list(zip(copied.parameters(), learner.parameters(), strict=True))
+        averaged: list[tuple[Tensor, Tensor]] = list(zip(copied.parameters(), learner.parameters(), strict=True))
+        others: list[tuple[Tensor, Tensor]] = []
         for target, source in zip(copied.buffers(), learner.buffers(), strict=True):
-            if decay and buffers and target.is_floating_point():
-                pairs.append((target, source))
-            else:
-                target.copy_(source)
+            (averaged if buffers and target.is_floating_point() else others).append((target, source))
         if decay:
-            lerp_([target for target, _ in pairs], [source for _, source in pairs], 1 - decay)
+            lerp_([target for target, _ in averaged], [source for _, source in averaged], 1 - decay)
         else:
-            for target, source in pairs:
-                target.copy_(source)
+            others += averaged
+        for target, source in others:
+            target.copy_(source)
 
 
 class EMA(Copy):
@@ -73,15 +64,8 @@ class EMA(Copy):
 
     .. math:: \theta' \leftarrow a_t \theta' + (1 - a_t) \theta, \qquad a_t = \min(1 - 1 / (t + 1), a)
 
-    after the t-th optimizer step (t = 1, 2, ...), so that the average begins as a plain mean.
-
-    Args:
-        name, learner, batchnorm: see :class:`Copy`.
-        decay: a, from 0 (the copy equals the learner) to below 1.
-        buffers: what happens to BatchNorm's running statistics: ``"average"`` like the weights, or ``"copy"``.
-
-    Raises:
-        InputError: a decay outside [0, 1) or an unknown word.
+    after the t-th optimizer step (t = 1, 2, ...), so that the average begins as a plain mean. BatchNorm's running
+    statistics are averaged like the weights, or copied with ``buffers="copy"``.
     """
 
     def __init__(
@@ -93,11 +77,7 @@ class EMA(Copy):
 
     @staticmethod
     def check(decay: float, buffers: str, batchnorm: str) -> None:
-        """Check the options.
-
-        Raises:
-            InputError: one is out of range.
-        """
+        """Check the options."""
         if not 0 <= decay < 1:
             raise InputError(f"A moving average's decay is at least 0 and below 1, not {decay}.")
         check_word("buffers", buffers, ("average", "copy"))
@@ -110,39 +90,19 @@ class EMA(Copy):
 
 
 class Snapshot(Copy):
-    """A learner as it was at the last exchange; no output before the first one.
-
-    Args:
-        name, learner, batchnorm: see :class:`Copy`.
-        every: number of units from one exchange to the next.
-        unit: ``"step"`` for optimizer steps, or ``"epoch"``.
-
-    Raises:
-        InputError: ``every`` below 1 or an unknown word.
-    """
+    """A learner as it was at the last exchange, which comes ``every`` so many units; no output before the first one."""
 
     in_evaluation: ClassVar[bool] = False
     is_optional: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        name: str,
-        learner: Learner,
-        every: int,
-        unit: Literal["step", "epoch"] = "step",
-        batchnorm: str = "frozen",
-    ) -> None:
+    def __init__(self, name: str, learner: Learner, every: int, unit: str = "step", batchnorm: str = "frozen") -> None:
         self.check(every, unit, batchnorm)
         super().__init__(name, learner, batchnorm)
         self.every, self.unit, self.updates = every, unit, 0
 
     @staticmethod
     def check(every: int, unit: str, batchnorm: str) -> None:
-        """Check the options.
-
-        Raises:
-            InputError: one is out of range.
-        """
+        """Check the options."""
         if every < 1:
             raise InputError(f"Copies are exchanged every 1 or more {unit}s, not {every}.")
         check_word("unit", unit, ("step", "epoch"))
@@ -176,13 +136,3 @@ class Copies(nn.Module):
         """Stay in eval mode where the conversion of SyncBatchNorm puts new modules in."""
         super().add_module(name, module)
         self.eval()
-
-    @property
-    def updates(self) -> int:
-        """Return the number of updates, the same for all."""
-        return self.members[0].updates
-
-    @updates.setter
-    def updates(self, count: int) -> None:
-        for member in self.members:
-            member.updates = count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -19,7 +20,6 @@ from kdlab.schedules import Progress
 Seen = Mapping[str, Outputs]
 """The outputs of the members that ran before in this step, by name."""
 
-
 BATCHNORM = ("frozen", "batch")
 """The statistics that BatchNorm of an untrained network may normalize with."""
 
@@ -32,6 +32,7 @@ class Member(nn.Module):
     names before the ``@``.
 
     Attributes:
+        sources: names of the outputs that it is made of.
         is_frozen: whether its outputs stay the same function of the batch during training, so that losses may read
             networks and outputs before the first step.
         in_evaluation: whether it runs in validation and test, and may be deployed.
@@ -47,9 +48,9 @@ class Member(nn.Module):
     synchronized: ClassVar[tuple[str, ...]] = ()
     is_dry_run = False
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, sources: Sequence[str] = ()) -> None:
         super().__init__()
-        self.name = name
+        self.name, self.sources = name, tuple(sources)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -76,11 +77,7 @@ class Member(nn.Module):
         """Receive the size of the training set before the dry run; ``None`` if it has none."""
 
     def set_taps(self, layers: Sequence[str], views: Sequence[str] = (), only_layers: bool = False) -> None:
-        """Select what losses read of it: layers, further views, and whether nothing but layers.
-
-        Raises:
-            InputError: a layer does not exist.
-        """
+        """Select what losses read of it: layers, further views, and whether nothing but layers."""
 
     def networks_of(self, name: str) -> tuple[tuple[nn.Module, str], ...]:
         """Return the networks behind an output, each with the name of its head."""
@@ -109,21 +106,14 @@ class NetworkMember(Member):
         self.set_taps(())
 
     @property
-    def heads(self) -> tuple[str, ...]:
-        """Return the names of its outputs on the batch itself, the main one first."""
-        return tuple(name for name, (_, view) in self._outputs.items() if not view)
+    def heads(self) -> dict[str, str]:
+        """Return the head of each output on the batch itself, by the output's name, the main one first."""
+        return {f"{self.name}_{head}" if head else self.name: head for head in heads_of(self.network)}
 
     @property
     def names(self) -> tuple[str, ...]:
         """Return the names of all outputs that it may give."""
-        return tuple(self._outputs)
-
-    @property
-    def _outputs(self) -> dict[str, tuple[str, str]]:
-        """Return the head and the view of each output."""
-        heads = {f"{self.name}_{head}" if head else self.name: head for head in heads_of(self.network)}
-        views = {f"{name}@{view}": (head, view) for view in self.views for name, head in heads.items()}
-        return {**{name: (head, "") for name, head in heads.items()}, **views}
+        return (*self.heads, *(f"{name}@{view}" for view in self.views for name in self.heads))
 
     def set_taps(self, layers: Sequence[str], views: Sequence[str] = (), only_layers: bool = False) -> None:
         """Tap ``layers`` and run ``views`` from now on; modules that were replaced are looked up again."""
@@ -154,7 +144,8 @@ class NetworkMember(Member):
 
     def networks_of(self, name: str) -> tuple[tuple[nn.Module, str], ...]:
         """Return the network and the head of an output."""
-        return ((self.network, self._outputs[name][0]),)
+        heads = self.heads
+        return ((self.network, heads[name if name in heads else name.rpartition("@")[0]]),)
 
 
 class Learner(NetworkMember):
@@ -164,14 +155,7 @@ class Learner(NetworkMember):
 class UntrainedMember(NetworkMember):
     """A network that is not trained: in eval mode and without gradient, whatever is done to it from outside.
 
-    Args:
-        name: of its outputs.
-        network: the network.
-        batchnorm: ``"frozen"`` normalizes with running statistics, ``"batch"`` with those of the batch; the running
-            statistics still do not change.
-
-    Raises:
-        InputError: an unknown word.
+    With ``batchnorm="batch"`` it normalizes with the statistics of the batch; the running ones still do not change.
     """
 
     def __init__(self, name: str, network: nn.Module, batchnorm: str = "frozen") -> None:
@@ -191,7 +175,5 @@ class UntrainedMember(NetworkMember):
             self.network.eval()
         self.observer.plain = self.is_dry_run
         self.observer.only_layers = self._only_layers and batch.progress is not None
-        if self.batchnorm == "frozen":
-            return self.observer(inputs)
-        with batch_statistics(self.network):
+        with batch_statistics(self.network) if self.batchnorm == "batch" else nullcontext():
             return self.observer(inputs)

@@ -1,4 +1,4 @@
-"""Mixtures: teachers made of other members' outputs."""
+"""Mixtures: teachers made of other members' outputs, which the members name as ``sources``."""
 
 from __future__ import annotations
 
@@ -21,14 +21,8 @@ class Ensembled(Member):
     """Several frozen teachers as one.
 
     Their layers are named with the number of the teacher: ``"0.layer3"`` is the first one's. Where the ensemble weighs
-    the teachers sample by sample, the outputs carry each teacher's with its weights (``Outputs.members``).
-
-    Args:
-        name: of the output.
-        teachers: the frozen teachers, which run before.
-        student: name of the outputs that the weights are for.
-        ensemble: how they act together.
-        weights: of the teachers, which sum to 1.
+    the teachers sample by sample, for the outputs ``student``, the outputs carry each teacher's with its weights
+    (``Outputs.members``). The ``weights`` of the teachers sum to 1.
     """
 
     is_frozen: ClassVar[bool] = True
@@ -91,21 +85,12 @@ class Ensembled(Member):
 
 
 class MeanOfOthers(Member):
-    """The mean of the class probabilities of several members.
-
-    Args:
-        name: of the output.
-        sources: names of the outputs.
-    """
+    """The mean of the class probabilities of several members, once all are there."""
 
     is_optional: ClassVar[bool] = True
 
-    def __init__(self, name: str, sources: Sequence[str]) -> None:
-        super().__init__(name)
-        self.sources = tuple(sources)
-
     def forward(self, batch: Batch, seen: Seen) -> dict[str, Outputs]:
-        """Return the mean, once all are there."""
+        """Return the mean."""
         if not set(self.sources) <= seen.keys():
             return {}
         count = len(self.sources)
@@ -114,25 +99,18 @@ class MeanOfOthers(Member):
 
 
 class Joined(Member):
-    """The outputs on the batch and on a view of it as those on one larger batch, with the labels of all.
-
-    Args:
-        name: of the output.
-        source: name of the outputs.
-        view: name of the view.
-    """
+    """The outputs on the batch and on a view of it as those on one larger batch, with the labels of all."""
 
     def __init__(self, name: str, source: str, view: str) -> None:
-        super().__init__(name)
-        self.source, self.view = source, view
+        super().__init__(name, (source, f"{source}@{view}"))
 
     def forward(self, batch: Batch, seen: Seen) -> dict[str, Outputs]:
         """Return the outputs, concatenated."""
-        first, second = seen[self.source], seen[f"{self.source}@{self.view}"]
-        index = None if first.index is None or second.index is None else torch.cat([first.index, second.index])
-        embedding = None
-        if first.embedding is not None and second.embedding is not None:
-            embedding = torch.cat([first.embedding, second.embedding])
+        first, second = (seen[source] for source in self.sources)
+        embedding, index = (
+            None if one is None or other is None else torch.cat([one, other])
+            for one, other in ((first.embedding, second.embedding), (first.index, second.index))
+        )
         layers = tuple(torch.cat(pair) for pair in zip(first.layers, second.layers, strict=True))
         target = torch.cat([batch.target, second.targets(batch)])
         logits = torch.cat([first.logits, second.logits])
@@ -142,18 +120,14 @@ class Joined(Member):
 class Gate(Member, Lazy):
     """The sum of branches' logits, weighted for every sample by softmax(ReLU(BatchNorm(W x + b))) of the pooled trunk.
 
-    Args:
-        name: of the output.
-        branches: names of the branches' outputs.
-        trunk: name of the outputs that hold the trunk's map.
-        layer: name of the trunk's last layer.
+    The trunk's map x is the ``layer`` of the outputs ``trunk``.
     """
 
     in_evaluation: ClassVar[bool] = True
 
     def __init__(self, name: str, branches: Sequence[str], trunk: str, layer: str) -> None:
-        super().__init__(name)
-        self.branches, self.trunk, self.layer = tuple(branches), trunk, layer
+        super().__init__(name, branches)
+        self.trunk, self.layer = trunk, layer
 
     def build(self, width: int, branches: int) -> None:
         """Make the linear layer and its normalization."""
@@ -164,31 +138,27 @@ class Gate(Member, Lazy):
         """Return the gated logits (B, K)."""
         (trunk,) = seen[self.trunk].only((self.layer,)).layers
         pooled = trunk.flatten(2).mean(2) if trunk.dim() > 2 else trunk
-        self.materialize(pooled.detach(), pooled.shape[1], len(self.branches))
+        self.materialize(pooled.detach(), pooled.shape[1], len(self.sources))
         shares = self.norm(self.linear(pooled)).relu().softmax(1)
-        logits = (torch.stack([seen[name].logits for name in self.branches], 2) * shares[:, None]).sum(2)
+        logits = (torch.stack([seen[name].logits for name in self.sources], 2) * shares[:, None]).sum(2)
         return {self.name: Outputs(logits, index=batch.index)}
 
 
 class Attention(Member, Lazy):
     r"""Mixtures of peers' logits, one for each peer: weights are the softmax over b of (L h_a) . (E h_b).
 
-    Gives ``NAME@PEER`` for each peer, and ``NAME``, the plain mean of all peers' logits. All carry gradient.
-
-    Args:
-        name: of the outputs.
-        peers: names of the peers' outputs.
-        factor: by which the attention's width is smaller than the embedding.
+    Gives ``NAME@PEER`` for each peer, and ``NAME``, the plain mean of all peers' logits. All carry gradient. The
+    attention's width is by ``factor`` smaller than the embedding.
     """
 
     def __init__(self, name: str, peers: Sequence[str], factor: int) -> None:
-        super().__init__(name)
-        self.peers, self.factor = tuple(peers), factor
+        super().__init__(name, peers)
+        self.factor = factor
 
     @property
     def names(self) -> tuple[str, ...]:
         """Return the names of all outputs."""
-        return (self.name, *(f"{self.name}@{peer}" for peer in self.peers))
+        return (self.name, *(f"{self.name}@{peer}" for peer in self.sources))
 
     def build(self, width: int, inner: int) -> None:
         """Make both projections, without bias."""
@@ -197,31 +167,24 @@ class Attention(Member, Lazy):
 
     def forward(self, batch: Batch, seen: Seen) -> dict[str, Outputs]:
         """Return the mixtures' logits (B, K)."""
-        embeddings = embeddings_of(self.peers, seen, "OKDDip compares embeddings")
+        embeddings = embeddings_of(self.sources, seen, "OKDDip compares embeddings")
         widths = {each.shape[1] for each in embeddings}
         if len(widths) > 1:
             raise InputError(f"OKDDip's attention compares embeddings of one width, not of {sorted(widths)}.")
         h = torch.stack(embeddings, 1)
         self.materialize(h.detach(), h.shape[2], max(h.shape[2] // self.factor, 1))
-        z = torch.stack([seen[peer].logits for peer in self.peers], 1)
+        z = torch.stack([seen[peer].logits for peer in self.sources], 1)
         mixed = (self.query(h) @ self.key(h).transpose(1, 2)).softmax(2) @ z
-        outputs = {f"{self.name}@{peer}": Outputs(mixed[:, n], index=batch.index) for n, peer in enumerate(self.peers)}
+        outputs = {
+            f"{self.name}@{peer}": Outputs(mixed[:, n], index=batch.index) for n, peer in enumerate(self.sources)
+        }
         return {self.name: Outputs(z.mean(1), index=batch.index), **outputs}
 
 
 class EnsembleClassifier(Member, Lazy):
-    """A linear classifier of all peers' embeddings side by side.
-
-    Args:
-        name: of the output.
-        peers: names of the peers' outputs.
-    """
+    """A linear classifier of all peers' embeddings side by side."""
 
     in_evaluation: ClassVar[bool] = True
-
-    def __init__(self, name: str, peers: Sequence[str]) -> None:
-        super().__init__(name)
-        self.peers = tuple(peers)
 
     def build(self, width: int, classes: int) -> None:
         """Make the classifier."""
@@ -229,17 +192,13 @@ class EnsembleClassifier(Member, Lazy):
 
     def forward(self, batch: Batch, seen: Seen) -> dict[str, Outputs]:
         """Return the classifier's logits (B, K)."""
-        joined = torch.cat(embeddings_of(self.peers, seen, "PCL joins embeddings"), 1)
-        self.materialize(joined.detach(), joined.shape[1], seen[self.peers[0]].logits.shape[1])
+        joined = torch.cat(embeddings_of(self.sources, seen, "PCL joins embeddings"), 1)
+        self.materialize(joined.detach(), joined.shape[1], seen[self.sources[0]].logits.shape[1])
         return {self.name: Outputs(self.classifier(joined), index=batch.index)}
 
 
 def embeddings_of(names: Sequence[str], seen: Seen, purpose: str) -> list[Tensor]:
-    """Return the embeddings (B, D) of several members.
-
-    Raises:
-        InputError: one has none.
-    """
+    """Return the embeddings (B, D) of several members."""
     embeddings = []
     for name in names:
         if (embedding := seen[name].embedding) is None:

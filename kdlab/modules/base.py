@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping
+from functools import reduce
+from operator import add
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -13,17 +15,18 @@ from torch import Tensor, nn
 
 from kdlab.compat import CURRENT_HOOK, is_accumulating
 from kdlab.errors import InputError
-from kdlab.knowledge import Knowledge, set_taps, weight_at_least_zero
+from kdlab.knowledge import Knowledge, set_taps
 from kdlab.members.member import Learner, Member
 from kdlab.modules import optimization, setup_checks
 from kdlab.modules.dry_run import DryRun, dry_run
+from kdlab.modules.evaluation import EvaluatedModule
 from kdlab.modules.first_batch import every_batch, first_batch
 from kdlab.modules.loss_logging import LossLog
 from kdlab.modules.seeding import reseed
 from kdlab.optimizers import DOT
 from kdlab.outputs import Batch, Outputs
 from kdlab.schedules import Progress, Schedule
-from kdlab.teaching.plan import Plan, Supervised, Teaching
+from kdlab.teaching.plan import Plan, Supervised, Teaching, weight_at_least_zero
 
 
 def sgd(parameters: Any) -> torch.optim.Optimizer:
@@ -31,7 +34,7 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=5e-4)
 
 
-class DistillationModule(pl.LightningModule):
+class DistillationModule(EvaluatedModule):
     r"""Networks that learn, losses, and a plan of who teaches whom.
 
     A step runs every member of the plan once, in order, and minimizes
@@ -40,22 +43,16 @@ class DistillationModule(pl.LightningModule):
 
     with the supervision a and the edges e of the plan.
 
-    Args:
-        networks: what is trained, by name; subclasses register it.
-        teaching: draws the plan; ``None`` is plain training.
-        knowledge, task, task_weight, task_schedule, optimizer, lr_scheduler, parameter_groups, channels_last, compile:
-            see :class:`~kdlab.Distiller`.
+    Subclasses register the networks and the teaching. A ``ReduceLROnPlateau`` with mode "max" watches the first of the
+    values that are ``shown``.
 
     Attributes:
+        teaching: who teaches whom; ``None`` is plain training on the labels.
         plan: the members, edges and supervision.
         dry_run: what the dry run of the last fit found.
     """
 
     teaching: Teaching | None
-    """Who teaches whom; ``None`` is plain training on the labels."""
-
-    monitored_accuracy: ClassVar[str]
-    """The logged value that a ``ReduceLROnPlateau`` with mode "max" watches."""
 
     def __init__(
         self,
@@ -119,9 +116,7 @@ class DistillationModule(pl.LightningModule):
             setup_checks.request_views(self.trainer, self.plan)
             data = first_batch(self)
             self._total_steps = optimization.total_steps(self.trainer, data.batches)
-            weights = {"task": (self.task_weight, self.task_schedule)}
-            weights |= {name: (each.weight, each.schedule) for name, each in self.knowledge.items()}
-            self.dry_run = dry_run(self, self.plan, self.knowledge, data, self.supervised, weights)
+            self.dry_run = dry_run(self, data)
             setup_checks.configure_ddp(self, self.plan, self.dry_run)
         else:
             set_taps(self.plan, {})
@@ -136,23 +131,18 @@ class DistillationModule(pl.LightningModule):
         set_taps(self.plan, self.knowledge)
         for knowledge in self.knowledge.values():
             for precompute in knowledge.parts("precompute"):
-                precompute(self._taught_batches(knowledge))
+                teacher = knowledge.edges[0][0].teacher
+                precompute((self.observe(b, self.plan.frozen)[teacher], b.target) for b in every_batch(self))
         untrained = {id(module) for module in (self.teaching.modules() if self.teaching else ())}
         if all(module.training or id(module) in untrained for module in self.modules()):
             # Lightning would warn of untrained copies in eval mode, which is meant.
             warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start of training")
 
-    def _taught_batches(self, knowledge: Knowledge) -> Iterator[tuple[Outputs, Tensor]]:
-        """Iterate over the frozen teacher's outputs and the labels of the training set."""
-        (edge, _), *_ = knowledge.edges
-        for batch in every_batch(self):
-            yield self.observe(batch, self.plan.frozen)[edge.teacher], batch.target
-
     def configure_optimizers(self) -> Any:
         """Return one optimizer for all trainable parts, and the scheduler if there is one."""
         optimizer = self.optimizer(optimization.groups(self.trainable(), self.parameter_groups))
         optimization.prepare(optimizer, self, self.trainer)
-        monitor = {"min": "val/loss", "max": self.monitored_accuracy}
+        monitor = {"min": "val/loss", "max": f"val/{self.shown[0]}"}
         return optimization.with_scheduler(optimizer, self.lr_scheduler, self._total_steps, monitor)
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -212,7 +202,7 @@ class DistillationModule(pl.LightningModule):
             if number != 0 and self._turn in (None, self.plan.owners[name].name):
                 value = self.task(seen[name].logits, seen[name].targets(batch))
                 values.append(value if number == 1 else value * number)
-        return sum(values[1:], values[0]) if values else None
+        return reduce(add, values) if values else None
 
     def training_step(self, raw: Any, batch_idx: int) -> Tensor:
         """Return the weighted sum of the task and of all knowledge on one batch."""
@@ -220,7 +210,10 @@ class DistillationModule(pl.LightningModule):
         progress = Progress(self.current_epoch, self.global_step, self._total_steps)
         batch = Batch.of(raw)._replace(progress=progress)
         active = {name: weight for name, own in self.knowledge.items() if (weight := own.weight_at(progress))}
-        seen = self.observe(batch, None if active or self._has_mixtures else self.plan.learners.values())
+        members: Iterable[Member] = self.plan.members.values()
+        if not active and all(isinstance(member, Learner) or member.is_frozen for member in members):
+            members = self.plan.learners.values()  # frozen teachers rest while no knowledge counts
+        seen = self.observe(batch, members)
         terms: dict[str, tuple[Tensor, float]] = {}
         task_weight = self.task_weight * (self.task_schedule(progress) if self.task_schedule else 1.0)
         if task_weight and (task := self.supervised(seen, batch)) is not None:
@@ -230,28 +223,22 @@ class DistillationModule(pl.LightningModule):
             edges = [(e, x) for e, x in knowledge.edges if self._turn in (None, self.plan.owners[e.student].name)]
             values = [value for e, x in edges if (value := knowledge.compare(e, x, seen, batch)) is not None]
             if values:
-                terms[name] = sum(values[1:], values[0]), weight
+                terms[name] = reduce(add, values), weight
         if not terms:
             raise InputError(
                 f"Nothing is left to learn at epoch {progress.epoch}: the task and all knowledge weigh 0, or no edge "
                 "has a teacher yet."
             )
         weighted = {name: value if weight == 1 else value * weight for name, (value, weight) in terms.items()}
-        first, *others = weighted.values()
-        total = sum(others, first)
+        total = reduce(add, weighted.values())
         if self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
             self._log_terms(terms, total, seen, batch)
         if self._split is not None:
-            apart = [value for name, value in weighted.items() if name != "task"]
-            self._parts = weighted.get("task"), sum(apart[1:], apart[0]) if apart else None
+            task_part = weighted.pop("task", None)
+            self._parts = task_part, reduce(add, weighted.values()) if weighted else None
         for member in self.plan.members.values():
             member.record(batch, seen)
         return total
-
-    @property
-    def _has_mixtures(self) -> bool:
-        """Return whether there is more than learners and frozen members, which rest while no knowledge counts."""
-        return not all(isinstance(member, Learner) or member.is_frozen for member in self.plan.members.values())
 
     def _log_terms(
         self, terms: Mapping[str, tuple[Tensor, float]], total: Tensor, seen: Mapping[str, Outputs], batch: Batch
@@ -277,7 +264,11 @@ class DistillationModule(pl.LightningModule):
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Run the usual backward pass; an optimizer that treats the task's gradient apart receives it first."""
         if self._split is not None:
-            optimization.split_gradient(self._split, self.trainer, *self._parts)
+            # It is no backward pass of its own, since under DDP each step has one.
+            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+            scale = float(scaler.get_scale()) if scaler is not None else 1.0
+            share = 1 / self.trainer.accumulate_grad_batches
+            self._split.split(*self._parts, scale, share, self.trainer.world_size)
             self._parts = None, None
         super().backward(loss, *args, **kwargs)
 
@@ -285,13 +276,3 @@ class DistillationModule(pl.LightningModule):
         """Log the terms of the last steps of the epoch."""
         if values := self._log.flush():
             self.log_dict(values, sync_dist=True)
-
-    # Evaluation
-
-    def validation_step(self, raw: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Evaluate one batch."""
-        raise NotImplementedError(f"{type(self).__name__} must define validation_step().")
-
-    def forward(self, inputs: Any) -> Any:
-        """Return the output of the deployed network."""
-        raise NotImplementedError(f"{type(self).__name__} must define forward().")

@@ -13,10 +13,11 @@ from kdlab.errors import InputError, nearest
 from kdlab.knowledge import Knowledge
 from kdlab.metrics import Cohort
 from kdlab.modules.base import DistillationModule, sgd
-from kdlab.modules.evaluation import EvaluatedLoss, report
-from kdlab.outputs import Batch, Outputs, heads_of, logits_of, run
+from kdlab.modules.setup_checks import check_key
+from kdlab.outputs import Batch, heads_of, run
 from kdlab.schedules import Schedule
 from kdlab.teaching import Alone, Peers, Teaching
+from kdlab.teaching.plan import heads_of_all
 
 ENSEMBLE = "ensemble"
 DEPLOYED = "deployed."
@@ -58,7 +59,8 @@ class CoTrainer(DistillationModule):
     """
 
     teaching: Teaching
-    monitored_accuracy: ClassVar[str] = "val/deployed_accuracy"
+    metrics: Cohort
+    shown: ClassVar[tuple[str, ...]] = ("deployed_accuracy",)
 
     def __init__(
         self,
@@ -75,25 +77,19 @@ class CoTrainer(DistillationModule):
         channels_last: bool = False,
         compile: bool = False,  # torch's word
     ) -> None:
-        names = student_names(networks)
-        chosen = teaching or (Peers() if len(names) > 1 else Alone())
-        super().__init__(
-            networks,
-            chosen,
-            knowledge,
-            task,
-            task_weight,
-            task_schedule,
-            optimizer,
-            lr_scheduler,
-            parameter_groups,
-            channels_last,
-            compile,
-        )
-        self.names = names
+        if not networks:
+            raise InputError("Co-training needs at least one network.")
+        for name in networks:
+            check_key("A network's", name, (ENSEMBLE, "deployed"))
+        several = len(networks) > 1 or any(len(heads_of(network)) > 1 for network in networks.values())
+        chosen = teaching or (Peers() if several else Alone())
+        options = (task, task_weight, task_schedule, optimizer, lr_scheduler, parameter_groups)
+        super().__init__(networks, chosen, knowledge, *options, channels_last, compile)
+        self.names = heads_of_all(self.plan.learners)
         self.networks = nn.ModuleDict(networks)
         self.teaching = chosen
         self.deploy = next(iter(networks)) if deploy is None else deploy
+        self.reported = f"The loss of {self.deploy!r}"
         members = [member for member in self.plan.members.values() if member.in_evaluation and not member.is_frozen]
         evaluated = [name for member in members for name in member.names]
         known = dict.fromkeys([*evaluated, *([ENSEMBLE] if len(self.names) > 1 else [])])
@@ -101,8 +97,7 @@ class CoTrainer(DistillationModule):
             raise InputError(
                 f"No output {self.deploy!r} to deploy; the nearest names are {nearest(self.deploy, known)}."
             )
-        self._cohort = Cohort()
-        self._loss = EvaluatedLoss()
+        self.metrics = Cohort()
 
     def forward(self, inputs: Any) -> Any:
         """Return the deployed network's own output; of an ensemble or a further head its logits."""
@@ -140,48 +135,25 @@ class CoTrainer(DistillationModule):
 
     # Evaluation: every student, the ensemble, the deployed output
 
-    def validation_step(self, raw: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Evaluate all students on one batch."""
-        batch, seen = self._evaluate(raw)
-        if not self.trainer.sanity_checking:
-            for member in self.plan.members.values():
-                member.record(batch, seen)
-
-    def test_step(self, raw: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Evaluate all students on one batch."""
-        self._evaluate(raw)
-
-    def predict_step(self, raw: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Return the deployed logits, (B, K); a batch may be inputs alone."""
-        return logits_of(self(raw if isinstance(raw, Tensor) else Batch.of(raw).inputs))
-
-    def on_validation_epoch_end(self) -> None:
-        """Report."""
-        if not self.trainer.sanity_checking:
-            for member in self.plan.members.values():
-                member.on_validation_end()
-        self._report("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Report."""
-        self._report("test")
-
-    def _evaluate(self, raw: Any) -> tuple[Batch, dict[str, Outputs]]:
-        batch = Batch.of(raw)
+    def evaluate_batch(self, batch: Batch) -> Tensor:
+        """Evaluate all students on one batch; return the deployed logits."""
         seen = self.evaluate(batch)
         students = {name: seen[name].logits for name in self.names}
         others = {name: own.logits for name, own in seen.items() if name not in students and "@" not in name}
         if len(students) > 1:
             others = {ENSEMBLE: self._mean(students), **others}
-        self._cohort.update(students, others, self.deploy, batch.target)
-        self._loss.add(self.task({**students, **others}[self.deploy], batch.target), batch.target)
-        return batch, seen
+        self.metrics.update(students, others, self.deploy, batch.target)
+        if self.trainer.validating:
+            for member in self.plan.members.values():
+                member.record(batch, seen)
+        return {**students, **others}[self.deploy]
 
-    def _report(self, stage: str) -> None:
-        values = {"loss": self._loss.compute(), **self._cohort.compute()}
-        self._loss.reset()
-        self._cohort.reset()
-        report(self, stage, values, f"The loss of {self.deploy!r}", ("deployed_accuracy",))
+    def on_validation_epoch_end(self) -> None:
+        """Let members use what they recorded, and report."""
+        if self.trainer.validating:
+            for member in self.plan.members.values():
+                member.on_validation_end()
+        super().on_validation_epoch_end()
 
     # Checkpoints
 
@@ -197,24 +169,3 @@ class CoTrainer(DistillationModule):
         super().on_load_checkpoint(checkpoint)
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {key: value for key, value in state.items() if not key.startswith(DEPLOYED)}
-
-
-def student_names(networks: Mapping[str, nn.Module]) -> list[str]:
-    """Return the names of all students: of every network, and of its further heads.
-
-    Raises:
-        InputError: no network, or a name that cannot be one.
-    """
-    if not networks:
-        raise InputError("Co-training needs at least one network.")
-    names: list[str] = []
-    for name, network in networks.items():
-        if not name.isidentifier() or hasattr(nn.ModuleDict, name) or name in (ENSEMBLE, "deployed"):
-            raise InputError(
-                "A network's name must be a plain word other than 'ensemble', 'deployed' and the methods of a dict, "
-                f"not {name!r}."
-            )
-        names += [f"{name}_{head}" if head else name for head in heads_of(network)]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise InputError(f"Two students would be named {twice!r}: rename a network.")
-    return names

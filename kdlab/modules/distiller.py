@@ -13,11 +13,12 @@ from kdlab.knowledge import Knowledge
 from kdlab.metrics import StudentVersusTeacher
 from kdlab.modules.base import DistillationModule, sgd
 from kdlab.modules.cache_setup import use_cache
-from kdlab.modules.evaluation import EvaluatedLoss, RememberedLogits, report, warn_of_teacher
+from kdlab.modules.evaluation import RememberedLogits, warn_of_teacher
 from kdlab.modules.first_batch import first_batch
 from kdlab.outputs import Batch, logits_of, run
 from kdlab.schedules import Schedule
-from kdlab.teaching import Ensemble, Fast, FrozenTeacher, TeacherCache
+from kdlab.teaching import Ensemble, Fast, FrozenTeacher, Plan, TeacherCache
+from kdlab.teaching.plan import share_parameters
 
 
 class Distiller(DistillationModule):
@@ -56,7 +57,9 @@ class Distiller(DistillationModule):
             :func:`~kdlab.modules.dry_run.dry_run`.
     """
 
-    monitored_accuracy: ClassVar[str] = "val/student_accuracy"
+    metrics: StudentVersusTeacher
+    shown: ClassVar[tuple[str, ...]] = ("student_accuracy", "teacher_accuracy")
+    reported = "The student's loss"
 
     def __init__(
         self,
@@ -78,35 +81,21 @@ class Distiller(DistillationModule):
         compile: bool = False,  # torch's word
     ) -> None:
         teachers = [teacher] if isinstance(teacher, nn.Module) else teacher
-        frozen = (
-            FrozenTeacher(teachers, teacher_weights, teacher_batchnorm, ensemble, teacher_fast, teacher_cache)
-            if teachers is not None
-            else None
-        )
-        super().__init__(
-            {"student": student},
-            frozen,
-            knowledge,
-            task,
-            task_weight,
-            task_schedule,
-            optimizer,
-            lr_scheduler,
-            parameter_groups,
-            channels_last,
-            compile,
-        )
+        frozen = None
+        if teachers is not None:
+            acting = (teacher_batchnorm, ensemble, teacher_fast, teacher_cache)
+            frozen = FrozenTeacher(teachers, teacher_weights, *acting)
+        options = (task, task_weight, task_schedule, optimizer, lr_scheduler, parameter_groups)
+        super().__init__({"student": student}, frozen, knowledge, *options, channels_last, compile)
         self.student = student
         self.teacher = frozen
-        own = {id(parameter) for parameter in student.parameters()}
-        if any(id(parameter) in own for network in teachers or () for parameter in network.parameters()):
+        if any(share_parameters(student, network) for network in teachers or ()):
             raise InputError(
                 "The student and the teacher share parameters, which cannot be both trained and frozen: copy them."
             )
-        self._metrics = StudentVersusTeacher()
-        self._loss = EvaluatedLoss()
+        self.metrics = StudentVersusTeacher()
         self._remembered = RememberedLogits()
-        self._restore: Callable[[], None] | None = None
+        self._restore: tuple[Plan, Callable[[], None]] | None = None
 
     @property
     def teaching(self) -> FrozenTeacher | None:  # type: ignore[override]
@@ -124,15 +113,10 @@ class Distiller(DistillationModule):
         self._remembered.clear()
         self._close_cache()
         super().setup(stage)
-        if self.teacher is not None and self.teacher.cache is not None and stage == "fit":
-            plan, cache = self.plan, self.teacher.cache
-            self.plan, undo = use_cache(self, plan, self.knowledge, self.teacher.frozen, cache, first_batch(self))
-
-            def restore() -> None:
-                self.plan = plan
-                undo()
-
-            self._restore = restore
+        if self.teacher is not None and (cache := self.teacher.cache) is not None and stage == "fit":
+            plan, data = self.plan, first_batch(self)
+            cached, undo = use_cache(self, plan, self.knowledge, self.teacher.frozen, cache, data)
+            self.plan, self._restore = cached, (plan, undo)
 
     def on_fit_end(self) -> None:
         """End the fit; data and cache are again as the user made them."""
@@ -141,47 +125,25 @@ class Distiller(DistillationModule):
 
     def _close_cache(self) -> None:
         if self._restore is not None:
-            self._restore()
+            self.plan, undo = self._restore
             self._restore = None
+            undo()
 
     # Evaluation: the student against its teacher
 
-    def validation_step(self, raw: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Compare student and teacher on one batch."""
-        self._compare(raw)
-
-    def test_step(self, raw: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Compare student and teacher on one batch."""
-        self._compare(raw)
-
-    def predict_step(self, raw: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Return the student's logits, (B, K); a batch may be inputs alone."""
-        inputs = raw if isinstance(raw, Tensor) else Batch.of(raw).inputs
-        return logits_of(self(inputs))
-
-    def on_validation_epoch_end(self) -> None:
-        """Report student and teacher."""
-        self._report("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Report student and teacher."""
-        self._report("test")
-
-    def _compare(self, raw: Any) -> None:
-        batch = Batch.of(raw)
+    def evaluate_batch(self, batch: Batch) -> Tensor:
+        """Compare student and teacher on one batch; return the student's logits."""
         student = logits_of(self(batch.inputs))
-        teacher = self._remembered(batch.inputs, lambda: self._teacher_logits(batch)) if self.teacher else None
-        self._metrics.update(student, teacher, batch.target)
-        self._loss.add(self.task(student, batch.target), batch.target)
+        teacher = self._remembered.look(batch.inputs, lambda: self._teacher_logits(batch)) if self.teacher else None
+        self.metrics.update(student, teacher, batch.target)
+        return student
 
     def _teacher_logits(self, batch: Batch) -> Tensor:
         return self.observe(batch._replace(progress=None), self.plan.frozen)["teacher"].logits
 
-    def _report(self, stage: str) -> None:
-        values = {"loss": self._loss.compute(), **self._metrics.compute()}
-        self._loss.reset()
-        self._metrics.reset()
+    def _report(self, stage: str) -> dict[str, Tensor]:
+        values = super()._report(stage)
         if self.trainer.sanity_checking:
-            warn_of_teacher(values, self._remembered.values())
+            warn_of_teacher(values, [*self._remembered.values()])
         self._remembered.keep_used()
-        report(self, stage, values, "The student's loss", ("student_accuracy", "teacher_accuracy"))
+        return values

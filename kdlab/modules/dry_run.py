@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from kdlab.compat import is_lazy
 from kdlab.errors import InputError
-from kdlab.knowledge import Knowledge, Pair, pair_of, set_taps
+from kdlab.knowledge import Knowledge, pair_of, set_taps
 from kdlab.losses.context import Context
 from kdlab.modules.first_batch import FirstBatch
 from kdlab.optimizers.dot import reaches
 from kdlab.outputs import Batch, Outputs
-from kdlab.schedules import Progress, Schedule
+from kdlab.schedules import Progress
 from kdlab.teaching.plan import Edge, Plan
 
 
@@ -43,28 +42,15 @@ class DryRun:
     resting: list[str] = field(default_factory=list)
 
 
-def dry_run(
-    module: pl.LightningModule,
-    plan: Plan,
-    knowledge: Mapping[str, Knowledge],
-    data: FirstBatch,
-    supervised: Callable[[Mapping[str, Outputs], Batch], Tensor | None],
-    weights: Mapping[str, tuple[float, Schedule | None]],
-) -> DryRun:
-    """Run one batch through everything, forward and backward, and leave no trace but the sizes of lazy parts.
-
-    Args:
-        module: what is trained.
-        plan: its plan.
-        knowledge: its knowledge, by name.
-        data: the first batch.
-        supervised: the task loss, from outputs and batch.
-        weights: of the task and of each knowledge, with their schedules.
+def dry_run(module: Any, data: FirstBatch) -> DryRun:
+    """Run the first batch through a DistillationModule, forward and backward; only the sizes of lazy parts stay.
 
     Raises:
         InputError: an unknown layer, layers that do not fit, other class counts, labels outside the classes, something
             a loss needs and does not get, a loss that fails, is not finite, or sends no gradient to the student.
     """
+    plan: Plan = module.plan
+    knowledge: dict[str, Knowledge] = module.knowledge
     for name, own in knowledge.items():
         if not own.edges:
             raise InputError(f"Knowledge {name!r} needs a teacher, but none is given.")
@@ -83,12 +69,11 @@ def dry_run(
             _check_student(name, seen[name], data.batch.target, classes)
         tapped = [*plan.students, *(edge.teacher for own in knowledge.values() for edge, _ in own.edges)]
         result.taps = [tap for name in dict.fromkeys(tapped) for tap in _shapes(name, seen[name])]
-        task = type(getattr(module, "task", None)).__name__
-        with _explained(f"The task loss ({task}) fails on labels {_shape(batch.target)}"):
-            if (value := supervised(seen, batch)) is not None:
+        with _explained(f"The task loss ({type(module.task).__name__}) fails on labels {_shape(batch.target)}"):
+            if (value := module.supervised(seen, batch)) is not None:
                 values["task"] = constant["task"] = value
-        for name, own in knowledge.items():
-            _setup(name, own, knowledge, plan, data, seen, module.trainer.strategy.root_device)
+        for name in knowledge:
+            _setup(name, module, data, seen)
         for name, own in knowledge.items():
             terms = [_term(name, own, edge, loss, seen, batch) for edge, loss in own.edges]
             values[name] = torch.stack(terms).sum()
@@ -101,28 +86,20 @@ def dry_run(
             if every_step:
                 constant[name] = torch.stack(every_step).sum()
         result.terms = {name: float(value.detach()) for name, value in values.items()}
-        _find_gradients(module, values, constant, weights, result)
+        result.idle, result.resting = _without_gradient(module, values, constant)
     return result
 
 
-def _setup(
-    name: str,
-    knowledge: Knowledge,
-    others: Mapping[str, Knowledge],
-    plan: Plan,
-    data: FirstBatch,
-    seen: Mapping[str, Outputs],
-    device: torch.device,
-) -> None:
+def _setup(name: str, module: Any, data: FirstBatch, seen: Mapping[str, Outputs]) -> None:
     """Set up every copy of a loss for its student and teacher."""
-    what = f"Knowledge {name!r} ({type(knowledge.loss).__name__})"
+    knowledge: Knowledge = module.knowledge[name]
+    plan: Plan = module.plan
+    what = _described_loss(name, knowledge)
     early = "copies the teacher's classifier at setup" if "teacher_classifier" in knowledge.needs else ""
     if any(knowledge.parts("precompute")):
         early = "runs the teacher on the training set at setup"
-    pairs: dict[Pair, Edge] = {}
-    for edge, _ in knowledge.edges:
-        pairs.setdefault(pair_of(edge), edge)
-    for pair, edge in pairs.items():
+    for pair in knowledge.copies:
+        edge = next(edge for edge, _ in knowledge.edges if pair_of(edge) == pair)
         teacher = plan.owners[edge.teacher]
         if early and not teacher.is_frozen:
             raise InputError(f"{what} {early} and needs a frozen teacher, but {edge.teacher!r} changes in training.")
@@ -136,9 +113,9 @@ def _setup(
             data.samples,
             data.labels,
             len(data.batch.target),
-            _classes(seen[edge.student]),
-            {key: other.copies.get(pair, other.loss) for key, other in others.items()},
-            device,
+            seen[edge.student].logits.shape[-1],
+            {key: other.copies.get(pair, other.loss) for key, other in module.knowledge.items()},
+            module.trainer.strategy.root_device,
             teacher.is_frozen,
             student_head,
             networks[0][1] if networks else "",
@@ -153,15 +130,15 @@ def _term(
 ) -> Tensor:
     """Return the loss of one edge, checked."""
     student, teacher = seen[edge.student], seen[edge.teacher]
-    what = f"Knowledge {name!r} ({type(knowledge.loss).__name__})"
+    what = _described_loss(name, knowledge)
     if missing := knowledge.missing(student, student.targets(batch)):
         raise InputError(f"{what} needs {missing}.")
     if missing := knowledge.missing_of(teacher):
         raise InputError(f"{what} needs {missing}, but {_called(edge.teacher).lower()} gives none.")
     if knowledge.reads_logits and student.logits.shape != teacher.logits.shape:
         raise InputError(
-            f"{what} compares class scores, but the student gives {_classes(student)} classes and the teacher "
-            f"{_classes(teacher)}: give both the same num_classes."
+            f"{what} compares class scores, but the student gives {student.logits.shape[-1]} classes and the teacher "
+            f"{teacher.logits.shape[-1]}: give both the same num_classes."
         )
     layers = student.only(knowledge.student_layers), teacher.only(knowledge.teacher_layers)
     shapes = [[layer.shape for layer in side.layers] for side in layers]
@@ -191,7 +168,7 @@ def _check_student(name: str, outputs: Outputs, target: Tensor, data_classes: in
                 f"Layer {layer!r} of the {name} carries no gradient: it is frozen, or activation checkpointing runs it "
                 "with use_reentrant=True (use_reentrant=False works)."
             )
-    classes = _classes(outputs)
+    classes = outputs.logits.shape[-1]
     if target.is_floating_point() or outputs.logits.dim() != 2 or not target.numel():
         return
     low, high = int(target.min()), max(int(target.max()), data_classes - 1)
@@ -201,28 +178,25 @@ def _check_student(name: str, outputs: Outputs, target: Tensor, data_classes: in
         )
 
 
-def _find_gradients(
-    module: pl.LightningModule,
-    values: Mapping[str, Tensor],
-    constant: Mapping[str, Tensor],
-    weights: Mapping[str, tuple[float, Schedule | None]],
-    result: DryRun,
-) -> None:
+def _without_gradient(
+    module: Any, values: Mapping[str, Tensor], constant: Mapping[str, Tensor]
+) -> tuple[list[str], list[str]]:
     """Find trainable parameters that no term reaches, and those that no term without schedule reaches at every step."""
-    parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    parameters = module.trainable()
+    factors = {"task": (module.task_weight, module.task_schedule)}
+    factors |= {name: (own.weight, own.schedule) for name, own in module.knowledge.items()}
 
     def reached(terms: Mapping[str, Tensor], scheduled: bool) -> set[str]:
-        found = set[str]()
+        names = set[str]()
         for name, value in terms.items():
-            weight, schedule = weights[name]
+            weight, schedule = factors[name]
             if weight and value.requires_grad and (scheduled or schedule is None):
                 hits = reaches(value, list(parameters.values()))
-                found |= {parameter for parameter, hit in zip(parameters, hits, strict=True) if hit}
-        return found
+                names |= {parameter for parameter, hit in zip(parameters, hits, strict=True) if hit}
+        return names
 
     ever, always = reached(values, scheduled=True), reached(constant, scheduled=False)
-    result.idle = [name for name in parameters if name not in ever]
-    result.resting = [name for name in parameters if name in ever - always]
+    return [name for name in parameters if name not in ever], [name for name in parameters if name in ever - always]
 
 
 @contextmanager
@@ -238,17 +212,16 @@ def _explained(failure: str, source: str = "", help_: str = "") -> Iterator[None
 
 
 @contextmanager
-def _dry(module: nn.Module, plan: Plan) -> Iterator[None]:
+def _dry(module: Any, plan: Plan) -> Iterator[None]:
     """Set ``is_dry_run``, train mode of learners, eval mode of losses and teaching; afterwards all is as before."""
-    evaluated = [getattr(module, name, None) for name in ("losses", "teaching")]
     modes = {part: part.training for part in module.modules()}
     buffers = [(buffer, buffer.clone()) for _, buffer in module.named_buffers() if not is_lazy(buffer)]
     try:
         for member in plan.members.values():
             member.is_dry_run = True
         module.train()
-        for part in evaluated:
-            if isinstance(part, nn.Module):
+        for part in (module.losses, module.teaching):
+            if part is not None:
                 part.eval()
         yield
     finally:
@@ -266,8 +239,8 @@ def _called(name: str) -> str:
     return f"The {name}" if name in ("student", "teacher") else f"Network {name!r}"
 
 
-def _classes(outputs: Outputs) -> int:
-    return outputs.logits.shape[-1]
+def _described_loss(name: str, knowledge: Knowledge) -> str:
+    return f"Knowledge {name!r} ({type(knowledge.loss).__name__})"
 
 
 def _shape(value: Any) -> str:
@@ -277,11 +250,8 @@ def _shape(value: Any) -> str:
 
 
 def _shapes(name: str, outputs: Outputs) -> list[tuple[str, str, tuple[int, ...]]]:
-    parts = [
-        *zip(outputs.names, outputs.layers, strict=True),
-        ("logits", outputs.logits),
-        ("embedding", outputs.embedding),
-    ]
+    layers = zip(outputs.names, outputs.layers, strict=True)
+    parts = [*layers, ("logits", outputs.logits), ("embedding", outputs.embedding)]
     return [(name, layer, tuple(value.shape[1:])) for layer, value in parts if value is not None]
 
 

@@ -1,82 +1,96 @@
-"""What validation and test share: mean losses, remembered teacher logits, reports."""
+"""Validation and test: mean losses, metrics, remembered teacher logits."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from kdlab.metrics import Cohort, StudentVersusTeacher
+from kdlab.outputs import Batch, logits_of
 
-class EvaluatedLoss(MeanMetric):
-    """The mean of a loss over samples, from its means over batches."""
+
+class EvaluatedModule(pl.LightningModule):
+    """The evaluation of a module: the mean of its task loss, and metrics."""
+
+    task: nn.Module
+    metrics: StudentVersusTeacher | Cohort
+    shown: ClassVar[tuple[str, ...]]  # names of values for the progress bar
+    reported: str  # whose loss it is, for the warning of a diverged training
 
     def __init__(self) -> None:
-        super().__init__(nan_strategy="disable")
+        super().__init__()
+        self._loss = MeanMetric(nan_strategy="disable")
 
-    def add(self, loss: Tensor, target: Tensor) -> None:
-        """Add the mean loss of a batch with labels ``target`` (B, ...)."""
+    def evaluate_batch(self, batch: Batch) -> Tensor:
+        """Add a batch to the metrics; return the logits whose loss is reported."""
+        raise NotImplementedError(f"{type(self).__name__} must define evaluate_batch().")
+
+    def validation_step(self, raw: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Evaluate one batch."""
+        batch = Batch.of(raw)
+        loss = self.task(self.evaluate_batch(batch), batch.target)
         # Once a sample: torchmetrics ignores weights where it does not look for nan, and looking waits for the device.
-        self.update(loss.expand(len(target)))
+        self._loss.update(loss.expand(len(batch.target)))
+
+    test_step = validation_step
+
+    def predict_step(self, raw: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Return the deployed logits, (B, K); a batch may be inputs alone."""
+        return logits_of(self(raw if isinstance(raw, Tensor) else Batch.of(raw).inputs))
+
+    def on_validation_epoch_end(self) -> None:
+        """Report."""
+        self._report("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Report."""
+        self._report("test")
+
+    def _report(self, stage: str) -> dict[str, Tensor]:
+        """Log the values of an evaluation, and return them."""
+        values = {"loss": self._loss.compute(), **self.metrics.compute()}
+        self._loss.reset()
+        self.metrics.reset()
+        if not values["loss"].isfinite():
+            rank_zero_warn(
+                f"{self.reported} in {stage} is {float(values['loss'])}, so its numbers mean nothing: the training has "
+                "diverged (lower the learning rate or a weight)."
+            )
+        for name, value in values.items():
+            # Metrics reduce over processes themselves: with unequally many samples Lightning's mean of means is off.
+            self.log(f"{stage}/{name}", value, prog_bar=name in self.shown, sync_dist=True)
+        return values
 
 
-class RememberedLogits:
+class RememberedLogits(dict[bytes, Tensor]):
     """A frozen teacher's logits on evaluation batches: computed once a run, then remembered (N x K numbers)."""
 
     def __init__(self) -> None:
-        self._known: dict[bytes, Tensor] = {}
+        super().__init__()
         self._used: set[bytes] = set()
 
-    def __call__(self, inputs: Any, compute: Callable[[], Tensor]) -> Tensor:
+    def look(self, inputs: Any, compute: Callable[[], Tensor]) -> Tensor:
         """Return the logits on ``inputs``."""
         first = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
         # One number a sample, weighted by position: changed, flipped or reordered inputs are another batch.
         flat = first.flatten(1).float()
         key = (flat * torch.linspace(1, 2, flat.shape[1], device=flat.device)).sum(1).cpu().numpy().tobytes()
         self._used.add(key)
-        if key not in self._known:
-            self._known[key] = compute().cpu()
-        return self._known[key].to(first.device)
-
-    def values(self) -> list[Tensor]:
-        """Return all remembered logits."""
-        return [*self._known.values()]
+        if key not in self:
+            self[key] = compute().cpu()
+        return self[key].to(first.device)
 
     def keep_used(self) -> None:
         """Drop the logits of inputs that did not come again (random crops, another data set)."""
-        self._known = {key: self._known[key] for key in self._used}
+        for key in self.keys() - self._used:
+            del self[key]
         self._used.clear()
-
-    def clear(self) -> None:
-        """Drop everything."""
-        self._known.clear()
-        self._used.clear()
-
-
-def report(
-    module: pl.LightningModule, stage: str, values: Mapping[str, Tensor], what: str, shown: Sequence[str]
-) -> None:
-    """Log the values of an evaluation.
-
-    Args:
-        module: logs them.
-        stage: "val" or "test".
-        values: by name, with "loss".
-        what: whose loss it is, for the warning of a diverged training.
-        shown: names of values for the progress bar.
-    """
-    if not values["loss"].isfinite():
-        rank_zero_warn(
-            f"{what} in {stage} is {float(values['loss'])}, so its numbers mean nothing: the training has diverged "
-            "(lower the learning rate or a weight)."
-        )
-    for name, value in values.items():
-        # Metrics reduce over processes themselves: with unequally many samples Lightning's mean of means is off.
-        module.log(f"{stage}/{name}", value, prog_bar=name in shown, sync_dist=True)
 
 
 def warn_of_teacher(values: Mapping[str, Tensor], logits: Sequence[Tensor]) -> None:

@@ -53,9 +53,6 @@ def first_batch(module: pl.LightningModule) -> FirstBatch:
     """Return the first training batch, prepared as for a step; no random state is used up.
 
     The batch is where the module is now (on the CPU in ``setup``, whatever the accelerator), in its floating dtype.
-
-    Raises:
-        InputError: the loader yields nothing, or a batch has no known form.
     """
     with _loader(module) as loader:
         batch = next(_batches(module, loader), None)
@@ -83,8 +80,11 @@ def _loader(module: pl.LightningModule) -> Iterator[CombinedLoader]:
         source = train_dataloader(trainer)
         loader = source if isinstance(source, CombinedLoader) else CombinedLoader(source, "max_size_cycle")
         loader.flattened = [process_train_dataloader(trainer, each) for each in loader.flattened]
-        with _kept([g for each in loader.flattened if (g := getattr(each, "generator", None)) is not None]):
-            yield loader
+        generators = [g for each in loader.flattened if (g := getattr(each, "generator", None)) is not None]
+        states = [generator.get_state() for generator in generators]
+        yield loader
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
 
 
 def _batches(module: pl.LightningModule, loader: CombinedLoader) -> Iterator[Batch]:
@@ -92,16 +92,7 @@ def _batches(module: pl.LightningModule, loader: CombinedLoader) -> Iterator[Bat
     for raw, *_ in iter(loader):
         if raw is None:
             return
-        batch = Batch.of(transfer_batch(module, raw, weight.device))
-        yield _cast(batch, weight.dtype)
-
-
-@contextmanager
-def _kept(generators: Sequence[torch.Generator]) -> Iterator[None]:
-    states = [each.get_state() for each in generators]
-    yield
-    for each, state in zip(generators, states, strict=True):
-        each.set_state(state)
+        yield _cast(Batch.of(transfer_batch(module, raw, weight.device)), weight.dtype)
 
 
 def _first(batch: Batch, count: int) -> Batch:

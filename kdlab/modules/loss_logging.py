@@ -20,11 +20,9 @@ class LossLog:
     """
 
     def __init__(self) -> None:
-        self._values: dict[str, list[Tensor]] = {}
+        self._terms: dict[str, list[tuple[Tensor, float]]] = {}  # of each step value and weight
         self._right: dict[str, list[Tensor]] = {}
-        self._weights: dict[str, list[float]] = {}
-        self._sums: dict[str, Tensor | float] = {}
-        self._counts: dict[str, int] = {}
+        self._sums: dict[str, tuple[Tensor | float, int]] = {}
         self._in_step: set[str] = set()
 
     def add(
@@ -35,18 +33,13 @@ class LossLog:
         target: Tensor,
         same_step: bool = False,
     ) -> None:
-        """Add the terms of one forward.
+        """Add the terms (value, weight) of one forward, and whether each student's logits are right.
 
-        Args:
-            terms: (value, weight) by name.
-            total: their weighted sum.
-            logits: of each student, for its accuracy on the batch.
-            target: the labels.
-            same_step: whether the forward belongs to the last step, in which networks are updated one after another:
-                a step's terms are summed.
+        ``same_step``: the forward belongs to the last step, in which networks are updated one after another: a step's
+        terms are summed.
         """
         if not same_step:
-            if len(self._values.get("", ())) == MOST:
+            if len(self._terms.get("", ())) == MOST:
                 self._sum()
             self._in_step.clear()
             if target.dim() == 1 and not target.is_floating_point():
@@ -54,34 +47,32 @@ class LossLog:
                     if own.dim() == 2:
                         self._right.setdefault(f"train/{name}_accuracy", []).append(own.argmax(1) == target)
         for name, (value, weight) in {"": (total, 1.0), **terms}.items():
-            steps = self._values.setdefault(name, [])
+            steps = self._terms.setdefault(name, [])
             if name in self._in_step:
-                steps[-1] = steps[-1] + value.detach()
+                steps[-1] = steps[-1][0] + value.detach(), weight
             else:
                 self._in_step.add(name)
-                steps.append(value.detach())
-                self._weights.setdefault(name, []).append(weight)
+                steps.append((value.detach(), weight))
 
     def _sum(self) -> None:
-        for name, steps in self._values.items():
-            values = torch.stack(steps)
+        for name, steps in self._terms.items():
+            values, weights = torch.stack([value for value, _ in steps]), [weight for _, weight in steps]
             self._note(f"loss/{name or 'total'}", values.sum(), len(steps))
             if name:
-                weights = self._weights[name]
                 self._note(f"loss/{name}_weighted", (values * values.new_tensor(weights)).sum(), len(steps))
                 self._note(f"weight/{name}", sum(weights), len(steps))
         for key, right in self._right.items():
             both = torch.cat(right)
             self._note(key, both.sum(), len(both))
-        self._values, self._weights, self._right = {}, {}, {}
+        self._terms, self._right = {}, {}
 
     def _note(self, key: str, value: Tensor | float, count: int) -> None:
-        self._sums[key] = self._sums[key] + value if key in self._sums else value
-        self._counts[key] = self._counts.get(key, 0) + count
+        total, before = self._sums.get(key, (None, 0))
+        self._sums[key] = value if total is None else total + value, before + count
 
     def flush(self) -> dict[str, Tensor | float]:
         """Return the means since the last flush, by key; empty if there was no step."""
         self._sum()
-        means = {key: total / self._counts[key] for key, total in self._sums.items()}
-        self._sums, self._counts = {}, {}
+        means = {key: total / count for key, (total, count) in self._sums.items()}
+        self._sums = {}
         return means

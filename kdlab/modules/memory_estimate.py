@@ -15,9 +15,7 @@ from kdlab.schedules import Progress
 def memory_of(module: DistillationModule, size: int | None = None) -> dict[str, float]:
     """Estimate the memory of one process in training, in bytes: weights, gradients, optimizer state, activations.
 
-    Args:
-        module: a module that its Trainer has set up.
-        size: samples in a batch over all processes; ``None`` is the batch size of the data.
+    ``size`` is the number of samples in a batch over all processes; ``None`` is the batch size of the data.
     """
     trained = sum(parameter.numel() * parameter.element_size() for parameter in module.trainable().values())
     teachers = [network for member in module.plan.frozen for network, _ in member.networks_of(member.name)]
@@ -36,9 +34,8 @@ def memory_of(module: DistillationModule, size: int | None = None) -> dict[str, 
         return tensor.detach()  # the tensor itself would keep its graph, and nothing of that would ever be freed
 
     with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
-        outputs = module.observe(
-            batch, module.plan.learners.values()
-        )  # kept until counted: freed storage would be counted once for many tensors
+        # Kept until counted: freed storage would be counted once for many tensors.
+        outputs = module.observe(batch, module.plan.learners.values())
     parameters = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
     activations = sum(nbytes for pointer, nbytes in saved.items() if pointer not in parameters)
     del outputs

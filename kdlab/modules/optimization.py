@@ -8,7 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import SGD, Adagrad, Adam, AdamW
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
@@ -24,13 +24,6 @@ def groups(parameters: Mapping[str, nn.Parameter], options: Mapping[str, Mapping
 
     An entry's name is a parameter's name or the beginning of some, cut at a dot: ``"losses.hint"``, ``"student.fc"``. A
     parameter that fits several entries belongs to the longest.
-
-    Args:
-        parameters: all trainable parameters by name.
-        options: the options of each group.
-
-    Raises:
-        InputError: an entry fits no trainable parameter; nothing at all is trainable.
     """
     if not parameters:
         raise InputError("Nothing can be trained: every parameter of the student and of the losses is frozen.")
@@ -54,9 +47,6 @@ def prepare(optimizer: torch.optim.Optimizer, module: nn.Module, trainer: pl.Tra
 
     A step is not fused where the user chose otherwise, nor with a gradient scaler (fp16-mixed), where a fused step
     would exclude gradient clipping.
-
-    Raises:
-        InputError: the optimizer is DOT and gradients are to be clipped, which would change the sum and not its parts.
     """
     if isinstance(optimizer, DOT) and trainer.gradient_clip_val:
         raise InputError("DOT cannot be used with gradient clipping: drop trainer.gradient_clip_val.")
@@ -87,16 +77,7 @@ def with_scheduler(
     """Return what Lightning's ``configure_optimizers`` returns.
 
     A ``OneCycleLR`` without its length gets the run's number of optimizer steps and is stepped each step; every other
-    scheduler is stepped each epoch; a ``ReduceLROnPlateau`` watches a logged value.
-
-    Args:
-        optimizer: the optimizer.
-        make: makes the scheduler from the optimizer; ``None`` for none.
-        steps: optimizer steps of the run; ``None`` if it has no known end.
-        monitor: the value that a ``ReduceLROnPlateau`` watches, by its mode.
-
-    Raises:
-        InputError: a one-cycle learning rate in a run without steps or without end.
+    scheduler is stepped each epoch; a ``ReduceLROnPlateau`` watches the value that ``monitor`` has for its mode.
     """
     if make is None:
         return optimizer
@@ -105,28 +86,18 @@ def with_scheduler(
     except ValueError as error:
         if "total_steps" not in str(error):
             raise
-        if steps is None:
-            raise InputError(NO_LENGTH) from error
-        if steps < 1:
-            raise InputError(
-                "A one-cycle learning rate needs at least one step: trainer.max_epochs or max_steps is 0."
-            ) from error
+        if not steps:
+            none = "A one-cycle learning rate needs at least one step: trainer.max_epochs or max_steps is 0."
+            raise InputError(NO_LENGTH if steps is None else none) from error
         scheduler = make(optimizer, total_steps=steps)
-    config: dict[str, Any] = {
-        "scheduler": scheduler,
-        "interval": "step" if isinstance(scheduler, OneCycleLR) else "epoch",
-    }
+    config = {"scheduler": scheduler, "interval": "step" if isinstance(scheduler, OneCycleLR) else "epoch"}
     if isinstance(scheduler, ReduceLROnPlateau):
         config["monitor"] = getattr(scheduler, "monitor", monitor[scheduler.mode])
     return {"optimizer": optimizer, "lr_scheduler": config}
 
 
 def check_length(trainer: pl.Trainer, steps: int | None) -> None:
-    """Check that a one-cycle learning rate ends where it was planned to end, also in a run that is resumed.
-
-    Raises:
-        InputError: the run takes more steps than that.
-    """
+    """Check that a one-cycle learning rate ends where it was planned to end, also in a run that is resumed."""
     for config in trainer.lr_scheduler_configs:
         if isinstance(config.scheduler, OneCycleLR) and config.scheduler.last_epoch > 0:
             planned = config.scheduler.total_steps
@@ -142,29 +113,16 @@ def check_length(trainer: pl.Trainer, steps: int | None) -> None:
 def total_steps(trainer: pl.Trainer, batches: int | None) -> int | None:
     """Return how many optimizer steps the run takes; ``None`` if it has no end, or its loader no length.
 
-    Args:
-        trainer: the Trainer.
-        batches: batches of an epoch, on this process; ``None`` if the loader has no length. (Lightning's own estimate
-            would build the loader before its position is restored: a resumed epoch would start over.)
+    ``batches`` are those of an epoch, on this process. (Lightning's own estimate would build the loader before its
+    position is restored: a resumed epoch would start over.)
     """
     limit, steps = trainer.limit_train_batches, math.inf
+    if isinstance(limit, int):
+        batches = limit if batches is None else min(batches, limit)
+    elif batches is not None:
+        batches = int(batches * limit)
     if batches is not None and trainer.max_epochs != -1:
         assert isinstance(trainer.max_epochs, int)
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         steps = math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs
-    elif batches is None and isinstance(limit, int) and trainer.max_epochs != -1:
-        assert isinstance(trainer.max_epochs, int)
-        steps = math.ceil(limit / trainer.accumulate_grad_batches) * trainer.max_epochs
     steps = steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
     return int(steps) if math.isfinite(steps) else None
-
-
-def split_gradient(optimizer: DOT, trainer: pl.Trainer, task: Tensor | None, distilled: Tensor | None) -> None:
-    """Compute the gradient of the weighted task for the optimizer, before the backward pass of the whole loss.
-
-    It is no backward pass of its own, since under DDP each step has one. Gradients are averaged over the processes and
-    scaled as the accumulation of batches scales the loss.
-    """
-    scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
-    scale = float(scaler.get_scale()) if scaler is not None else 1.0
-    optimizer.split(task, distilled, scale, 1 / trainer.accumulate_grad_batches, trainer.world_size)

@@ -10,15 +10,11 @@ import torch
 
 
 def reseed(device: torch.device, *place: int | None) -> None:
-    """Seed the generators of torch (CPU and ``device``), Python and NumPy from ``place``.
+    """Seed the generators of torch (CPU and ``device``), Python and NumPy from (seed, process, epoch, batch).
 
     Lightning's checkpoints hold no random state, and one saved by the first process would not be that of the others.
     Seeding each step anew needs none: dropout in a run that was killed continues exactly, whatever validation, loaders
     and losses drew before. It costs about 0.01 ms.
-
-    Args:
-        device: of the training.
-        place: (seed, process, epoch, batch).
     """
     digest = hashlib.blake2b(repr(place).encode(), digest_size=8).digest()
     seed = int.from_bytes(digest, "big")

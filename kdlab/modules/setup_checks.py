@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pytorch_lightning as pl
 from pytorch_lightning.strategies import DDPStrategy
@@ -19,11 +19,7 @@ from kdlab.teaching.plan import Plan
 
 
 def request_views(trainer: pl.Trainer, plan: Plan) -> None:
-    """Request the plan's views from the data.
-
-    Raises:
-        InputError: networks take turns, and gradients are to be accumulated.
-    """
+    """Request the plan's views from the data; refuse accumulated gradients where networks take turns."""
     data = getattr(trainer, "datamodule", None)
     if isinstance(data, ImageData):
         data.provide(dict(plan.views))
@@ -61,15 +57,20 @@ def setup_logging(rank: int) -> None:
         log.setLevel(logging.INFO if rank == 0 else logging.WARNING)
 
 
+def check_key(what: str, name: str, reserved: Sequence[str]) -> None:
+    """Refuse a name that cannot be a log key and a checkpoint key; of the reserved words ``..._end`` is an ending."""
+    taken = any(name == word or (word[:3] == "..." and name.endswith(word[3:])) for word in reserved)
+    if taken or not name.isidentifier() or hasattr(nn.ModuleDict, name):
+        raise InputError(
+            f"{what} name must be a plain word other than {', '.join(map(repr, reserved))} and the methods of a dict, "
+            f"not {name!r}."
+        )
+
+
 def check_names(knowledge: Mapping[str, Knowledge]) -> None:
     """Refuse names that cannot be log keys and checkpoint keys, and one knowledge under two names."""
     owners: dict[int, str] = {}
     for name, own in knowledge.items():
-        taken = name in ("task", "total") or name.endswith("_weighted") or hasattr(nn.ModuleDict, name)
-        if not name.isidentifier() or taken:
-            raise InputError(
-                f"A knowledge's name must be a plain word other than 'task', 'total', '..._weighted' and the methods "
-                f"of a dict, not {name!r}."
-            )
+        check_key("A knowledge's", name, ("task", "total", "..._weighted"))
         if (other := owners.setdefault(id(own), name)) != name:
             raise InputError(f"Knowledge {other!r} and {name!r} are one object: make one for each name.")

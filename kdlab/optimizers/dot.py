@@ -64,14 +64,10 @@ class DOT(torch.optim.Optimizer):
     def split(
         self, task: Tensor | None, distilled: Tensor | None, scale: float = 1.0, share: float = 1.0, processes: int = 1
     ) -> None:
-        """Add the gradient of the task to its part of the next step's, before the backward pass of the whole loss.
+        """Add the gradient of the weighted task loss to its part of the next step's, before the whole backward pass.
 
-        Args:
-            task: the weighted task loss; ``None`` if it does not count.
-            distilled: the weighted sum of all other terms, of which only the graph is read.
-            scale: of a gradient scaler.
-            share: of this batch in the step's gradient, with accumulation.
-            processes: over which gradients are averaged.
+        Of ``distilled``, the weighted sum of all other terms, only the graph is read. ``scale`` is a gradient scaler's,
+        ``share`` that of this batch in the step's gradient; gradients are averaged over ``processes``.
         """
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         gradients: Sequence[Tensor | None] = [None] * len(parameters)

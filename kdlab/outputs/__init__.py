@@ -2,20 +2,7 @@
 
 from kdlab.outputs.containers import Batch, Mix, Outputs, inputs_of
 from kdlab.outputs.network_layers import Head, classifier_of, heads_of, layer_names
-from kdlab.outputs.observer import Observer, headed, logits_of, observe, run
+from kdlab.outputs.observer import Observer, logits_of, observe, run
 
-__all__ = [
-    "Batch",
-    "Head",
-    "Mix",
-    "Observer",
-    "Outputs",
-    "classifier_of",
-    "headed",
-    "heads_of",
-    "inputs_of",
-    "layer_names",
-    "logits_of",
-    "observe",
-    "run",
-]
+__all__ = ["Batch", "Head", "Mix", "Observer", "Outputs", "classifier_of", "heads_of", "inputs_of", "layer_names"]
+__all__ += ["logits_of", "observe", "run"]

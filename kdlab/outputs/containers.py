@@ -46,13 +46,7 @@ class Batch(NamedTuple):
 
     @staticmethod
     def of(raw: Any) -> Batch:
-        """Read a batch of any common form.
-
-        These are ``(inputs, target)``, then perhaps index and views, or a mapping with ``labels``.
-
-        Raises:
-            InputError: the batch has none of these forms.
-        """
+        """Read ``(inputs, target)``, perhaps with index and views after them, or a mapping with ``labels``."""
         if isinstance(raw, Batch):
             return raw
         if isinstance(raw, Mapping) and "labels" in raw:
@@ -66,11 +60,7 @@ class Batch(NamedTuple):
         )
 
     def view(self, name: str) -> Tensor | Batch:
-        """Return a view by name.
-
-        Raises:
-            InputError: the batch lacks it.
-        """
+        """Return a view by name."""
         if name not in (self.views or {}):
             raise InputError(
                 f"The batch has no view {name!r}: let the data give it (data.views), or the loader a fourth element "

@@ -34,12 +34,11 @@ def heads_of(network: nn.Module) -> dict[str, Head]:
 
 def layer_names(network: nn.Module) -> dict[str, nn.Module]:
     """Return every layer that can be tapped, by the name a user writes (without the wrappers of compile and DDP)."""
-    names = {}
-    for name, module in network.named_modules():
-        parts = [part for part in name.split(".") if part != "_orig_mod"]
-        if parts != [""] and parts:
-            names[".".join(parts)] = module
-    return names
+    names = (
+        (".".join(part for part in name.split(".") if part != "_orig_mod"), module)
+        for name, module in network.named_modules()
+    )
+    return {name: module for name, module in names if name}
 
 
 def classifier_of(network: nn.Module) -> nn.Module | None:

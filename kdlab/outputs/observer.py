@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -19,11 +19,7 @@ from kdlab.outputs.network_layers import heads_of, layer_names
 
 
 def logits_of(raw: Any) -> Tensor:
-    """Return the class scores in what a network returned.
-
-    Raises:
-        InputError: there are none.
-    """
+    """Return the class scores in what a network returned."""
     if isinstance(raw, Tensor):
         return raw
     for name in ("logits", "out"):
@@ -35,14 +31,6 @@ def logits_of(raw: Any) -> Tensor:
     raise InputError(
         f"The network returns {form_of(raw)}; logits must be the output itself, its first element, or named 'logits'."
     )
-
-
-def tensor_of(output: Any) -> Tensor | None:
-    """Return a layer's tensor: the output itself, or the first tensor of a tuple or of a model output."""
-    if isinstance(output, Tensor):
-        return output
-    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, Sequence) else ()
-    return next((value for value in values if isinstance(value, Tensor)), None)
 
 
 def class_of(network: nn.Module) -> str:
@@ -103,7 +91,11 @@ class Observer:
         """Run the network once on ``inputs`` (a tensor, or a mapping of keyword arguments)."""
         self._kept.clear()
         self._versions.clear()
-        with self._hooked():
+        with ExitStack() as hooks:
+            for name, classifier in self._classifiers.items():
+                hooks.enter_context(classifier.register_forward_pre_hook(self._entries[name]))
+            for name, module in self._modules.items():
+                hooks.enter_context(module.register_forward_hook(self._hooks[name]))
             raw = self.network(inputs) if isinstance(inputs, Tensor) else run(self.network, inputs)
         if not self._traced:
             self._traced = True
@@ -125,20 +117,11 @@ class Observer:
         self._kept.clear()
         return outputs
 
-    @contextmanager
-    def _hooked(self) -> Iterator[None]:
-        handles = []
-        try:
-            for name, classifier in self._classifiers.items():
-                handles.append(classifier.register_forward_pre_hook(self._entries[name]))
-            handles += [module.register_forward_hook(self._hooks[name]) for name, module in self._modules.items()]
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
     def _keep(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
-        value = output if isinstance(output, Tensor) else tensor_of(output)
+        value = output
+        if not isinstance(value, Tensor):  # of a tuple or a model output the first tensor
+            parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, Sequence) else ()
+            value = next((part for part in parts if isinstance(part, Tensor)), None)
         if value is None:
             raise InputError(f"Layer {name!r} returns {form_of(output)}, not a tensor, so it cannot be tapped.")
         if name in self._copied or torch.compiler.is_compiling():  # a compiled network cannot tell what is overwritten
@@ -188,13 +171,8 @@ def with_views(outputs: Outputs, batch: Batch, views: Sequence[str]) -> Outputs:
     """Split the outputs of one forward on the batch and its ``views``: each view's under its name.
 
     All views go through a network in one forward: two forwards before one backward break BatchNorm under DDP.
-    Normalization by batch statistics therefore sees all views together.
-
-    Args:
-        outputs: of the inputs of the batch followed by those of each view.
-        batch: its ``views`` hold (V * B, ...) inputs by name, the V views of one sample side by side; for a view that
-            is a batch itself, the outputs carry its labels, index and mix.
-        views: the names of the views.
+    Normalization by batch statistics therefore sees all views together. A view of V inputs a sample has (V * B, ...)
+    outputs; those of a view that is a batch itself carry its labels, index and mix.
     """
     if not views:
         return dataclasses.replace(outputs, index=batch.index)
@@ -205,26 +183,16 @@ def with_views(outputs: Outputs, batch: Batch, views: Sequence[str]) -> Outputs:
         outputs.map(lambda x, a=start, b=end: x[a:b])  # type: ignore[misc]
         for start, end in zip([0, *ends], ends, strict=False)
     )
-    others = [
-        dataclasses.replace(other, index=part.index, target=part.target, mix=part.mix)
-        if isinstance(part, Batch)
-        else other
-        for other, part in zip(others, parts, strict=True)
-    ]
-    return dataclasses.replace(first, index=batch.index, views=dict(zip(views, others, strict=True)))
+    split = {}
+    for name, part, other in zip(views, parts, others, strict=True):
+        if isinstance(part, Batch):
+            other = dataclasses.replace(other, index=part.index, target=part.target, mix=part.mix)
+        split[name] = other
+    return dataclasses.replace(first, index=batch.index, views=split)
 
 
 def inputs_with_views(batch: Batch, inputs: Sequence[str], views: Sequence[str]) -> Any:
-    """Return what a network is called with: the batch or other ``inputs`` by name, then its ``views``, in one tensor.
-
-    Args:
-        batch: holds them.
-        inputs: names of views that the network sees one after the other; ``""`` is the batch itself.
-        views: names of further views.
-
-    Raises:
-        InputError: the batch lacks a view, or has inputs other than a tensor.
-    """
+    """Return, as one tensor, what a network is called with: the batch (``""``) or other ``inputs``, then ``views``."""
     parts = [inputs_of(batch.view(name)) if name else batch.inputs for name in (*inputs, *views)]
     if len(parts) == 1:
         return parts[0]
@@ -235,8 +203,6 @@ def inputs_with_views(batch: Batch, inputs: Sequence[str], views: Sequence[str])
 
 def headed(name: str, outputs: Outputs) -> dict[str, Outputs]:
     """Return the outputs of a network's heads by name: the main one ``name``, others ``name_HEAD``."""
-    if not outputs.heads:
-        return {name: outputs}
     further = {}
     for head, own in outputs.heads.items():
         views = {

@@ -14,38 +14,7 @@ from kdlab.teaching.plan import Edge, Plan, Teaching
 from kdlab.teaching.sample_bank import LastMiniBatch, PreviousEpoch
 from kdlab.teaching.self_consistency import Classmate, Classmates, TwoViews
 
-__all__ = [
-    "AEKD",
-    "Alone",
-    "Average",
-    "CAMKD",
-    "Classmate",
-    "Classmates",
-    "Consensus",
-    "DeepestExit",
-    "EBKD",
-    "Edge",
-    "Ensemble",
-    "Fast",
-    "FrozenTeacher",
-    "Gated",
-    "General",
-    "Graph",
-    "LastMiniBatch",
-    "Leader",
-    "Linear",
-    "MeanOfLogits",
-    "MeanOfLosses",
-    "MinLogit",
-    "MovingAverage",
-    "Naive",
-    "PeerEnsemble",
-    "Peers",
-    "Plan",
-    "PreviousEpoch",
-    "Rule",
-    "Stale",
-    "Teaching",
-    "TeacherCache",
-    "TwoViews",
-]
+__all__ = ["AEKD", "Alone", "Average", "CAMKD", "Classmate", "Classmates", "Consensus", "DeepestExit", "EBKD", "Edge"]
+__all__ += ["Ensemble", "Fast", "FrozenTeacher", "Gated", "General", "Graph", "LastMiniBatch", "Leader", "Linear"]
+__all__ += ["MeanOfLogits", "MeanOfLosses", "MinLogit", "MovingAverage", "Naive", "PeerEnsemble", "Peers", "Plan"]
+__all__ += ["PreviousEpoch", "Rule", "Stale", "Teaching", "TeacherCache", "TwoViews"]

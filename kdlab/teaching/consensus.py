@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,10 +53,8 @@ class Naive(Rule):
 
     def forward(self, logits: Sequence[Tensor], target: Tensor) -> Tensor:
         """Return the best student's logits, sample by sample."""
-        stacked = torch.stack(list(logits))
-        losses = torch.stack([F.cross_entropy(each, target, reduction="none") for each in logits])
-        best = losses.argmin(0)
-        return stacked[best, torch.arange(len(best), device=best.device)]
+        best = torch.stack([F.cross_entropy(each, target, reduction="none") for each in logits]).argmin(0)
+        return torch.stack(list(logits))[best, torch.arange(len(best), device=best.device)]
 
 
 class MinLogit(Rule):
@@ -176,23 +174,16 @@ class General(Rule):
 
 
 class ConsensusTarget(Member):
-    """The target that a rule makes of several students' logits, detached.
-
-    Args:
-        name: of the output.
-        students: names of the outputs.
-        rule: makes the target.
-    """
+    """The target that a rule makes of several students' logits, detached."""
 
     rule: Rule
 
     def __init__(self, name: str, students: Sequence[str], rule: Rule) -> None:
-        super().__init__(name)
-        self.students = tuple(students)
+        super().__init__(name, students)
         self.__dict__["rule"] = rule  # the teaching registers it
 
     def _logits(self, seen: Seen) -> list[Tensor]:
-        return [seen[name].logits.detach() for name in self.students]
+        return [seen[name].logits.detach() for name in self.sources]
 
     def forward(self, batch: Batch, seen: Seen) -> dict[str, Outputs]:
         """Return the target's logits (B, K)."""
@@ -234,7 +225,7 @@ class Consensus(Teaching):
             network; ``others`` with a rule that is fitted to all students (:class:`General`).
     """
 
-    ways: ClassVar[tuple[Way, ...]] = (
+    ways = (
         Way("KDCL", "Guo et al. 2020", ("kdcl", "kdcl_naive", "kdcl_linear", "kdcl_minlogit", "kdcl_general")),
         Way("Collaborative learning (CL, CL-ILR)", "Song and Chai 2018", ("cl", "cl_ilr")),
     )
@@ -252,25 +243,19 @@ class Consensus(Teaching):
         if self.own_views and len(networks) < len(students):
             raise InputError("own_views is for networks that each make a forward, not for heads of one network.")
         views = see_own_views(networks) if self.own_views else {}
-        if self.others:
-            sources = {f"consensus@{name}": [other for other in students if other != name] for name in students}
-            edges = [Edge(name, f"consensus@{name}") for name in students]
-        else:
-            sources = {"consensus": students}
-            edges = [Edge(name, "consensus") for name in students]
-        targets = {name: ConsensusTarget(name, of, self.rule) for name, of in sources.items()}
+        target_of = {name: f"consensus@{name}" if self.others else "consensus" for name in students}
+        targets = {}
+        for student, name in target_of.items():
+            sources = [other for other in students if not self.others or other != student]
+            targets[name] = ConsensusTarget(name, sources, self.rule)
+        edges = [Edge(*pair) for pair in target_of.items()]
         return Plan({**networks, **targets}, edges, dict.fromkeys(students, 1.0), views)
 
 
 def see_own_views(networks: Mapping[str, Learner]) -> dict[str, View]:
-    """Give each network, or each head of one, an augmentation of its own, the first the batch itself.
-
-    Returns:
-        The views that the data must make.
-    """
+    """Give each network, or each head of one, an augmentation of its own, the first the batch itself; return them."""
     count = 0
     for network in networks.values():
-        numbers = range(count, count + len(network.heads))
-        network.inputs = tuple(f"view{number}" if number else "" for number in numbers)
-        count += len(network.heads)
+        first, count = count, count + len(network.heads)
+        network.inputs = tuple(f"view{number}" if number else "" for number in range(first, count))
     return {f"view{number}": SecondView(number) for number in range(1, count)}

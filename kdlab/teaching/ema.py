@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,11 +22,12 @@ class CopyTeaching(Teaching):
 
     def get_extra_state(self) -> Tensor:
         """Return the number of updates."""
-        return torch.tensor(self.copies.updates)
+        return torch.tensor(self.copies.members[0].updates)  # the same for all
 
     def set_extra_state(self, state: Tensor) -> None:
         """Set the number of updates."""
-        self.copies.updates = int(state)
+        for member in self.copies.members:
+            member.updates = int(state)
 
 
 class MovingAverage(CopyTeaching):
@@ -53,7 +54,7 @@ class MovingAverage(CopyTeaching):
         InputError: a decay outside [0, 1) or an unknown word.
     """
 
-    ways: ClassVar[tuple[Way, ...]] = (Way("Mean teacher", "Tarvainen and Valpola 2017", ("mean_teacher",)),)
+    ways = (Way("Mean teacher", "Tarvainen and Valpola 2017", ("mean_teacher",)),)
 
     def __init__(
         self,
@@ -79,10 +80,8 @@ class MovingAverage(CopyTeaching):
 
     def averages(self, networks: dict[str, Learner]) -> list[EMA]:
         """Return the average of each network, registered for checkpoints."""
-        averages = [
-            EMA(f"average_{name}", learner, self.decay, self.buffer_rule, self.batchnorm)
-            for name, learner in networks.items()
-        ]
+        options = (self.decay, self.buffer_rule, self.batchnorm)
+        averages = [EMA(f"average_{name}", learner, *options) for name, learner in networks.items()]
         self.copies = Copies(averages)
         return averages
 
@@ -106,7 +105,7 @@ class Stale(CopyTeaching):
 
     Args:
         every: how many units from one exchange to the next.
-        unit: "step" for optimiser steps, or "epoch".
+        unit: "step" for optimizer steps, or "epoch".
         of: whose copy teaches, "others" or "self".
         batchnorm: what the copies normalize with, see :class:`~kdlab.members.copies.Copy`.
 
@@ -114,7 +113,7 @@ class Stale(CopyTeaching):
         InputError: ``every`` below 1, an unknown word, a single student without others.
     """
 
-    ways: ClassVar[tuple[Way, ...]] = (
+    ways = (
         Way("Codistillation", "Anil et al. 2018", ("codistillation",)),
         Way("Snapshot distillation", "Yang et al. 2019", ("snapshot",)),
     )
@@ -136,10 +135,8 @@ class Stale(CopyTeaching):
         students = heads_of_all(networks)
         if self.of == "others" and len(students) < 2:
             raise InputError("Codistillation needs at least two networks; of='self' is snapshot distillation.")
-        copies = [
-            Snapshot(f"stale@{name}", learner, self.every, self.unit, self.batchnorm)
-            for name, learner in networks.items()
-        ]
+        options = (self.every, self.unit, self.batchnorm)
+        copies = [Snapshot(f"stale@{name}", learner, *options) for name, learner in networks.items()]
         self.copies = Copies(copies)
         # Copies run first: they take the networks' running statistics as they are before this step's forward.
         members: dict[str, Member] = {**{copy.name: copy for copy in copies}, **networks}

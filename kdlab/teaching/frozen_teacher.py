@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import nn
 
@@ -40,9 +40,7 @@ class FrozenTeacher(Teaching):
             take.
     """
 
-    ways: ClassVar[tuple[Way, ...]] = (
-        Way("Born-again networks (`kdlab generations`)", "Furlanello et al. 2018", ("born_again",)),
-    )
+    ways = (Way("Born-again networks (`kdlab generations`)", "Furlanello et al. 2018", ("born_again",)),)
 
     def __init__(
         self,
@@ -85,11 +83,12 @@ class FrozenTeacher(Teaching):
         """Return a plan in which every head of every network learns from the teacher, or from the ensemble."""
         students = heads_of_all(networks)
         members: dict[str, Member] = {**networks, **{teacher.name: teacher for teacher in self.frozen}}
-        teacher = dict.fromkeys(students, "teacher")
-        if len(self.frozen) > 1:
-            for number, student in enumerate(students):
-                teacher[student] = name = f"teacher@{student}" if number else "teacher"
+        edges = []
+        for number, student in enumerate(students):
+            name = "teacher"
+            if len(self.frozen) > 1:
+                name = f"teacher@{student}" if number else name
                 members[name] = Ensembled(name, self.frozen, student, self.ensemble, self.weights)
-        # Outputs of frozen members carry no gradient that would have to be detached.
-        edges = [Edge(student, teacher[student], detach=False) for student in students]
+            # Outputs of frozen members carry no gradient that would have to be detached.
+            edges.append(Edge(student, name, detach=False))
         return Plan(members, edges, dict.fromkeys(students, 1.0))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from kdlab.errors import InputError
 from kdlab.members.member import Learner
 from kdlab.members.mixtures import Attention, Gate
@@ -33,7 +31,7 @@ class Gated(Teaching):
         InputError: fewer than two students.
     """
 
-    ways: ClassVar[tuple[Way, ...]] = (Way("On-the-fly native ensemble (ONE)", "Lan et al. 2018", ("one",)),)
+    ways = (Way("On-the-fly native ensemble (ONE)", "Lan et al. 2018", ("one",)),)
 
     def __init__(self, layer: str) -> None:
         super().__init__()
@@ -73,9 +71,7 @@ class Leader(Teaching):
         InputError: fewer than three students, an unknown leader, embeddings of different widths.
     """
 
-    ways: ClassVar[tuple[Way, ...]] = (
-        Way("Diverse peers and a leader (OKDDip)", "Chen et al. 2020", ("okddip", "okddip_networks")),
-    )
+    ways = (Way("Diverse peers and a leader (OKDDip)", "Chen et al. 2020", ("okddip", "okddip_networks")),)
 
     def __init__(self, leader: str | None = None, factor: int = 8) -> None:
         super().__init__()

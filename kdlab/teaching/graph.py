@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from functools import partial
+from itertools import product
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -12,50 +14,24 @@ from kdlab.errors import InputError, check_word, nearest
 from kdlab.members.frozen import Frozen
 from kdlab.members.member import Learner
 from kdlab.outputs import Batch, Outputs
-from kdlab.teaching.plan import Edge, Plan, Teaching, Way, Weight, heads_of_all
+from kdlab.teaching.plan import Edge, Plan, Teaching, Way, Weight, heads_of_all, share_parameters
 
 KEYS = ("student", "teacher", "weight", "gate", "detach")
 GATES = ("through", "cutoff", "linear", "correct")
 
 
-class LinearGate:
-    """A weight that grows linearly with the steps taken: 0 at the first step, its value once all are taken.
-
-    Args:
-        weight: the value.
-    """
-
-    def __init__(self, weight: float) -> None:
-        self.weight = weight
-
-    def __call__(self, seen: Mapping[str, Outputs], batch: Batch) -> float:
-        """Return the weight at this step.
-
-        Raises:
-            InputError: the training has no known length.
-        """
-        progress = batch.progress
-        if progress is None or progress.total_steps is None:
-            raise InputError("The gate 'linear' needs a run of known length: set trainer.max_epochs or max_steps.")
-        return self.weight * progress.step / progress.total_steps
+def _linear(weight: float, seen: Mapping[str, Outputs], batch: Batch) -> float:
+    """Return a weight that grows linearly with the steps taken: 0 at the first step, its value once all are taken."""
+    progress = batch.progress
+    if progress is None or progress.total_steps is None:
+        raise InputError("The gate 'linear' needs a run of known length: set trainer.max_epochs or max_steps.")
+    return weight * progress.step / progress.total_steps
 
 
-class CorrectGate:
-    """A weight for the samples that the teacher classifies correctly, and 0 for the others.
-
-    Args:
-        weight: the value.
-        teacher: name of the teacher's outputs.
-    """
-
-    def __init__(self, weight: float, teacher: str) -> None:
-        self.weight, self.teacher = weight, teacher
-
-    def __call__(self, seen: Mapping[str, Outputs], batch: Batch) -> Tensor:
-        """Return the weights (B,)."""
-        logits = seen[self.teacher].logits.detach()
-        correct = logits.argmax(-1) == seen[self.teacher].targets(batch)
-        return correct.to(logits.dtype) * self.weight
+def _correct(weight: float, teacher: str, seen: Mapping[str, Outputs], batch: Batch) -> Tensor:
+    """Return the weight for the samples that the teacher classifies correctly, and 0 for the others, (B,)."""
+    logits = seen[teacher].logits.detach()
+    return (logits.argmax(-1) == seen[teacher].targets(batch)).to(logits.dtype) * weight
 
 
 class Graph(Teaching):
@@ -87,9 +63,7 @@ class Graph(Teaching):
         InputError: an edge with an unknown key, gate or name, or with a weight that is no number of at least 0.
     """
 
-    ways: ClassVar[tuple[Way, ...]] = (
-        Way("Knowledge transfer graph (KTG)", "Minami et al. 2020", ("knowledge_transfer_graph",)),
-    )
+    ways = (Way("Knowledge transfer graph (KTG)", "Minami et al. 2020", ("knowledge_transfer_graph",)),)
 
     def __init__(
         self,
@@ -104,9 +78,8 @@ class Graph(Teaching):
         self.edges = [parsed for number, edge in enumerate(edges) if (parsed := _parsed(edge, number)) is not None]
         self.teachers = nn.ModuleDict()
         for name, member in (members or {}).items():
-            frozen = member if isinstance(member, Frozen) else Frozen(member)
+            self.teachers[name] = frozen = member if isinstance(member, Frozen) else Frozen(member)
             frozen.name = name
-            self.teachers[name] = frozen
 
     def plan(self, networks: dict[str, Learner]) -> Plan:
         """Return the plan as it is written."""
@@ -125,11 +98,9 @@ class Graph(Teaching):
             raise InputError(f"{clash[0]!r} is both a network and a member of the graph: rename one.")
         if taught := [edge.student for edge in self.edges if edge.student in frozen]:
             raise InputError(f"An edge has the frozen member {taught[0]!r} as its student.")
-        for name, learner in networks.items():
-            trained = {id(parameter) for parameter in learner.network.parameters()}
-            for other, member in frozen.items():
-                if any(id(parameter) in trained for parameter in member.network.parameters()):
-                    raise InputError(f"The member {other!r} and the network {name!r} share parameters: copy them.")
+        for (name, learner), (other, member) in product(networks.items(), frozen.items()):
+            if share_parameters(learner.network, member.network):
+                raise InputError(f"The member {other!r} and the network {name!r} share parameters: copy them.")
         return Plan({**networks, **frozen}, self.edges, supervision, update=self.update)
 
 
@@ -148,8 +119,9 @@ def _parsed(edge: Mapping[str, Any], number: int) -> Edge | None:
     check_word(f"{what}.gate", gate, GATES)
     if gate == "cutoff" or not weight:
         return None
-    gates: dict[str, Weight] = {"linear": LinearGate(weight), "correct": CorrectGate(weight, str(edge["teacher"]))}
-    return Edge(str(edge["student"]), str(edge["teacher"]), gates.get(gate, float(weight)), detach)
+    student, teacher = str(edge["student"]), str(edge["teacher"])
+    gates: dict[str, Weight] = {"linear": partial(_linear, weight), "correct": partial(_correct, weight, teacher)}
+    return Edge(student, teacher, gates.get(gate, float(weight)), detach)
 
 
 def _check_weight(what: str, weight: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import permutations
-from typing import ClassVar
 
 from kdlab.errors import InputError
 from kdlab.members.member import Learner, Member
@@ -38,7 +37,7 @@ class PeerEnsemble(MovingAverage):
         InputError: fewer than two peers; branches that do not take their inputs apart.
     """
 
-    ways: ClassVar[tuple[Way, ...]] = (Way("Peer collaborative learning (PCL)", "Wu and Gong 2021", ("pcl",)),)
+    ways = (Way("Peer collaborative learning (PCL)", "Wu and Gong 2021", ("pcl",)),)
 
     def __init__(self, decay: float = 0.999) -> None:
         super().__init__(decay)

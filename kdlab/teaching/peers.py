@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import permutations
-from typing import ClassVar, Literal
+from itertools import combinations, permutations
+from typing import Literal
 
 import torch
 from torch import nn
 
 from kdlab.errors import InputError, check_word
 from kdlab.members.member import Learner
-from kdlab.teaching.plan import Edge, Plan, Teaching, Way, Weight, heads_of_all
+from kdlab.teaching.plan import Edge, Plan, Teaching, Way, Weight, heads_of_all, weight_at_least_zero
 
 _ALONE = "label_smoothing, tf_kd_reg, tf_kd_reg_paper, zipf, uskd, frskd, mixskd, mixup, cutmix"
 
@@ -22,7 +22,7 @@ class Alone(Teaching):
     So are label smoothing, Tf-KD's virtual teacher, Zipf's label smoothing, USKD, FRSKD, MixSKD.
     """
 
-    ways: ClassVar[tuple[Way, ...]] = (Way("a loss that reads no other, or none", "", tuple(_ALONE.split(", "))),)
+    ways = (Way("a loss that reads no other, or none", "", tuple(_ALONE.split(", "))),)
 
     def plan(self, networks: dict[str, Learner]) -> Plan:
         """Return a plan in which each output is compared with itself, detached."""
@@ -52,7 +52,7 @@ class Peers(Teaching):
             one network.
     """
 
-    ways: ClassVar[tuple[Way, ...]] = (
+    ways = (
         Way("Deep mutual learning (DML)", "Zhang et al. 2018", ("dml", "dml_sequential")),
         Way("Mutual contrastive learning (MCL)", "Yang et al. 2022", ("mcl",)),
         Way("Deeply-supervised knowledge synergy (DKS)", "Sun et al. 2019", ("dks",)),
@@ -93,13 +93,11 @@ class DeepestExit(Teaching):
         InputError: a network without exits, a negative weight.
     """
 
-    ways: ClassVar[tuple[Way, ...]] = (Way("Be your own teacher (BYOT)", "Zhang et al. 2019", ("byot",)),)
+    ways = (Way("Be your own teacher (BYOT)", "Zhang et al. 2019", ("byot",)),)
 
     def __init__(self, exit_labels: float = 1.0) -> None:
         super().__init__()
-        if not 0 <= exit_labels < float("inf"):
-            raise InputError(f"exit_labels must be a finite number of at least 0, not {exit_labels}.")
-        self.exit_labels = exit_labels
+        self.exit_labels = weight_at_least_zero(exit_labels, "exit_labels")
 
     def plan(self, networks: dict[str, Learner]) -> Plan:
         """Return a plan with an edge from each exit to the deepest of its network."""
@@ -118,25 +116,19 @@ class DeepestExit(Teaching):
 
 
 def require_several(teaching: Teaching, networks: Mapping[str, Learner]) -> list[str]:
-    """Return the names of all students.
-
-    Raises:
-        InputError: there is only one, or networks start from the same weights, so that they would never differ.
-    """
+    """Return the names of all students; refuse a single one, and networks that start alike and would never differ."""
     students = heads_of_all(networks)
     if len(students) < 2:
         raise InputError(
             f"{type(teaching).__name__} needs at least two students: several networks, or one with several outputs "
             "(kdlab.models.Branched, WithExits)."
         )
-    named = [(name, learner.network) for name, learner in networks.items()]
-    for number, (name, network) in enumerate(named):
-        for other, rival in named[:number]:
-            if network is rival or _equal(network, rival):
-                raise InputError(
-                    f"Networks {other!r} and {name!r} start from the same weights, so they would never differ: make "
-                    "each anew, with another seed."
-                )
+    for (other, rival), (name, learner) in combinations(networks.items(), 2):
+        if _equal(learner.network, rival.network):
+            raise InputError(
+                f"Networks {other!r} and {name!r} start from the same weights, so they would never differ: make each "
+                "anew, with another seed."
+            )
     return students
 
 

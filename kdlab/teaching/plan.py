@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple
@@ -70,10 +71,9 @@ class Plan:
         for name in (*(name for edge in self.edges for name in edge[:2]), *self.supervision):
             if name not in owners:
                 raise InputError(f"No member gives an output {name!r}; the nearest names are {nearest(name, owners)}.")
-        heads = heads_of_all(self.learners)
-        students = dict.fromkeys([*heads, *(name for name in self.supervision if "@" not in name)])
+        students = [*heads_of_all(self.learners), *(name for name in self.supervision if "@" not in name)]
         turns = tuple(self.learners) if self.update == "sequential" else (None,)
-        self.__dict__.update(owners=owners, students=tuple(students), turns=turns)
+        self.__dict__.update(owners=owners, students=tuple(dict.fromkeys(students)), turns=turns)
 
     owners: Mapping[str, Member] = field(init=False, repr=False)
     """The member that gives each output."""
@@ -98,13 +98,7 @@ class Plan:
 
 
 class Way(NamedTuple):
-    """A published method that a teaching carries out, for ``kdlab methods``.
-
-    Attributes:
-        method: its name.
-        paper: authors and year.
-        recipes: names of files in ``configs/recipes``.
-    """
+    """A published method that a teaching carries out, for ``kdlab methods``; recipes are files in configs/recipes."""
 
     method: str
     paper: str
@@ -121,11 +115,7 @@ class Teaching(nn.Module):
     """The published methods that it carries out."""
 
     def plan(self, networks: dict[str, Learner]) -> Plan:
-        """Return members, edges and supervision for networks that are to be trained, by name.
-
-        Raises:
-            InputError: these networks cannot be taught this way.
-        """
+        """Return members, edges and supervision for networks that are to be trained, by name."""
         raise NotImplementedError(f"{type(self).__name__} must define plan().")
 
 
@@ -140,3 +130,15 @@ class Supervised(Teaching):
 def heads_of_all(networks: Mapping[str, Learner]) -> list[str]:
     """Return the names of the outputs of all networks and their heads."""
     return [head for network in networks.values() for head in network.heads]
+
+
+def share_parameters(one: nn.Module, other: nn.Module) -> bool:
+    """Return whether two networks, of which one is trained and one frozen, have a parameter in common."""
+    return not {*map(id, one.parameters())}.isdisjoint(map(id, other.parameters()))
+
+
+def weight_at_least_zero(weight: float, what: str) -> float:
+    """Return ``weight`` as a float; refuse what is negative, infinite or not a number."""
+    if not 0 <= weight < math.inf:
+        raise InputError(f"{what} must be a finite number of at least 0, not {weight}.")
+    return float(weight)

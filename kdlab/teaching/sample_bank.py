@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import nn
@@ -13,18 +14,11 @@ from kdlab.errors import InputError, check_word
 from kdlab.members.bank import Bank
 from kdlab.members.member import Learner
 from kdlab.outputs import Batch, Outputs
-from kdlab.teaching.plan import Edge, Plan, Teaching, Way, Weight, heads_of_all
+from kdlab.teaching.plan import Edge, Plan, Teaching, Way, heads_of_all
 
 
 class BankTeaching(Teaching):
-    """A teaching with a bank of outputs for each student, kept in checkpoints.
-
-    Args:
-        dtype: of the bank.
-
-    Raises:
-        InputError: an unknown dtype.
-    """
+    """A teaching with a bank of outputs, of type ``dtype``, for each student, kept in checkpoints."""
 
     def __init__(self, dtype: Literal["float32", "float16"] = "float32") -> None:
         super().__init__()
@@ -61,7 +55,7 @@ class PreviousEpoch(BankTeaching):
         InputError: ``every`` below 1; before the first step, loaders without sample index.
     """
 
-    ways: ClassVar[tuple[Way, ...]] = (
+    ways = (
         Way("Progressive refinement of targets (PS-KD)", "Kim et al. 2021", ("ps_kd",)),
         Way("Learning with retrospection (LWR)", "Deng and Zhang 2021", ("lwr",)),
     )
@@ -75,12 +69,8 @@ class PreviousEpoch(BankTeaching):
     def plan(self, networks: dict[str, Learner]) -> Plan:
         """Return a plan with an edge from each student to its bank."""
         students = heads_of_all(networks)
-        banks = self.register(
-            {
-                name: Bank(f"{name}@past", name, name, self.dtype, self.every, self.wait, label_unknown=True)
-                for name in students
-            }
-        )
+        recording = (self.dtype, self.every, self.wait)
+        banks = self.register({n: Bank(f"{n}@past", n, n, *recording, label_unknown=True) for n in students})
         edges = [Edge(name, f"{name}@past") for name in students]
         return Plan({**networks, **banks}, edges, dict.fromkeys(students, 1.0))
 
@@ -98,7 +88,7 @@ class LastMiniBatch(BankTeaching):
     Regularization", CVPR 2022, arXiv 2203.16172, whose code makes two forwards of them.
     """
 
-    ways: ClassVar[tuple[Way, ...]] = (Way("The last mini-batch (DLB)", "Shen et al. 2022", ("dlb",)),)
+    ways = (Way("The last mini-batch (DLB)", "Shen et al. 2022", ("dlb",)),)
     view = "last_batch"
 
     def plan(self, networks: dict[str, Learner]) -> Plan:
@@ -109,18 +99,10 @@ class LastMiniBatch(BankTeaching):
         seen_again = {name: f"{name}@{self.view}" for name in students}
         banks = self.register({name: Bank(f"{name}@past", name, seen_again[name], self.dtype) for name in students})
         edges = [Edge(again, f"{name}@past") for name, again in seen_again.items()]
-        supervision: dict[str, Weight] = {}
-        for name, again in seen_again.items():
-            supervision |= {name: Share(name, again, name), again: Share(again, again, name)}
+        supervision = {of: partial(_share, of, pair) for pair in seen_again.items() for of in pair}
         return Plan({**networks, **banks}, edges, supervision, {self.view: LastBatch()})
 
 
-class Share:
-    """The share of one of two outputs in the number of their samples, for labels that count for both as one batch."""
-
-    def __init__(self, of: str, *names: str) -> None:
-        self.of, self.names = of, names
-
-    def __call__(self, seen: Mapping[str, Outputs], batch: Batch) -> float:
-        """Return the share."""
-        return len(seen[self.of].logits) / sum(len(seen[name].logits) for name in self.names)
+def _share(of: str, names: tuple[str, str], seen: Mapping[str, Outputs], batch: Batch) -> float:
+    """Return the share of one of two outputs in the number of their samples: labels count for both as one batch."""
+    return len(seen[of].logits) / sum(len(seen[name].logits) for name in names)

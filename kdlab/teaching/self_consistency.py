@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from kdlab.data import SameClass, SecondView
 from kdlab.errors import InputError
 from kdlab.members.member import Learner
@@ -27,7 +25,7 @@ class TwoViews(Teaching):
         detach: whether the teacher's side is detached from the graph.
     """
 
-    ways: ClassVar[tuple[Way, ...]] = (Way("Data-distortion guided (DDGSD)", "Xu and Liu 2019", ("ddgsd",)),)
+    ways = (Way("Data-distortion guided (DDGSD)", "Xu and Liu 2019", ("ddgsd",)),)
     view = "second"
 
     def __init__(self, detach: bool = True) -> None:
@@ -58,7 +56,7 @@ class Classmate(Teaching):
     2020, arXiv 2003.13964.
     """
 
-    ways: ClassVar[tuple[Way, ...]] = (Way("Class-wise self-distillation (CS-KD)", "Yun et al. 2020", ("cs_kd",)),)
+    ways = (Way("Class-wise self-distillation (CS-KD)", "Yun et al. 2020", ("cs_kd",)),)
     view = "classmate"
 
     def plan(self, networks: dict[str, Learner]) -> Plan:
@@ -89,7 +87,7 @@ class Classmates(Teaching):
         InputError: a count below 1.
     """
 
-    ways: ClassVar[tuple[Way, ...]] = (Way("Batch knowledge ensembling (BAKE)", "Ge et al. 2021", ("bake",)),)
+    ways = (Way("Batch knowledge ensembling (BAKE)", "Ge et al. 2021", ("bake",)),)
     view = "classmates"
 
     def __init__(self, count: int = 3) -> None:

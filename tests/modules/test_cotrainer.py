@@ -148,7 +148,7 @@ def test_the_deployed_one_answers(tmp_path: Path) -> None:
         (lambda: cotrainer({"net": branched()}, teaching=PeerEnsemble()), "own_inputs=True"),
         (lambda: cotrainer({"net": branched(branches=2)}, teaching=Leader()), "two peers at least"),
         (lambda: cotrainer({"net": branched()}, teaching=Consensus(own_views=True)), "own_views is for networks"),
-        (lambda: cotrainer({"net": branched(), "net_branch1": network()}), "Two students would be named 'net_branch1'"),
+        (lambda: cotrainer({"net": branched(), "net_branch1": network()}), "outputs named 'net_branch1'"),
         (lambda: Peers("later"), "'simultaneous' or 'sequential'"),
         (lambda: MovingAverage(1.0), "below 1"),
         (lambda: Stale(0), "every 1 or more"),

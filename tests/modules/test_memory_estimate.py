@@ -10,8 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from kdlab.config.first_step import QUIET
-from kdlab.config.lightning_cli import build
+from kdlab.config.lightning_cli import QUIET, build
 from kdlab.modules.base import DistillationModule
 from kdlab.modules.memory_estimate import memory_of
 from tests.config.test_lightning_cli import work  # noqa: F401

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from kdlab import Distiller, Knowledge
 from kdlab.errors import InputError
 from kdlab.losses import Hint, SoftTargets
-from kdlab.modules.optimization import split_gradient
 from kdlab.optimizers import DOT
 from kdlab.schedules import Constant
 from tests.modules.test_ddp import train
@@ -117,8 +116,9 @@ def test_the_task_gradient_is_unscaled_in_mixed_precision(accumulate: int) -> No
     for name, scaler in scalers.items():
         plugin = SimpleNamespace(scaler=scaler)
         run: Any = SimpleNamespace(precision_plugin=plugin, accumulate_grad_batches=accumulate, world_size=1)
-        optimizer = dot(net.parameters())
-        split_gradient(optimizer, run, F.cross_entropy(net(x), y), None)
+        module, loss = distiller(student=net, teacher=None, knowledge=None), F.cross_entropy(net(x), y)
+        module.trainer, module._split, module._parts = run, (optimizer := dot(net.parameters())), (loss, None)
+        module.backward(loss)
         noted[name] = optimizer._task
     expected = torch.autograd.grad(F.cross_entropy(net(x), y) / accumulate, list(net.parameters()))
     for parameter, gradient in zip(net.parameters(), expected, strict=True):

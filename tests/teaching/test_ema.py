@@ -74,7 +74,7 @@ def test_snapshots_are_exchanged_every_n_steps() -> None:
     module = cotrainer(teaching=Stale(2), knowledge=soft())
     run = steps(module, 5, callbacks=[Watch()])
     assert run.global_step == 5
-    assert module.teaching.copies.updates == 2
+    assert module.teaching.copies.members[0].updates == 2
 
 
 def test_exchange_comes_before_the_networks_forward() -> None:
@@ -157,7 +157,7 @@ def test_averages_move_with_optimizer_steps_alone() -> None:
     module = cotrainer({"net": network()}, teaching=teaching)
     trainer(2, accumulate_grad_batches=2, gradient_clip_val=0.5, precision="bf16-mixed").fit(module, digits())
     assert module.trainer.global_step == 6  # three in each epoch of five batches
-    assert teaching.copies.updates == 6
+    assert teaching.copies.members[0].updates == 6
 
 
 def average() -> CoTrainer:
