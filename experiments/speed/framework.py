@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 
 from kdlab import Distiller, Knowledge
-from kdlab.config.atomic_checkpoint import WholeCheckpoints
+from kdlab.config.run_folder import AtomicCheckpointIO
 from kdlab.config.lightning_cli import LAST
 from kdlab.config.progress_bar import StudentBar
 from kdlab.losses import CRD, AttentionTransfer, ReviewKD, RKDAngle, RKDDistance, SimilarityPreserving, SoftTargets
@@ -107,7 +107,7 @@ def fit(
         default_root_dir=runs,
         logger=False if lean else CSVLogger(runs, name=""),
         callbacks=[checkpoint] if lean else [checkpoint, bar],
-        plugins=[WholeCheckpoints()],
+        plugins=[AtomicCheckpointIO()],
         enable_progress_bar=not lean,
         enable_model_summary=False,
     )

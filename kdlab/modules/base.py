@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kdlab.compat import CURRENT_HOOK, is_accumulating
 from kdlab.errors import InputError
-from kdlab.knowledge import Knowledge, set_taps
+from kdlab.knowledge import Knowledge, pair_of, set_taps
 from kdlab.members.member import Learner, Member
 from kdlab.modules import optimization, setup_checks
 from kdlab.modules.dry_run import DryRun, dry_run
@@ -130,9 +130,9 @@ class DistillationModule(EvaluatedModule):
             self._seed = self.trainer.strategy.broadcast(torch.initial_seed())
         set_taps(self.plan, self.knowledge)
         for knowledge in self.knowledge.values():
-            for precompute in knowledge.parts("precompute"):
-                teacher = knowledge.edges[0][0].teacher
-                precompute((self.observe(b, self.plan.frozen)[teacher], b.target) for b in every_batch(self))
+            for pair, teacher in {pair_of(edge): edge.teacher for edge, _ in knowledge.edges}.items():
+                for precompute in knowledge.parts("precompute", pair):
+                    precompute((self.observe(b, self.plan.frozen)[teacher], b.target) for b in every_batch(self))
         untrained = {id(module) for module in (self.teaching.modules() if self.teaching else ())}
         if all(module.training or id(module) in untrained for module in self.modules()):
             # Lightning would warn of untrained copies in eval mode, which is meant.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -13,11 +14,11 @@ from torch.nn import functional as F
 from kdlab import CoTrainer, InputError, Knowledge
 from kdlab.losses import Hint, SoftTargets
 from kdlab.members import Frozen
-from kdlab.outputs import Batch
+from kdlab.outputs import Batch, Outputs
 from kdlab.schedules import Progress
 from kdlab.teaching import Graph
 from tests.losses.slow import draw
-from tests.modules.tiny import digits, network, same, sgd, trainer, weights
+from tests.modules.tiny import digits, network, pairs, same, sgd, trainer, weights
 from tests.teaching.graphs import GRAPH, graph_module, parsed
 from tests.teaching.step import Given, Kept, compared, seen_by
 
@@ -248,3 +249,29 @@ def test_correct_gate_needs_a_loss_per_sample() -> None:
     module = fixed([{**GOOD, "gate": "correct"}], {"soft": Knowledge(Kept())})
     with pytest.raises(InputError, match=r"Kept gives one number a batch.*per_sample"):
         compared(module, *seen_by(module, BATCH))
+
+
+class Mean(nn.Module):
+    """Keeps the mean of the first logit of its own teacher over the training set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+
+    def precompute(self, batches: Iterable[tuple[Outputs, Tensor]]) -> None:
+        self.mean.copy_(torch.cat([outputs.logits[:, 0] for outputs, _ in batches]).mean())
+
+    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+        return ((student.logits[:, 0] - self.mean) ** 2).mean()
+
+
+def test_each_copy_of_a_loss_precomputes_on_its_own_teacher() -> None:
+    teachers: dict[str, nn.Module] = {"one": network(7), "two": network(8)}
+    edges = [{"student": "a", "teacher": name} for name in teachers]
+    module = CoTrainer({"a": network(0)}, {"mean": Knowledge(Mean())}, Graph(edges, teachers), optimizer=sgd)
+    data = pairs()
+    trainer(max_steps=1).fit(module, data)
+    x = torch.cat([batch[0] for batch in data])
+    for name, teacher in teachers.items():
+        expected = teacher(x)[:, 0].mean()
+        assert torch.allclose(module.losses["mean"].get_submodule(f"a_from_{name}").get_buffer("mean"), expected)
