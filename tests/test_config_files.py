@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kdlab.studies.preflight import resolve
-from tests.config_files import CONFIGS, IMAGENET, KNOWLEDGE, RECIPES, layers
+from tests.config_files import CONFIGS, IMAGENET, KNOWLEDGE, RECIPES, layers, tiered
 
 DISTIL = [CONFIGS / "cifar100/distil.yaml"]
 PARTS = ("trainer/gpu", "teacher/cache", "logger/wandb")
@@ -20,9 +20,18 @@ LAYERS = {
     },
     **{name: [*DISTIL, CONFIGS / f"{name}.yaml"] for name in PARTS},
 }
+QUICK = (
+    "kd_digits",
+    "dml_digits",
+    "recipes/one",
+    "recipes/knowledge_transfer_graph",
+    "knowledge/kd",
+    "knowledge/imagenet/kd",
+    *PARTS,
+)
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", tiered(LAYERS, QUICK))
 def test_config_resolves(name: str) -> None:
     resolve([f"--config={path}" for path in LAYERS[name]])
 

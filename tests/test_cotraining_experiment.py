@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.full
+
 FOLDER = Path(__file__).parent.parent / "experiments" / "cotraining"
 NEIGHBOURS = ("datasets", "methods", "report")
 

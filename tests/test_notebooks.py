@@ -11,6 +11,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+pytestmark = pytest.mark.nightly
+
 FOLDER = Path(__file__).parent.parent / "notebooks"
 
 

@@ -16,9 +16,9 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 
 from kdlab import Distiller, Knowledge
-from kdlab.config.run_folder import AtomicCheckpointIO
 from kdlab.config.lightning_cli import LAST
 from kdlab.config.progress_bar import StudentBar
+from kdlab.config.run_folder import AtomicCheckpointIO
 from kdlab.losses import CRD, AttentionTransfer, ReviewKD, RKDAngle, RKDDistance, SimilarityPreserving, SoftTargets
 from kdlab.members.fast_inference import supports_bf16
 from kdlab.schedules import Linear

@@ -13,6 +13,8 @@ from kdlab.cli import main
 from kdlab.models import mlp, resnet8
 from kdlab.models.weights import load_weights
 
+pytestmark = pytest.mark.full
+
 DIGITS = {"class_path": "kdlab.data.Digits", "init_args": {"batch_size": 32, "train_size": 96}}
 SOFT = {"soft": {"loss": {"class_path": "kdlab.losses.SoftTargets", "init_args": {"temperature": 1.0}}, "weight": 1.0}}
 

@@ -12,6 +12,8 @@ from kdlab.cli import main
 from kdlab.data import Digits
 from kdlab.models import mlp, resnet14
 
+pytestmark = pytest.mark.full
+
 TINY = ["demo", "--seeds=2", "--epochs=2"]
 
 

@@ -20,6 +20,8 @@ from kdlab.modules import Distiller
 from kdlab.studies import generations
 from tests.losses import slow
 
+pytestmark = pytest.mark.full
+
 SOFT = {"loss": {"class_path": "kdlab.losses.SoftLabels", "init_args": {"temperature": 1.0}}, "weight": 1.0}
 NET = {"class_path": "kdlab.models.mlp", "init_args": {"in_features": 64, "hidden": [16], "num_classes": 10}}
 TRAINER = {

@@ -14,6 +14,8 @@ from kdlab.studies.generations import train_generations
 from tests.cli.test_generations import NET, SOFT, recipe, write
 from tests.config_files import layers
 
+pytestmark = pytest.mark.full
+
 CONFIG = [word for path in layers("born_again") for word in ("-c", str(path))]
 
 

@@ -15,6 +15,8 @@ import torch
 from kdlab.cli import main
 from tests.cli.test_generations import NET, recipe, same, weights, write
 
+pytestmark = pytest.mark.nightly
+
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

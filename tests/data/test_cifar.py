@@ -57,6 +57,7 @@ def test_missing_files(kind: type[CIFAR10], tmp_path: Path) -> None:
         kind(str(tmp_path)).setup()
 
 
+@pytest.mark.full
 @needs_data
 def test_the_real_cifar_100_from_its_zip_files() -> None:
     data = ImageFolder(str(DATA / "cifar100"), validation=5000)

@@ -91,8 +91,11 @@ def test_without_timm_the_message_says_how_to_get_it(monkeypatch):
         timm_model("resnet18", 5)
 
 
+LOWER = ("kdlab.errors", "kdlab.compat", "kdlab.files", "kdlab.outputs")
+
+
 def test_models_import_only_lower_layers():
-    """The standard library, torch, safetensors, kdlab.errors, kdlab.outputs and itself."""
+    """The standard library, torch, safetensors, lower files of kdlab and itself."""
     allowed = {"torch", "safetensors", *sys.stdlib_module_names}
     files = list(pathlib.Path(kdlab.models.__file__).parent.glob("*.py"))
     assert len(files) >= 7
@@ -101,7 +104,7 @@ def test_models_import_only_lower_layers():
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             for name in names:
-                lower = name in ("kdlab.errors", "kdlab.outputs") or name.startswith("kdlab.models.")
+                lower = name in LOWER or name.startswith("kdlab.models.")
                 assert lower or name.partition(".")[0] in allowed, f"{file.name} imports {name}"
 
 

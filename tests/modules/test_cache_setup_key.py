@@ -17,6 +17,8 @@ from kdlab.modules.cache_setup import describe
 from tests.modules.test_cache_setup import float32, shifted, trained
 from tests.modules.tiny import network, pairs, same, trainer
 
+pytestmark = pytest.mark.full
+
 
 class Brighter(Digits):
     """Other data in the same form."""

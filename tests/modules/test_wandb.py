@@ -21,6 +21,8 @@ from pytorch_lightning.loggers import WandbLogger
 from tests.modules.test_ddp import soft_and_hint
 from tests.modules.tiny import digits, distiller, trainer
 
+pytestmark = pytest.mark.full
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -13,6 +13,8 @@ from kdlab.studies import preflight as trial
 from kdlab.studies.preflight import SAMPLES, Trials, resolve
 from tests.studies.test_real import RECIPE
 
+pytestmark = pytest.mark.full
+
 
 @pytest.mark.parametrize(
     ("fixed", "sample", "batch", "wanted", "sizes"),

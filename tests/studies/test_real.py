@@ -22,6 +22,8 @@ from kdlab.files import read_json
 from kdlab.studies.ledger import FIELDS
 from tests.modules.test_wandb import records
 
+pytestmark = pytest.mark.full
+
 ROOT = Path(__file__).parents[2]
 KD = str(ROOT / "configs/knowledge/kd.yaml")
 MLP = {"class_path": "kdlab.models.mlp", "init_args": {"in_features": 64, "hidden": [32], "num_classes": 10}}
@@ -121,6 +123,7 @@ def under_way(study: Path, epochs: int) -> bool:
     return any(said.get("state") == "running" and said["epoch"] >= epochs for said in statuses(study).values())
 
 
+@pytest.mark.nightly
 def test_two_kills_at_random_moments_change_no_bit(whole: Path, tmp_path: Path) -> None:
     study = write(tmp_path / "whole", epochs=30)
     chance = random.Random()
@@ -262,6 +265,7 @@ def workers(study: Path) -> list[int]:
     return found
 
 
+@pytest.mark.nightly
 def test_on_ray_a_lost_worker_changes_no_number(whole: Path, tmp_path: Path, ray_cluster: None) -> None:
     study = write(tmp_path / "whole", epochs=30)
     process = start(study, "--launcher", "ray", "--workers", "2")

@@ -8,6 +8,8 @@ from kdlab.studies.preflight import resolve
 from kdlab.studies.run_id import canonical
 from tests.studies.shipped import ROOT, Config, cell, knowledge, named, optimizer, reduced, runs, schedule, soft
 
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture(autouse=True)
 def _at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:

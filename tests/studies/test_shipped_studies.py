@@ -15,6 +15,8 @@ from kdlab.studies.preflight import Trials
 from kdlab.studies.render import BEGIN, END
 from tests.studies.shipped import ROOT, STUDIES, named, present, reduced, runs
 
+pytestmark = pytest.mark.full
+
 OF_PAPERS = ["crd2020_cifar100", "dkd2022_cifar100", "dkd2022_imagenet", "dml2018_cifar100", "hinton2015_mnist"]
 OF_PAPERS += ["self_kd_cifar100"]
 FACTS = Path(os.environ.get("KDLAB_FACTS") or ROOT / "../shared/facts")

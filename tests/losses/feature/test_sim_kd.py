@@ -111,6 +111,7 @@ def test_a_run_its_checkpoint_and_its_export(tmp_path: Path):
     assert torch.equal(again.student.classifier.weight, teacher.fc.weight)
 
 
+@pytest.mark.full
 def test_a_good_projection_gives_the_teachers_answers():
     torch.manual_seed(0)
     module = run(student=projected(network(8, seed=1), "map", width=8, factor=1), optimizer=torch.optim.Adam)
