@@ -13,9 +13,10 @@ from torch.nn import functional as F
 from kdlab import CoTrainer, InputError, Knowledge
 from kdlab.losses import Hint, SoftTargets
 from kdlab.members import Frozen
-from kdlab.outputs import Batch
+from kdlab.outputs import Batch, Outputs
 from kdlab.schedules import Progress
 from kdlab.teaching import Graph
+from kdlab.teaching.graph import CorrectGate
 from tests.losses.slow import draw
 from tests.modules.tiny import digits, network, same, sgd, trainer, weights
 from tests.teaching.graphs import GRAPH, graph_module, parsed
@@ -248,3 +249,21 @@ def test_correct_gate_needs_a_loss_per_sample() -> None:
     module = fixed([{**GOOD, "gate": "correct"}], {"soft": Knowledge(Kept())})
     with pytest.raises(InputError, match=r"Kept gives one number a batch.*per_sample"):
         compared(module, *seen_by(module, BATCH))
+
+
+def test_correct_gate_reads_the_labels_of_a_view() -> None:
+    """A teacher on other images is correct where it gives their labels, not those of the batch."""
+    logits, own = torch.eye(3, dtype=torch.float64), torch.tensor([0, 1, 0])
+    outputs = {"net@other": Outputs(logits, target=own)}
+    weights = CorrectGate(1.5, "net@other")(outputs, Batch(torch.empty(3, 1), torch.tensor([1, 1, 2])))
+    assert weights.tolist() == [1.5, 1.5, 0.0]
+
+
+def test_in_turns_no_gradient_reaches_the_others() -> None:
+    ends = []
+    for detach in (True, False):
+        edges = [{"student": "a", "teacher": "b", "detach": detach}, {"student": "b", "teacher": "a", "detach": detach}]
+        module = graph_module(Graph(edges, update="sequential"), {"kept": Knowledge(Kept(), 0.01)})
+        trainer(max_steps=2).fit(module, digits())
+        ends.append(weights(module))
+    assert same(*ends)

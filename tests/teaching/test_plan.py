@@ -10,8 +10,8 @@ import torch
 from kdlab import InputError
 from kdlab.members import Frozen, Learner, Member
 from kdlab.outputs import Batch, Outputs
-from kdlab.teaching import Edge, Plan, Supervised, Teaching
-from kdlab.teaching.plan import source_of
+from kdlab.teaching import Edge, Plan, Teaching
+from kdlab.teaching.plan import Supervised, source_of
 from tests.modules.cotraining import branched
 from tests.modules.tiny import network
 
