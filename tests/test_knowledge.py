@@ -14,7 +14,7 @@ from kdlab.losses import SoftTargets
 from kdlab.members import Learner
 from kdlab.outputs import Batch, Outputs
 from kdlab.schedules import Constant, Linear, Progress
-from kdlab.teaching import TwoViews
+from kdlab.teaching import Peers, TwoViews
 from kdlab.teaching.plan import Edge
 
 
@@ -193,3 +193,16 @@ def test_a_teachers_name_selects_its_variants_too() -> None:
     knowledge = Knowledge(SoftTargets(), teachers=["a"])
     knowledge.connect(plan)
     assert [edge[:2] for edge, _ in knowledge.edges] == [("a", "a@second"), ("a@second", "a")]
+
+
+def test_hooks_of_every_copy_are_called() -> None:
+    class Advancing(Notes):
+        def advance(self, epoch: int, step: int) -> None:
+            self.at = epoch, step
+
+    knowledge = Knowledge(Advancing())
+    knowledge.connect(Peers().plan({name: Learner(name, nn.Linear(2, 2)) for name in ("a", "b")}))
+    for advance in knowledge.parts("advance"):
+        advance(1, 2)
+    assert len(knowledge.copies) == 2
+    assert all(loss.at == (1, 2) for loss in knowledge.copies.values())

@@ -212,3 +212,18 @@ def test_checkpoint_loads_strictly_beside_any_teacher(tmp_path: Path) -> None:
     )
     assert same(weights(loaded.student), weights(module.student))
     assert same(weights(teacher_of(loaded)), weights(network(2, (24,))))
+
+
+def test_evaluation_runs_all_of_a_teacher_whose_layers_alone_are_read() -> None:
+    teacher = Frozen(normed())
+    teacher.set_taps(["1"], only_layers=True)
+    for _ in range(3):
+        outputs_of(teacher)
+    logits = teacher(Batch(X, torch.zeros(6).long()), {})["teacher"].logits
+    torch.testing.assert_close(logits, teacher.network(X))
+
+
+def test_a_dry_forward_is_dry_alone() -> None:
+    teacher = Frozen(normed())
+    teacher.dry(Batch(X, torch.zeros(6).long()))
+    assert not teacher.is_dry_run
