@@ -104,7 +104,7 @@ def test_an_average_is_evaluated_with_running_statistics() -> None:
     assert apart(batch.progress) > 0.01
 
 
-def test_a_copy_of_several_inputs_is_in_eval_mode_after_its_forward() -> None:
+def test_a_copy_of_several_inputs_is_left_in_eval_mode() -> None:
     learner = Learner("net", small())
     learner.inputs = ("", "other")
     member = EMA("average", learner, 0.5)

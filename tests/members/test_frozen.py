@@ -214,7 +214,7 @@ def test_checkpoint_loads_strictly_beside_any_teacher(tmp_path: Path) -> None:
     assert same(weights(teacher_of(loaded)), weights(network(2, (24,))))
 
 
-def test_evaluation_runs_all_of_a_teacher_whose_layers_alone_are_read() -> None:
+def test_evaluation_runs_all_of_a_teacher_read_by_layers() -> None:
     teacher = Frozen(normed())
     teacher.set_taps(["1"], only_layers=True)
     for _ in range(3):
