@@ -79,6 +79,7 @@ class Knowledge(Callback):
         self._wide = widens(loss)
         self.copies: dict[Pair, nn.Module] = {}
         self.edges: tuple[tuple[Edge, nn.Module], ...] = ()
+        self.is_connected = False
         self.schedule = schedule
         needs = getattr(loss, "needs", ())
         if isinstance(needs, str) or not set(needs) <= set(NEEDS):
@@ -109,6 +110,8 @@ class Knowledge(Callback):
                 f"nearest names are {nearest(unknown[0], sources)}."
             )
         edges = [edge for edge in plan.edges if not self.teachers or source_of(edge.teacher) in self.teachers]
+        self.is_connected = bool(edges)
+        edges = [edge for edge in edges if callable(edge.weight) or edge.weight]  # a cut-off edge never counts
         pairs = dict.fromkeys(map(pair_of, edges))
         self.copies = {pair: copy.deepcopy(self.loss) if number else self.loss for number, pair in enumerate(pairs)}
         self.edges = tuple((edge, self.copies[pair_of(edge)]) for edge in edges)

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge
 from kdlab.losses import SoftTargets
+from kdlab.members import Learner
 from kdlab.outputs import Batch, Outputs
 from kdlab.schedules import Constant, Linear, Progress
+from kdlab.teaching import Peers, TwoViews
 from kdlab.teaching.plan import Edge
 
 
@@ -134,6 +136,19 @@ def test_an_edge_with_a_weight_for_each_sample() -> None:
         compared(Knowledge(Notes()), student, teacher, edge)
 
 
+def test_edge_weights_multiply_an_ensembles_weights() -> None:
+    class Each(Notes):
+        def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+            return (student.logits - teacher.logits).sum(1)
+
+    student, zeros, ones = Outputs(torch.tensor([[1.0, 2.0], [3.0, 5.0]])), torch.zeros(2, 2), torch.ones(2, 2)
+    shares = torch.tensor([0.25, 0.5]), torch.tensor([0.75, 0.5])
+    teacher = Outputs(zeros, members=((Outputs(zeros), shares[0]), (Outputs(ones), shares[1])))
+    edge = Edge("a", "b", lambda outputs, batch: torch.tensor([0.5, 2.0]))
+    expected = (0.5 * (0.25 * 3.0 + 0.75 * 1.0) + 2.0 * (0.5 * 8.0 + 0.5 * 6.0)) / 2
+    assert float(compared(Knowledge(Each()), student, teacher, edge)) == expected
+
+
 def test_a_teacher_is_detached_unless_the_edge_says_otherwise() -> None:
     net = Outputs(torch.ones(2, 3, requires_grad=True))
     for detach in (True, False):
@@ -171,3 +186,23 @@ def test_a_typo_in_needs_is_refused(needs: Any) -> None:
     loss.needs = needs  # type: ignore[misc]
     with pytest.raises(InputError, match=r"SoftTargets.needs is a tuple out of 'logits', 'layers'"):
         Knowledge(loss)
+
+
+def test_a_teachers_name_selects_its_variants_too() -> None:
+    plan = TwoViews().plan({name: Learner(name, nn.Linear(2, 2)) for name in ("a", "b")})
+    knowledge = Knowledge(SoftTargets(), teachers=["a"])
+    knowledge.connect(plan)
+    assert [edge[:2] for edge, _ in knowledge.edges] == [("a", "a@second"), ("a@second", "a")]
+
+
+def test_hooks_of_every_copy_are_called() -> None:
+    class Advancing(Notes):
+        def advance(self, epoch: int, step: int) -> None:
+            self.at = epoch, step
+
+    knowledge = Knowledge(Advancing())
+    knowledge.connect(Peers().plan({name: Learner(name, nn.Linear(2, 2)) for name in ("a", "b")}))
+    for advance in knowledge.parts("advance"):
+        advance(1, 2)
+    assert len(knowledge.copies) == 2
+    assert all(loss.at == (1, 2) for loss in knowledge.copies.values())

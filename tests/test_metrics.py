@@ -95,6 +95,7 @@ def test_kl_is_zero_for_equal_networks() -> None:
     assert float(metrics.compute()["kl_to_teacher"]) == 0
 
 
+@pytest.mark.full
 def test_kl_of_many_small_batches_keeps_its_precision() -> None:
     student, teacher = logits(0, 20000), logits(1, 20000)
     metrics = StudentVersusTeacher()

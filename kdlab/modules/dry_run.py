@@ -52,9 +52,9 @@ def dry_run(module: Any, data: FirstBatch) -> DryRun:
     plan: Plan = module.plan
     knowledge: dict[str, Knowledge] = module.knowledge
     for name, own in knowledge.items():
-        if not own.edges:
+        if not own.is_connected:
             raise InputError(f"Knowledge {name!r} needs a teacher, but none is given.")
-    batch, result = data.few._replace(progress=Progress(0, 1, 1)), DryRun(data.batches)
+    batch, result = data.few._replace(progress=Progress(0, 0, 1)), DryRun(data.batches)
     set_taps(plan, knowledge)
     values: dict[str, Tensor] = {}
     constant: dict[str, Tensor] = {}
@@ -75,14 +75,12 @@ def dry_run(module: Any, data: FirstBatch) -> DryRun:
         for name in knowledge:
             _setup(name, module, data, seen)
         for name, own in knowledge.items():
-            terms = [_term(name, own, edge, loss, seen, batch) for edge, loss in own.edges]
-            values[name] = torch.stack(terms).sum()
+            terms = [(edge, _term(name, own, edge, loss, seen, batch)) for edge, loss in own.edges]
+            if not terms:  # all its edges are cut off
+                continue
+            values[name] = torch.stack([term for _, term in terms]).sum()
             # A weight that is a function may be 0 in a step, and a bank or a snapshot may have nothing to give yet.
-            every_step = [
-                term
-                for (edge, _), term in zip(own.edges, terms, strict=True)
-                if not callable(edge.weight) and not plan.owners[edge.teacher].is_optional
-            ]
+            every_step = [t for e, t in terms if not callable(e.weight) and not plan.owners[e.teacher].is_optional]
             if every_step:
                 constant[name] = torch.stack(every_step).sum()
         result.terms = {name: float(value.detach()) for name, value in values.items()}

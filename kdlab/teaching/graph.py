@@ -20,18 +20,20 @@ KEYS = ("student", "teacher", "weight", "gate", "detach")
 GATES = ("through", "cutoff", "linear", "correct")
 
 
-def _linear(weight: float, seen: Mapping[str, Outputs], batch: Batch) -> float:
-    """Return a weight that grows linearly with the steps taken: 0 at the first step, its value once all are taken."""
+def linear(weight: float, seen: Mapping[str, Outputs], batch: Batch) -> float:
+    """Return a weight that grows linearly with the steps, up to its value at the last one."""
     progress = batch.progress
     if progress is None or progress.total_steps is None:
         raise InputError("The gate 'linear' needs a run of known length: set trainer.max_epochs or max_steps.")
-    return weight * progress.step / progress.total_steps
+    return weight * (progress.step + 1) / progress.total_steps
 
 
-def _correct(weight: float, teacher: str, seen: Mapping[str, Outputs], batch: Batch) -> Tensor:
+def correct(weight: float, teacher: str, seen: Mapping[str, Outputs], batch: Batch) -> Tensor:
     """Return the weight for the samples that the teacher classifies correctly, and 0 for the others, (B,)."""
-    logits = seen[teacher].logits.detach()
-    return (logits.argmax(-1) == seen[teacher].targets(batch)).to(logits.dtype) * weight
+    logits, target = seen[teacher].logits.detach(), seen[teacher].targets(batch)
+    if target.is_floating_point() or target.shape != logits.shape[:-1]:
+        raise InputError("The gate 'correct' needs class indices (B,) as labels: drop mixing, or take another gate.")
+    return (logits.argmax(-1) == target).to(logits.dtype) * weight
 
 
 class Graph(Teaching):
@@ -43,7 +45,7 @@ class Graph(Teaching):
 
     - ``weight``: a number of at least 0, by default 1;
     - ``gate``: ``through`` (the weight as it is, by default), ``cutoff`` (the edge does not count), ``linear`` (the
-      weight times the share of the training's steps that are taken, from 0), or ``correct`` (only samples that the
+      weight grows linearly with the steps, up to its value at the last one), or ``correct`` (only samples that the
       teacher classifies correctly count, in the mean over the whole batch; for losses that have ``per_sample``);
     - ``detach``: whether the teacher's side is detached, by default true.
 
@@ -75,9 +77,17 @@ class Graph(Teaching):
         super().__init__()
         check_word("update", update, ("simultaneous", "sequential"))
         self.update, self.supervision = update, supervision
-        self.edges = [parsed for number, edge in enumerate(edges) if (parsed := _parsed(edge, number)) is not None]
+        self.edges = [_parsed(edge, number) for number, edge in enumerate(edges)]
+        networks = [id(member) for member in (members or {}).values()]
+        if len(set(networks)) < len(networks):
+            raise InputError("Two members of a graph are one object: make one for each name.")
         self.teachers = nn.ModuleDict()
         for name, member in (members or {}).items():
+            if not name.isidentifier() or hasattr(nn.ModuleDict, name) or name in ("ensemble", "deployed"):
+                raise InputError(
+                    "A member's name must be a plain word other than 'ensemble', 'deployed' and the methods of a dict, "
+                    f"not {name!r}."
+                )
             self.teachers[name] = frozen = member if isinstance(member, Frozen) else Frozen(member)
             frozen.name = name
 
@@ -98,14 +108,18 @@ class Graph(Teaching):
             raise InputError(f"{clash[0]!r} is both a network and a member of the graph: rename one.")
         if taught := [edge.student for edge in self.edges if edge.student in frozen]:
             raise InputError(f"An edge has the frozen member {taught[0]!r} as its student.")
+        for name, learner in networks.items():
+            learns = {*supervision, *(edge.student for edge in self.edges if edge.weight != 0)}
+            if not learns & {*learner.heads}:
+                raise InputError(f"The network {name!r} learns from nothing: give it supervision, or an edge.")
         for (name, learner), (other, member) in product(networks.items(), frozen.items()):
             if share_parameters(learner.network, member.network):
                 raise InputError(f"The member {other!r} and the network {name!r} share parameters: copy them.")
         return Plan({**networks, **frozen}, self.edges, supervision, update=self.update)
 
 
-def _parsed(edge: Mapping[str, Any], number: int) -> Edge | None:
-    """Return an edge, or ``None`` for one that is cut off."""
+def _parsed(edge: Mapping[str, Any], number: int) -> Edge:
+    """Return an edge; one that is cut off weighs 0."""
     what = f"edges[{number}]"
     if not isinstance(edge, Mapping) or not {"student", "teacher"} <= edge.keys():
         raise InputError(f"{what} is a mapping with 'student' and 'teacher', not {edge!r}.")
@@ -117,11 +131,10 @@ def _parsed(edge: Mapping[str, Any], number: int) -> Edge | None:
     if not isinstance(detach, bool):
         raise InputError(f"{what}.detach is true or false, not {detach!r}.")
     check_word(f"{what}.gate", gate, GATES)
-    if gate == "cutoff" or not weight:
-        return None
     student, teacher = str(edge["student"]), str(edge["teacher"])
-    gates: dict[str, Weight] = {"linear": partial(_linear, weight), "correct": partial(_correct, weight, teacher)}
-    return Edge(student, teacher, gates.get(gate, float(weight)), detach)
+    gates: dict[str, Weight] = {"linear": partial(linear, weight), "correct": partial(correct, weight, teacher)}
+    gates["cutoff"] = 0.0
+    return Edge(student, teacher, gates.get(gate, float(weight)) if weight else 0.0, detach)
 
 
 def _check_weight(what: str, weight: Any) -> None:

@@ -68,9 +68,13 @@ class Plan:
             for name in member.names:
                 if owners.setdefault(name, member) is not member:
                     raise InputError(f"Two members give outputs named {name!r}: rename one.")
-        for name in (*(name for edge in self.edges for name in edge[:2]), *self.supervision):
+        named = [(name, "supervision") for name in self.supervision]
+        for number, edge in enumerate(self.edges):
+            named += [(edge.student, f"edges[{number}].student"), (edge.teacher, f"edges[{number}].teacher")]
+        for name, place in named:
             if name not in owners:
-                raise InputError(f"No member gives an output {name!r}; the nearest names are {nearest(name, owners)}.")
+                near = nearest(name, owners)
+                raise InputError(f"No member gives an output {name!r}; the nearest names are {near} (see {place}).")
         students = [*heads_of_all(self.learners), *(name for name in self.supervision if "@" not in name)]
         turns = tuple(self.learners) if self.update == "sequential" else (None,)
         self.__dict__.update(owners=owners, students=tuple(dict.fromkeys(students)), turns=turns)

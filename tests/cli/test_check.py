@@ -39,6 +39,7 @@ def test_check_refuses_what_fit_refuses(work: Path, capsys: pytest.CaptureFixtur
     assert "has no layer 'hiden.0'; the nearest names are 'hidden.0'" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_memory_counts_adam_twice_as_sgd_with_momentum(work: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
     wide = "--model.student.hidden=[4096]"
     main(["check", "kd.yaml", wide])

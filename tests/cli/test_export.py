@@ -16,6 +16,7 @@ from tests.config.test_lightning_cli import work  # noqa: F401
 RUN = "runs/version_0"
 
 
+@pytest.mark.full
 def test_export_gives_the_student_with_its_own_names(work: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
     main(["fit", "-c", "kd.yaml"])
     main(["export", RUN])

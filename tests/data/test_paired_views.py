@@ -156,6 +156,7 @@ def streaming(folder: Path, views: dict[str, View], **options: Any) -> ImageFold
     return data
 
 
+@pytest.mark.full
 def test_streamed_companions_are_cropped_like_no_epoch(tmp_path: Path) -> None:
     data = streaming(write(tmp_path, size=20), {**VIEWS, "third": SecondView(2)}, distinct_epochs=2)
     source, before = data._split("train"), torch.zeros(0, dtype=torch.int64)

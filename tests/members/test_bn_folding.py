@@ -121,6 +121,7 @@ def test_linear_layers_and_norms_without_affine_part() -> None:
     assert fast_network(observer) is tokens
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("make", [Small, resnet18])
 def test_the_network_stays_as_it_is(make: Any) -> None:
     net = trained(make())

@@ -260,6 +260,7 @@ print(ran)
 """
 
 
+@pytest.mark.full
 def test_two_processes_fill_one_store(tmp_path: Path) -> None:
     both = [
         subprocess.Popen(

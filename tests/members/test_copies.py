@@ -70,6 +70,48 @@ def test_snapshot_gives_nothing_before_the_first_exchange(unit: Any, renewed: li
     assert same(weights(member.network), weights(learner.network))
 
 
+def test_a_snapshot_catches_up_after_steps_that_it_did_not_see() -> None:
+    learner = Learner("net", small())
+    member = Snapshot("stale", learner, 2)
+    change(learner.network, 1)
+    assert member(batch_at(5), {}).keys() == {"stale"}
+    assert member.updates == 2
+    assert same(weights(member.network), weights(learner.network))
+
+
+def test_a_dry_run_exchanges_no_snapshot() -> None:
+    learner = Learner("net", small())
+    member = Snapshot("stale", learner, 1)
+    before = weights(member.network)
+    change(learner.network, 1)
+    member.is_dry_run = True
+    assert member(batch_at(1), {}).keys() == {"stale"}
+    member.is_dry_run = False
+    assert member(batch_at(0), {}) == {}
+    assert same(weights(member.network), before)
+
+
+def test_an_average_is_evaluated_with_running_statistics() -> None:
+    member = EMA("average", Learner("net", small()), 0.5)
+    batch = batch_at(1)
+    few = batch._replace(inputs=batch.inputs[:2], target=batch.target[:2])
+
+    def apart(progress: Progress | None) -> float:
+        every, part = (member(each._replace(progress=progress), {})["average"].logits for each in (batch, few))
+        return float((every[:2] - part).abs().max())
+
+    assert apart(None) < 1e-12
+    assert apart(batch.progress) > 0.01
+
+
+def test_a_copy_of_several_inputs_is_left_in_eval_mode() -> None:
+    learner = Learner("net", small())
+    learner.inputs = ("", "other")
+    member = EMA("average", learner, 0.5)
+    member.observe(batch_at(1).inputs, batch_at(1))
+    assert not member.network.training
+
+
 def test_copies_stay_in_eval_mode_and_without_gradient() -> None:
     learner = Learner("net", small())
     copies = Copies([EMA("average", learner, 0.5)])

@@ -246,6 +246,7 @@ def test_tolerance(caplog: Any) -> None:
     assert "(1e-06 is allowed)" in caplog.text
 
 
+@pytest.mark.full
 def test_compiled_copy() -> None:
     torch._dynamo.reset()
     net, x = trained(Small()), images()

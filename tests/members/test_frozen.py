@@ -212,3 +212,12 @@ def test_checkpoint_loads_strictly_beside_any_teacher(tmp_path: Path) -> None:
     )
     assert same(weights(loaded.student), weights(module.student))
     assert same(weights(teacher_of(loaded)), weights(network(2, (24,))))
+
+
+def test_evaluation_runs_all_of_a_teacher_read_by_layers() -> None:
+    teacher = Frozen(normed())
+    teacher.set_taps(["1"], only_layers=True)
+    for _ in range(3):
+        outputs_of(teacher)
+    logits = teacher(Batch(X, torch.zeros(6).long()), {})["teacher"].logits
+    torch.testing.assert_close(logits, teacher.network(X))

@@ -75,6 +75,7 @@ def test_the_tiny_imagenet_teacher_has_the_published_size():
     assert sum(p.numel() for p in unfilled("cifar_resnet18", 200).parameters()) == 11_271_432
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "channels", "size"),
     [("cifar_resnet18", 1, 8), ("cifar_resnet18", 1, 28), ("cifar_resnet18", 3, 32), ("cifar_resnet50", 3, 32)],

@@ -50,6 +50,7 @@ def same_state(one: nn.Module, other: nn.Module) -> bool:
     return list(first) == list(second) and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_copied_branches_equal_the_plain_network_bit_for_bit(name, mode):

@@ -35,6 +35,7 @@ def small(**given: object) -> WithExits:
     return WithExits(resnet8(5), **given)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("adapter", ["bottleneck", "stages"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_network_is_unchanged_and_exits_read_its_layers(name, adapter):

@@ -108,6 +108,7 @@ def test_logits_are_normalized_on_request():
     assert torch.allclose(scaled(IMAGES), expected, atol=1e-5)
 
 
+@pytest.mark.full
 def test_it_can_be_compiled():
     network = trained()
     compiled = torch.compile(copy.deepcopy(network), backend="eager")

@@ -23,7 +23,7 @@ from kdlab.teaching import Consensus, DeepestExit, Gated, General, Leader, Movin
 from kdlab.teaching.plan import source_of
 from tests.losses.slow import dot, softmax
 from tests.modules.cotraining import branched, cotrainer, image_net, peers, soft, steps
-from tests.modules.tiny import digits, network, trainer, weights
+from tests.modules.tiny import count_calls, digits, network, pairs, trainer, weights
 
 
 class Side(nn.Module):
@@ -229,3 +229,15 @@ def test_nothing_is_learnt_from_the_test_set() -> None:
     assert not rule.products.numel()
     run.validate(module, data, verbose=False)
     assert rule.shares.tolist() == pytest.approx(held_out(module, data), rel=1e-4)
+
+
+def test_evaluation_runs_no_members_of_the_training_alone() -> None:
+    module = cotrainer(teaching=Consensus())
+    (values,) = trainer(limit_val_batches=1.0).validate(module, pairs(), verbose=False)
+    named = {key.split("/")[1] for key in values if key.endswith("_accuracy")}
+    assert named == {"a_accuracy", "b_accuracy", "ensemble_accuracy", "deployed_accuracy"}
+    stale = cotrainer(teaching=Stale(1))
+    stale.teaching.copies.updates = 1  # as after an exchange
+    calls = count_calls(stale.teaching.copies.networks["a"])
+    trainer(limit_val_batches=1.0).validate(stale, pairs(), verbose=False)
+    assert not calls

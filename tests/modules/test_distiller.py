@@ -245,6 +245,7 @@ def test_activation_checkpointing_trains_as_without() -> None:
     assert same(*results)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("who", ["student", "teacher", "both"])
 def test_compiled_networks_train_as_eager_ones(who: str) -> None:
     torch._dynamo.reset()

@@ -6,9 +6,10 @@ import warnings
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import SingleDeviceStrategy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
@@ -17,10 +18,12 @@ from kdlab.data import Rotations
 from kdlab.errors import InputError
 from kdlab.modules.first_batch import FirstBatch
 from kdlab.outputs import Batch
+from kdlab.teaching import Gated
 from tests.data.test_views import Twice
+from tests.modules.cotraining import branched, cotrainer, soft
 from tests.modules.test_bad_input import Loss
 from tests.modules.test_hooks import Told
-from tests.modules.tiny import digits, distiller, network, trainer
+from tests.modules.tiny import digits, distiller, network, same, trainer, weights
 
 FIRST = 8  # samples of the dry run
 
@@ -82,3 +85,30 @@ def test_labels_that_are_not_one_a_sample_are_not_told() -> None:
     told.needs = ("logits", "classes")  # type: ignore[misc]
     trainer().fit(distiller(knowledge={"told": Knowledge(told)}), DataLoader(Part(), 5))
     assert (told.settings[0].samples, told.settings[0].labels) == (20, None)
+
+
+@pytest.mark.filterwarnings("ignore:Found 1 module")  # Lightning sees the layer in eval mode
+def test_modes_and_buffers_are_as_before_when_training_starts() -> None:
+    layers = [nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Dropout(), nn.Linear(16, 10)]
+    student = nn.Sequential(*layers)
+    student[3].eval()
+    before, seen = weights(student), []
+
+    class Watch(pl.Callback):
+        def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+            seen.append((weights(student), [part.training for part in layers]))
+
+    trainer(max_steps=1, callbacks=[Watch()]).fit(distiller(student=student), digits())
+    ((after, modes),) = seen
+    assert same(after, before)
+    assert modes == [True, True, True, False, True]
+
+
+def test_losses_and_teaching_are_dry_run_in_eval_mode() -> None:
+    modes: dict[str, list[bool]] = {"loss": [], "gate": []}
+    knowledge = soft()
+    module = cotrainer({"net": branched()}, knowledge=knowledge, teaching=Gated("layer2"))
+    for name, part in (("loss", knowledge["soft"].copies["net", "ensemble"]), ("gate", module.teaching.gate)):
+        part.register_forward_pre_hook(lambda part, args, name=name: modes[name].append(part.training))
+    trainer(max_steps=1).fit(module, digits())
+    assert modes == {"loss": [False, True], "gate": [False, True]}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytorch_lightning as pl
 import torch
+from torch.utils.data import DataLoader
 
 from kdlab.modules.first_batch import SAMPLES, FirstBatch, _cast
 from kdlab.outputs.containers import Batch, Mix
+from tests.modules.tiny import distiller, pairs, trainer
 
 
 def batch_of(count: int, mix: Mix | None = None) -> Batch:
@@ -51,3 +54,16 @@ def test_a_view_that_is_a_batch_gets_the_network_s_dtype() -> None:
     assert cast.inputs.dtype == cast.views["mixed"].inputs.dtype == torch.float64
     assert cast.target.dtype == cast.mix.share.dtype == cast.views["mixed"].mix.share.dtype == torch.float32
     assert cast.views["mixed"].target.dtype == torch.int64
+
+
+def test_the_loaders_own_generator_is_as_before() -> None:
+    generator, states = torch.Generator().manual_seed(0), []
+
+    class Watch(pl.Callback):
+        def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            states.append(generator.get_state())
+
+    before = generator.get_state()
+    loader = DataLoader(pairs().dataset, 8, shuffle=True, generator=generator)
+    trainer(max_steps=1, callbacks=[Watch()]).fit(distiller(), loader)
+    assert torch.equal(states[0], before)

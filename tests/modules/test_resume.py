@@ -14,6 +14,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import DataLoader
 
 from kdlab import Distiller, Knowledge
 from kdlab.errors import InputError
@@ -144,3 +145,19 @@ def test_the_teacher_may_be_gone_or_another(tmp_path: Path) -> None:
         trainer(2).fit(again, digits(), ckpt_path=tmp_path / "run.ckpt")
         results.append(weights(again.student))
     assert not any(same(results[0], other) for other in results[1:])
+
+
+def test_a_loader_that_shuffles_has_another_order_in_every_epoch() -> None:
+    orders: list[list[float]] = []
+
+    class Watch(pl.Callback):
+        def on_train_epoch_start(self, *args: Any) -> None:
+            orders.append([])
+
+        def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, number: int) -> None:
+            orders[-1] += batch[0][:, 0].tolist()
+
+    loader = DataLoader(pairs().dataset, 8, shuffle=True)
+    trainer(3, callbacks=[Watch()]).fit(distiller(), loader)
+    assert len({tuple(order) for order in orders}) == 3
+    assert len({tuple(sorted(order)) for order in orders}) == 1

@@ -232,3 +232,22 @@ def test_every_edge_and_label_counts_in_one_turn() -> None:
     module.observe = noted  # type: ignore[method-assign]
     trainer(max_steps=1).fit(module, pairs())
     assert taken == [("a", "a"), ("a", "a"), ("a_b", "a_b"), ("a_b", "a_b")]
+
+
+class Drawing(nn.Module):
+    """A loss that notes a random number at every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: list[float] = []
+
+    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+        self.drawn.append(float(torch.rand(())))
+        return (student.logits - teacher.logits).square().mean()
+
+
+def test_every_step_of_every_epoch_draws_other_numbers() -> None:
+    module = distiller(knowledge={"drawing": Knowledge(loss := Drawing())})
+    trainer(3).fit(module, pairs(16, 8))
+    _, *drawn = loss.drawn  # the first is the dry run's
+    assert len(set(drawn)) == len(drawn) == 6

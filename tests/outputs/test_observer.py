@@ -195,6 +195,7 @@ def test_keywords_that_the_network_does_not_take_are_left_out(x: Tensor) -> None
     assert taker.seen == set(inputs)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("called_before", [False, True])
 def test_compiled_network_gives_the_same_taps(backend: str, called_before: bool, x: Tensor) -> None:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from kdlab import CoTrainer, InputError, Knowledge
 from kdlab.losses import SoftTargets
 from kdlab.outputs import Batch, Outputs, inputs_of
+from kdlab.schedules import Progress
 from kdlab.teaching import Average, Consensus, Ensemble, General, Linear, MinLogit, Naive, PeerEnsemble, Rule
 from kdlab.teaching.consensus import ConsensusTarget
 from tests.modules.cotraining import cotrainer, peers
@@ -80,6 +81,26 @@ def test_general_fits_shares_to_held_out_errors() -> None:
     again = General()
     again.load_state_dict(rule.state_dict())
     assert torch.equal(again.shares, rule.shares)
+
+
+def test_general_forgets_earlier_validations() -> None:
+    rule, fresh = General(), General()
+    for z in (logits(3, seed=1), logits(3)):
+        rule.record(z, LABELS)
+        rule.on_validation_end()
+    fresh.record(logits(3), LABELS)
+    fresh.on_validation_end()
+    assert torch.equal(rule.shares, fresh.shares)
+
+
+def test_a_rule_is_shown_validation_batches_alone() -> None:
+    rule = General()
+    target = ConsensusTarget("consensus", ["a", "b"], rule)
+    outputs = {name: Outputs(z) for name, z in zip("ab", logits(2), strict=True)}
+    target.record(Batch(torch.empty(0), LABELS, progress=Progress(0, 0)), outputs)
+    assert not len(rule.products)
+    target.record(Batch(torch.empty(0), LABELS), outputs)
+    assert rule.products.shape == (2, 2)
 
 
 def test_general_gives_equal_students_equal_shares() -> None:

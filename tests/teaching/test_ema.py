@@ -12,10 +12,11 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from kdlab import CoTrainer
+from kdlab import CoTrainer, Knowledge
+from kdlab.losses import SoftTargets
 from kdlab.members import Learner
 from kdlab.outputs import Batch
-from kdlab.schedules import Progress
+from kdlab.schedules import Constant, Progress
 from kdlab.teaching import MovingAverage, Stale
 from tests.losses.slow import draw
 from tests.modules.cotraining import cotrainer, image_net, peers, soft, steps
@@ -182,3 +183,10 @@ def test_resume_mid_epoch_keeps_the_copies(make: Any, stop: int, tmp_path: Path)
     trainer(max_steps=stop, enable_checkpointing=True, callbacks=[keep]).fit(make(), digits())
     trainer(3).fit(resumed, digits(), ckpt_path=tmp_path / "middle.ckpt", weights_only=True)
     assert same(weights(resumed), weights(whole))
+
+
+def test_snapshots_are_exchanged_while_no_knowledge_counts() -> None:
+    late = {"soft": Knowledge(SoftTargets(2.0), schedule=Constant(begin=3))}
+    module = cotrainer({"net": network()}, teaching=Stale(1, "epoch", of="self"), knowledge=late)
+    trainer(2).fit(module, digits())
+    assert module.teaching.copies.members[0].updates == 1

@@ -17,6 +17,7 @@ from kdlab.members import Frozen
 from kdlab.outputs import Batch, Outputs
 from kdlab.schedules import Progress
 from kdlab.teaching import Graph
+from kdlab.teaching.graph import correct as correct_gate
 from tests.losses.slow import draw
 from tests.modules.tiny import digits, network, pairs, same, sgd, trainer, weights
 from tests.teaching.graphs import GRAPH, graph_module, parsed
@@ -43,7 +44,7 @@ def plain_loop(teacher: nn.Module, update: str, count: int) -> dict[str, nn.Modu
         for turn in ("a", "b") if update == "sequential" else ("ab",):
             a, b = (net(batch.inputs) for net in nets.values())
             losses = {
-                "a": F.cross_entropy(a, batch.target) + 0.7 * (0.5 * kl(a, big) + step / count * kl(a, b)).mean(),
+                "a": F.cross_entropy(a, batch.target) + 0.7 * (0.5 * kl(a, big) + (step + 1) / count * kl(a, b)).mean(),
                 "b": 0.5 * F.cross_entropy(b, batch.target) + 0.7 * (2 * correct * kl(b, big) + kl(b, a) / 4).mean(),
             }
             for name in turn:
@@ -103,7 +104,7 @@ LOGITS = {name: draw(4, 3, seed=seed) for seed, name in enumerate(("a", "b", "bi
 
 @pytest.mark.parametrize("teacher", ["b", "big"])
 @pytest.mark.parametrize(
-    ("gate", "step"), [("through", 0), ("linear", 0), ("linear", 3), ("linear", 8), ("correct", 3)]
+    ("gate", "step"), [("through", 0), ("linear", 0), ("linear", 3), ("linear", 7), ("correct", 3)]
 )
 def test_gates_weigh_an_edge(gate: str, step: int, teacher: str) -> None:
     module = fixed([{"student": "a", "teacher": teacher, "weight": 1.5, "gate": gate}])
@@ -113,21 +114,18 @@ def test_gates_weigh_an_edge(gate: str, step: int, teacher: str) -> None:
     correct = LOGITS[teacher].argmax(1) == BATCH.target
     expected = {
         "through": 1.5 * each.mean(),
-        "linear": 1.5 * step / 8 * each.mean(),
+        "linear": 1.5 * (step + 1) / 8 * each.mean(),
         "correct": 1.5 * sum(each[b] for b in range(4) if correct[b]) / 4,
     }[gate]
-    if (gate, step) == ("linear", 0):
-        assert value is None
-    else:
-        assert value is not None
-        assert value.item() == pytest.approx(float(expected), rel=1e-12)
+    assert value is not None
+    assert value.item() == pytest.approx(float(expected), rel=1e-12)
     assert 0 < correct.sum() < 4
 
 
 def test_cutoff_and_weight_zero_remove_an_edge() -> None:
     through = {"student": "a", "teacher": "big"}
     module = fixed([{**through, "gate": "cutoff"}, {**through, "weight": 0}, {"student": "b", "teacher": "big"}])
-    assert [edge[:2] for edge in module.plan.edges] == [("b", "big")]
+    assert [edge[:2] for edge, _ in module.knowledge["soft"].edges] == [("b", "big")]
 
 
 @pytest.mark.parametrize("detach", [True, False])
@@ -275,3 +273,66 @@ def test_each_copy_of_a_loss_precomputes_on_its_own_teacher() -> None:
     for name, teacher in teachers.items():
         expected = teacher(x)[:, 0].mean()
         assert torch.allclose(module.losses["mean"].get_submodule(f"a_from_{name}").get_buffer("mean"), expected)
+
+
+def test_correct_gate_reads_the_labels_of_a_view() -> None:
+    """A teacher on other images is correct where it gives their labels, not those of the batch."""
+    logits, own = torch.eye(3, dtype=torch.float64), torch.tensor([0, 1, 0])
+    outputs = {"net@other": Outputs(logits, target=own)}
+    weights = correct_gate(1.5, "net@other", outputs, Batch(torch.empty(3, 1), torch.tensor([1, 1, 2])))
+    assert weights.tolist() == [1.5, 1.5, 0.0]
+
+
+def test_in_turns_no_gradient_reaches_the_others() -> None:
+    ends = []
+    for detach in (True, False):
+        edges = [{"student": "a", "teacher": "b", "detach": detach}, {"student": "b", "teacher": "a", "detach": detach}]
+        module = graph_module(Graph(edges, update="sequential"), {"kept": Knowledge(Kept(), 0.01)})
+        trainer(max_steps=2).fit(module, digits())
+        ends.append(weights(module))
+    assert same(*ends)
+
+
+@pytest.mark.parametrize("name", ["ensemble", "deployed", "big.1", "pop", "b@x"])
+def test_member_names_that_mean_something_else_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match="A member's name must be a plain word"):
+        Graph([{"student": "a", "teacher": name}], {name: network(3)})
+
+
+def test_one_network_under_two_names_is_refused() -> None:
+    big = network(3)
+    with pytest.raises(InputError, match="are one object"):
+        Graph([{"student": "a", "teacher": "one"}], {"one": big, "two": big})
+
+
+def test_a_network_that_learns_from_nothing_is_refused() -> None:
+    graph = Graph([{"student": "a", "teacher": "b"}], supervision={"a": 1.0})
+    with pytest.raises(InputError, match="The network 'b' learns from nothing"):
+        graph_module(graph)
+
+
+def test_a_cut_off_teacher_is_known_and_never_counts() -> None:
+    edges = [{"student": "a", "teacher": "big", "gate": "cutoff"}, {"student": "b", "teacher": "a"}]
+    graph = Graph(edges, {"big": network(3)})
+    soft = {name: Knowledge(SoftTargets(2.0), teachers=[teacher]) for name, teacher in (("off", "big"), ("on", "a"))}
+    module = graph_module(graph, soft)
+    trainer(max_steps=1).fit(module, digits())
+    assert list(module.dry_run.terms) == ["task", "on"]
+    with pytest.raises(InputError, match="No member gives an output 'bgi'"):
+        graph_module(Graph([{"student": "a", "teacher": "bgi", "gate": "cutoff"}], {"big": network(3)}))
+
+
+def test_the_linear_gate_counts_at_the_first_step_in_turns() -> None:
+    graph = Graph([{"student": "a", "teacher": "b", "gate": "linear"}], supervision={"b": 1.0}, update="sequential")
+    module = graph_module(graph)
+    before = weights(module.networks["a"])
+    trainer(max_steps=1).fit(module, digits())
+    assert not same(before, weights(module.networks["a"]))
+
+
+def test_correct_gate_refuses_soft_labels() -> None:
+    graph = Graph([{"student": "a", "teacher": "big", "gate": "correct"}], {"big": network(3)})
+    module = graph_module(graph)
+    batch = Batch(torch.rand(4, 64), torch.rand(4, 10), progress=Progress(0, 0, 1))
+    with pytest.raises(InputError, match="needs class indices"):
+        compared(module, module.observe(batch), batch)

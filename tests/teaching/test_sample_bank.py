@@ -194,6 +194,18 @@ def test_last_mini_batch_is_that_of_the_step_before() -> None:
     assert loss.read[1:] == batches[:-1]  # the first is the dry run's; the first step has none
 
 
+@pytest.mark.parametrize("count", [0, 2, 4])
+def test_labels_of_the_last_batch_count_by_its_samples(count: int) -> None:
+    module = CoTrainer({"net": network()}, {"soft": Knowledge(SoftTargets())}, LastMiniBatch())
+    z, target, again = torch.randn(4, 10), torch.tensor([1, 0, 9, 4]), torch.arange(count)
+    seen = {"net": Outputs(z), "net@last_batch": Outputs(2 * z[:count], target=again)}
+    value = module.supervised(seen, Batch(torch.empty(4, 1), target))
+    assert value is not None
+    assert value.item() == pytest.approx(
+        float(F.cross_entropy(torch.cat([z, 2 * z[:count]]), torch.cat([target, again])))
+    )
+
+
 def test_loaders_without_index_raise() -> None:
     with pytest.raises(InputError, match="yields \\(inputs, labels, index\\)"):
         trainer(1).fit(ps_kd(), pairs())

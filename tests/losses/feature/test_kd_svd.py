@@ -58,6 +58,7 @@ def slow(students, teachers, count):
     return total / len(students[0])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("count", [1, 2])
 def test_value(count):
     students, teachers = ([draw(2, c, 3, 3, seed=c + i) for c in (3, 5, 4)] for i in (0, 10))

@@ -31,6 +31,7 @@ def test_others_are_of_other_classes_and_differ(count, own):
     assert set(itertools.chain(*drawn)) == others
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("own", "count"), [(1, 3), (3, 2)])
 def test_every_set_of_others_is_as_probable(own, count):
     """Over many calls: the rows of one share a permutation."""
