@@ -77,7 +77,7 @@ def test_a_missing_gpu_is_one_sentence(cifar: list[str], capsys: pytest.CaptureF
 
 
 @needs_data
-@pytest.mark.parametrize("name", tiered(TRAINED, ["one", "mixskd"]))
+@pytest.mark.parametrize("name", tiered(TRAINED, ["one"]))
 def test_recipes_take_two_steps(name: str, cifar: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     held_out = ["--data.validation=100"] if name == "kdcl_general" else []
     quiet = ["accelerator=cpu", "logger=false", "enable_checkpointing=false", "enable_progress_bar=false"]

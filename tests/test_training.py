@@ -100,7 +100,7 @@ def equal(first: Any, second: Any) -> bool:
 
 
 @needs_data
-@pytest.mark.parametrize("name", tiered(KNOWLEDGE, ["crd"]))  # it has parameters and a bank
+@pytest.mark.parametrize("name", tiered(KNOWLEDGE, []))
 def test_it_learns_and_resumes_bit_for_bit(
     name: str, images: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
