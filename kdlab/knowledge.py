@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from kdlab.errors import InputError, nearest
 from kdlab.losses.functional import full_precision, widens
+from kdlab.losses.response.logits import kinds_of
 from kdlab.members.member import Learner
 from kdlab.outputs import Batch, Outputs
+from kdlab.outputs.task_format import TaskFormat
 from kdlab.schedules import Progress, Schedule
 from kdlab.teaching.plan import Edge, Plan, source_of, weight_at_least_zero
 
@@ -80,6 +82,7 @@ class Knowledge(Callback):
         self.copies: dict[Pair, nn.Module] = {}
         self.edges: tuple[tuple[Edge, nn.Module], ...] = ()
         self.is_connected = False
+        self.form: TaskFormat | None = None
         self.schedule = schedule
         needs = getattr(loss, "needs", ())
         if isinstance(needs, str) or not set(needs) <= set(NEEDS):
@@ -97,6 +100,31 @@ class Knowledge(Callback):
         self.reads_only_layers = bool(needs) and set(needs) <= LAYERS_ALONE
         self.reads_embedding = not needs or bool({"embedding", "teacher_embedding"} & set(needs))
         self.reads_student = not needs or bool({"logits", "layers", "student_layers", "embedding"} & set(needs))
+
+    def use_form(self, form: TaskFormat, student: Outputs, may_ignore: bool) -> None:
+        """Let the loss compare positions that count alone, where there are others or several a sample.
+
+        Raises:
+            InputError: the loss is not for this kind of target, or needs one prediction a sample.
+        """
+        name, needs = type(self.loss).__name__, set(self.needs)
+        reads_positions = self.reads_logits or "classes" in needs or not needs
+        if form.kind not in kinds_of(self.loss):
+            raise InputError(
+                f"{name} is for {' and '.join(kinds_of(self.loss))} targets, and the task has {form.kind} targets; "
+                "kdlab.losses.SoftTargets is for all but 'other' (which a task loss can change by declaring "
+                "target_kind), and a loss of your own declares kinds."
+            )
+        self.form = None
+        if student.logits.dim() != 2 and reads_positions and form.kind != "other":
+            if rest := sorted(needs - {"logits", "classes"}):
+                raise InputError(
+                    f"{name} needs {', '.join(rest)} of each sample, which have no order in common with logits "
+                    f"{tuple(student.logits.shape)} of several positions a sample."
+                )
+            self.form = form
+        elif may_ignore and "classes" in needs:
+            self.form = form
 
     def connect(self, plan: Plan) -> nn.Module:
         """Select the edges of a plan, and copy the loss for each pair of student and teacher.
@@ -154,6 +182,10 @@ class Knowledge(Callback):
         if teacher is None or (not isinstance(weight, Tensor) and weight == 0):
             return None
         target = student.targets(batch)
+        if self.form is not None:
+            student, teacher, target = self.form.select(student, teacher, target)
+            if not len(student.logits):
+                return student.logits.sum() * 0  # no position counts
         if teacher.index is None and student.index is not None:
             teacher = replace(teacher, index=student.index)
         student, teacher = student.only(self.student_layers), teacher.only(self.teacher_layers)

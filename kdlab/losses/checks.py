@@ -119,17 +119,18 @@ def map_pairs(student: Outputs, teacher: Outputs) -> list[Pair]:
 
 
 def same_logits(student: Outputs, teacher: Outputs) -> None:
-    """Check that both networks give logits (B, K) or (B, L, V) of one shape.
+    """Check that both networks give logits of one shape, with at least 2 axes.
 
     Raises:
         InputError: they do not.
     """
     student_shape, teacher_shape = tuple(student.logits.shape), tuple(teacher.logits.shape)
-    if len(student_shape) not in (2, 3) or len(student_shape) != len(teacher_shape):
+    if len(student_shape) < 2 or len(student_shape) != len(teacher_shape):
         raise InputError(
-            f"Logits must be (B, K), or (B, L, V) for tokens, on both sides, not {student_shape} and {teacher_shape}."
+            f"Logits must be (B, K), or have one class axis more than the labels, on both sides, not {student_shape} "
+            f"and {teacher_shape}."
         )
-    if student_shape[-1] != teacher_shape[-1]:
+    if len(student_shape) == 2 and student_shape[1] != teacher_shape[1]:
         raise InputError(
             f"The student has {student_shape[-1]} classes and the teacher {teacher_shape[-1]}; "
             "give both the same classes."

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdlab.errors import InputError, nearest
 from kdlab.outputs import heads_of, layer_names
+from kdlab.outputs.task_format import CLASS_SCORES, TaskFormat
 
 _Loss = TypeVar("_Loss", bound=nn.Module)
 _CPU = torch.device("cpu")
@@ -39,6 +40,7 @@ class Context:
         fixed: whether the teachers are frozen.
         student_head: name of the output head that is compared, see :func:`kdlab.outputs.heads_of`.
         teacher_head: the same for the teacher.
+        form: what logits and targets of the task mean.
     """
 
     student: nn.Module
@@ -54,6 +56,7 @@ class Context:
     fixed: bool = True
     student_head: str = ""
     teacher_head: str = ""
+    form: TaskFormat = CLASS_SCORES
 
     @property
     def teacher(self) -> nn.Module:

@@ -78,7 +78,8 @@ class Bank(Member, Lazy):
             target = batch.target
             if target.is_floating_point() or target.dim() != 1:
                 raise InputError("A bank of samples needs class indices (B,) as labels: drop mixing.")
-            label = torch.full_like(logits, NEVER).scatter_(1, target[:, None], 0.0)
+            label = torch.full_like(logits, NEVER).scatter_(1, target.clamp(min=0)[:, None], 0.0)
+            label = torch.where(target[:, None] >= 0, label, 0.0)  # an ignored label: all classes alike
             rows = torch.where(known[:, None], rows, label)
         return {self.name: Outputs(rows, index=reader.index)}
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from kdlab.deprecation import renamed
 from kdlab.errors import InputError
 from kdlab.outputs import Outputs
+from kdlab.outputs.task_format import ALL_KINDS, CLASSES, Kind
 
 
 class Ensemble:
@@ -27,6 +28,7 @@ class Ensemble:
     """
 
     weighted: ClassVar[bool] = True  # whether it takes a weight for each teacher
+    kinds: ClassVar[tuple[Kind, ...]] = CLASSES  # the kinds of targets for which it is right
     method: ClassVar[str] = "mean of probabilities"
     paper: ClassVar[str] = "Hinton et al. 2015"
 
@@ -45,6 +47,7 @@ class Ensemble:
 class MeanOfLogits(Ensemble):
     r"""Several teachers as one whose logits are the weighted mean of theirs: :math:`z^t = \sum_m w_m z^m`."""
 
+    kinds: ClassVar[tuple[Kind, ...]] = ALL_KINDS
     method: ClassVar[str] = "mean of logits"
     paper: ClassVar[str] = "Hinton et al. 2015"
 

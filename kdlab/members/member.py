@@ -15,6 +15,7 @@ from kdlab.members.batchnorm import batch_statistics
 from kdlab.outputs.containers import Batch, Outputs
 from kdlab.outputs.network_layers import heads_of
 from kdlab.outputs.observer import Observer, headed, inputs_with_views, with_views
+from kdlab.outputs.task_format import ALL_KINDS, CLASSES, Kind
 from kdlab.schedules import Progress
 
 Seen = Mapping[str, Outputs]
@@ -37,6 +38,8 @@ class Member(nn.Module):
             networks and outputs before the first step.
         in_evaluation: whether it runs in validation and test, and may be deployed.
         is_optional: whether an output may be missing in training, as before the first exchange.
+        kinds: the kinds of targets for which its outputs are right.
+        any_shape: whether its logits may have more axes than (B, K).
         synchronized: names of buffers that all processes fill alike, so that DDP must not broadcast them.
         is_dry_run: set during the dry run: every output that will ever be given is given, and networks run plainly,
             perhaps on another device than in training.
@@ -45,6 +48,8 @@ class Member(nn.Module):
     is_frozen: ClassVar[bool] = False
     in_evaluation: ClassVar[bool] = False
     is_optional: ClassVar[bool] = False
+    kinds: tuple[Kind, ...] = CLASSES
+    any_shape: ClassVar[bool] = False
     synchronized: ClassVar[tuple[str, ...]] = ()
     is_dry_run = False
 
@@ -96,6 +101,8 @@ class NetworkMember(Member):
     """
 
     in_evaluation: ClassVar[bool] = True
+    kinds = ALL_KINDS
+    any_shape: ClassVar[bool] = True
     network: nn.Module
 
     def __init__(self, name: str, network: nn.Module) -> None:
@@ -129,7 +136,7 @@ class NetworkMember(Member):
     def forward(self, batch: Batch, seen: Seen) -> dict[str, Outputs]:
         """Return the outputs of all heads and views; in evaluation those on the batch itself."""
         if batch.progress is None or self._sees_batch_alone:
-            observed = replace(self.observe(batch.inputs, batch), index=batch.index)
+            observed = replace(self.observe(batch.inputs, batch), index=batch.index, mask=batch.mask)
         else:
             inputs = inputs_with_views(batch, self.inputs, self._further)
             observed = with_views(self.observe(inputs, batch), batch, self._further)

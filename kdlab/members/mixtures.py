@@ -15,6 +15,7 @@ from kdlab.members.ensembles import Ensemble
 from kdlab.members.frozen import Frozen
 from kdlab.members.member import Member, Seen
 from kdlab.outputs.containers import Batch, Outputs
+from kdlab.outputs.task_format import Kind
 
 
 class Ensembled(Member):
@@ -36,6 +37,11 @@ class Ensembled(Member):
         super().__init__(name)
         self.__dict__["teachers"] = tuple(teachers)
         self.student, self.ensemble, self.weights = student, ensemble, tuple(weights)
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:  # type: ignore[override]
+        """Return the kinds of targets for which the ensemble's logits are right."""
+        return self.ensemble.kinds
 
     def set_taps(self, layers: Sequence[str], views: Sequence[str] = (), only_layers: bool = False) -> None:
         """Tap each teacher's own layers."""

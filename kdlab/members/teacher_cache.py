@@ -23,6 +23,7 @@ from kdlab.members.member import Member, Seen
 from kdlab.members.row_store import Form, Rows, Values, refused
 from kdlab.outputs.containers import Batch, Outputs
 from kdlab.outputs.observer import inputs_with_views, with_views
+from kdlab.outputs.task_format import ALL_KINDS
 
 _log = logging.getLogger("kdlab.teaching")
 
@@ -217,6 +218,7 @@ class Cached(Member):
 
     is_frozen: ClassVar[bool] = True
     in_evaluation: ClassVar[bool] = True
+    kinds = ALL_KINDS
     teacher: Frozen
 
     def __init__(self, teacher: Frozen, store: Store, index_of: Callable[[Batch], Any]) -> None:

@@ -80,6 +80,7 @@ class DistillationModule(EvaluatedModule):
         self.parameter_groups = {name: dict(options) for name, options in (parameter_groups or {}).items()}
         self.channels_last, self.compile_learners = channels_last, compile
         self.dry_run: DryRun | None = None
+        self.may_ignore = False  # whether labels may be ignored ones
         self._seed: int | None = None
         self._ended = self._iterating = False
         self._total_steps: int | None = None
@@ -112,6 +113,7 @@ class DistillationModule(EvaluatedModule):
         for network in self.learners.values() if self.channels_last else ():
             network.to(memory_format=torch.channels_last)
         if stage == "fit":
+            self.form = None
             setup_checks.setup_logging(self.trainer.global_rank)
             setup_checks.request_views(self.trainer, self.plan)
             data = first_batch(self)
@@ -200,7 +202,12 @@ class DistillationModule(EvaluatedModule):
         for name, weight in self.plan.supervision.items():
             number = weight(seen, batch) if callable(weight) else weight
             if number != 0 and self._turn in (None, self.plan.owners[name].name):
-                value = self.task(seen[name].logits, seen[name].targets(batch))
+                target = seen[name].targets(batch)
+                value = self.task(seen[name].logits, target)
+                if (
+                    self.may_ignore and self.form is not None and self.form.ignore_index is not None
+                ):  # torch's mean over no label is nan
+                    value = torch.where(torch.ne(target, self.form.ignore_index).any(), value, 0.0)
                 values.append(value if number == 1 else value * number)
         return reduce(add, values) if values else None
 
@@ -245,7 +252,8 @@ class DistillationModule(EvaluatedModule):
     ) -> None:
         turns, every = self.plan.turns, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         logits = {name: seen[name].logits for name in self.plan.students}
-        self._log.add(terms, total, logits, batch.target, same_step=self._turn != turns[0])
+        ignore = self.form.ignore_index if self.may_ignore and self.form is not None else None
+        self._log.add(terms, total, logits, batch.target, self._turn != turns[0], self.form, ignore)
         # One call every N steps: self.log costs 0.25 ms a call, whether or not a logger reads it.
         due = self._turn == turns[-1] and (self.global_step + 1) % every == 0
         if due and not is_accumulating(self.trainer):

@@ -15,6 +15,7 @@ from kdlab.metrics import Cohort
 from kdlab.modules.base import DistillationModule, sgd
 from kdlab.modules.setup_checks import check_key
 from kdlab.outputs import Batch, heads_of, run
+from kdlab.outputs.task_format import TaskFormat, task_format
 from kdlab.schedules import Schedule
 from kdlab.teaching import Alone, Peers, Teaching
 from kdlab.teaching.plan import heads_of_all
@@ -130,23 +131,26 @@ class CoTrainer(DistillationModule):
         return {name: seen[name].logits for name in names if "@" not in name}
 
     def _mean(self, logits: Mapping[str, Tensor]) -> Tensor:
-        """Return the log of the mean of the students' probabilities."""
-        return torch.stack([logits[name].float().softmax(-1) for name in self.names]).mean(0).log()
+        """Return the logits of the ensemble of all students."""
+        own = [logits[name] for name in self.names]
+        form = self.form or task_format(self.task, own[0], None)
+        return form.mean(own)
 
     # Evaluation: every student, the ensemble, the deployed output
 
-    def evaluate_batch(self, batch: Batch) -> Tensor:
+    def evaluate_batch(self, batch: Batch, metrics: Any) -> tuple[Tensor, TaskFormat]:
         """Evaluate all students on one batch; return the deployed logits."""
         seen = self.evaluate(batch)
         students = {name: seen[name].logits for name in self.names}
         others = {name: own.logits for name, own in seen.items() if name not in students and "@" not in name}
+        form = task_format(self.task, students[self.names[0]], batch.target, batch.mask)
         if len(students) > 1:
-            others = {ENSEMBLE: self._mean(students), **others}
-        self.metrics.update(students, others, self.deploy, batch.target)
+            others = {ENSEMBLE: form.mean([*students.values()]), **others}
+        metrics.update(students, others, self.deploy, batch.target, form, batch.mask)
         if self.trainer.validating:
             for member in self.plan.members.values():
                 member.record(batch, seen)
-        return {**students, **others}[self.deploy]
+        return {**students, **others}[self.deploy], form
 
     def on_validation_epoch_end(self) -> None:
         """Let members use what they recorded, and report."""

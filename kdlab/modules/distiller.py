@@ -16,6 +16,7 @@ from kdlab.modules.cache_setup import use_cache
 from kdlab.modules.evaluation import RememberedLogits, warn_of_teacher
 from kdlab.modules.first_batch import first_batch
 from kdlab.outputs import Batch, logits_of, run
+from kdlab.outputs.task_format import TaskFormat, task_format
 from kdlab.schedules import Schedule
 from kdlab.teaching import Ensemble, Fast, FrozenTeacher, Plan, TeacherCache
 from kdlab.teaching.plan import share_parameters
@@ -95,6 +96,7 @@ class Distiller(DistillationModule):
             )
         self.metrics = StudentVersusTeacher()
         self._remembered = RememberedLogits()
+        self._predictions: list[tuple[Tensor, Tensor]] = []
         self._restore: tuple[Plan, Callable[[], None]] | None = None
 
     @property
@@ -131,12 +133,17 @@ class Distiller(DistillationModule):
 
     # Evaluation: the student against its teacher
 
-    def evaluate_batch(self, batch: Batch) -> Tensor:
+    def evaluate_batch(self, batch: Batch, metrics: Any) -> tuple[Tensor, TaskFormat]:
         """Compare student and teacher on one batch; return the student's logits."""
         student = logits_of(self(batch.inputs))
         teacher = self._remembered.look(batch.inputs, lambda: self._teacher_logits(batch)) if self.teacher else None
-        self.metrics.update(student, teacher, batch.target)
-        return student
+        form = task_format(self.task, student, batch.target, batch.mask)
+        metrics.update(student, teacher, batch.target, form, batch.mask)
+        if self.trainer.sanity_checking and teacher is not None and form.kind == "classes":
+            rows, labels = form.rows(teacher), batch.target.flatten()
+            labelled = labels != form.ignore_index
+            self._predictions.append((rows[labelled].cpu(), labels[labelled].cpu()))
+        return student, form
 
     def _teacher_logits(self, batch: Batch) -> Tensor:
         return self.observe(batch._replace(progress=None), self.plan.frozen)["teacher"].logits
@@ -144,6 +151,7 @@ class Distiller(DistillationModule):
     def _report(self, stage: str) -> dict[str, Tensor]:
         values = super()._report(stage)
         if self.trainer.sanity_checking:
-            warn_of_teacher(values, [*self._remembered.values()])
+            warn_of_teacher(values, self._predictions)
+        self._predictions.clear()
         self._remembered.keep_used()
         return values

@@ -19,6 +19,7 @@ from kdlab.losses.context import Context
 from kdlab.modules.first_batch import FirstBatch
 from kdlab.optimizers.dot import reaches
 from kdlab.outputs import Batch, Outputs
+from kdlab.outputs.task_format import TaskFormat, task_format
 from kdlab.schedules import Progress
 from kdlab.teaching.plan import Edge, Plan
 
@@ -65,17 +66,32 @@ def dry_run(module: Any, data: FirstBatch) -> DryRun:
             with _explained(f"{_called(member.name)} fails on inputs {_shape(batch.inputs)}"):
                 seen |= member(batch, seen)
         classes = getattr(getattr(module.trainer, "datamodule", None), "num_classes", 0)
+        with _explained(f"The task loss ({type(module.task).__name__}) and its labels"):
+            first = seen[next(iter(plan.supervision), plan.students[0])]
+            module.form = form = task_format(module.task, first.logits, first.targets(batch), first.mask)
+        ignored = form.ignore_index if form.kind == "classes" else None
+        module.may_ignore = ignored is not None and (data.labels is None or bool(data.labels.eq(ignored).any()))
         for name in plan.students:
-            _check_student(name, seen[name], data.batch.target, classes)
+            _check_student(name, seen[name], data.batch.target, classes, form)
+        for member in plan.members.values():
+            if form.kind not in member.kinds or not (member.any_shape or first.logits.dim() == 2):
+                raise InputError(
+                    f"{_called(member.name)} ({type(member).__name__}) combines class scores (B, K), but the task has "
+                    f"{form.kind} targets and logits {tuple(first.logits.shape)}."
+                )
+        for name, own in knowledge.items():
+            with _explained("", f"Knowledge {name!r}: "):
+                own.use_form(form, first, module.may_ignore)
         tapped = [*plan.students, *(edge.teacher for own in knowledge.values() for edge, _ in own.edges)]
         result.taps = [tap for name in dict.fromkeys(tapped) for tap in _shapes(name, seen[name])]
-        with _explained(f"The task loss ({type(module.task).__name__}) fails on labels {_shape(batch.target)}"):
+        failure = f"The task loss ({type(module.task).__name__}) fails on labels {_shape(batch.target)}"
+        with _explained(failure), no_broadcast():
             if (value := module.supervised(seen, batch)) is not None:
                 values["task"] = constant["task"] = value
         for name in knowledge:
             _setup(name, module, data, seen)
         for name, own in knowledge.items():
-            terms = [(edge, _term(name, own, edge, loss, seen, batch)) for edge, loss in own.edges]
+            terms = [(edge, _term(name, own, edge, loss, seen, batch, form)) for edge, loss in own.edges]
             if not terms:  # all its edges are cut off
                 continue
             values[name] = torch.stack([term for _, term in terms]).sum()
@@ -111,12 +127,13 @@ def _setup(name: str, module: Any, data: FirstBatch, seen: Mapping[str, Outputs]
             data.samples,
             data.labels,
             len(data.batch.target),
-            seen[edge.student].logits.shape[-1],
+            module.form.rows(seen[edge.student].logits).shape[1],
             {key: other.copies.get(pair, other.loss) for key, other in module.knowledge.items()},
             module.trainer.strategy.root_device,
             teacher.is_frozen,
             student_head,
             networks[0][1] if networks else "",
+            module.form,
         )
         for setup in knowledge.parts("setup", pair):
             with _explained(f"{what} cannot be set up", f"{what}: "):
@@ -124,28 +141,39 @@ def _setup(name: str, module: Any, data: FirstBatch, seen: Mapping[str, Outputs]
 
 
 def _term(
-    name: str, knowledge: Knowledge, edge: Edge, loss: nn.Module, seen: Mapping[str, Outputs], batch: Batch
+    name: str,
+    knowledge: Knowledge,
+    edge: Edge,
+    loss: nn.Module,
+    seen: Mapping[str, Outputs],
+    batch: Batch,
+    form: TaskFormat,
 ) -> Tensor:
     """Return the loss of one edge, checked."""
     student, teacher = seen[edge.student], seen[edge.teacher]
     what = _described_loss(name, knowledge)
-    if missing := knowledge.missing(student, student.targets(batch)):
+    target = student.targets(batch)
+    if missing := knowledge.missing(student, target if knowledge.form is None else form.targets(target)):
         raise InputError(f"{what} needs {missing}.")
     if missing := knowledge.missing_of(teacher):
         raise InputError(f"{what} needs {missing}, but {_called(edge.teacher).lower()} gives none.")
     if knowledge.reads_logits and student.logits.shape != teacher.logits.shape:
+        widths = [form.rows(each.logits).shape[1] for each in (student, teacher)]
         raise InputError(
-            f"{what} compares class scores, but the student gives {student.logits.shape[-1]} classes and the teacher "
-            f"{teacher.logits.shape[-1]}: give both the same num_classes."
+            f"{what} compares class scores, but the student gives {widths[0]} classes and the teacher {widths[1]}: "
+            "give both the same num_classes."
+            if widths[0] != widths[1]
+            else f"{what} compares logits, but the student gives {tuple(student.logits.shape)} and the teacher "
+            f"{tuple(teacher.logits.shape)}."
         )
     layers = student.only(knowledge.student_layers), teacher.only(knowledge.teacher_layers)
     shapes = [[layer.shape for layer in side.layers] for side in layers]
     fix = "; bring both to one shape, as kdlab.losses.Hint does with a trained regressor"
     failure = f"{what} fails on student {_described(layers[0])}, teacher {_described(layers[1])}"
-    with _explained(failure, f"{what}: ", fix if shapes[0] != shapes[1] else ""), warnings.catch_warnings():
-        # torch's own losses broadcast shapes that differ with no more than a warning
-        warnings.filterwarnings("error", "Using a target size")
+    with _explained(failure, f"{what}: ", fix if shapes[0] != shapes[1] else ""), no_broadcast():
         value = knowledge.compare(edge, loss, seen, batch)
+        if value is None and callable(edge.weight):  # it weighs 0 on these samples
+            value = knowledge.compare(edge._replace(weight=1.0), loss, seen, batch)
     if not isinstance(value, Tensor) or value.dim() != 0:
         got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise InputError(f"{what} must give one number as a tensor, but gives {got}: average it.")
@@ -159,15 +187,18 @@ def _term(
     return value
 
 
-def _check_student(name: str, outputs: Outputs, target: Tensor, data_classes: int) -> None:
+def _check_student(name: str, outputs: Outputs, target: Tensor, data_classes: int, form: TaskFormat) -> None:
     for layer, value in zip(outputs.names, outputs.layers, strict=True):
         if not value.requires_grad:
             raise InputError(
                 f"Layer {layer!r} of the {name} carries no gradient: it is frozen, or activation checkpointing runs it "
                 "with use_reentrant=True (use_reentrant=False works)."
             )
-    classes = outputs.logits.shape[-1]
-    if target.is_floating_point() or outputs.logits.dim() != 2 or not target.numel():
+    classes = form.rows(outputs.logits).shape[1]
+    if form.kind != "classes":
+        return
+    target = target[target != form.ignore_index]
+    if not target.numel():
         return
     low, high = int(target.min()), max(int(target.max()), data_classes - 1)
     if low < 0 or high >= classes:
@@ -195,6 +226,14 @@ def _without_gradient(
 
     ever, always = reached(values, scheduled=True), reached(constant, scheduled=False)
     return [name for name in parameters if name not in ever], [name for name in parameters if name in ever - always]
+
+
+@contextmanager
+def no_broadcast() -> Iterator[None]:
+    """Make an error of the warning that torch's own losses give where they broadcast shapes that differ."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Using a target size")
+        yield
 
 
 @contextmanager

@@ -8,35 +8,49 @@ from typing import Any, ClassVar
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
-from kdlab.metrics import Cohort, StudentVersusTeacher
+from kdlab.metrics import Cohort, StudentVersusTeacher, TaskLoss
 from kdlab.outputs import Batch, logits_of
+from kdlab.outputs.task_format import TaskFormat
 
 
 class EvaluatedModule(pl.LightningModule):
-    """The evaluation of a module: the mean of its task loss, and metrics."""
+    """The evaluation of a module: the mean of its task loss, and metrics, for each loader of a stage.
+
+    With several loaders every key ends in ``/dataloader_idx_N``, as Lightning's own do.
+
+    Attributes:
+        form: what logits and targets mean in training.
+    """
 
     task: nn.Module
     metrics: StudentVersusTeacher | Cohort
     shown: ClassVar[tuple[str, ...]]  # names of values for the progress bar
     reported: str  # whose loss it is, for the warning of a diverged training
+    form: TaskFormat | None = None
 
     def __init__(self) -> None:
         super().__init__()
-        self._loss = MeanMetric(nan_strategy="disable")
+        self._losses = nn.ModuleList()
+        self._further = nn.ModuleList()  # metrics of all loaders but the first
 
-    def evaluate_batch(self, batch: Batch) -> Tensor:
-        """Add a batch to the metrics; return the logits whose loss is reported."""
+    def evaluate_batch(self, batch: Batch, metrics: Any) -> tuple[Tensor, TaskFormat]:
+        """Add a batch to the metrics; return the logits whose loss is reported, and what they mean."""
         raise NotImplementedError(f"{type(self).__name__} must define evaluate_batch().")
 
     def validation_step(self, raw: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Evaluate one batch."""
         batch = Batch.of(raw)
-        loss = self.task(self.evaluate_batch(batch), batch.target)
-        # Once a sample: torchmetrics ignores weights where it does not look for nan, and looking waits for the device.
-        self._loss.update(loss.expand(len(batch.target)))
+        while len(self._losses) <= dataloader_idx:
+            if len(self._losses):
+                self._further.append(type(self.metrics)())
+            self._losses.append(TaskLoss().to(self.device))
+        logits, form = self.evaluate_batch(batch, [self.metrics, *self._further][dataloader_idx])
+        weight = form.weight(self.task, batch.target)
+        loss, is_sum = self.task(logits, batch.target), getattr(self.task, "reduction", "mean") == "sum"
+        self._losses[dataloader_idx].update(loss, weight, is_sum)  # type: ignore[operator]
 
     test_step = validation_step
 
@@ -53,19 +67,28 @@ class EvaluatedModule(pl.LightningModule):
         self._report("test")
 
     def _report(self, stage: str) -> dict[str, Tensor]:
-        """Log the values of an evaluation, and return them."""
-        values = {"loss": self._loss.compute(), **self.metrics.compute()}
-        self._loss.reset()
-        self.metrics.reset()
-        if not values["loss"].isfinite():
-            rank_zero_warn(
-                f"{self.reported} in {stage} is {float(values['loss'])}, so its numbers mean nothing: the training has "
-                "diverged (lower the learning rate or a weight)."
-            )
+        """Log the values of an evaluation, and return those of the first loader."""
+        values: dict[str, Tensor] = {}
+        first: dict[str, Tensor] = {}
+        for number, (loss, metrics) in enumerate(zip(self._losses, [self.metrics, *self._further], strict=True)):
+            own = {"loss": loss.compute(), **metrics.compute()}  # type: ignore[operator]
+            if not loss.weight:  # no label at all
+                del own["loss"]
+            suffix = f"/dataloader_idx_{number}" if len(self._losses) > 1 else ""
+            values |= {f"{name}{suffix}": value for name, value in own.items()}
+            first = first or own
+            loss.reset()  # type: ignore[operator]
+            metrics.reset()
+        self._losses, self._further = nn.ModuleList(), nn.ModuleList()
         for name, value in values.items():
+            if name.startswith("loss") and not value.isfinite():
+                rank_zero_warn(
+                    f"{self.reported} in {stage} is {float(value)}, so its numbers mean nothing: the training has "
+                    "diverged (lower the learning rate or a weight)."
+                )
             # Metrics reduce over processes themselves: with unequally many samples Lightning's mean of means is off.
-            self.log(f"{stage}/{name}", value, prog_bar=name in self.shown, sync_dist=True)
-        return values
+            self.log(f"{stage}/{name}", value, prog_bar=name in self.shown, sync_dist=True, add_dataloader_idx=False)
+        return first
 
 
 class RememberedLogits(dict[bytes, Tensor]):
@@ -76,15 +99,15 @@ class RememberedLogits(dict[bytes, Tensor]):
         self._used: set[bytes] = set()
 
     def look(self, inputs: Any, compute: Callable[[], Tensor]) -> Tensor:
-        """Return the logits on ``inputs``."""
-        first = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
-        # One number a sample, weighted by position: changed, flipped or reordered inputs are another batch.
-        flat = first.flatten(1).float()
-        key = (flat * torch.linspace(1, 2, flat.shape[1], device=flat.device)).sum(1).cpu().numpy().tobytes()
+        """Return the logits on ``inputs``, a tensor or a mapping; with other parts than tensors computed each time."""
+        parts = inputs if isinstance(inputs, Mapping) else {"": inputs}
+        if not all(isinstance(part, Tensor) for part in parts.values()):
+            return compute()
+        key = b"".join(name.encode() + _fingerprint(part) for name, part in parts.items())
         self._used.add(key)
         if key not in self:
             self[key] = compute().cpu()
-        return self[key].to(first.device)
+        return self[key].to(next(iter(parts.values())).device)
 
     def keep_used(self) -> None:
         """Drop the logits of inputs that did not come again (random crops, another data set)."""
@@ -93,13 +116,41 @@ class RememberedLogits(dict[bytes, Tensor]):
         self._used.clear()
 
 
-def warn_of_teacher(values: Mapping[str, Tensor], logits: Sequence[Tensor]) -> None:
-    """Warn of a teacher whose accuracy on the first validation samples is near chance."""
-    if not logits or "teacher_accuracy" not in values:
+def _fingerprint(part: Tensor) -> bytes:
+    """Return one exact number a sample, weighted by position: changed, flipped or reordered inputs have another."""
+    rows = part.detach().reshape(len(part), -1).contiguous()
+    words = rows.view(
+        torch.int32 if rows.element_size() >= 4 else torch.int16 if rows.element_size() == 2 else torch.uint8
+    )
+    weights = 2 * torch.arange(words.shape[1], device=part.device) + 1
+    weights *= 0x9E3779B97F4A7C15 - 2**64  # odd multiples: integer sums do not depend on their order
+    sums = (words.long() * weights).sum(1)
+    return str((part.dtype, tuple(part.shape))).encode() + sums.cpu().numpy().tobytes()
+
+
+def warn_of_teacher(values: Mapping[str, Tensor], predictions: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Warn of a teacher that is near chance on the first validation samples, or right with its classes reordered.
+
+    Args:
+        values: the metrics of these samples.
+        predictions: logits (N, K) and class indices (N,) of each batch.
+    """
+    if not predictions or "teacher_accuracy" not in values:
         return
-    samples, chance, accuracy = sum(map(len, logits)), 1 / logits[0].shape[-1], float(values["teacher_accuracy"])
-    if samples >= 20 and accuracy < 2 * chance:
+    logits, labels = (torch.cat([*parts]) for parts in zip(*predictions, strict=True))
+    samples, classes = logits.shape
+    accuracy, chance = float(values["teacher_accuracy"]), 1 / classes
+    if samples < 20:
+        return
+    told = f"The teacher is right on {accuracy:.1%} of the first {samples} validation samples"
+    if accuracy <= min(2 * chance, (1 + chance) / 2):
         rank_zero_warn(
-            f"The teacher is right on {accuracy:.1%} of the first {samples} validation samples, near chance "
-            f"({chance:.1%}): are its weights loaded, and do its classes have the same order?"
+            f"{told}, near chance ({chance:.1%}): are its weights loaded, and do its classes have the same order?"
         )
+    elif samples >= 5 * classes:
+        counts = torch.zeros(classes, classes).index_put_((logits.argmax(1), labels), torch.ones(samples), True)
+        reordered = float(counts[linear_sum_assignment(counts, maximize=True)].sum()) / samples
+        if 1 - reordered < (1 - accuracy) / 2:
+            rank_zero_warn(
+                f"{told}, and on {reordered:.1%} with its classes in another order: do its classes have the same order?"
+            )

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from kdlab.outputs.task_format import TaskFormat
+
 MOST = 256
 """The number of values of one term that are kept before they are summed."""
 
@@ -21,8 +23,8 @@ class LossLog:
 
     def __init__(self) -> None:
         self._terms: dict[str, list[tuple[Tensor, float]]] = {}  # of each step value and weight
-        self._right: dict[str, list[Tensor]] = {}
-        self._sums: dict[str, tuple[Tensor | float, int]] = {}
+        self._right: dict[str, list[tuple[Tensor, Tensor | None]]] = {}
+        self._sums: dict[str, tuple[Tensor | float, Tensor | int]] = {}
         self._in_step: set[str] = set()
 
     def add(
@@ -32,20 +34,27 @@ class LossLog:
         logits: Mapping[str, Tensor],
         target: Tensor,
         same_step: bool = False,
+        form: TaskFormat | None = None,
+        ignore: int | None = None,
     ) -> None:
         """Add the terms (value, weight) of one forward, and whether each student's logits are right.
 
         ``same_step``: the forward belongs to the last step, in which networks are updated one after another: a step's
-        terms are summed.
+        terms are summed. ``form``: what logits and targets mean; accuracies are of class indices alone, those that are
+        ``ignore`` left out.
         """
         if not same_step:
             if len(self._terms.get("", ())) == MOST:
                 self._sum()
             self._in_step.clear()
-            if target.dim() == 1 and not target.is_floating_point():
+            if form is not None and form.has_classes and not target.is_floating_point():
+                labels = target.flatten()
                 for name, own in logits.items():
-                    if own.dim() == 2:
-                        self._right.setdefault(f"train/{name}_accuracy", []).append(own.argmax(1) == target)
+                    rows = own if own.dim() == 2 else form.rows(own)
+                    if len(rows) == len(labels):
+                        counted = None if ignore is None else labels != ignore
+                        right = rows.argmax(1) == labels, counted
+                        self._right.setdefault(f"train/{name}_accuracy", []).append(right)
         for name, (value, weight) in {"": (total, 1.0), **terms}.items():
             steps = self._terms.setdefault(name, [])
             if name in self._in_step:
@@ -62,11 +71,12 @@ class LossLog:
                 self._note(f"loss/{name}_weighted", (values * values.new_tensor(weights)).sum(), len(steps))
                 self._note(f"weight/{name}", sum(weights), len(steps))
         for key, right in self._right.items():
-            both = torch.cat(right)
-            self._note(key, both.sum(), len(both))
+            both = torch.cat([hits for hits, _ in right])
+            counts = [counted for _, counted in right if counted is not None]
+            self._note(key, both.sum(), torch.cat(counts).sum() if counts else len(both))
         self._terms, self._right = {}, {}
 
-    def _note(self, key: str, value: Tensor | float, count: int) -> None:
+    def _note(self, key: str, value: Tensor | float, count: Tensor | int) -> None:
         total, before = self._sums.get(key, (None, 0))
         self._sums[key] = value if total is None else total + value, before + count
 

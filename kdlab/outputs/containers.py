@@ -59,6 +59,11 @@ class Batch(NamedTuple):
             f"not {form_of(raw)}."
         )
 
+    @property
+    def mask(self) -> Tensor | None:
+        """Return the attention mask of the inputs, (B, L), if they are a mapping that has one."""
+        return self.inputs.get("attention_mask") if isinstance(self.inputs, Mapping) else None
+
     def view(self, name: str) -> Tensor | Batch:
         """Return a view by name."""
         if name not in (self.views or {}):
@@ -79,10 +84,11 @@ class Outputs:
     """The outputs of one network on one view of the batch, as a loss reads them.
 
     Attributes:
-        logits: (B, K) class scores before softmax, or (B, L, V) for tokens.
+        logits: class scores before softmax. A loss gets (N, K), one row for every sample, token or pixel that counts;
+            networks may give (B, K, ...) or (B, ..., K), see :mod:`kdlab.outputs.task_format`.
         layers: the tapped layers' tensors, in the order in which the knowledge names them.
         embedding: (B, D), what enters the network's classifier (its last linear layer); ``None`` if it has none.
-        mask: (B, L), 1 where a token counts; ``None`` for images.
+        mask: (B, L), 1 where a token counts, the ``attention_mask`` of the inputs; ``None`` if they have none.
         index: (B,) int64, the position of every sample in its data set; ``None`` if the loader gives none.
         names: the tapped layers' names, for messages.
         views: outputs on further views of the same samples, by name, from the same forward.

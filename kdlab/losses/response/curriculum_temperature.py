@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from kdlab.errors import InputError
 from kdlab.losses.checks import at_least
 from kdlab.losses.functional import full_precision
-from kdlab.losses.response.logits import needs_of, views_of
+from kdlab.losses.response.logits import kinds_of, needs_of, views_of
 from kdlab.losses.response.soft_targets import SoftTargets
 from kdlab.outputs import Outputs
+from kdlab.outputs.task_format import Kind
 
 
 class CurriculumTemperature(nn.Module):
@@ -72,6 +73,11 @@ class CurriculumTemperature(nn.Module):
     def needs(self) -> tuple[str, ...]:
         """Return the inputs that the wrapped loss needs."""
         return needs_of(self.loss)
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """Return the kinds of targets that the wrapped loss is right for."""
+        return kinds_of(self.loss)
 
     @property
     def views(self) -> tuple[str, ...]:

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from kdlab.losses.checks import at_least, class_labels
 from kdlab.losses.functional import full_precision
-from kdlab.losses.response.logits import PerSample, binary_divergence, divergence, sample_logits, split
+from kdlab.losses.response.logits import PerSample, divergence, sample_logits, split
 from kdlab.outputs import Outputs
+from kdlab.outputs.task_format import bernoulli_kl
 
 
 class DKD(PerSample):
@@ -64,7 +65,7 @@ class DKD(PerSample):
         labels = class_labels(target, student_logits)
         student_odds, student_others = split(student_logits / self.temperature, labels)
         teacher_odds, teacher_others = split(teacher_logits / self.temperature, labels)
-        parts = self.alpha * binary_divergence(student_odds, teacher_odds) + self.beta * divergence(
+        parts = self.alpha * bernoulli_kl(student_odds, teacher_odds) + self.beta * divergence(
             student_others, teacher_others
         )
         return parts * self.temperature**2

@@ -10,6 +10,12 @@ from kdlab.errors import InputError
 from kdlab.losses.checks import same_logits
 from kdlab.losses.functional import full_precision
 from kdlab.outputs import Outputs
+from kdlab.outputs.task_format import ALL_KINDS, CLASSES, Kind
+
+ONE_CLASS = (
+    "One class has probability 1 whatever its logit: compare at least 2 classes, or use a task loss for one logit, "
+    "such as torch.nn.BCEWithLogitsLoss."
+)
 
 
 class PerSample(nn.Module):
@@ -25,17 +31,19 @@ class PerSample(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define per_sample().")
 
 
-def sample_logits(student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
+def sample_logits(student: Outputs, teacher: Outputs, least: int = 2) -> tuple[Tensor, Tensor]:
     """Return the logits (B, K) of both sides, the teacher's detached.
 
     Raises:
-        InputError: they are not of one shape (B, K), or the batch is empty.
+        InputError: they are not of one shape (B, K), K is below ``least``, or the batch is empty.
     """
     same_logits(student, teacher)
     if student.logits.dim() != 2:
         raise InputError(f"This loss needs logits (B, K), one row for each sample, not {tuple(student.logits.shape)}.")
     if not student.logits.numel():
         raise InputError("The batch has no sample to compare: drop empty batches.")
+    if student.logits.shape[1] < least:
+        raise InputError(ONE_CLASS)
     return student.logits, teacher.logits.detach()
 
 
@@ -63,16 +71,15 @@ def split(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return logits.gather(1, labels[:, None]).squeeze(1) - others.logsumexp(1), others
 
 
-def binary_divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the KL divergence of Bernoulli distributions given as log-odds (B,), teacher first: (B,)."""
-    # log p = logsigmoid(u) and log(1 - p) = logsigmoid(-u) stay finite where p is 0 or 1.
-    yes = torch.sigmoid(teacher) * (F.logsigmoid(teacher) - F.logsigmoid(student))
-    return yes + torch.sigmoid(-teacher) * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
-
-
 def needs_of(loss: nn.Module) -> tuple[str, ...]:
     """Return the inputs that a wrapped loss needs."""
     return tuple(getattr(loss, "needs", ()))
+
+
+def kinds_of(loss: nn.Module) -> tuple[Kind, ...]:
+    """Return the kinds of targets that a loss is right for: as it declares, else classes alone if it reads logits."""
+    declared: tuple[Kind, ...] | None = getattr(loss, "kinds", None)
+    return declared or (CLASSES if {"logits", "classes"} & set(needs_of(loss)) else ALL_KINDS)
 
 
 def views_of(loss: nn.Module) -> tuple[str, ...]:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from kdlab.errors import InputError
 from kdlab.losses.functional import full_precision
 from kdlab.losses.response.labels import Labels
-from kdlab.losses.response.logits import needs_of, views_of
+from kdlab.losses.response.logits import kinds_of, needs_of, views_of
 from kdlab.outputs import Outputs
+from kdlab.outputs.task_format import Kind
 
 
 class OnView(nn.Module):
@@ -59,6 +60,11 @@ class OnView(nn.Module):
     def needs(self) -> tuple[str, ...]:
         """Return the inputs that the wrapped loss needs, and views."""
         return tuple(dict.fromkeys((*needs_of(self.loss), "views")))
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """Return the kinds of targets that the wrapped loss is right for."""
+        return kinds_of(self.loss)
 
     @property
     def views(self) -> tuple[str, ...]:

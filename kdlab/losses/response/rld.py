@@ -8,8 +8,9 @@ from torch import Tensor
 
 from kdlab.losses.checks import at_least, class_labels
 from kdlab.losses.functional import full_precision
-from kdlab.losses.response.logits import PerSample, binary_divergence, divergence, sample_logits, split
+from kdlab.losses.response.logits import PerSample, divergence, sample_logits, split
 from kdlab.outputs import Outputs
+from kdlab.outputs.task_format import bernoulli_kl
 
 
 class RLD(PerSample):
@@ -70,7 +71,7 @@ class RLD(PerSample):
         labels = class_labels(target, student_logits)
         student_odds, _ = split(student_logits / self.confidence_temperature, labels)
         teacher_odds, _ = split(teacher_logits / self.confidence_temperature, teacher_logits.argmax(1))
-        confidence = binary_divergence(student_odds, teacher_odds) * self.confidence_temperature**2
+        confidence = bernoulli_kl(student_odds, teacher_odds) * self.confidence_temperature**2
         # Finite, so that where no class is left both are uniform and the divergence is 0, not NaN.
         not_below = teacher_logits >= teacher_logits.gather(1, labels[:, None])
         q, p = (

@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from kdlab.errors import InputError
 from kdlab.losses.checks import at_least, same_logits
+from kdlab.losses.context import Context
 from kdlab.losses.functional import full_precision, kl_divergence
-from kdlab.losses.response.logits import divergence, sample_logits
+from kdlab.losses.response.logits import ONE_CLASS, sample_logits
 from kdlab.outputs import Outputs
+from kdlab.outputs.task_format import ALL_KINDS, Kind, TaskFormat, task_format
 
 
 class SoftTargets(nn.Module):
@@ -19,8 +21,11 @@ class SoftTargets(nn.Module):
     .. math:: L = T^2 \, \frac{1}{N} \sum_{n=1}^{N} \sum_{k=1}^{K} p_{nk} \log \frac{p_{nk}}{q_{nk}}, \qquad
               p = \mathrm{softmax}(z^t / T), \quad q = \mathrm{softmax}(z^s / T)
 
-    Summed over classes and averaged over every other position n (samples, or tokens where the student's mask is 1).
-    0 when both give the same probabilities. Computed in float32, or in float64 for float64 logits.
+    Summed over classes and averaged over every other position n: samples, or tokens and pixels whose label is not
+    ignored and whose mask is 1. 0 when both give the same probabilities. For one logit, or one a label, it is the
+    divergence of Bernoulli distributions with sigmoids in place of the softmax, summed over the labels; for regression
+    the mean squared difference, without T. Which one holds follows from the task loss (``Context.form``); used alone
+    the loss takes logits as class scores. Computed in float32, or in float64 for float64 logits.
 
     Recipe: CIFAR-100 (RepDistiller) T = 4, weight 0.9, with weight 0.1 on the labels; ImageNet (mdistiller) T = 1,
     weights 0.5 and 0.5.
@@ -33,8 +38,9 @@ class SoftTargets(nn.Module):
             (:class:`~kdlab.teaching.Leader`).
 
     Shapes:
-        logits: (B, K), or (B, L, V) with an optional mask (B, L); the same for both networks.
-        target: not used.
+        logits: (B, K); or (B, K, ...) or (B, ..., K), with class indices (B, ...) or a mask of that shape that show
+            which axis is the class axis. The same for both networks.
+        target: not used but for this.
 
     Raises:
         InputError: a number out of range; the networks differ in classes or positions; the mask excludes all positions.
@@ -51,6 +57,7 @@ class SoftTargets(nn.Module):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("logits",)
+    kinds: ClassVar[tuple[Kind, ...]] = ALL_KINDS[:-1]
     recipe_weight: ClassVar[float] = 0.9
 
     def __init__(self, temperature: float = 4.0, floor: float = 0.0, teacher_gradient: bool = False) -> None:
@@ -58,21 +65,33 @@ class SoftTargets(nn.Module):
         self.temperature = at_least("temperature", temperature, 0, strictly=True)
         self.floor = at_least("floor", floor, 0)
         self.teacher_gradient = teacher_gradient
+        self.form = TaskFormat()
+
+    def setup(self, context: Context) -> None:
+        """Take the form of the divergence from the task."""
+        self.form = context.form
+        if not self.form.has_classes and (self.floor or self.teacher_gradient):
+            raise InputError("floor and teacher_gradient are for class probabilities alone.")
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         """Return the divergence, a scalar; gradient to the student, and to the teacher with ``teacher_gradient``."""
         same_logits(student, teacher)
-        # The mask of sequence logits (B, K) is over the input tokens, not over these logits.
-        mask = student.mask if student.logits.dim() == 3 else None
-        if mask is not None and mask.shape != student.logits.shape[:2]:
-            raise InputError(f"The mask {tuple(mask.shape)} does not fit token logits {tuple(student.logits.shape)}.")
+        if student.logits.dim() > 2:
+            form = task_format(None, student.logits, target, student.mask)
+            student, teacher, target = form.select(student, teacher, target)
+        if not self.form.has_classes:
+            return self.per_sample(student, teacher, target).mean()
+        if student.logits.shape[1] < 2:
+            raise InputError(ONE_CLASS)
         target_logits = teacher.logits if self.teacher_gradient else teacher.logits.detach()
-        return kl_divergence(student.logits, target_logits, self.temperature, mask, self.floor)
+        return kl_divergence(student.logits, target_logits, self.temperature, floor=self.floor)
 
     @full_precision
     def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         """Return the divergence for every sample, (B,), of logits (B, K) only."""
         if self.floor or self.teacher_gradient:
             raise InputError("Teacher weights for each sample do not support floor and teacher_gradient.")
-        return divergence(*sample_logits(student, teacher), self.temperature) * self.temperature**2
+        pair = sample_logits(student, teacher, least=2 if self.form.has_classes else 1)
+        value = self.form.divergence(*pair, self.temperature)
+        return value if self.form.kind == "regression" else value * self.temperature**2

@@ -5,7 +5,8 @@ import torch
 
 from kdlab import losses
 from kdlab.errors import InputError
-from kdlab.losses.response.logits import binary_divergence, divergence, soft_cross_entropy, split
+from kdlab.losses.response.logits import divergence, soft_cross_entropy, split
+from kdlab.outputs.task_format import bernoulli_kl
 from kdlab.outputs import Outputs
 from tests.losses.slow import draw, kl, softmax
 
@@ -72,7 +73,7 @@ def test_log_odds_and_the_others():
 
 def test_sure_decisions_have_a_finite_divergence():
     odds = torch.tensor([300.0, -300.0], requires_grad=True)
-    value = binary_divergence(odds, torch.tensor([-300.0, 300.0]))
+    value = bernoulli_kl(odds, torch.tensor([-300.0, 300.0]))
     value.sum().backward()
     assert value.tolist() == [300.0, 300.0]
     assert odds.grad.tolist() == [1.0, -1.0]
