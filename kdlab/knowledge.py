@@ -182,10 +182,6 @@ class Knowledge(Callback):
         if teacher is None or (not isinstance(weight, Tensor) and weight == 0):
             return None
         target = student.targets(batch)
-        if self.form is not None:
-            student, teacher, target = self.form.select(student, teacher, target)
-            if not len(student.logits):
-                return student.logits.sum() * 0  # no position counts
         if teacher.index is None and student.index is not None:
             teacher = replace(teacher, index=student.index)
         student, teacher = student.only(self.student_layers), teacher.only(self.teacher_layers)
@@ -195,8 +191,13 @@ class Knowledge(Callback):
         if isinstance(weight, Tensor):
             members = tuple((outputs, share * weight) for outputs, share in members or ((teacher, 1.0),))
             weight = 1.0
+        teacher = replace(teacher, members=members) if members else teacher
+        if self.form is not None:
+            student, teacher, target = self.form.select(student, teacher, target)
+            if not len(student.logits):
+                return student.logits.sum() * 0  # no position counts
         if members:
-            value = _sample_by_sample(loss, student, replace(teacher, members=members), target)
+            value = _sample_by_sample(loss, student, teacher, target)
         else:
             forward = loss if self._wide else partial(_in_full_precision, loss)
             value = forward(student, teacher, target)

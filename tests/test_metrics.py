@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from kdlab.errors import InputError
 from kdlab.metrics import Cohort, StudentVersusTeacher
+from kdlab.outputs.task_format import TaskFormat
 
 
 def logits(seed: int, size: int = 23, classes: int = 4) -> Tensor:
@@ -73,12 +75,108 @@ def test_metrics_are_neither_parameters_nor_in_the_state_dict() -> None:
     assert not list(metrics.parameters())
 
 
-def test_token_logits() -> None:
-    student, teacher, target = logits(0, 24), logits(1, 24), torch.arange(24) % 4
+@pytest.mark.parametrize("axis", [1, 2])
+def test_token_logits(axis: int) -> None:
+    student, teacher, target = logits(0, 30), logits(1, 30), torch.arange(30) % 4
     metrics = StudentVersusTeacher()
-    metrics.update(student.view(6, 4, 4), teacher.view(6, 4, 4), target.view(6, 4))
+    both = [value.view(6, 5, 4).movedim(2, axis) for value in (student, teacher)]
+    metrics.update(*both, target.view(6, 5))
     values = {name: float(value) for name, value in metrics.compute().items()}
     assert values == pytest.approx(reference(student, teacher, target), abs=1e-6)
+
+
+def test_square_logits_need_the_axis_of_the_task() -> None:
+    student, teacher, target = logits(0, 24), logits(1, 24), torch.arange(24) % 4
+    both = [value.view(6, 4, 4) for value in (student, teacher)]
+    metrics = StudentVersusTeacher()
+    with pytest.raises(InputError, match="class axis"):
+        metrics.update(*both, target.view(6, 4))
+    metrics.update(*both, target.view(6, 4), TaskFormat("classes", -1))
+    values = {name: float(value) for name, value in metrics.compute().items()}
+    assert values == pytest.approx(reference(student, teacher, target), abs=1e-6)
+
+
+def test_ignored_labels_and_masked_positions_do_not_count() -> None:
+    student, teacher, target = logits(0, 30), logits(1, 30), torch.arange(30) % 4
+    ignored, masked = torch.arange(30) % 3 == 0, torch.arange(30) % 5 == 0
+    labels = torch.where(ignored, -100, target)
+    metrics = StudentVersusTeacher()
+    metrics.update(
+        student.view(6, 5, 4),
+        teacher.view(6, 5, 4),
+        labels.view(6, 5),
+        TaskFormat("classes", -1, -100),
+        (~masked).long().view(6, 5),
+    )
+    values = {name: float(value) for name, value in metrics.compute().items()}
+    rows = ~ignored & ~masked
+    assert values == pytest.approx(reference(student[rows], teacher[rows], target[rows]), abs=1e-6)
+
+
+def test_a_batch_without_labels_adds_nothing() -> None:
+    metrics = StudentVersusTeacher()
+    metrics.update(logits(0), logits(1), torch.full((23,), -100))
+    assert not metrics.compute()
+
+
+def test_one_logit_against_plain_loops() -> None:
+    student, teacher = logits(0, 40, 1), logits(1, 40, 1)
+    target = (torch.arange(40) % 3 == 0).float()[:, None]
+    metrics = StudentVersusTeacher()
+    metrics.update(student, teacher, target, TaskFormat("binary", 1))
+    values = {name: float(value) for name, value in metrics.compute().items()}
+    p, q = ([1 / (1 + math.exp(-float(z))) for z in side] for side in (teacher.double(), student.double()))
+    kl = sum(a * math.log(a / b) + (1 - a) * math.log((1 - a) / (1 - b)) for a, b in zip(p, q, strict=True)) / 40
+    hits = [float((b > 0.5) == bool(y)) for b, y in zip(q, target, strict=True)]
+    same = [float((a > 0.5) == (b > 0.5)) for a, b in zip(p, q, strict=True)]
+    assert values["kl_to_teacher"] == pytest.approx(kl, abs=1e-6)
+    assert values["student_accuracy"] == pytest.approx(sum(hits) / 40)
+    assert values["agreement"] == pytest.approx(sum(same) / 40)
+    assert {"student_ece", "teacher_accuracy", "gap", "retention"} <= values.keys()
+
+
+def test_several_labels_against_plain_loops() -> None:
+    student, teacher = logits(0, 40, 3), logits(1, 40, 3)
+    target = (logits(2, 40, 3) > 0).float()
+    metrics = StudentVersusTeacher()
+    metrics.update(student, teacher, target, TaskFormat("multilabel", 1))
+    values = {name: float(value) for name, value in metrics.compute().items()}
+    p, q = teacher.double().sigmoid(), student.double().sigmoid()
+    kl = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum(1).mean()
+    chosen, right = student > 0, target.bool()
+    f1 = [2 * (chosen & right)[:, k].sum() / (chosen[:, k].sum() + right[:, k].sum()) for k in range(3)]
+    assert values["kl_to_teacher"] == pytest.approx(float(kl), abs=1e-6)
+    assert values["student_accuracy"] == pytest.approx(float((chosen == right).float().mean()))
+    assert values["student_f1"] == pytest.approx(float(sum(f1)) / 3)
+    assert values["agreement"] == pytest.approx(float((chosen == (teacher > 0)).float().mean()))
+    assert "student_ece" not in values
+
+
+def test_regression_reports_no_accuracy() -> None:
+    student, teacher, target = logits(0, 40, 2), logits(1, 40, 2), logits(2, 40, 2)
+    metrics = StudentVersusTeacher()
+    metrics.update(student, teacher, target, TaskFormat("regression", 1))
+    values = {name: float(value) for name, value in metrics.compute().items()}
+    pairs = {"student_mse": (student, target), "teacher_mse": (teacher, target), "mse_to_teacher": (student, teacher)}
+    assert values == pytest.approx({name: float(((a - b) ** 2).mean()) for name, (a, b) in pairs.items()})
+
+
+def test_soft_labels_count_their_most_probable_class() -> None:
+    student, teacher, target = logits(0), logits(1), logits(2).softmax(-1)
+    metrics = StudentVersusTeacher()
+    metrics.update(student, teacher, target, TaskFormat("soft", 1))
+    values = {name: float(value) for name, value in metrics.compute().items()}
+    expected = reference(student, teacher, target.argmax(-1))
+    assert values == pytest.approx({name: expected[name] for name in expected if name != "student_ece"}, abs=1e-6)
+
+
+def test_no_retention_of_a_teacher_that_is_never_right() -> None:
+    metrics = StudentVersusTeacher()
+    metrics.update(torch.eye(3), torch.eye(3).roll(1, 1), torch.arange(3))
+    values = metrics.compute()
+    assert values["teacher_accuracy"] == 0
+    assert values["gap"] == -1
+    assert "retention" not in values
 
 
 def test_half_precision_is_computed_in_full_precision() -> None:

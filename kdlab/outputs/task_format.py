@@ -167,7 +167,7 @@ def task_format(
     ``ignore_index`` as attributes; what it does not declare is inferred from dtype and shapes.
 
     Args:
-        task: the task loss; ``None`` to go by the shapes alone.
+        task: the task loss; ``None`` for class scores, whose axis the shapes show.
         logits: (B, K), (B, K, ...) or (B, ..., K); (B,) or (B, 1) for one logit.
         target: the targets of the same batch; ``None`` if there are none, as in prediction.
         mask: 1 at the positions that count, if there are several a sample.
@@ -181,9 +181,9 @@ def task_format(
         raise InputError(f"{type(task).__name__}.target_kind must be one of {ALL_KINDS}, not {declared!r}.")
     if declared is None:
         given = target is not None and not target.is_floating_point() and target.shape != logits.shape
-        declared = "classes" if given else "other"
+        declared = "classes" if given or task is None else "other"
     kind = declared
-    if kind == "classes" and target is not None and target.is_floating_point():
+    if kind == "classes" and target is not None and target.is_floating_point() and target.shape == logits.shape:
         kind = "soft"
     if kind == "binary" and logits.dim() > 1 and logits.shape[1] > 1:
         kind = "multilabel"

@@ -1,12 +1,19 @@
-"""What validation and test remember of a frozen teacher."""
+"""Validation and test: losses over whole data sets, several loaders, remembered teachers."""
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
+from kdlab import Distiller
 from kdlab.modules.evaluation import RememberedLogits
+from tests.modules.tiny import trainer
 
 
 def not_again() -> Tensor:
@@ -19,3 +26,105 @@ def test_flipped_and_reordered_inputs_are_other_inputs() -> None:
         logits = torch.full((4, 3), float(number))
         assert torch.equal(remembered.look(inputs, logits.clone), logits)
     assert torch.equal(remembered.look(x.clone(), not_again), torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.bool, torch.bfloat16, torch.float64])
+def test_one_changed_number_is_another_input(kind: torch.dtype) -> None:
+    remembered, x = RememberedLogits(), torch.randint(0, 2, (4, 5)).to(kind)
+    remembered.look(x, lambda: torch.zeros(4, 3))
+    x[3, 4] = not x[3, 4]
+    assert torch.equal(remembered.look(x, lambda: torch.ones(4, 3)), torch.ones(4, 3))
+
+
+def test_every_part_of_a_mapping_counts() -> None:
+    remembered, ids = RememberedLogits(), torch.arange(6).reshape(2, 3)
+    parts = ({"mask": torch.ones(2, 3), "ids": ids + number} for number in range(3))
+    for number, inputs in enumerate(parts):
+        logits = torch.full((2, 4), float(number))
+        assert torch.equal(remembered.look(inputs, logits.clone), logits)
+    assert torch.equal(remembered.look({"mask": torch.ones(2, 3), "ids": ids}, not_again), torch.zeros(2, 4))
+
+
+def test_inputs_of_one_number_a_sample() -> None:
+    assert torch.equal(RememberedLogits().look(torch.arange(3), lambda: torch.zeros(3, 2)), torch.zeros(3, 2))
+
+
+def test_inputs_that_are_no_tensors_are_computed_each_time() -> None:
+    remembered = RememberedLogits()
+    remembered.look({"text": ["a"]}, lambda: torch.zeros(1, 2))
+    assert torch.equal(remembered.look({"text": ["b"]}, lambda: torch.ones(1, 2)), torch.ones(1, 2))
+
+
+def loader(x: Tensor, y: Tensor, size: int = 16) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(x, y), batch_size=size)
+
+
+@pytest.mark.parametrize("size", [100, 25, 7])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_val_loss_is_that_of_the_whole_set(weighted: bool, smoothing: float, size: int) -> None:
+    x, y, net = torch.randn(100, 6), torch.arange(100) // 90, nn.Linear(6, 2)
+    y[:30] = -100  # whole batches of ignored labels
+    weight = torch.tensor([1.0, 9.0]) if weighted else None
+    task = nn.CrossEntropyLoss(weight=weight, label_smoothing=smoothing)
+    (values,) = trainer(limit_val_batches=1.0).validate(Distiller(net, task=task), loader(x, y, size), verbose=False)
+    assert values["val/loss"] == pytest.approx(task(net(x), y).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_val_loss_of_a_summed_task_is_its_mean(reduction: str) -> None:
+    x, y, net = torch.randn(30, 6), torch.randn(30, 2), nn.Linear(6, 2)
+    module = Distiller(net, task=nn.MSELoss(reduction=reduction))
+    (values,) = trainer(limit_val_batches=1.0).validate(module, loader(x, y, 8), verbose=False)
+    assert values["val/loss"] == pytest.approx(F.mse_loss(net(x), y).item(), rel=1e-5)
+
+
+def test_val_loss_of_soft_labels() -> None:
+    x, y, net = torch.randn(30, 6), torch.randn(30, 4).softmax(1), nn.Linear(6, 4)
+    (values,) = trainer(limit_val_batches=1.0).validate(Distiller(net), loader(x, y, 8), verbose=False)
+    assert values["val/loss"] == pytest.approx(F.cross_entropy(net(x), y).item(), rel=1e-5)
+    assert values["val/student_accuracy"] == pytest.approx((net(x).argmax(1) == y.argmax(1)).float().mean().item())
+
+
+@pytest.mark.parametrize("stage", ["val", "test"])
+def test_each_loader_has_values_of_its_own(stage: str) -> None:
+    x, net = torch.randn(64, 8), nn.Linear(8, 3)
+    loaders = [loader(x, (net(x).argmax(1) + shift) % 3) for shift in (0, 1)]
+    run = trainer(limit_val_batches=1.0)
+    (run.validate if stage == "val" else run.test)(Distiller(net, nn.Linear(8, 3)), loaders, verbose=False)
+    values = {name: float(value) for name, value in run.callback_metrics.items()}
+    assert values[f"{stage}/student_accuracy/dataloader_idx_0"] == 1
+    assert values[f"{stage}/student_accuracy/dataloader_idx_1"] == 0
+    losses = [F.cross_entropy(net(x), (net(x).argmax(1) + shift) % 3).item() for shift in (0, 1)]
+    assert [values[f"{stage}/loss/dataloader_idx_{number}"] for number in (0, 1)] == pytest.approx(losses, rel=1e-5)
+    assert all("dataloader_idx" in name for name in values)
+
+
+def sanity_warnings(teacher: Tensor, labels: Tensor) -> list[str]:
+    """What a fit warns of the teacher whose logits are the inputs."""
+    net = nn.Linear(teacher.shape[1], teacher.shape[1])
+    data = loader(teacher, labels, 50)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer(limit_val_batches=1.0, num_sanity_val_steps=-1, max_steps=1).fit(
+            Distiller(net, nn.Identity()), data, data
+        )
+    return [str(warning.message) for warning in caught if "teacher is right" in str(warning.message)]
+
+
+def test_a_teacher_whose_classes_are_reordered_is_noticed() -> None:
+    labels = torch.arange(200) % 10
+    assert not sanity_warnings(9 * F.one_hot(labels).float(), labels)
+    order = torch.tensor([0, 1, 3, 4, 5, 6, 7, 8, 9, 2])  # right on two of ten classes, twice chance
+    (text,) = sanity_warnings(9 * F.one_hot(order[labels]).float(), labels)
+    assert "20.0%" in text
+    order = torch.tensor([0, 1, 2, 3, 4, 6, 7, 8, 9, 5])
+    (text,) = sanity_warnings(9 * F.one_hot(order[labels]).float(), labels)
+    assert "on 100.0% with its classes in another order" in text
+
+
+def test_a_good_teacher_of_two_classes_is_not_near_chance() -> None:
+    labels = torch.arange(200) % 2
+    wrong = torch.arange(200) % 20 == 0
+    assert not sanity_warnings(9 * F.one_hot(labels ^ wrong.long()).float(), labels)
+    assert sanity_warnings(9 * F.one_hot(1 - labels).float(), labels)

@@ -6,8 +6,8 @@ import torch
 from kdlab import losses
 from kdlab.errors import InputError
 from kdlab.losses.response.logits import divergence, soft_cross_entropy, split
-from kdlab.outputs.task_format import bernoulli_kl
 from kdlab.outputs import Outputs
+from kdlab.outputs.task_format import bernoulli_kl
 from tests.losses.slow import draw, kl, softmax
 
 LABELS = torch.tensor([0, 4, 2, 1, 3, 0])

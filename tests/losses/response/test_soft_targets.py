@@ -26,8 +26,16 @@ def test_value(temperature):
 
 def test_tokens_are_averaged_over_batch_and_length():
     student, teacher = draw(3, 4, 5, seed=1), draw(3, 4, 5, seed=2)
-    loss = SoftTargets(2.0)(Outputs(student), Outputs(teacher), NO_TARGET)
+    labels = torch.zeros(3, 4)
+    loss = SoftTargets(2.0)(Outputs(student), Outputs(teacher), labels)
     assert loss.item() == pytest.approx(slow(student.flatten(0, 1), teacher.flatten(0, 1), 2.0), rel=1e-12)
+
+
+def test_the_labels_show_the_class_axis():
+    student, teacher = draw(3, 5, 4, seed=1), draw(3, 5, 4, seed=2)
+    loss = SoftTargets(2.0)(Outputs(student), Outputs(teacher), torch.zeros(3, 4))
+    rows = [x.transpose(1, 2).flatten(0, 1) for x in (student, teacher)]
+    assert loss.item() == pytest.approx(slow(*rows, 2.0), rel=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float32])
@@ -57,8 +65,10 @@ def test_token_mask_is_ignored_for_sequence_logits():
         (torch.zeros(2, 3), torch.zeros(2, 5), None, ["3 classes", "5"]),
         (torch.zeros(2, 3), torch.zeros(1, 3), None, ["(2, 3)", "(1, 3)"]),
         (torch.zeros(2, 3), torch.zeros(2, 1, 3), None, ["(2, 1, 3)"]),
-        (torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4), None, ["(B, K)"]),
-        (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), torch.ones(2, 4), ["mask (2, 4)"]),
+        (torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4), None, ["class axis", "neither"]),
+        (torch.zeros(2, 3, 3), torch.zeros(2, 3, 3), torch.ones(2, 3), ["class axis", "both"]),
+        (torch.zeros(2, 1), torch.zeros(2, 1), None, ["One class"]),
+        (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), torch.ones(2, 5), ["class axis", "neither"]),
         (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), torch.zeros(2, 3), ["no position"]),
         (torch.zeros(0, 3), torch.zeros(0, 3), None, ["no position"]),
     ],
