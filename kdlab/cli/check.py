@@ -52,6 +52,8 @@ def _check(arguments: list[str]) -> None:
     console.print(titled_table("Parts", ("part", "class", *numbers), parts(module), numbers))
     console.print(titled_table("What the losses see", ("network", "layer", "shape"), taps))
     console.print(titled_table("Loss terms on the first samples", ("term", "loss", *values), terms(module), values))
+    if module.form is not None:
+        console.print(f"Targets: {module.form.description}.", highlight=False)
     if isinstance(module, CoTrainer):
         names, teaching = ", ".join(module.names), type(module.teaching).__name__
         console.print(f"Students: {names}. Teaching: {teaching}. Deployed: {module.deploy}.", highlight=False)

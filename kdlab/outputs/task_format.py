@@ -28,6 +28,16 @@ KINDS: tuple[tuple[tuple[type[nn.Module], ...], Kind], ...] = (
 """What targets torch's own losses take; all have the class axis 1."""
 
 
+DESCRIPTIONS: dict[Kind, str] = {
+    "classes": "class indices",
+    "soft": "class probabilities",
+    "binary": "binary, one logit a position (Bernoulli KL)",
+    "multilabel": "several labels (Bernoulli KL, summed over them)",
+    "regression": "regression (squared differences)",
+    "other": "unknown (the task loss alone is reported; it may declare target_kind)",
+}
+
+
 class TaskFormat(NamedTuple):
     """What the outputs of a network mean, for losses and metrics alike.
 
@@ -41,6 +51,14 @@ class TaskFormat(NamedTuple):
     kind: Kind = "classes"
     axis: int = -1
     ignore_index: int | None = None
+
+    @property
+    def description(self) -> str:
+        """Return the format as text."""
+        axis = "" if self.kind == "binary" else f", over axis {self.axis} of the logits"
+        return f"{DESCRIPTIONS[self.kind]}{axis}" + (
+            f"; label {self.ignore_index} is ignored" if self.ignore_index is not None else ""
+        )
 
     @property
     def has_classes(self) -> bool:
@@ -164,7 +182,8 @@ def task_format(
     """Return the format that a task loss, its logits and its targets have.
 
     torch's own losses have the class axis 1. Another loss may declare ``target_kind``, ``class_axis`` and
-    ``ignore_index`` as attributes; what it does not declare is inferred from dtype and shapes.
+    ``ignore_index`` as attributes; what it does not declare is inferred from dtype and shapes. A subclass of one of
+    torch's may declare another kind: BCEWithLogitsLoss on one-hot targets means several labels unless it is "soft".
 
     Args:
         task: the task loss; ``None`` for class scores, whose axis the shapes show.
