@@ -218,7 +218,7 @@ class Cohort(_Metrics):
         self._learners, self._deployed = tuple(learners), deployed
         form = form or task_format(None, next(iter(learners.values())), target, mask)
         outputs = {**learners, **others}
-        if len(learners) > 1 and "ensemble" not in outputs:
+        if len(learners) > 1 and "ensemble" not in outputs and form.kind != "other":
             outputs["ensemble"] = form.mean([*learners.values()])
         positions = _Positions(form, target, mask)
         rows = {name: positions.rows(logits) for name, logits in outputs.items()}

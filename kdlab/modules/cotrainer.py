@@ -144,7 +144,7 @@ class CoTrainer(DistillationModule):
         students = {name: seen[name].logits for name in self.names}
         others = {name: own.logits for name, own in seen.items() if name not in students and "@" not in name}
         form = task_format(self.task, students[self.names[0]], batch.target, batch.mask)
-        if len(students) > 1:
+        if len(students) > 1 and (form.kind != "other" or self.deploy == ENSEMBLE):
             others = {ENSEMBLE: form.mean([*students.values()]), **others}
         metrics.update(students, others, self.deploy, batch.target, form, batch.mask)
         if self.trainer.validating:

@@ -99,8 +99,8 @@ class TaskFormat(NamedTuple):
             count = len(target) if self.kind == "other" else target.numel() // target.shape[self.axis]
             return torch.tensor(count, device=target.device)
         counted = self.counted(target.numel(), target)
-        weights = getattr(task, "weight", None)
-        if self.kind != "classes" or not isinstance(weights, Tensor):
+        weights = task.weight if isinstance(task, (nn.CrossEntropyLoss, nn.NLLLoss)) else None
+        if self.kind != "classes" or weights is None:
             return counted.sum() if counted is not None else torch.tensor(target.numel(), device=target.device)
         labels = target.flatten() if counted is None else target.flatten()[counted]
         return weights[labels].double().sum()

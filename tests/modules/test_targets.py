@@ -231,6 +231,19 @@ def test_a_task_that_broadcasts_is_refused(knowledge: Any) -> None:
         logged(module, [(draw(8, 4), draw(8, seed=1))], limit_val_batches=0)
 
 
+def test_peers_with_a_task_of_an_unknown_kind() -> None:
+    class Own(nn.Module):
+        def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+            return (logits - target).abs().mean()
+
+    one, other = pair(lambda: nn.Linear(6, 2))
+    batch = (draw(8, 6), draw(8, 2, seed=1))
+    values = logged(CoTrainer({"one": one, "other": other}, task=Own(), optimizer=sgd), [batch])
+    assert {name for name in values if name.startswith("val/")} == {"val/loss"}
+    with pytest.raises(InputError, match="declare target_kind"):
+        logged(CoTrainer({"one": one, "other": other}, task=Own(), optimizer=sgd, deploy="ensemble"), [batch])
+
+
 def test_a_user_task_may_declare_its_kind() -> None:
     class Own(nn.Module):
         target_kind = "regression"
