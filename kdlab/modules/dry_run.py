@@ -54,6 +54,11 @@ def dry_run(module: Any, data: FirstBatch) -> DryRun:
     for name, own in knowledge.items():
         if not own.is_connected:
             raise InputError(f"Knowledge {name!r} needs a teacher, but none is given.")
+    if torch.is_inference_mode_enabled() or any(map(Tensor.is_inference, module.parameters())):
+        raise InputError(
+            "Weights made under torch.inference_mode() cannot be trained, nor can others under it: build the networks, "
+            "and call fit, outside of it."
+        )
     batch, result = data.few._replace(progress=Progress(0, 0, 1)), DryRun(data.batches)
     set_taps(plan, knowledge)
     values: dict[str, Tensor] = {}
@@ -85,6 +90,11 @@ def dry_run(module: Any, data: FirstBatch) -> DryRun:
                 constant[name] = torch.stack(every_step).sum()
         result.terms = {name: float(value.detach()) for name, value in values.items()}
         result.idle, result.resting = _without_gradient(module, values, constant)
+        if values and len(result.idle) == len(module.trainable()):
+            raise InputError(
+                "No term sends a gradient to any parameter: the networks run under torch.no_grad() or inference_mode(), "
+                "or everything that is compared is frozen."
+            )
     return result
 
 

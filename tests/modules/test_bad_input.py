@@ -66,6 +66,11 @@ def one(loss: nn.Module, student: Any = (), teacher: Any = (), weight: float = 1
     return {"mine": Knowledge(loss, weight, None, student, teacher)}
 
 
+def sharing(wrap: Callable[[nn.Module], nn.Module]) -> dict[str, Knowledge]:
+    loss = Hint()
+    return one(loss, ["hidden.0"]) | {"b": Knowledge(wrap(loss))}
+
+
 def mse_layers(s: Any, t: Any, y: Tensor) -> Tensor:
     return F.mse_loss(s.layers[0], t.layers[0])
 
@@ -210,7 +215,9 @@ def test_one_sentence_before_the_first_step(case: str, tmp_path: Any) -> None:
         (lambda: distiller(knowledge={"a.b": Knowledge(CosineLogits())}), "plain word.*not 'a.b'"),
         (lambda: distiller(knowledge={"keys": Knowledge(CosineLogits())}), "plain word.*not 'keys'"),
         (lambda: distiller(knowledge={"soft_weighted": Knowledge(CosineLogits())}), "plain word.*'soft_weighted'"),
-        (lambda: distiller(knowledge=dict.fromkeys("ab", Knowledge(CosineLogits()))), "'a' and 'b' are one object"),
+        (lambda: distiller(knowledge=dict.fromkeys("ab", Knowledge(CosineLogits()))), "'a' and 'b' share one object"),
+        (lambda: distiller(knowledge=sharing(lambda part: part)), "'mine' and 'b' share one object, a Hint"),
+        (lambda: distiller(knowledge=sharing(nn.Sequential)), "'mine' and 'b' share one object, a Hint"),
         (lambda: distiller(teacher=(net := network()), student=net), "The student and the teacher share"),
         (lambda: distiller(teacher=[]), "at least one network"),
     ],
