@@ -90,11 +90,8 @@ def dry_run(module: Any, data: FirstBatch) -> DryRun:
                 constant[name] = torch.stack(every_step).sum()
         result.terms = {name: float(value.detach()) for name, value in values.items()}
         result.idle, result.resting = _without_gradient(module, values, constant)
-        if values and len(result.idle) == len(module.trainable()):
-            raise InputError(
-                "No term sends a gradient to any parameter: the networks run under torch.no_grad() or inference_mode(), "
-                "or everything that is compared is frozen."
-            )
+        if module.trainable() and values and not any(value.requires_grad for value in values.values()):
+            raise InputError("No term has a gradient: networks run under torch.no_grad() or inference_mode().")
     return result
 
 
