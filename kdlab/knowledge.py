@@ -49,8 +49,8 @@ class Knowledge(Callback):
             backward pass.
         weight: factor of the loss, at least 0.
         schedule: a further factor as a function of epoch or step; ``None`` is 1.
-        student_layers: names of the student's layers that the loss reads, in its order (see ``kdlab layers MODEL``); one
-            call of a layer that runs several times in a forward is ``NAME@CALL``, from ``NAME@0`` on.
+        student_layers: names of the student's layers that the loss reads, in its order (see ``kdlab layers MODEL``).
+            The calls of a layer that runs several times in a forward are ``NAME@0``, ``NAME@1``, and so on.
         teacher_layers: the same for the teacher. One side given alone serves both.
         teachers: names of the teachers whose edges it uses; all edges if not given.
 

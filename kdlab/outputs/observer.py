@@ -219,8 +219,8 @@ def with_views(outputs: Outputs, batch: Batch, views: Sequence[str]) -> Outputs:
     for layer, value in zip(outputs.names, outputs.layers, strict=True):
         if value.shape[:1] != outputs.logits.shape[:1]:
             raise InputError(
-                f"Layer {layer!r} gives {tuple(value.shape)}, whose first dimension is not the samples, so it cannot be "
-                "split into views: tap another."
+                f"Layer {layer!r} gives {tuple(value.shape)}, whose first dimension is not the samples, so it cannot "
+                "be split into views: tap another."
             )
     first, *others = (
         outputs.map(lambda x, a=start, b=end: x[a:b])  # type: ignore[misc]

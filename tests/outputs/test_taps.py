@@ -12,7 +12,6 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models import resnet18
 
 from kdlab.errors import InputError
-
 from kdlab.members.fast_inference import Fast, FastObserver
 from kdlab.members.member import Learner
 from kdlab.outputs import Batch, Head, Observer, split_call
@@ -50,7 +49,7 @@ def test_each_call_of_a_repeated_layer(make: Callable[..., Observer]) -> None:
         make(network, [relu])(x)
     with pytest.raises(InputError, match=f"ran 2 times .* so '{relu}@2' is not one"):
         make(network, [f"{relu}@2"])(x)
-    with pytest.raises(InputError, match="'bn1' ran once .* so 'bn1@1' is not one output: tap 'bn1@0'"):
+    with pytest.raises(InputError, match=r"'bn1' ran once .* so 'bn1@1' is not one output: tap 'bn1@0'"):
         make(network, ["bn1@1"])(x)
     assert torch.equal(make(network, ["bn1@0"])(x).layers[0], make(network, ["bn1"])(x).layers[0])
 
@@ -188,7 +187,7 @@ def test_nested_tensors_are_refused() -> None:
             return self.fc(self.encoder(x, src_key_padding_mask=mask)[:, 0])
 
     x, layers = torch.randn(2, 3, 8), ["encoder.layers.0", "encoder.layers.0.linear1"]
-    with torch.no_grad(), pytest.raises(InputError, match="nested tensor, .*enable_nested_tensor=False"):
+    with torch.no_grad(), pytest.raises(InputError, match=r"nested tensor, .*enable_nested_tensor=False"):
         observe(Encoder(True).eval(), x, layers)
     network = Encoder(False).train()
     expected = observe(network, x, layers)
