@@ -78,8 +78,9 @@ class Projected(nn.Module):
         finally:
             self._kept.clear()
         features = map_of(value, self.layer, self.channels)
-        if self.size and features.shape[2:] != (size := tuple(map(min, features.shape[2:], self.size))):
-            features = F.adaptive_avg_pool2d(features, size)
+        if self.size:
+            height, width = map(min, features.shape[2:], self.size)
+            features = F.adaptive_avg_pool2d(features, (height, width))
         projection = self.projector(features)
         logits: Tensor = self.classifier(F.adaptive_avg_pool2d(projection, 1).flatten(1))
         return logits
