@@ -52,6 +52,7 @@ class Knowledge(Callback):
         weight: factor of the loss, at least 0.
         schedule: a further factor as a function of epoch or step; ``None`` is 1.
         student_layers: names of the student's layers that the loss reads, in its order (see ``kdlab layers MODEL``).
+            The calls of a layer that runs several times in a forward are ``NAME@0``, ``NAME@1``, and so on.
         teacher_layers: the same for the teacher. One side given alone serves both.
         teachers: names of the teachers whose edges it uses; all edges if not given.
 
@@ -211,7 +212,7 @@ class Knowledge(Callback):
             "student_layers": not layers and "layers of the student to read: set student_layers",
             "teacher_layers": not self.teacher_layers and "layers of the teacher to read: set teacher_layers",
             "embedding": (student.embedding is None and len(layers) != 1)
-            and "an embedding, but the network has no linear classifier: set student_layers to one layer",
+            and "an embedding, but no linear classifier runs once in the network: set student_layers to one layer",
             "classes": (target.is_floating_point() or target.dim() != 1) and "class indices (B,) as labels",
             "index": student.index is None and "the sample index: let the loader yield (inputs, labels, index)",
         }

@@ -13,11 +13,15 @@ from kdlab.outputs import heads_of, layer_names
 
 
 def shapes(network: nn.Module, shape: Sequence[int]) -> list[tuple[str, nn.Module, str]]:
-    """Return (name, module, output shape without the batch) of every layer that runs on an input of ``shape``."""
-    seen: dict[str, str] = {}
+    """Return (name, module, output shape without the batch) of every layer that runs on an input of ``shape``.
+
+    A layer that runs several times has a row for each call, ``NAME@0``, ``NAME@1``.
+    """
+    seen: dict[str, list[str]] = {}
 
     def note(name: str, module: nn.Module, args: object, output: object) -> None:
-        seen[name] = shape_text(output.shape[1:]) if isinstance(output, Tensor) else type(output).__name__
+        text = shape_text(output.shape[1:]) if isinstance(output, Tensor) else type(output).__name__
+        seen.setdefault(name, []).append(text)
 
     modules = taps(network)
     handles = [module.register_forward_hook(partial(note, name)) for name, module in modules.items()]
@@ -30,7 +34,11 @@ def shapes(network: nn.Module, shape: Sequence[int]) -> list[tuple[str, nn.Modul
     finally:
         for handle in handles:
             handle.remove()
-    return [(name, module, seen[name]) for name, module in modules.items() if name in seen]
+    return [
+        (name if len(seen[name]) == 1 else f"{name}@{call}", module, text)
+        for name, module in modules.items()
+        for call, text in enumerate(seen.get(name, ()))
+    ]
 
 
 def taps(network: nn.Module) -> dict[str, nn.Module]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.errors import InputError, nearest
-from kdlab.outputs import heads_of, layer_names
+from kdlab.outputs import heads_of, layer_names, split_call
 from kdlab.outputs.task_format import CLASS_SCORES, TaskFormat
 
 _Loss = TypeVar("_Loss", bound=nn.Module)
@@ -90,13 +90,13 @@ class Context:
         return layer
 
     def layer(self, of: Literal["student", "teacher"], name: str) -> nn.Module:
-        """Return a layer by name.
+        """Return a layer by its name, or by the name of one of its calls.
 
         Raises:
             InputError: the network has no such layer.
         """
         network, head = (self.student, self.student_head) if of == "student" else (self.teacher, self.teacher_head)
-        layers, name = layer_names(network), heads_of(network)[head].layer(name)
+        layers, name = layer_names(network), heads_of(network)[head].layer(split_call(name)[0])
         if name not in layers:
             near = nearest(name, layers)
             raise InputError(f"{type(network).__name__} has no layer {name!r}; the nearest names are {near}.")

@@ -117,8 +117,8 @@ class FastObserver(Observer):
             self._runner = None  # an old copy goes before a new one comes
             self._runner, self._state = self._checked(inputs), state
         outputs = self._runner(inputs, self.only_layers)
-        if self.only_layers and (needed := self._runner.needed):
-            self._tell(logging.INFO, f"its forward stops after {[*needed][-1]!r}, the last layer that is read")
+        if self.only_layers and self._runner.last:
+            self._tell(logging.INFO, f"its forward stops after {self._runner.last!r}, the last layer that is read")
         return outputs
 
     def _tell(self, level: int, what: str, numbers: str = "") -> None:
@@ -183,16 +183,15 @@ class _Runner(Observer):
     ) -> None:
         super().__init__(network, layers)
         self.dtype, self.channels_last = dtype, channels_last
-        self._runs: dict[str, int] = {}  # of each tapped layer, the last to finish last
-        self.needed: dict[str, int] = {}  # as _runs, of the first whole forward; empty while no forward can stop
+        self.last = ""  # the last tap in the first whole forward; empty while no forward can stop
         self._is_stopping = False
-        self._can_stop = len(self._modules) == len(self.layers) and not any(map(is_compiled, network.modules()))
+        self._can_stop = bool(layers) and self._taps.keys() == set(self.layers) and not self._is_compiled
 
-    def _keep(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
-        super()._keep(name, module, args, output)
-        if self._can_stop:
-            self._runs[name] = self._runs.pop(name, 0) + 1
-            if self._is_stopping and all(self._runs.get(each, 0) >= runs for each, runs in self.needed.items()):
+    def _keep(self, name: str, module: nn.Module, args: Any, *output: Any) -> None:
+        super()._keep(name, module, args, *output)
+        if self._can_stop and self._taps.keys() <= self._kept.keys():
+            self.last = self.last or [*self._kept][-1]
+            if self._is_stopping:
                 raise _Stop
 
     def __call__(self, inputs: Any, only_layers: bool = False) -> Outputs:
@@ -203,8 +202,7 @@ class _Runner(Observer):
         as_is = bool(images) and all(x.is_contiguous(memory_format=LAST) and not x.is_contiguous() for x in images)
         given |= {name: converted(each, self.dtype, self.channels_last) for name, each in tensors.items()}
         first = next(iter(tensors.values()), torch.empty(0))
-        self._runs.clear()
-        self._is_stopping = only_layers and bool(self.needed)
+        self._is_stopping = only_layers and bool(self.last)
         try:
             with torch.autocast(first.device.type, enabled=False) if self.dtype else nullcontext():
                 outputs = super().__call__(given if isinstance(inputs, Mapping) else given[""])
@@ -213,10 +211,9 @@ class _Runner(Observer):
             if overwritten:
                 self._copied |= overwritten
                 return self(inputs, only_layers)
-            outputs = Outputs(torch.empty(0), tuple(self._kept[name] for name in self.layers), names=self.layers)
+            outputs = self._outputs(torch.empty(0), "")
             self._kept.clear()
-        self.needed = self.needed or dict(self._runs)
-        if only_layers and self.needed:
+        if only_layers and self.last:
             outputs = Outputs(outputs.layers[0].new_empty(len(first), 0), outputs.layers, names=outputs.names)
         if self.dtype:
             outputs = outputs.map(lambda x: x.float() if x.is_floating_point() else x)

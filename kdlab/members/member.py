@@ -104,6 +104,8 @@ class NetworkMember(Member):
     kinds = ALL_KINDS
     any_shape: ClassVar[bool] = True
     network: nn.Module
+    observer: Observer
+    _tapped: tuple[tuple[str, ...], bool] | None = None
 
     def __init__(self, name: str, network: nn.Module) -> None:
         super().__init__(name)
@@ -124,7 +126,11 @@ class NetworkMember(Member):
 
     def set_taps(self, layers: Sequence[str], views: Sequence[str] = (), only_layers: bool = False) -> None:
         """Tap ``layers`` and run ``views`` from now on; modules that were replaced are looked up again."""
-        self.observer = self.make_observer(layers, only_layers)
+        tapped = tuple(layers), only_layers
+        if tapped == self._tapped:  # the observer knows which layers are overwritten, and compiled code its hooks
+            self.observer.find_layers()
+        else:
+            self._tapped, self.observer = tapped, self.make_observer(layers, only_layers)
         self._further = tuple(dict.fromkeys([*views, *self.views]))
         self._sees_batch_alone = not self._further and self.inputs == ("",)
         self._only_layers = only_layers

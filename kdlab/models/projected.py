@@ -26,6 +26,8 @@ class Projected(nn.Module):
         width: channels of the projection, those of the teacher's map.
         factor: the projector works on ``width // factor`` channels.
         num_classes: number of logits; ``None`` for the replaced classifier's.
+        size: height and width of the teacher's map; a larger map of the network is pooled (adaptive average) to it
+            before the projector, as the authors do, in the deployed student as well.
 
     Shapes:
         input: as the network's.
@@ -37,11 +39,19 @@ class Projected(nn.Module):
     """
 
     def __init__(
-        self, network: nn.Module, layer: str, width: int, factor: int = 2, num_classes: int | None = None
+        self,
+        network: nn.Module,
+        layer: str,
+        width: int,
+        factor: int = 2,
+        num_classes: int | None = None,
+        size: int | tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         name, old = head_of(network)
         self.layer, self.channels = layer, old.in_features
+        sides = (size, size) if isinstance(size, int) else size or ()
+        self.size = tuple(positive("size", side) for side in sides)
         width, middle = positive("width", width), width // positive("factor", factor)
         if middle < 1:
             raise InputError(f"factor must not be above the width of {width}, but is {factor}.")
@@ -67,7 +77,11 @@ class Projected(nn.Module):
             (value,) = self._kept
         finally:
             self._kept.clear()
-        projection = self.projector(map_of(value, self.layer, self.channels))
+        features = map_of(value, self.layer, self.channels)
+        if self.size:
+            height, width = map(min, features.shape[2:], self.size)
+            features = F.adaptive_avg_pool2d(features, (height, width))
+        projection = self.projector(features)
         logits: Tensor = self.classifier(F.adaptive_avg_pool2d(projection, 1).flatten(1))
         return logits
 
@@ -79,6 +93,7 @@ def projected(
     factor: int = 2,
     num_classes: int | None = None,
     weights: str | None = None,
+    size: int | tuple[int, int] | None = None,
 ) -> Projected:
     """Build :class:`Projected`, the student of SimKD.
 
@@ -94,6 +109,8 @@ def projected(
         factor: the projector works on ``width // factor`` channels.
         num_classes: number of logits; ``None`` for the replaced classifier's.
         weights: a weights file of the full student, see :func:`kdlab.models.load_weights`.
+        size: height and width of the teacher's map, where that of the network is larger: it is pooled to this before
+            the projector.
 
     Raises:
         InputError: as for :class:`Projected`, or the weights do not fit.
@@ -104,7 +121,7 @@ def projected(
     >>> student(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 10])
     """
-    student = Projected(network, layer, width, factor, num_classes)
+    student = Projected(network, layer, width, factor, num_classes, size)
     return student if weights is None else load_weights(student, weights)
 
 

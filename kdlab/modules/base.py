@@ -158,8 +158,10 @@ class DistillationModule(EvaluatedModule):
         checkpoint["kdlab_seed"] = self._seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue with the seed of the run that is resumed."""
+        """Continue with the seed of the run that is resumed, and with every digit of its weights."""
         self._seed, self._ended = checkpoint.get("kdlab_seed"), False
+        if self._trainer is not None:  # Lightning converts only after loading, which rounds float64 to float32
+            self.trainer.precision_plugin.convert_module(self)
 
     def on_fit_end(self) -> None:
         """Draw another seed in the next fit; a checkpoint saved until then is still of this one."""

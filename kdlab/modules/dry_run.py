@@ -55,6 +55,11 @@ def dry_run(module: Any, data: FirstBatch) -> DryRun:
     for name, own in knowledge.items():
         if not own.is_connected:
             raise InputError(f"Knowledge {name!r} needs a teacher, but none is given.")
+    if torch.is_inference_mode_enabled() or any(map(Tensor.is_inference, module.parameters())):
+        raise InputError(
+            "Weights made under torch.inference_mode() cannot be trained, nor can others under it: build the networks, "
+            "and call fit, outside of it."
+        )
     batch, result = data.few._replace(progress=Progress(0, 0, 1)), DryRun(data.batches)
     set_taps(plan, knowledge)
     values: dict[str, Tensor] = {}
@@ -101,6 +106,8 @@ def dry_run(module: Any, data: FirstBatch) -> DryRun:
                 constant[name] = torch.stack(every_step).sum()
         result.terms = {name: float(value.detach()) for name, value in values.items()}
         result.idle, result.resting = _without_gradient(module, values, constant)
+        if module.trainable() and values and not any(value.requires_grad for value in values.values()):
+            raise InputError("No term has a gradient: networks run under torch.no_grad() or inference_mode().")
     return result
 
 

@@ -68,9 +68,14 @@ def check_key(what: str, name: str, reserved: Sequence[str]) -> None:
 
 
 def check_names(knowledge: Mapping[str, Knowledge]) -> None:
-    """Refuse names that cannot be log keys and checkpoint keys, and one knowledge under two names."""
+    """Refuse names that cannot be log keys and checkpoint keys, and parts that two knowledges share.
+
+    A loss is set up, advanced and copied for the edges of one knowledge, so no other can own parts of it.
+    """
     owners: dict[int, str] = {}
     for name, own in knowledge.items():
         check_key("A knowledge's", name, ("task", "total", "..._weighted"))
-        if (other := owners.setdefault(id(own), name)) != name:
-            raise InputError(f"Knowledge {other!r} and {name!r} are one object: make one for each name.")
+        for part in (own, *own.loss.modules(), *own.loss.parameters(), *own.loss.buffers()):
+            if (other := owners.setdefault(id(part), name)) != name:
+                what = f"one object, a {type(part).__name__}"
+                raise InputError(f"Knowledge {other!r} and {name!r} share {what}: make one for each name.")

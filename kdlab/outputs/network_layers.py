@@ -41,6 +41,16 @@ def layer_names(network: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in names if name}
 
 
+def split_call(name: str) -> tuple[str, str]:
+    """Split the name of one call of a layer, ``"relu@1"``, into the layer's name and ``"@1"``, else ``""``.
+
+    >>> split_call("layer1.0.relu@1"), split_call("relu")
+    (('layer1.0.relu', '@1'), ('relu', ''))
+    """
+    layer, _, number = name.rpartition("@")
+    return (layer, f"@{number}") if layer and number.isdecimal() else (name, "")
+
+
 def classifier_of(network: nn.Module) -> nn.Module | None:
     """Return the layer whose input is the embedding: timm's ``get_classifier()``, else the last linear layer."""
     if callable(getattr(network, "get_classifier", None)):

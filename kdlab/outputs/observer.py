@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kdlab.compat import is_compiled, reset_compiler, uncompiled, version_of
 from kdlab.errors import InputError, form_of, nearest
 from kdlab.outputs.containers import Batch, Outputs, inputs_of
-from kdlab.outputs.network_layers import heads_of, layer_names
+from kdlab.outputs.network_layers import heads_of, layer_names, split_call
 
 
 def logits_of(raw: Any) -> Tensor:
@@ -52,9 +52,10 @@ class Observer:
     """A network with taps: runs it and keeps logits, embedding and the layers asked for, of all its heads.
 
     The hooks live for one forward only, so the network stays as it was: it can be copied, pickled, exported and
-    compiled. A layer that runs several times in one forward gives its last output. A layer whose output is overwritten
-    in place afterwards (torchvision's ``bn2`` before ``out += identity``) gives the value it had when it left the
-    layer. A name that is no layer is looked up in what the network returns: ``"hidden_states.6"``.
+    compiled. A layer that runs several times in one forward has one name for each call, in order: ``"relu@0"``,
+    ``"relu@1"``; its own name is then refused. A layer whose output is overwritten in place afterwards (torchvision's
+    ``bn2`` before ``out += identity``) gives the value it had when it left the layer. A name that is no layer is looked
+    up in what the network returns: ``"hidden_states.6"``.
 
     Args:
         network: any module that returns a tensor, a tuple or list (logits first), a mapping or a data class with
@@ -62,7 +63,8 @@ class Observer:
         layers: names of the layers to keep, as in ``network.named_modules()``, or as the network's heads name them.
 
     Raises:
-        InputError: a name is neither a layer nor part of the output (nearest names are listed), or a layer did not run.
+        InputError: a name is neither a layer nor part of the output (nearest names are listed), a layer did not run, or
+            ran several times and no call is named.
     """
 
     plain = only_layers = False  # see kdlab.members.fast_inference.FastObserver
@@ -70,46 +72,54 @@ class Observer:
     def __init__(self, network: nn.Module, layers: Sequence[str] = ()) -> None:
         self.network = network
         self.layers = tuple(dict.fromkeys(layers))
+        # The same function objects at every forward: a compiled network keeps calling those it was traced with.
+        self._hooks: dict[str, partial[None]] = {}
         self.find_layers()
         self._kept: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
         self._copied: set[str] = set()
-        # The same function objects at every forward: a compiled network keeps calling those it was traced with.
-        self._hooks = {name: partial(self._keep, name) for name in self._modules}
-        self._entries = {name: partial(self._keep_input, name) for name in self._classifiers}
+        self._calls: dict[str, int] = {}  # of every hooked layer in this forward
+        self._settled: dict[str, int] | None = None  # those of a forward in which every tap was found
+        self._was_reset = False
 
     def find_layers(self) -> None:
         """Look the layers up again, after modules of the network were replaced."""
         modules, heads = layer_names(self.network), heads_of(self.network)
-        self._names = {name: tuple(map(head.layer, self.layers)) for name, head in heads.items()}
+        self._names = {
+            name: tuple(head.layer(layer) + call for layer, call in map(split_call, self.layers))
+            for name, head in heads.items()
+        }
         wanted = dict.fromkeys(name for names in self._names.values() for name in names)
-        self._modules = {name: modules[name] for name in wanted if name in modules}
+        self._taps = {name: layer for name in wanted if (layer := split_call(name)[0]) in modules}
+        self._modules = {layer: modules[layer] for layer in self._taps.values()}
         self._classifiers = {f"<{name}>": head.classifier for name, head in heads.items() if head.classifier}
-        self._traced = not any(map(is_compiled, self.network.modules()))
+        self._wanted = {*self._taps, *self._classifiers}
+        for name in (*self._modules, *self._classifiers):
+            self._hooks.setdefault(name, partial(self._keep, name))
+        self._is_compiled = any(map(is_compiled, self.network.modules()))
 
     def __call__(self, inputs: Any) -> Outputs:
         """Run the network once on ``inputs`` (a tensor, or a mapping of keyword arguments)."""
         self._kept.clear()
         self._versions.clear()
+        self._calls.clear()
         with ExitStack() as hooks:
             for name, classifier in self._classifiers.items():
-                hooks.enter_context(classifier.register_forward_pre_hook(self._entries[name]))
+                hooks.enter_context(classifier.register_forward_pre_hook(self._hooks[name]))
             for name, module in self._modules.items():
                 hooks.enter_context(module.register_forward_hook(self._hooks[name]))
             raw = self.network(inputs) if isinstance(inputs, Tensor) else run(self.network, inputs)
-        if not self._traced:
-            self._traced = True
-            if not {*self._modules, *self._classifiers} <= self._kept.keys():
-                reset_compiler()  # compiled before, without these hooks, it ignores them
+        if self._calls != self._settled:
+            if self._is_compiled and not self._was_reset and not self._hooks.keys() <= self._calls.keys():
+                self._was_reset = True  # what was compiled without these hooks ignores them
+                reset_compiler()
                 return self(inputs)
+            self._check_calls()
+        self._was_reset = False
         overwritten = {name for name, version in self._versions.items() if version_of(self._kept[name]) != version}
         if overwritten:  # found on the first forward, copied on every later one
             self._copied |= overwritten
             return self(inputs)
-        if missing := [name for name in self._modules if name not in self._kept]:
-            raise InputError(
-                f"Layer {missing[0]!r} did not run in this forward of {class_of(self.network)}, so it cannot be tapped."
-            )
         outputs = self._outputs(raw, "")
         if len(self._names) > 1:
             heads = {head: self._outputs(raw[head], head) for head in self._names if head}
@@ -117,27 +127,54 @@ class Observer:
         self._kept.clear()
         return outputs
 
-    def _keep(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
-        value = output
+    def _check_calls(self) -> None:
+        """Refuse taps that this forward does not settle: of layers that did not run, or ran several times."""
+        for tap, layer in self._taps.items():
+            number, where = self._calls.get(layer, 0), f"in this forward of {class_of(self.network)}"
+            if not number:
+                raise InputError(f"Layer {layer!r} did not run {where}, so it cannot be tapped.")
+            if tap not in self._kept:
+                calls = ", ".join(f"'{layer}@{call}'" for call in range(number))
+                times = "once" if number == 1 else f"{number} times"
+                raise InputError(f"Layer {layer!r} ran {times} {where}, so {tap!r} is not one output: tap {calls}.")
+        self._settled = dict(self._calls)
+
+    def _keep(self, name: str, module: nn.Module, args: Any, *output: Any) -> None:
+        """Keep what a layer returns or, before it runs, its first input."""
+        call = self._calls.get(name, 0)
+        self._calls[name] = call + 1
+        value = output[0] if output else args
         if not isinstance(value, Tensor):  # of a tuple or a model output the first tensor
             parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, Sequence) else ()
             value = next((part for part in parts if isinstance(part, Tensor)), None)
         if value is None:
-            raise InputError(f"Layer {name!r} returns {form_of(output)}, not a tensor, so it cannot be tapped.")
-        if name in self._copied or torch.compiler.is_compiling():  # a compiled network cannot tell what is overwritten
-            value = value.clone()
-        elif not value.is_inference():
-            self._versions[name] = version_of(value)
-        self._kept[name] = value
-
-    def _keep_input(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if args:
-            self._kept[name] = args[0]
+            if output:
+                raise InputError(f"Layer {name!r} returns {form_of(output[0])}, not a tensor, so it cannot be tapped.")
+            return
+        if value.is_nested:
+            raise InputError(
+                f"Layer {name!r} gives a nested tensor, as nn.TransformerEncoder does in eval mode where there is a "
+                "padding mask: build it with enable_nested_tensor=False."
+            )
+        if call:  # under its own name the layer has no longer one output
+            self._kept.pop(name, None)
+            self._versions.pop(name, None)
+        for tap in (f"{name}@{call}",) if call else (name, f"{name}@0"):
+            if tap not in self._wanted:
+                continue
+            # A compiled network cannot tell what is overwritten, nor can inference mode.
+            if tap in self._copied or torch.compiler.is_compiling() or value.is_inference():
+                self._kept[tap] = value.clone()
+            else:
+                self._versions[tap], self._kept[tap] = version_of(value), value
 
     def _outputs(self, raw: Any, head: str) -> Outputs:
-        layers = (self._kept[name] if name in self._modules else self._part(raw, name) for name in self._names[head])
+        layers = [self._kept[name] if name in self._taps else self._part(raw, name) for name in self._names[head]]
         logits = raw if isinstance(raw, Tensor) else logits_of(raw)
-        return Outputs(logits, tuple(layers), self._kept.get(f"<{head}>"), names=self.layers)
+        outputs = Outputs(logits, tuple(layers), self._kept.get(f"<{head}>"), names=self.layers)
+        if any(map(Tensor.is_inference, (logits, *layers))) and not torch.is_inference_mode_enabled():
+            return outputs.map(torch.clone)  # a forward of its own inference mode; autograd cannot save its tensors
+        return outputs
 
     def _part(self, raw: Any, name: str) -> Tensor:
         value = raw
@@ -179,6 +216,12 @@ def with_views(outputs: Outputs, batch: Batch, views: Sequence[str]) -> Outputs:
     parts = [batch.view(name) for name in views]
     sizes = [len(inputs_of(part)) for part in parts]
     ends = torch.tensor([len(outputs.logits) - sum(sizes), *sizes]).cumsum(0).tolist()
+    for layer, value in zip(outputs.names, outputs.layers, strict=True):
+        if value.shape[:1] != outputs.logits.shape[:1]:
+            raise InputError(
+                f"Layer {layer!r} gives {tuple(value.shape)}, whose first dimension is not the samples, so it cannot "
+                "be split into views: tap another."
+            )
     first, *others = (
         outputs.map(lambda x, a=start, b=end: x[a:b])  # type: ignore[misc]
         for start, end in zip([0, *ends], ends, strict=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models import resnet18
 
 from kdlab.errors import InputError
 from kdlab.export.layer_shapes import shape_text, shapes, taps
@@ -51,3 +52,10 @@ def test_a_layer_that_one_output_lacks_is_not_listed() -> None:
 
     network = Two()
     assert taps(network) == {"own": network.own}
+
+
+def test_each_call_of_a_layer_has_a_row() -> None:
+    rows = {name: shape for name, _, shape in shapes(resnet18(num_classes=5), (3, 64, 64)) if "layer2.0" in name}
+    calls = {"layer2.0.relu@0": "128 x 8 x 8", "layer2.0.relu@1": "128 x 8 x 8"}
+    assert {name: shape for name, shape in rows.items() if "relu" in name} == calls
+    assert rows["layer2.0.bn1"] == "128 x 8 x 8"

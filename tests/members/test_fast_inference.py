@@ -109,8 +109,8 @@ def test_batch_statistics_are_left_to_the_network() -> None:
 @pytest.mark.parametrize("fast", [ONLY_STOP, Fast()])
 def test_stops_after_the_last_tapped_layer(fast: Fast, caplog: Any) -> None:
     net, x = trained(Small("raises")), images()
-    observer = FastObserver(net, ["conv", "box.0"], fast, only_layers=True)
-    reference = Observer(net, ["conv", "box.0"])(x)
+    observer = FastObserver(net, ["conv", "box.0@1"], fast, only_layers=True)
+    reference = Observer(net, ["conv", "box.0@1"])(x)
     observer(x)
     ran: list[str] = []
     for name, part in fast_network(observer).named_modules():
@@ -120,7 +120,7 @@ def test_stops_after_the_last_tapped_layer(fast: Fast, caplog: Any) -> None:
     assert seen.logits.shape == (3, 0)
     # The box runs twice; "raises" would go on after an exception of the usual kind.
     assert ran == ["conv", "bn", "box.0", "box", "box.0"]
-    assert "stops after 'box.0'" in caplog.text
+    assert "stops after 'box.0@1'" in caplog.text
     ran.clear()
     observer.only_layers = False
     assert close(observer(x), reference)

@@ -86,6 +86,7 @@ def test_it_can_be_compiled():
         ("layer3", {"factor": 0}, "factor"),
         ("layer3", {"width": 2, "factor": 3}, "factor must not be above the width of 2, but is 3"),
         ("layer3", {"num_classes": 0}, "num_classes"),
+        ("layer3", {"size": (4, 0)}, "size"),
     ],
 )
 def test_bad_arguments(layer, given, words):

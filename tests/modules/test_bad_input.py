@@ -62,8 +62,25 @@ class Reentrant(nn.Module):
         return self.fc(checkpoint(self.block, self.first(x.flatten(1)), use_reentrant=True))
 
 
+class Inferring(nn.Module):
+    """Runs without gradient in any mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return self.net(x)
+
+
 def one(loss: nn.Module, student: Any = (), teacher: Any = (), weight: float = 1.0) -> dict[str, Knowledge]:
     return {"mine": Knowledge(loss, weight, None, student, teacher)}
+
+
+def sharing(wrap: Callable[[nn.Module], nn.Module]) -> dict[str, Knowledge]:
+    loss = Hint()
+    return one(loss, ["hidden.0"]) | {"b": Knowledge(wrap(loss))}
 
 
 def mse_layers(s: Any, t: Any, y: Tensor) -> Tensor:
@@ -167,6 +184,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "student fails": ({"student": nn.Linear(3, 10)}, r"student fails on inputs \(8, 64\) float32"),
     "teacher fails": ({"teacher": nn.Linear(3, 10)}, r"teacher fails on inputs \(8, 64\) float32"),
     "parameter group": ({"parameter_groups": {"losses.hint": {"lr": 1}}}, "'losses.hint' fits no trainable parameter"),
+    "inference mode": ({"student": Inferring(), "knowledge": None}, r"networks run under torch\.no_grad"),
     "all frozen": (
         {"student": network().requires_grad_(False), "teacher": None, "knowledge": None},
         "Nothing can be trained",
@@ -210,7 +228,9 @@ def test_one_sentence_before_the_first_step(case: str, tmp_path: Any) -> None:
         (lambda: distiller(knowledge={"a.b": Knowledge(CosineLogits())}), "plain word.*not 'a.b'"),
         (lambda: distiller(knowledge={"keys": Knowledge(CosineLogits())}), "plain word.*not 'keys'"),
         (lambda: distiller(knowledge={"soft_weighted": Knowledge(CosineLogits())}), "plain word.*'soft_weighted'"),
-        (lambda: distiller(knowledge=dict.fromkeys("ab", Knowledge(CosineLogits()))), "'a' and 'b' are one object"),
+        (lambda: distiller(knowledge=dict.fromkeys("ab", Knowledge(CosineLogits()))), "'a' and 'b' share one object"),
+        (lambda: distiller(knowledge=sharing(lambda part: part)), "'mine' and 'b' share one object, a Hint"),
+        (lambda: distiller(knowledge=sharing(nn.Sequential)), "'mine' and 'b' share one object, a Hint"),
         (lambda: distiller(teacher=(net := network()), student=net), "The student and the teacher share"),
         (lambda: distiller(teacher=[]), "at least one network"),
     ],
@@ -250,6 +270,15 @@ def test_features_alone_work_between_different_classes() -> None:
     for loss in (Hint(), Loss(mse_layers), RKDDistance()):
         module = distiller(teacher=network(1, classes=12), knowledge=one(loss, HIDDEN))
         trainer(limit_val_batches=1.0).fit(module, digits())
+
+
+def test_weights_made_in_inference_mode_are_refused() -> None:
+    with torch.inference_mode():
+        module = distiller()
+        with pytest.raises(InputError, match="under it: build the networks, and call fit, outside of it"):
+            trainer().fit(distiller(student=network()), pairs())
+    with pytest.raises(InputError, match=r"made under torch\.inference_mode"):
+        trainer().fit(module, pairs())
 
 
 def test_a_loss_of_a_users_own_needs_no_kdlab() -> None:

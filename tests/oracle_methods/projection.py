@@ -46,6 +46,7 @@ class SimKD(nn.Module):
     def forward(self, arrays: Arrays) -> Tensor:
         """The loss as in a training step."""
         teacher = teacher_network(arrays)
+        self.student.size = tuple(arrays["teacher_feature"].shape[2:])
         self.loss.setup(Context(self.student, (teacher,), ("projector",), ("map",)))
         seen = observe(self.student, arrays["student_feature"], ["projector"])
         value: Tensor = self.loss(seen, observe(teacher, arrays["teacher_feature"], ["map"]), torch.zeros(1))

@@ -255,13 +255,6 @@ def test_activation_checkpointing_gives_gradients(x: Tensor) -> None:
     assert not observe(Checkpointed(reentrant=True), x, ["block.0"]).layers[0].requires_grad
 
 
-def test_layer_that_runs_twice_gives_its_last_output() -> None:
-    layer = nn.Linear(3, 3)
-    net = nn.Sequential(layer, nn.ReLU(), layer, nn.Linear(3, 2))
-    x = torch.randn(2, 3)
-    assert torch.equal(observe(net, x, ["0"]).layers[0], layer(layer(x).relu()))
-
-
 def test_outputs_map_detach_and_only(x: Tensor) -> None:
     seen = observe(Net(), x, ["first", "fc"])
     assert seen.only(["fc"]).names == ("fc",)

@@ -16,7 +16,7 @@ from kdlab.losses.context import Context
 from kdlab.losses.feature.connectors import connector
 from kdlab.losses.functional import full_precision
 from kdlab.losses.lazy import Lazy
-from kdlab.outputs import Outputs, layer_names
+from kdlab.outputs import Outputs, layer_names, split_call
 
 
 class OFD(Lazy):
@@ -120,8 +120,8 @@ def _distance(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
 def _norm_of(context: Context, name: str) -> BatchNorm:
     """Return the batch normalization of the teacher's layer of this name."""
     layer = context.layer("teacher", name)
-    if isinstance(layer, BatchNorm):
-        return layer
+    if isinstance(layer, BatchNorm) or split_call(name)[1]:  # which norm precedes one call of a layer is unknown
+        return _checked_norm(layer, name)
     layers = layer_names(context.teacher)
     names, block = list(layers), name.rpartition(".")[0]
     inside = [each for each in names if each.startswith(f"{name}.")]

@@ -20,8 +20,9 @@ class SimKD(nn.Module):
 
     .. math:: L = \frac{1}{B C_t H W} \| g(f^s) - f^t \|^2
 
-    The larger map is pooled (adaptive average) to the smaller height and width. 0 when both maps are equal. Computed in
-    float32, or in float64 for float64 layers.
+    A larger map of the teacher is pooled (adaptive average) to the student's; a larger one of the student is pooled
+    before the projector, by the student's ``size``. 0 when both maps are equal. Computed in float32, or in float64 for
+    float64 layers.
 
     The student is :func:`kdlab.models.projected`, which holds the projector g and whose layer ``projector`` is the one
     to tap. At the start of every fit the teacher's classifier is copied into the student's and frozen there, so the
@@ -34,11 +35,10 @@ class SimKD(nn.Module):
         target: not used.
 
     Raises:
-        InputError: not one pair of maps, other channels; classifiers of other shapes.
+        InputError: not one pair of maps, other channels, a larger map of the student; classifiers of other shapes.
 
     Paper: D. Chen, J.-P. Mei, H. Zhang, C. Wang, Y. Feng, C. Chen, "Knowledge Distillation with the Reused Teacher
-    Classifier", CVPR 2022, arXiv 2203.14001. Follows the authors' code, except that a student's map larger than the
-    teacher's is pooled there before the projector and here after it.
+    Classifier", CVPR 2022, arXiv 2203.14001. Follows the authors' code.
 
     >>> student = Outputs(torch.zeros(1, 2), layers=(torch.ones(1, 3, 2, 2),))
     >>> teacher = Outputs(torch.zeros(1, 2), layers=(torch.zeros(1, 3, 4, 4),))
@@ -73,6 +73,12 @@ class SimKD(nn.Module):
             raise InputError(
                 f"SimKD compares maps of equally many channels, but {pair.shapes}: tap the layer 'projector' of "
                 f"kdlab.models.projected(..., width={pair.teacher.shape[1]})."
+            )
+        height, width = pair.teacher.shape[2:]
+        if pair.student.shape[2] > height or pair.student.shape[3] > width:
+            raise InputError(
+                f"SimKD pools a student's map larger than the teacher's before the projector, but {pair.shapes}: make "
+                f"the student kdlab.models.projected(..., size={height if height == width else (height, width)})."
             )
         return F.mse_loss(*pool_to_smaller(pair.student, pair.teacher.detach()))
 

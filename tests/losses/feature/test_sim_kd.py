@@ -15,6 +15,7 @@ from kdlab.export.student import export
 from kdlab.losses import SimKD
 from kdlab.losses.context import Context
 from kdlab.models import projected, without_bias
+from kdlab.outputs import observe
 from tests.losses.slow import draw, tapped
 from tests.modules.tiny import pairs, sgd, trainer
 
@@ -60,12 +61,33 @@ def test_value():
     assert SimKD()(tapped(ours), tapped(theirs), NO_TARGET).item() == pytest.approx(slow(ours, theirs), rel=1e-12)
 
 
-def test_the_larger_map_is_averaged():
+def test_a_larger_teacher_map_is_averaged():
     small, large = draw(2, 3, 1, 2, seed=1), draw(2, 3, 2, 4, seed=2)
     pooled = torch.stack([large[..., :2].mean((2, 3)), large[..., 2:].mean((2, 3))], 2)[:, :, None]
-    for sides in ((small, large), (large, small)):
-        value = SimKD()(*map(tapped, sides), NO_TARGET)
-        assert value.item() == pytest.approx(slow(small, pooled), rel=1e-12)
+    value = SimKD()(tapped(small), tapped(large), NO_TARGET)
+    assert value.item() == pytest.approx(slow(small, pooled), rel=1e-12)
+    with pytest.raises(InputError, match=r"before the projector, .*projected\(..., size=\(1, 2\)\)"):
+        SimKD()(tapped(large), tapped(small), NO_TARGET)
+
+
+@pytest.mark.parametrize(("size", "sides"), [(2, (2, 2)), ((2, 4), (2, 4)), (9, (4, 4)), (None, (4, 4))])
+def test_a_larger_student_map_is_averaged_before(size, sides):
+    """The authors' projector(pool(map)), written by hand."""
+    ours = projected(network(6), "map", width=8, size=size).double()
+    x, theirs = draw(5, 64, seed=1), draw(5, 8, *sides, seed=2)
+    seen = observe(ours, x, ["trunk.map", "projector"])
+    value = SimKD()(seen.only(["projector"]), tapped(theirs), NO_TARGET)
+
+    height, width = 4 // sides[0], 4 // sides[1]
+    z = seen.layers[0].unflatten(2, (sides[0], height)).unflatten(4, (sides[1], width)).mean((3, 5))
+    for place in (0, 3, 6):
+        conv, norm = ours.projector[place], ours.projector[place + 1]
+        z = torch.nn.functional.conv2d(z, conv.weight, padding=conv.weight.shape[2] // 2)
+        z = z - z.mean((0, 2, 3), keepdim=True)
+        z = z / (z.square().mean((0, 2, 3), keepdim=True) + 1e-5).sqrt()
+        z = (z * norm.weight[:, None, None] + norm.bias[:, None, None]).clamp(min=0)
+    assert value.item() == pytest.approx(slow(z, theirs), rel=1e-9)
+    assert torch.allclose(seen.logits, z.mean((2, 3)) @ ours.classifier.weight.T + ours.classifier.bias)
 
 
 def test_set_up_gives_the_student_the_teachers_classifier_frozen():
