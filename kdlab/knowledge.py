@@ -98,16 +98,18 @@ class Knowledge(Callback):
         self.reads_embedding = not needs or bool({"embedding", "teacher_embedding"} & set(needs))
         self.reads_student = not needs or bool({"logits", "layers", "student_layers", "embedding"} & set(needs))
 
-    def connect(self, plan: Plan) -> nn.Module:
+    def connect(self, plan: Plan, name: str) -> nn.Module:
         """Select the edges of a plan, and copy the loss for each pair of student and teacher.
 
-        Return what is to be registered: the loss itself for one pair, else all copies by ``STUDENT_from_TEACHER``.
+        ``name`` is that of the knowledge, for messages. Return what is to be registered: the loss itself for one pair,
+        else all copies by ``STUDENT_from_TEACHER``.
         """
         sources = dict.fromkeys(source_of(edge.teacher) for edge in plan.edges)
         if unknown := [name for name in self.teachers if name not in sources]:
             raise InputError(
-                f"No edge has the teacher {unknown[0]!r}, which a knowledge ({type(self.loss).__name__}) names; the "
-                f"nearest names are {nearest(unknown[0], sources)}."
+                f"Knowledge {name!r}: no edge has the teacher {unknown[0]!r}; the nearest are "
+                f"{nearest(unknown[0], sources)}.",
+                key=f"{name}.teachers",
             )
         edges = [edge for edge in plan.edges if not self.teachers or source_of(edge.teacher) in self.teachers]
         self.is_connected = bool(edges)

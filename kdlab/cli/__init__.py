@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -25,6 +26,11 @@ COMMANDS = {
 }
 FILES = {"export": "export_command", **dict.fromkeys(("reproduce", "report", "generations"), "study_commands")}
 """Files of commands that are not named like the command: no two modules of kdlab have the same name."""
+
+RANKS = ("LOCAL_RANK", "RANK", "SLURM_PROCID")
+"""Variables with the number of this process, where there are several; Lightning or torchrun sets them."""
+PATIENCE = 5.0
+"""Seconds in which the first of several processes has ended if it met the same error."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -55,5 +61,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             raise InputError(f"There is no command {command!r}; the nearest are {nearest(command, COMMANDS)}.")
     except InputError as error:
-        print(f"kdlab {command}: {error}", file=sys.stderr)
+        if _speaks():
+            print(f"kdlab {command}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+    except KeyboardInterrupt:
+        print(f"kdlab {command}: interrupted.", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _speaks() -> bool:
+    """Return whether this process reports an error: of several processes the first, others where it goes on."""
+    first, parent = all(os.environ.get(name, "0") == "0" for name in RANKS), os.getppid()
+    if not first:
+        time.sleep(PATIENCE)  # the first process ends with the same error, and then whatever started this one
+    return first or os.getppid() == parent
