@@ -129,7 +129,11 @@ def named(path: str) -> Any:
 
 def is_denied(path: str, entry: str) -> InputError:
     """Return the error of a class path below an entry of :data:`DENIED`."""
-    reason = "Python's own modules" if entry in sys.stdlib_module_names else "what runs code or reads pickles"
+    reason = (
+        "Python's own modules"
+        if entry.partition(".")[0] in sys.stdlib_module_names
+        else "what runs code or reads pickles"
+    )
     return InputError(f"{path}: a config cannot name {reason} ({entry}).", value=path)
 
 

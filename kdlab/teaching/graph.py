@@ -84,9 +84,7 @@ class Graph(Teaching):
             if edge.student == edge.teacher:
                 raise InputError(f"edges[{number}] leads from {edge.student!r} to itself: drop it.")
             if edge.weight != 0 and (first := numbers.setdefault(edge[:2], number)) != number:
-                raise InputError(
-                    f"edges[{number}] has the student and the teacher of edges[{first}]: keep one of them."
-                )
+                raise InputError(f"edges[{number}] has the student and the teacher of edges[{first}]: keep one.")
         networks = [id(member) for member in (members or {}).values()]
         if len(set(networks)) < len(networks):
             raise InputError("Two members of a graph are one object: make one for each name.")

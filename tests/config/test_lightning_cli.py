@@ -163,7 +163,7 @@ ONE_CYCLE = ["--model.lr_scheduler=torch.optim.lr_scheduler.OneCycleLR", "--mode
         (["fit", "-c", "kd.yaml", "--model.student.hidden=64"], "model.student.hidden: expected a list, not 64."),
         (["fit", "-c", "kd.yaml", "--model.knowledge.mine.loss=my_los.A"], "mine.loss: there is no module 'my_los'."),
         (["fit", "-c", "kd.yaml", "--model.knowledge.mine.loss=torch.optim.SGD"], "torch.optim.SGD is no Module."),
-        (["fit", "-c", "kd.yaml", "--trainer.max_epochs=0", *ONE_CYCLE], "needs at least one step"),
+        (["fit", "-c", "kd.yaml", "--trainer.max_epochs=0", *ONE_CYCLE], "trainer.max_epochs is 0: nothing"),
         (["fit", "-c", "kd.yaml", "--ckpt_path=gone.ckpt"], "There is no checkpoint 'gone.ckpt'"),
         (["test", "-c", "kd.yaml", "--ckpt_path=gone.ckpt"], "There is no checkpoint 'gone.ckpt'"),
         (["fit", "-c", "kd.yaml", "--model.knowledge.mine.loss=my_loss.CosineLogit"], "did you mean 'CosineLogits'"),
