@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         print(f"kdlab {__version__}")
         return
-    command, rest = arguments[0], arguments[1:]
+    command, rest, parent = arguments[0], arguments[1:], os.getppid()
     try:
         if command in ("fit", "validate", "test", "predict"):
             from kdlab.config.lightning_cli import build
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             raise InputError(f"There is no command {command!r}; the nearest are {nearest(command, COMMANDS)}.")
     except InputError as error:
-        if _speaks():
+        if _is_reporting(parent):
             print(f"kdlab {command}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     except KeyboardInterrupt:
@@ -69,9 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
 
 
-def _speaks() -> bool:
-    """Return whether this process reports an error: of several processes the first, others where it goes on."""
-    first, parent = all(os.environ.get(name, "0") == "0" for name in RANKS), os.getppid()
-    if not first:
-        time.sleep(PATIENCE)  # the first process ends with the same error, and then whatever started this one
-    return first or os.getppid() == parent
+def _is_reporting(parent: int) -> bool:
+    """Return whether this process reports an error: of several the first, another only where its parent goes on."""
+    is_first = all(os.environ.get(name, "0") == "0" for name in RANKS)
+    if not is_first:
+        time.sleep(PATIENCE)  # the parent is the first process, which ends with the same error, or ends this one
+    return is_first or os.getppid() == parent

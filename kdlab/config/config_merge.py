@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import get_loader
 
 from kdlab.config.located_yaml import Source
 from kdlab.errors import InputError, form_of
@@ -67,7 +68,7 @@ def _with_groups(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         if match := GROUP.fullmatch(argument):
             group, option, value = match.groups()
-            groups.setdefault(group, {})[option] = yaml.safe_load(value)
+            groups.setdefault(group, {})[option] = get_loader("yaml")(value)
         else:
             others.append(argument)
     return [*others, *(f"{group}={json.dumps(options)}" for group, options in groups.items())]
