@@ -29,7 +29,7 @@ FILES = {"export": "export_command", **dict.fromkeys(("reproduce", "report", "ge
 
 RANKS = ("LOCAL_RANK", "RANK", "SLURM_PROCID")
 """Variables with the number of this process, where there are several; Lightning or torchrun sets them."""
-PATIENCE = 5.0
+PATIENCE = 30.0
 """Seconds in which the first of several processes has ended if it met the same error."""
 
 
@@ -72,6 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _is_reporting(parent: int) -> bool:
     """Return whether this process reports an error: of several the first, another only where its parent goes on."""
     is_first = all(os.environ.get(name, "0") == "0" for name in RANKS)
-    if not is_first:
-        time.sleep(PATIENCE)  # the parent is the first process, which ends with the same error, or ends this one
-    return is_first or os.getppid() == parent
+    end = time.monotonic() + PATIENCE
+    while not is_first and os.getppid() == parent:
+        if time.monotonic() > end:
+            return True
+        time.sleep(0.1)  # the parent is the first process, which ends with the same error, or ends this one
+    return is_first

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -149,7 +150,7 @@ def test_of_several_processes_one_reports(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Another than the first speaks if the first goes on: the error is its own."""
-    parents = iter([5, 1 if first_ended else 5])
+    parents = chain([5], repeat(1 if first_ended else 5))
     monkeypatch.setenv("LOCAL_RANK", rank)
     monkeypatch.setattr("kdlab.cli.PATIENCE", 0.0)
     monkeypatch.setattr("os.getppid", lambda: next(parents))

@@ -291,7 +291,7 @@ STUDIES = [
     Case("study_option", "unknown key 'outt'", ["report", "study.yaml", "--outt=x"]),
 ]
 CASES = [*TEXTS, *KEYS, *NUMBERS, *MONITORS, *OPTIONS, *DANGEROUS, *STUDIES]
-"""More kinds of input, such as checkpoints, are added here."""
+"""Other kinds of input, such as checkpoints, are added here."""
 ALWAYS = {
     *("not_utf8", "anchor_of_itself", "key_twice", "unknown_key", "knowledge_3", "unknown_teacher", "seed_too_large"),
     *("batch_too_large", "epochs_0", "early_without_val", "early_without_sanity_check", "folder_is_a_file"),
