@@ -54,11 +54,11 @@ def test_builders_of_timm_are_accepted() -> None:
     [
         *("os.system", "posix.system", "subprocess.Popen", "subprocess.call", "builtins.eval", "builtins.exec"),
         *("builtins.open", "pickle.loads", "shutil.rmtree", "pathlib.Path", "importlib.import_module"),
-        *("runpy.run_path", "functools.partial", "operator.methodcaller", "ctypes.CDLL", "socket.socket", "webbrowser.open"),
+        *("runpy.run_path", "functools.partial", "operator.methodcaller", "ctypes.CDLL", "webbrowser.open"),
         *("torch.os.system", "torch.load", "torch.serialization.load", "torch.hub.load", "torch.jit.load"),
         *("torch.utils.cpp_extension.load", "torch.package.PackageImporter", "torch.multiprocessing.Process"),
         *("torch.save", "torch.from_file", "torch.compile", "numpy.load", "numpy.memmap", "numpy.save", "yaml.load"),
-        *("kdlab.files.write_text", "kdlab.cli.main", "kdlab.config.lightning_cli.KdlabCLI", "jsonargparse.lazy_instance"),
+        *("kdlab.files.write_text", "kdlab.cli.main", "kdlab.config.lightning_cli.KdlabCLI"),
         *("kdlab.Distiller.load_from_checkpoint", "pytorch_lightning.LightningModule.load_from_checkpoint"),
         *("kdlab.export.student.export", "kdlab.models.checkpoint_reader.read_tensors"),
     ],
