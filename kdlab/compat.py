@@ -100,3 +100,13 @@ def transfer_batch(module: Any, batch: Any, device: torch.device) -> Any:
 def stop_workers(iterator: Any) -> None:
     """End the worker processes of a DataLoader's iterator."""
     iterator._shutdown_workers()
+
+
+def has_version(logger: Any) -> bool:
+    """Return whether the version of a logger is chosen, or was read once; else it is the next free one."""
+    return logger._version is not None
+
+
+def next_version(logger: Any) -> None:
+    """Let a logger choose the next free version."""
+    logger._version = None

@@ -49,12 +49,12 @@ def form_of(value: Any) -> str:
 
 def refusal_in(error: BaseException) -> InputError | None:
     """Return the :class:`InputError` that ``error`` is or was raised from, if there is one."""
-    return next((cause for cause in _causes(error) if isinstance(cause, InputError)), None)
+    return next((cause for cause in causes(error) if isinstance(cause, InputError)), None)
 
 
 def failed_import(error: BaseException) -> InputError | None:
     """Return why a module could not be imported, with file and line, if ``error`` is or was raised from that."""
-    for cause in _causes(error):
+    for cause in causes(error):
         if isinstance(cause, SyntaxError) and cause.filename and Path(cause.filename).is_file():
             return InputError(f"{cause.filename}, line {cause.lineno}: {cause.msg}.")
         frames = [frame for frame in traceback.extract_tb(cause.__traceback__) if frame.name == "<module>"]
@@ -63,7 +63,8 @@ def failed_import(error: BaseException) -> InputError | None:
     return None
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Iterate over an error, what it was raised from, and so on."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -12,7 +13,10 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
-from kdlab.errors import InputError
+from kdlab.errors import InputError, causes
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR)
+"""Numbers of the system's errors for a disk that is full, and for a folder that cannot be written."""
 
 
 @contextmanager
@@ -70,3 +74,11 @@ def locked(path: Path, complaint: str, wait: bool = False) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def unwritable(error: BaseException) -> InputError | None:
+    """Return which file could not be written and why, if ``error`` is or was raised from that."""
+    for cause in causes(error):
+        if isinstance(cause, OSError) and cause.errno in UNWRITABLE:
+            return InputError(f"{str(cause.filename or 'A file')!r} cannot be written: {cause.strerror}.")
+    return None

@@ -127,16 +127,18 @@ class Knowledge(Callback):
         elif may_ignore and "classes" in needs:
             self.form = form
 
-    def connect(self, plan: Plan) -> nn.Module:
+    def connect(self, plan: Plan, name: str) -> nn.Module:
         """Select the edges of a plan, and copy the loss for each pair of student and teacher.
 
-        Return what is to be registered: the loss itself for one pair, else all copies by ``STUDENT_from_TEACHER``.
+        ``name`` is that of the knowledge, for messages. Return what is to be registered: the loss itself for one pair,
+        else all copies by ``STUDENT_from_TEACHER``.
         """
         sources = dict.fromkeys(source_of(edge.teacher) for edge in plan.edges)
         if unknown := [name for name in self.teachers if name not in sources]:
             raise InputError(
-                f"No edge has the teacher {unknown[0]!r}, which a knowledge ({type(self.loss).__name__}) names; the "
-                f"nearest names are {nearest(unknown[0], sources)}."
+                f"Knowledge {name!r}: no edge has the teacher {unknown[0]!r}; the nearest are "
+                f"{nearest(unknown[0], sources)}.",
+                key=f"{name}.teachers",
             )
         edges = [edge for edge in plan.edges if not self.teachers or source_of(edge.teacher) in self.teachers]
         self.is_connected = bool(edges)

@@ -10,8 +10,8 @@ from importlib.util import find_spec
 
 import pytest
 
+from kdlab.config.class_paths import named
 from kdlab.deprecation import ALIASES
-from kdlab.studies.run_id import named
 
 
 @pytest.mark.parametrize("old", ALIASES)

@@ -191,7 +191,7 @@ def test_a_typo_in_needs_is_refused(needs: Any) -> None:
 def test_a_teachers_name_selects_its_variants_too() -> None:
     plan = TwoViews().plan({name: Learner(name, nn.Linear(2, 2)) for name in ("a", "b")})
     knowledge = Knowledge(SoftTargets(), teachers=["a"])
-    knowledge.connect(plan)
+    knowledge.connect(plan, "mine")
     assert [edge[:2] for edge, _ in knowledge.edges] == [("a", "a@second"), ("a@second", "a")]
 
 
@@ -201,7 +201,7 @@ def test_hooks_of_every_copy_are_called() -> None:
             self.at = epoch, step
 
     knowledge = Knowledge(Advancing())
-    knowledge.connect(Peers().plan({name: Learner(name, nn.Linear(2, 2)) for name in ("a", "b")}))
+    knowledge.connect(Peers().plan({name: Learner(name, nn.Linear(2, 2)) for name in ("a", "b")}), "mine")
     for advance in knowledge.parts("advance"):
         advance(1, 2)
     assert len(knowledge.copies) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -26,6 +27,11 @@ COMMANDS = {
 FILES = {"export": "export_command", **dict.fromkeys(("reproduce", "report", "generations"), "study_commands")}
 """Files of commands that are not named like the command: no two modules of kdlab have the same name."""
 
+RANKS = ("LOCAL_RANK", "RANK", "SLURM_PROCID")
+"""Variables with the number of this process, where there are several; Lightning or torchrun sets them."""
+PATIENCE = 30.0
+"""Seconds in which the first of several processes has ended if it met the same error."""
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; an :class:`InputError` is printed without a traceback, with exit status 2."""
@@ -42,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         print(f"kdlab {__version__}")
         return
-    command, rest = arguments[0], arguments[1:]
+    command, rest, parent = arguments[0], arguments[1:], os.getppid()
     try:
         if command in ("fit", "validate", "test", "predict"):
             from kdlab.config.lightning_cli import build
@@ -55,5 +61,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             raise InputError(f"There is no command {command!r}; the nearest are {nearest(command, COMMANDS)}.")
     except InputError as error:
-        print(f"kdlab {command}: {error}", file=sys.stderr)
+        if _is_reporting(parent):
+            print(f"kdlab {command}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+    except KeyboardInterrupt:
+        print(f"kdlab {command}: interrupted.", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _is_reporting(parent: int) -> bool:
+    """Return whether this process reports an error: of several the first, another only where its parent goes on."""
+    is_first = all(os.environ.get(name, "0") == "0" for name in RANKS)
+    end = time.monotonic() + PATIENCE
+    while not is_first and os.getppid() == parent:
+        if time.monotonic() > end:
+            return True
+        time.sleep(0.1)  # the parent is the first process, which ends with the same error, or ends this one
+    return is_first

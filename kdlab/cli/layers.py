@@ -9,6 +9,7 @@ from rich.console import Console
 from torch import nn
 
 from kdlab.cli.printing import titled_table
+from kdlab.config.class_paths import check_config
 from kdlab.config.parser_errors import parser_error
 from kdlab.errors import InputError, refusal_in
 from kdlab.export.layer_shapes import shape_text, shapes
@@ -51,7 +52,9 @@ def network_from(class_path: str, options: Sequence[str]) -> nn.Module:
     parser.add_argument("--network", type=nn.Module)
     inside = [f"--network.{option.removeprefix('--')}" if option.startswith("--") else option for option in options]
     try:
-        network = parser.instantiate(parser.parse_args([f"--network={class_path}", *inside])).network
+        parsed = parser.parse_args([f"--network={class_path}", *inside])
+        check_config(parsed.as_dict())
+        network = parser.instantiate(parsed).network
     except (ArgumentError, ValueError, TypeError) as error:
         raise refusal_in(error) or parser_error(error) from error
     assert isinstance(network, nn.Module)

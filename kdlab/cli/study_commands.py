@@ -64,8 +64,9 @@ class OpenStudy:
                 raise InputError(f"There is no file '{file}' for the teacher {name!r}: write --teacher NAME=FILE.")
         self.study = read(path, self.weights)
         self.folder = runs / self.study.name
-        with contextlib.closing(Resolved(self.folder / ".configs.json")) as resolve:
-            self.runs: list[Run] = runs_of(self.study, resolve, overrides)
+        resolve = Resolved(self.folder / ".configs.json")
+        self.runs: list[Run] = runs_of(self.study, resolve, overrides)
+        resolve.close()
         self.ledger = Ledger(ledger or self.study.folder / "ledger.csv")
         self.as_published = all(override.startswith(PLACES) for override in overrides)
 

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import get_loader
 
-from kdlab.errors import InputError
+from kdlab.config.located_yaml import Source
+from kdlab.errors import InputError, form_of
 
 DATA = "--data=kdlab.data.Digits"
 KNOWLEDGE = "--model.knowledge"
 ADDED = re.compile(r"--model(\.init_args)?\.knowledge\.\w")
 """Option that adds to a knowledge."""
+GROUP = re.compile(r"(--model(?:\.init_args)?\.parameter_groups\..+)\.(\w+)=([^{].*)")
+"""Option of a parameter group, with the group's name and the optimizer's option."""
 
 
 def merge_configs(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments of ``kdlab fit`` with three changes, which LightningCLI does not make; files are read once.
+    """Return the arguments of ``kdlab fit`` with four changes, which LightningCLI does not make; files are read once.
 
     - The knowledge of a config is added to that of the configs before it, where a knowledge of the same name is
       replaced. For every other key the last value counts, as in LightningCLI.
     - An empty knowledge precedes the first option that adds to it, such as ``knowledge.mine.loss``, if no config has
       any: the parser adds to a mapping that exists, and would read "mine" as an argument of a knowledge.
+    - Options of one parameter group, as ``parameter_groups.student.fc.lr``, become one mapping, whose key has dots.
     - :data:`DATA` precedes all others where no data is named. As a default of the parser, its own options (no padding,
       no flip) would stay when a config names another class.
     """
+    arguments = _with_groups(arguments)
     merged, known, indices = list(arguments), dict[str, Any](), list[int]()
     has_model, has_data = _has_option(arguments, "--model"), _has_option(arguments, "--data")
     for index, path, content in _configs(arguments):
@@ -55,6 +62,18 @@ def merge_configs(arguments: Sequence[str]) -> list[str]:
     return merged
 
 
+def _with_groups(arguments: Sequence[str]) -> list[str]:
+    groups: dict[str, dict[str, Any]] = {}
+    others = []
+    for argument in arguments:
+        if match := GROUP.fullmatch(argument):
+            group, option, value = match.groups()
+            groups.setdefault(group, {})[option] = get_loader("yaml")(value)
+        else:
+            others.append(argument)
+    return [*others, *(f"{group}={json.dumps(options)}" for group, options in groups.items())]
+
+
 def _has_option(arguments: Sequence[str], name: str) -> bool:
     return any(argument.split("=")[0] == name for argument in arguments)
 
@@ -73,8 +92,13 @@ def _configs(arguments: Sequence[str]) -> Iterator[tuple[int, str, dict[str, Any
 
 def _read(path: str) -> dict[str, Any]:
     """Return the content of a config, a file or the text itself; none where LightningCLI will report an error."""
-    try:
-        content = yaml.safe_load(path if "\n" in path else Path(path).read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, ValueError):
+    is_text = "\n" in path
+    if not is_text and not Path(path).is_file():
         return {}
-    return content if isinstance(content, dict) else {}
+    content = (Source(Path("the config"), path) if is_text else Source(Path(path))).content
+    if not content or not isinstance(content, dict):
+        what = "is empty" if not content else f"is {form_of(content)}"
+        raise InputError(
+            f"{path!r} {what}, no config: a config is a mapping with keys such as model, data and trainer."
+        )
+    return content

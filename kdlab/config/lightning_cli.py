@@ -7,8 +7,9 @@ import csv
 import json
 import logging
 import sys
+import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -16,18 +17,21 @@ from typing import Any, cast
 import pytorch_lightning as pl
 import torch
 import yaml
-from jsonargparse import ArgumentError, set_dumper
+from jsonargparse import ArgumentError, get_loader, set_dumper, set_loader
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor
 
+from kdlab.config.class_paths import check_config, is_own_file
 from kdlab.config.config_merge import merge_configs
+from kdlab.config.located_yaml import Source
 from kdlab.config.parser_errors import parser_error
-from kdlab.config.run_folder import CSV, LAST, AtomicCheckpointIO, claim_folder, last_checkpoint, run_folder
-from kdlab.errors import InputError, failed_import, refusal_in
-from kdlab.files import write_text
+from kdlab.config.run_folder import CSV, LAST, AtomicCheckpointIO, claimed_folder, last_checkpoint, run_folder
+from kdlab.errors import InputError, causes, failed_import, refusal_in
+from kdlab.files import unwritable, write_text
 
 Config = Mapping[str, Any]
 """A resolved config: every option with its value, as plain dicts and lists."""
@@ -40,7 +44,7 @@ SILENCED = (
     "LightningCLI's args parameter is intended",
     r".*isinstance\(treespec, LeafSpec\)",
     r"Precision .* is not supported by the model summary",
-    "Experiment logs directory .* exists",  # claim_folder checks it
+    "Experiment logs directory .* exists",  # claimed_folder checks it
     "Checkpoint directory .* exists and is not empty",  # likewise
     "The dirpath has changed from",  # a resumed run has a folder of its own
 )
@@ -54,6 +58,15 @@ def _plain(value: Any) -> Any:
     return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
+def _load(text: str, load: Callable[[str], Any] = get_loader("yaml")) -> Any:  # noqa: B008
+    """Return what YAML says; an :class:`InputError` if it has a key twice, or holds itself."""
+    value = load(text)
+    if isinstance(value, dict | list):
+        Source(Path("an option"), text)
+    return value
+
+
+set_loader("yaml", _load, (yaml.YAMLError,))
 set_dumper("object", _plain)  # parser.dump without text
 logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
 
@@ -66,7 +79,7 @@ class _SaveConfig(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         folder = run_folder(trainer)
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not trainer.barebones:
             text = yaml.safe_dump(self.resolved, sort_keys=False, allow_unicode=True)
             write_text(folder / "config.yaml", f"# pytorch_lightning=={version('pytorch-lightning')}\n{text}")
             for logger in trainer.loggers:
@@ -83,17 +96,38 @@ class KdlabCLI(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults({f"checkpoint.{name}": value for name, value in LAST.items()})
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and check the seed before it is set."""
+        super().parse_arguments(parser, args)
+        chosen = self.config.get("subcommand")
+        seed = (self.config[chosen] if chosen else self.config).get("seed_everything")
+        if isinstance(seed, int) and not 0 <= seed < 2**32:
+            text = f"seed_everything is a whole number from 0 to {2**32 - 1}, not {seed}."
+            raise InputError(text, key="seed_everything", value=str(seed))
+
     def before_instantiate_classes(self) -> None:
-        """Dump the config, for the saved config and for Lightning's ``save_hyperparameters``."""
+        """Dump the config, for the saved config and for Lightning's ``save_hyperparameters``, and check it."""
         dumped = cast("Any", self.parser.dump(self.config, skip_none=False, skip_link_targets=False, format="object"))
         self.resolved = dumped[self.subcommand] if self.subcommand else dumped
         self.config_dump = self.resolved
         self.save_config_kwargs = {"resolved": self.resolved}
+        check_config(self.resolved)
 
-    def before_fit(self) -> None:
-        """Keep a new run out of another run's folder, and the numbers of a run that is resumed."""
-        self.before_test()
-        claim_folder(self.trainer, resumed=bool(self.resolved["ckpt_path"]))
+    def instantiate_classes(self) -> None:
+        """Build trainer, module and data; what a constructor raises becomes an :class:`InputError`."""
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            raise _input_error(error) or _construction_error(error) or error from error
+
+    def fit(self, **options: Any) -> None:
+        """Train in a folder that no other run uses; one that is refused before its first step leaves none."""
+        trainer = self.trainer
+        for name in ("max_epochs", "max_steps", "limit_train_batches"):
+            if getattr(trainer, name) == 0:
+                raise InputError(f"trainer.{name} is 0: nothing would be trained.", key=f"trainer.{name}")
+        with claimed_folder(trainer, resumed=bool(self.resolved["ckpt_path"])):
+            trainer.fit(**options)
 
     def before_test(self) -> None:
         """Check that the checkpoint is there; Lightning's words, such as "best", and URLs pass."""
@@ -102,7 +136,7 @@ class KdlabCLI(LightningCLI):
             text = f"There is no checkpoint {path!r}: ckpt_path is the file to resume from or to evaluate."
             raise InputError(text, key="ckpt_path", value=path)
 
-    before_validate = before_predict = before_test
+    before_fit = before_validate = before_predict = before_test
 
     def predict(self, **options: Any) -> None:
         """Run the Trainer's predict and write ``predictions.csv``: sample, class, confidence."""
@@ -121,6 +155,10 @@ class KdlabCLI(LightningCLI):
         callbacks = list(callbacks)
         if config.get("enable_checkpointing") is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
+        if config.get("barebones"):  # Lightning's mode for timing: it refuses what kdlab adds
+            callbacks.clear()
+            if isinstance(config.get("logger"), CSVLogger):
+                config["logger"] = None
         config["plugins"] = _listed(config.get("plugins"))
         if not any(isinstance(plugin, CheckpointIO) for plugin in config["plugins"]):
             config["plugins"].append(AtomicCheckpointIO())
@@ -201,14 +239,28 @@ def quietly() -> Iterator[None]:
 
 def _input_error(error: Exception) -> InputError | None:
     """Return what a user has to change; ``None`` for any other error."""
+    if refused := refusal_in(error):  # jsonargparse wraps what a constructor raises
+        return refused
     if isinstance(error, ArgumentError):
         return failed_import(error) or parser_error(error)
     if isinstance(error, MisconfigurationException):  # the Trainer's: no GPU here, options that exclude each other
         return InputError(str(error).strip().splitlines()[0])
     if isinstance(error, ImportError | SyntaxError):  # in a file that the config names
         return failed_import(error)
-    # jsonargparse wraps what a constructor raises
-    return refusal_in(error) if isinstance(error, ValueError | TypeError) else None
+    if isinstance(error, RuntimeError) and "conditioned on metric" in str(error):  # EarlyStopping's monitor
+        return InputError(str(error).splitlines()[0], key="monitor")
+    return unwritable(error)
+
+
+def _construction_error(error: Exception) -> InputError | None:
+    """Return what a constructor refuses; ``None`` where the user's own code fails, which is seen in the traceback."""
+    *_, root = causes(error)
+    frames = [frame for frame in traceback.extract_tb(root.__traceback__) if not frame.filename.startswith("<")]
+    if not frames or is_own_file(frames[-1].filename):
+        return None
+    lines = str(root).strip().splitlines() or [type(root).__name__]
+    where = f"{frames[-1].filename}, line {frames[-1].lineno}"
+    return InputError(f"The config cannot be built: {type(root).__name__}: {lines[0]} ({where}).")
 
 
 def _listed(value: Any) -> list[Any]:

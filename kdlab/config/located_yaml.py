@@ -14,6 +14,8 @@ from kdlab.errors import InputError, nearest
 Place = tuple[Hashable, ...]
 """Keys and indices that lead to a part of a file."""
 MERGE = "tag:yaml.org,2002:merge"
+MOST = 100_000
+"""Parts of a file."""
 
 
 def ends_with(longer: str, key: str) -> bool:
@@ -25,23 +27,31 @@ def ends_with(longer: str, key: str) -> bool:
 class Source:
     """Content of a YAML file, with the line of each of its parts.
 
-    ``content`` is plain dicts, lists and values. An :class:`InputError` if there is no such file, it is not YAML, or a
-    mapping has a key twice (YAML's readers keep the last without a warning).
+    ``content`` is plain dicts, lists and values. An :class:`InputError` if there is no such file, it is not YAML, a
+    mapping has a key twice (YAML's readers keep the last without a warning), or a part holds itself.
+
+    Args:
+        path: the file.
+        text: what it holds; read from the file if not given.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, text: str | None = None) -> None:
         self.path = path
         self._lines: dict[Place, int] = {}
         self._texts: dict[Place, str] = {}
+        self._count = 0
         try:
-            loader = yaml.SafeLoader(path.read_text())
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"The file {str(path)!r} cannot be read: {error}.") from error
+            loader = yaml.SafeLoader(path.read_text(encoding="utf-8") if text is None else text)
+        except (OSError, UnicodeDecodeError, yaml.reader.ReaderError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"The file {str(path)!r} cannot be read as text: {reason}.") from error
         try:
             node = loader.get_single_node()
             if node is not None:
                 self._walk(loader, node, ())
             self.content: Any = {} if node is None else loader.construct_document(node)
+        except RecursionError as error:
+            raise InputError(f"{path}: the parts are nested too deeply, or hold themselves.") from error
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             where = f", line {mark.line + 1}" if mark else ""
@@ -97,6 +107,9 @@ class Source:
     def _walk(self, loader: yaml.SafeLoader, node: yaml.Node, place: Place) -> None:
         """Note the line of a node and of all below; merge keys are replaced by what they name."""
         self._lines.setdefault(place, _line(node))
+        self._count += 1
+        if self._count > MOST:  # aliases of aliases grow without end
+            raise InputError(f"{self.path}: there are more than {MOST:,} parts.")
         if isinstance(node, yaml.SequenceNode):
             for index, item in enumerate(node.value):
                 self._walk(loader, item, (*place, index))
@@ -126,7 +139,7 @@ class Source:
     def _scalar(self, loader: yaml.SafeLoader, node: yaml.Node) -> Any:
         try:
             return loader.construct_object(node, deep=True)
-        except ValueError as error:  # of a date such as 2024-13-45
+        except (ValueError, OverflowError) as error:  # of a date such as 2024-13-45
             raise InputError(f"{self.path}, line {_line(node)}: {error}: put it in quotes.") from error
 
 

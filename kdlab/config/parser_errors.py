@@ -13,11 +13,15 @@ from collections.abc import Iterable, Sequence
 
 import pytorch_lightning as pl
 
+from kdlab.config.class_paths import is_denied
 from kdlab.errors import InputError
 
 ROOTS = ("model", "data", "trainer", "checkpoint", "seed_everything", "ckpt_path", "class_path", "init_args")
 KINDS = {"float": "a number", "int": "a whole number", "str": "text", "bool": "true or false", "Sequence": "a list"}
-UNKNOWN = r"[Oo]ption '([^']+)' is not accepted|Key '([^']+)' is not expected|[Uu]nrecognized arguments?: (\S+)"
+UNKNOWN = (
+    r"does not accept option '([^']+)'|[Oo]ption '([^']+)' is not accepted|Key '([^']+)' is not expected"
+    r"|[Uu]nrecognized arguments?: (\S+)"
+)
 NOISE = r"Given value type|Given value: {|Subtypes|Errors:|Expected a <class 'NoneType'>|Does not validate"
 
 
@@ -27,8 +31,7 @@ def parser_error(error: Exception) -> InputError:
     text = re.sub(r"Group '([\w.]+)' does not accept option '(?:\1\.)?([\w.]+)'", r"Key '\1.\2' is not expected", text)
     if unknown := re.search(UNKNOWN, text):
         name = next(filter(None, unknown.groups())).lstrip("-").split("=")[0]
-        known = _known_keys()
-        hint = _did_you_mean(_wrong_part(name, known), known)
+        hint = _hint(name, text)
         return InputError(f"the config has the unknown key {name!r}{hint}.", key=name)
     if missing := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", text):
         module, name = missing.groups()
@@ -38,6 +41,10 @@ def parser_error(error: Exception) -> InputError:
     if re.search(r"required: (\w+\.)?model", text):
         hint = "name a config with -c CONFIG (configs/ has some), or --model CLASS_PATH"
         return InputError(f"there is no model to train: {hint}.")
+    if denied := re.search(r"Importing '([\w.]+)' is not allowed, denied by the '([\w.]+)'", text):
+        return is_denied(*denied.groups())
+    if bare := re.search(r"disabled for Knowledge, thus '([\w.]+)'", text):
+        return InputError(f"A knowledge is no {bare[1]}, but has it as its loss: NAME.loss={bare[1]}.", value=bare[1])
     keys = [key for key in re.findall(r'Parser key "([^"]+)"', text) if key != "config"]
     nested = re.findall(r"NestedArg\(key='([^']+)'", text)
     key = f"{keys[0]}.{nested[-1]}" if keys and nested else ".".join(keys)  # as on the command line, if there is one
@@ -51,6 +58,15 @@ def parser_error(error: Exception) -> InputError:
     return InputError(message[:600], key=exact)
 
 
+def _hint(key: str, text: str) -> str:
+    """Return the nearest right names of an unknown key, or the option of a knowledge's loss that it is."""
+    *rest, last = key.split(".")
+    known = _known_keys()
+    if (rest[-2:-1] == ["knowledge"] or "'kdlab.Knowledge'" in text) and last in _options_of_losses():
+        return f" (did you mean {'.'.join([*rest[-1:], 'loss', last])!r}?)"
+    return _did_you_mean(_wrong_part(key, known), known)
+
+
 def _innermost(text: str) -> tuple[str, str] | None:
     """Return the innermost error, of the kinds that users meet, and the wrong value."""
     if lacking := re.search(r"class_path '([\w.]+)':\s*the following arguments are required: ([\w, ]+)", text):
@@ -59,7 +75,8 @@ def _innermost(text: str) -> tuple[str, str] | None:
         return f"there is no module {module[1]!r}", module[1]
     if kind := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", text):
         return f"{kind[1]} is no {kind[2]}", kind[1]
-    for name, value in re.findall(r"Expected a <class '(?:[\w.]+\.)?(\w+)'>(?:\. Got value: (.*))?", text):
+    expected = re.findall(r"Expected a <class '(?:[\w.]+\.)?(\w+)'>(?:\. Got value: (.*))?", text)
+    for name, value in sorted(expected, key=lambda pair: pair[0] == "bool"):  # what may be a number is rather one
         if name != "NoneType":
             values = re.findall(r"val=(.*)\)$|Given value: ([^{N].*)$", text, re.MULTILINE)
             shown = (value or next(filter(None, values[0] if values else ()), "")).split(". Got value:")[0]
@@ -81,6 +98,12 @@ def _known_keys() -> list[str]:
     classes = [CoTrainer, Distiller, Knowledge, pl.Trainer]
     classes += [getattr(package, name) for package in (losses, teaching, data, models) for name in package.__all__]
     return list(dict.fromkeys([*ROOTS, *(name for known in classes for name in inspect.signature(known).parameters)]))
+
+
+def _options_of_losses() -> set[str]:
+    from kdlab import losses
+
+    return {option for name in losses.__all__ for option in inspect.signature(getattr(losses, name)).parameters}
 
 
 def _did_you_mean(name: str, names: Iterable[str]) -> str:

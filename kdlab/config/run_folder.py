@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,16 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from kdlab.compat import has_version, next_version
 from kdlab.errors import InputError
-from kdlab.files import atomic_write
+from kdlab.files import atomic_write, locked
 
 CSV = {"class_path": "pytorch_lightning.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": ""}}
 # One file, replaced after each epoch, validated or not. With save_top_k=0, Lightning 2.6 writes last.ckpt at the end
 # only: it needs another checkpoint of the same step first.
 KEPT = {"save_top_k": 1, "enable_version_counter": False}
 LAST = {"filename": "last", **KEPT, "every_n_epochs": 1, "save_on_train_epoch_end": True}
+LOCK = ".training.lock"
 RESUMABLE = {"save_last": True, **KEPT, "save_weights_only": False}
 
 
@@ -36,11 +40,49 @@ def last_checkpoint(folder: Path) -> Path:
     return folder / "checkpoints" / "last.ckpt"
 
 
-def claim_folder(trainer: pl.Trainer, resumed: bool) -> None:
-    """Check that a new run has a folder of its own; a resumed one keeps its earlier numbers in ``metrics.N.csv``."""
-    if not trainer.is_global_zero or not isinstance(trainer.logger, CSVLogger):
+@contextmanager
+def claimed_folder(trainer: pl.Trainer, resumed: bool) -> Iterator[None]:
+    """Give a run a folder of its own, locked; what fails before the first step leaves no new folder.
+
+    A resumed run keeps its earlier numbers in ``metrics.N.csv``.
+    """
+    logger = trainer.logger
+    if not trainer.is_global_zero or not isinstance(logger, CSVLogger):
+        yield
         return
-    folder = Path(trainer.logger.log_dir)
+    folder, created = _create(logger)
+    try:
+        with locked(folder / LOCK, f"another process is training in {str(folder)!r}"):
+            _check(folder, resumed)
+            yield
+    except BaseException:
+        if created and trainer.fit_loop.total_batch_idx < 0:
+            shutil.rmtree(folder, ignore_errors=True)
+            for parent in created[1:]:
+                with suppress(OSError):  # another run may be in there
+                    parent.rmdir()
+        raise
+
+
+def _create(logger: CSVLogger) -> tuple[Path, list[Path]]:
+    """Create a run's folder; return it and all new folders. A version that was not chosen is the next free one."""
+    chosen = has_version(logger)
+    while True:
+        folder = Path(logger.log_dir)
+        created = [path for path in (folder, *folder.parents) if not path.exists()]
+        try:
+            folder.mkdir(parents=True, exist_ok=chosen)
+        except FileExistsError as error:
+            if chosen or not folder.is_dir():
+                raise InputError(f"The run's folder {str(folder)!r} cannot be made: a file is there.") from error
+            next_version(logger)  # another process was quicker
+        except OSError as error:
+            raise InputError(f"The run's folder {str(folder)!r} cannot be made: {error.strerror}.") from error
+        else:
+            return folder, created
+
+
+def _check(folder: Path, resumed: bool) -> None:
     if not resumed and (folder / "config.yaml").exists():
         last = last_checkpoint(folder)
         way = f"resume it with --ckpt_path={last}" if last.exists() else "it left no checkpoint, so delete it"

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from kdlab.errors import InputError
+from kdlab.errors import InputError, form_of
 from kdlab.models.checkpoint_reader import read_tensors
 from kdlab.models.weights import save_tensors
 from kdlab.modules.cotrainer import DEPLOYED
@@ -27,7 +27,7 @@ def export(run: Path, out: Path | None = None, learner: str | None = None) -> tu
     checkpoint = run if run.is_file() else newest_checkpoint(run)
     folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
     recipe = folder / "config.yaml"
-    network = student_in(yaml.safe_load(recipe.read_text()) if recipe.exists() else {}, learner)
+    network = student_in(_read(recipe) if recipe.exists() else {}, learner)
     tensors = student_of(checkpoint, learner)
     weights, config = ((out or folder) / name for name in ("student.safetensors", "student.yaml"))
     for path in (weights, config):
@@ -40,6 +40,16 @@ def export(run: Path, out: Path | None = None, learner: str | None = None) -> tu
         network["init_args"]["weights"] = str(weights)
     config.write_text(yaml.safe_dump(network, sort_keys=False))
     return weights, config
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{str(path)!r} cannot be read: {str(error).splitlines()[0]}.") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{str(path)!r} is no config of a run, but {form_of(config)}.")
+    return config
 
 
 def newest_checkpoint(run: Path) -> Path:

@@ -22,6 +22,7 @@ from kdlab.modules.dry_run import DryRun, dry_run
 from kdlab.modules.evaluation import EvaluatedModule
 from kdlab.modules.first_batch import every_batch, first_batch
 from kdlab.modules.loss_logging import LossLog
+from kdlab.modules.monitors import MonitorCheck
 from kdlab.modules.seeding import reseed
 from kdlab.optimizers import DOT
 from kdlab.outputs import Batch, Outputs
@@ -75,7 +76,7 @@ class DistillationModule(EvaluatedModule):
         self.task_weight = weight_at_least_zero(task_weight, "The task weight")
         self.task_schedule = task_schedule
         self.plan: Plan = (teaching or Supervised()).plan({n: Learner(n, x) for n, x in networks.items()})
-        self.losses = nn.ModuleDict({name: each.connect(self.plan) for name, each in self.knowledge.items()})
+        self.losses = nn.ModuleDict({name: each.connect(self.plan, name) for name, each in self.knowledge.items()})
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.parameter_groups = {name: dict(options) for name, options in (parameter_groups or {}).items()}
         self.channels_last, self.compile_learners = channels_last, compile
@@ -105,8 +106,8 @@ class DistillationModule(EvaluatedModule):
     # Before the first step
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Return the knowledge, as callbacks of the Trainer."""
-        return [*self.knowledge.values()]  # Lightning puts them in the place of those of an earlier fit
+        """Return the knowledge, and the check of monitors, as callbacks of the Trainer."""
+        return [MonitorCheck(), *self.knowledge.values()]  # Lightning puts them in the place of those of an earlier fit
 
     def setup(self, stage: str) -> None:
         """Run one batch before a training: sizes adapters, and reports everything that cannot work."""

@@ -16,6 +16,7 @@ from kdlab.compat import is_lazy
 from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge, pair_of, set_taps
 from kdlab.losses.context import Context
+from kdlab.members.member import Member
 from kdlab.modules.first_batch import FirstBatch
 from kdlab.optimizers.dot import reaches
 from kdlab.outputs import Batch, Outputs
@@ -68,7 +69,8 @@ def dry_run(module: Any, data: FirstBatch) -> DryRun:
         seen: dict[str, Outputs] = {}
         for member in plan.members.values():
             member.setup(data.samples)
-            with _explained(f"{_called(member.name)} fails on inputs {_shape(batch.inputs)}"):
+            called = f"{_called(member.name)}{_readers(plan, knowledge, member)}: "
+            with _explained(f"{_called(member.name)} fails on inputs {_shape(batch.inputs)}", called):
                 seen |= member(batch, seen)
         classes = getattr(getattr(module.trainer, "datamodule", None), "num_classes", 0)
         with _explained(f"The task loss ({type(module.task).__name__}) and its labels"):
@@ -281,6 +283,19 @@ def _dry(module: Any, plan: Plan) -> Iterator[None]:
 def _called(name: str) -> str:
     """Return how messages call a member: the only student and the only teacher by their roles."""
     return f"The {name}" if name in ("student", "teacher") else f"Network {name!r}"
+
+
+def _readers(plan: Plan, knowledge: Mapping[str, Knowledge], member: Member) -> str:
+    """Return which knowledge reads layers of a member, as a part of a message."""
+    names = [
+        name
+        for name, own in knowledge.items()
+        for edge, _ in own.edges
+        if (own.student_layers and plan.owners[edge.student] is member)
+        or (own.teacher_layers and plan.owners[edge.teacher] is member)
+    ]
+    listed = ", ".join(map(repr, dict.fromkeys(names)))
+    return f", whose layers knowledge {listed} reads" if names else ""
 
 
 def _described_loss(name: str, knowledge: Knowledge) -> str:

@@ -59,6 +59,8 @@ def setup_logging(rank: int) -> None:
 
 def check_key(what: str, name: str, reserved: Sequence[str]) -> None:
     """Refuse a name that cannot be a log key and a checkpoint key; of the reserved words ``..._end`` is an ending."""
+    if not isinstance(name, str):  # YAML reads 3 and yes as no text
+        raise InputError(f"{what} name must be a plain word, not {name!r}.")
     taken = any(name == word or (word[:3] == "..." and name.endswith(word[3:])) for word in reserved)
     if taken or not name.isidentifier() or hasattr(nn.ModuleDict, name):
         raise InputError(

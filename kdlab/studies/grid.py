@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kdlab.config.class_paths import check_class_path
 from kdlab.config.error_location import Origin, locate
 from kdlab.config.located_yaml import Place, Source
 from kdlab.errors import InputError
-from kdlab.studies.run_id import named, of_config
+from kdlab.studies.run_id import of_config
 from kdlab.studies.runs import Cell, Run
 from kdlab.studies.study import QUOTED, Method, Network, Pair, Part, Study
 
@@ -50,7 +51,7 @@ class _Grid:
         for pair in self.study.pairs:
             for network in pair.roles.values():
                 with self.study.source.errors_at(("networks", network.name, "class_path")):
-                    named(str(network.build["class_path"]))
+                    check_class_path(str(network.build["class_path"]))
         cells = [
             (pair, method)
             for pair in self.study.pairs

@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 import torch
 
 import kdlab
+from kdlab.config.class_paths import check_class_path
 from kdlab.config.lightning_cli import QUIET_TRAINER, build, quietly, resolve
 from kdlab.errors import InputError, refusal_in
 from kdlab.files import read_json, write_json
@@ -21,7 +22,7 @@ from kdlab.models import load_weights
 from kdlab.modules.base import DistillationModule
 from kdlab.modules.memory_estimate import memory_of
 from kdlab.studies.grid import seeded
-from kdlab.studies.run_id import code_of, digest, named, of_config
+from kdlab.studies.run_id import code_of, digest, of_config
 from kdlab.studies.study import Study
 
 SAMPLES = 32
@@ -212,7 +213,7 @@ def instantiate(value: Any) -> Any:
         return value
     if "class_path" not in value:
         return {name: instantiate(inner) for name, inner in value.items()}
-    return named(str(value["class_path"]))(**instantiate(value.get("init_args") or {}))
+    return check_class_path(str(value["class_path"]))(**instantiate(value.get("init_args") or {}))
 
 
 def _untrained(config: Mapping[str, Any]) -> dict[str, Any]:

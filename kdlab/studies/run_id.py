@@ -11,16 +11,13 @@ import inspect
 import json
 import re
 import sys
-import sysconfig
 from collections.abc import Iterator, Sequence
-from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import kdlab
-from kdlab.errors import InputError, failed_import, nearest
+from kdlab.config.class_paths import is_own_file, named
 
 SHOWN = ("logger", "enable_progress_bar", "enable_model_summary", "log_every_n_steps", "profiler", "default_root_dir")
 PLACED = ("accelerator", "strategy", "devices", "num_nodes", "plugins")
@@ -37,7 +34,6 @@ IGNORED = (
 ADDED = ("model.init_args.knowledge.*.teachers", "model.init_args.knowledge.*.init_args.teachers")
 """Options that kdlab 0.1.0 did not have: at their default, empty, they keep the identity of its runs."""
 LENGTH = 12
-INSTALLED = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib")]
 
 
 def canonical(config: dict[str, Any]) -> dict[str, Any]:
@@ -87,7 +83,7 @@ def code_of(config: Any) -> set[tuple[str, str]]:
         target = named(path) if isinstance(path, str) else _own_value(value) if isinstance(value, str) else None
         modules.update(_modules_of(target))
     files = {module: getattr(module, "__file__", None) for module in modules}
-    return {(module.__name__, _hash(module)) for module, file in files.items() if _is_own(module.__name__, file)}
+    return {(module.__name__, _hash(module)) for module, file in files.items() if is_own_file(file)}
 
 
 def _own_value(text: str) -> Any:
@@ -96,7 +92,7 @@ def _own_value(text: str) -> Any:
         with contextlib.suppress(ValueError):
             spec = find_spec(text.partition(".")[0])  # not imported yet: any text could be the name of a module
             files = (spec.origin, *(spec.submodule_search_locations or ())) if spec else ()
-            if spec and any(_is_own(spec.name, file) for file in files):
+            if spec and any(is_own_file(file) for file in files):
                 return named(text)
     return None
 
@@ -107,34 +103,6 @@ def _values(config: Any) -> Iterator[Any]:
     if isinstance(config, dict | list):
         for value in config.values() if isinstance(config, dict) else config:
             yield from _values(value)
-
-
-def named(path: str) -> Any:
-    """Return what a class path names.
-
-    Raises:
-        InputError: there is no such module, or no such name in it.
-    """
-    parts = path.split(".")
-    for end in range(len(parts) - 1, 0, -1):
-        name = ".".join(parts[:end])
-        try:
-            value: Any = import_module(name)
-        except Exception as error:
-            missing = error.name if isinstance(error, ModuleNotFoundError) else None
-            if missing and f"{name}.".startswith(f"{missing}."):  # not something that it imports
-                continue
-            if broken := failed_import(error):
-                raise broken from error
-            raise
-        for part in parts[end:]:
-            if not hasattr(value, part):
-                names = dict.fromkeys([*getattr(value, "__all__", ()), *dir(value)])
-                hint = f"the nearest are {nearest(part, names, 3)}"
-                raise InputError(f"{name} has no {part!r}; {hint}.", value=path)
-            value = getattr(value, part)
-        return value
-    raise InputError(f"There is no module {parts[0]!r} for the class path {path!r}.", value=path)
 
 
 def _modules_of(value: Any) -> list[ModuleType]:
@@ -155,8 +123,3 @@ def _hash(module: ModuleType) -> str:
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and type(first.value.value) is str:
                 node.body = body[1:]
     return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:LENGTH]
-
-
-def _is_own(name: str, file: str | None) -> bool:
-    installed = file is None or any(folder in Path(file).resolve().parents for folder in INSTALLED)
-    return not installed and name.split(".")[0] != "kdlab"

@@ -194,8 +194,10 @@ class _Reader:
         return Method(name, part, networks, self.seeds(content.get("seeds", list(seeds)), (*place, "seeds")))
 
     def seeds(self, value: Any, place: Place) -> tuple[int, ...]:
-        if not isinstance(value, list) or not value or any(type(seed) is not int or seed < 0 for seed in value):
-            raise self.error(place, f"seeds is a list of whole numbers from 0 on, such as [0, 1, 2], not {value!r}.")
+        numbers = isinstance(value, list) and all(type(seed) is int and 0 <= seed < 2**32 for seed in value)
+        if not numbers or not value:
+            text = f"seeds is a list of whole numbers from 0 to {2**32 - 1}, such as [0, 1, 2], not {value!r}."
+            raise self.error(place, text)
         for index, seed in enumerate(value):
             if seed in value[:index]:
                 raise self.error((*place, index), f"the seed {seed} is there twice.")

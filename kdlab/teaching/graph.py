@@ -62,7 +62,8 @@ class Graph(Teaching):
         update: whether networks are updated at once or one after another.
 
     Raises:
-        InputError: an edge with an unknown key, gate or name, or with a weight that is no number of at least 0.
+        InputError: an edge with an unknown key, gate or name, with a weight that is no number of at least 0, from a
+            network to itself, or that counts twice.
     """
 
     ways = (Way("Knowledge transfer graph (KTG)", "Minami et al. 2020", ("knowledge_transfer_graph",)),)
@@ -78,6 +79,12 @@ class Graph(Teaching):
         check_word("update", update, ("simultaneous", "sequential"))
         self.update, self.supervision = update, supervision
         self.edges = [_parsed(edge, number) for number, edge in enumerate(edges)]
+        numbers: dict[tuple[str, str], int] = {}
+        for number, edge in enumerate(self.edges):
+            if edge.student == edge.teacher:
+                raise InputError(f"edges[{number}] leads from {edge.student!r} to itself: drop it.")
+            if edge.weight != 0 and (first := numbers.setdefault(edge[:2], number)) != number:
+                raise InputError(f"edges[{number}] has the student and the teacher of edges[{first}]: keep one.")
         networks = [id(member) for member in (members or {}).values()]
         if len(set(networks)) < len(networks):
             raise InputError("Two members of a graph are one object: make one for each name.")

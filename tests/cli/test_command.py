@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,3 +125,49 @@ def test_help_and_version_import_nothing_heavy(argument: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "kdlab" in done.stdout
     assert not {"torch", "pytorch_lightning", "jsonargparse", "rich"} & set(done.stderr.split())
+
+
+def test_an_interrupt_while_importing_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kdlab.cli.import_module", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        main(["methods"])
+    assert (stop.value.code, capsys.readouterr().err) == (130, "kdlab methods: interrupted.\n")
+
+
+@pytest.mark.parametrize(
+    ("rank", "first_ended", "speaks"), [("0", False, True), ("1", True, False), ("1", False, True)]
+)
+def test_of_several_processes_one_reports(
+    rank: str,
+    first_ended: bool,
+    speaks: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Another than the first speaks if the first goes on: the error is its own."""
+    parents = chain([5], repeat(1 if first_ended else 5))
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setattr("kdlab.cli.PATIENCE", 0.0)
+    monkeypatch.setattr("os.getppid", lambda: next(parents))
+    with pytest.raises(SystemExit) as stop:
+        main(["fti"])
+    assert stop.value.code == 2
+    assert bool(capsys.readouterr().err) is speaks
+
+
+@pytest.mark.full
+def test_two_processes_say_it_once(tmp_path: Path) -> None:
+    (tmp_path / "kd.yaml").write_text(
+        "model: {class_path: kdlab.Distiller, init_args: {student: "
+        "{class_path: kdlab.models.mlp, init_args: {in_features: 63, hidden: [8], num_classes: 10}}}}\n"
+    )
+    two = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_epochs=1"]
+    command = [sys.executable, "-m", "kdlab", "fit", "-c", "kd.yaml", *two]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert (run.returncode, run.stderr.count("kdlab fit: "), run.stderr.count("Traceback")) == (2, 1, 0), run.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["kd.yaml"]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
 from kdlab.cli import main
+from kdlab.config.lightning_cli import QUIET, build
 from kdlab.data import Digits
+from kdlab.files import locked
 
 USER_LOSS = '''\
 """My own loss: one minus the cosine between the class scores."""
@@ -27,6 +30,17 @@ class CosineLogits(nn.Module):
     def forward(self, student, teacher, target):
         return self.scale * (1 - F.cosine_similarity(student.logits, teacher.logits)).mean()
 '''
+FAILING = """\
+from torch import nn
+
+
+class Failing(nn.Module):
+    calls = 0
+
+    def forward(self, student, teacher, target):
+        self.calls += 1
+        return student.logits.sum() / 1 if self.calls < 2 else 1 / 0
+"""
 MLP = {"class_path": "kdlab.models.mlp", "init_args": {"in_features": 64, "hidden": [16], "num_classes": 10}}
 RECIPE = {
     "trainer": {
@@ -163,7 +177,7 @@ ONE_CYCLE = ["--model.lr_scheduler=torch.optim.lr_scheduler.OneCycleLR", "--mode
         (["fit", "-c", "kd.yaml", "--model.student.hidden=64"], "model.student.hidden: expected a list, not 64."),
         (["fit", "-c", "kd.yaml", "--model.knowledge.mine.loss=my_los.A"], "mine.loss: there is no module 'my_los'."),
         (["fit", "-c", "kd.yaml", "--model.knowledge.mine.loss=torch.optim.SGD"], "torch.optim.SGD is no Module."),
-        (["fit", "-c", "kd.yaml", "--trainer.max_epochs=0", *ONE_CYCLE], "needs at least one step"),
+        (["fit", "-c", "kd.yaml", "--trainer.max_epochs=0", *ONE_CYCLE], "trainer.max_epochs is 0: nothing"),
         (["fit", "-c", "kd.yaml", "--ckpt_path=gone.ckpt"], "There is no checkpoint 'gone.ckpt'"),
         (["test", "-c", "kd.yaml", "--ckpt_path=gone.ckpt"], "There is no checkpoint 'gone.ckpt'"),
         (["fit", "-c", "kd.yaml", "--model.knowledge.mine.loss=my_loss.CosineLogit"], "did you mean 'CosineLogits'"),
@@ -184,3 +198,44 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
     assert message.startswith(f"kdlab {arguments[0]}: ")
     assert said in message
     assert not (work / "runs/version_0/checkpoints").exists()
+
+
+def built(*options: str) -> Any:
+    return build(["-c", "kd.yaml", *QUIET, *options], run=False, save_config=False)
+
+
+def test_class_weights_and_groups_from_the_command_line(work: Path) -> None:
+    weights = "[" + ", ".join(["1"] * 9) + ", 5]"
+    group = "--model.parameter_groups.student.fc"
+    cli = built("--model.task=torch.nn.CrossEntropyLoss", f"--model.task.weight={weights}", f"{group}.lr=0.1",
+                "--model.parameter_groups.losses.lr=1e-3", f"{group}.momentum=0.5")  # fmt: skip
+    assert torch.equal(cli.model.task.weight, torch.tensor([1.0] * 9 + [5.0]))
+    assert cli.model.parameter_groups == {"student.fc": {"lr": 0.1, "momentum": 0.5}, "losses": {"lr": 1e-3}}
+    assert cli.resolved["model"]["init_args"]["task"]["init_args"]["weight"] == [1.0] * 9 + [5.0]
+    again = build(cli.resolved, run=False, save_config=False)
+    assert torch.equal(again.model.task.weight, cli.model.task.weight)
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+def test_barebones_trains_and_writes_nothing(work: Path) -> None:
+    before = {*work.rglob("*")}
+    main(["fit", "-c", "kd.yaml", "--trainer.barebones=true", "--trainer.log_every_n_steps=null"])
+    assert {path for path in work.rglob("*") if "__pycache__" not in path.parts} == before
+
+
+def test_a_run_that_fails_in_a_step_keeps_its_folder(work: Path) -> None:
+    (work / "failing.py").write_text(FAILING)
+    with pytest.raises(ZeroDivisionError):
+        main(["fit", "-c", "kd.yaml", "--model.knowledge.mine.loss=failing.Failing"])
+    assert (work / "runs/version_0/config.yaml").exists()
+
+
+def test_two_runs_in_one_folder_at_once_are_refused(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    there = ["fit", "-c", "kd.yaml", "--trainer.logger.init_args.version=mine"]
+    with locked(work / "runs/mine/.training.lock", "this test trains"):
+        with pytest.raises(SystemExit) as stop:
+            main(there)
+        assert (work / "runs/mine").is_dir()
+    assert stop.value.code == 2
+    assert "Another process is training in 'runs/mine': wait until it is done" in capsys.readouterr().err
+    main(there)

@@ -11,6 +11,7 @@ import yaml
 from pytorch_lightning.cli import LightningArgumentParser
 
 from kdlab.config.lightning_cli import resolve
+from kdlab.config.located_yaml import Source
 from kdlab.studies import worker
 from kdlab.studies.grid import runs_of
 from kdlab.studies.preflight import Trials
@@ -46,6 +47,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     counted(LightningArgumentParser, "dump", "dump")
     counted(LightningArgumentParser, "instantiate_classes", "build")  # jsonargparse parses defaults in it
     counted(yaml, "safe_load", "load")
+    counted(Source, "__init__", "load")
     counted(yaml, "safe_dump", "text")
     return counts
 

@@ -156,7 +156,7 @@ MISTAKES = [
     ),
     ("{model.student: student}", "student", 12, "methods.plain.networks is a mapping of names"),
     ("{model.student: student}", "{model.student: student, model.teacher: [teacher]}", 12, ""),
-    ("[0, 1]", "3", 14, "seeds is a list of whole numbers from 0 on, such as [0, 1, 2], not 3"),
+    ("[0, 1]", "3", 14, "seeds is a list of whole numbers from 0 to 4294967295, such as [0, 1, 2], not 3"),
     ("[0, 1]", "[]", 14, "seeds is a list"),
     ("[0, 1]", "[0, -1]", 14, "seeds is a list"),
     ("[0, 1]", "[0, 1.0]", 14, "seeds is a list"),
