@@ -187,7 +187,7 @@ def ordered(names: Collection[str], order: ClassOrder = None) -> list[str]:
             differing = sorted(set(order) ^ set(names)) or sorted(order)
             raise InputError(
                 f"class_order must name each class folder once; it differs in {', '.join(differing[:5])}.",
-                key="class_order",
+                key="data.class_order",
             )
         return list(order)
     if order is not None:
@@ -199,7 +199,7 @@ def ordered(names: Collection[str], order: ClassOrder = None) -> list[str]:
             f"The class folders are numbers, whose order as text ({', '.join(text[:4])}, ...) is not that of the "
             f"numbers ({', '.join(number[:4])}, ...): choose what the networks' outputs mean with class_order='number' "
             "(as in timm) or class_order='text' (as in torchvision's ImageFolder).",
-            key="class_order",
+            key="data.class_order",
         )
     return number if order == "number" else text
 
