@@ -26,12 +26,13 @@ class ImageFolder(ImageData):
     """Images in class folders: ``root/train/<class>/*.png``, with ``val`` and ``test`` beside ``train``.
 
     Each split is a directory, or a zip file (``train.zip`` with ``train/<class>/...`` or ``<class>/...`` inside). A
-    class's index is its folder's place in alphabetical order, see ``class_order``. Without ``val``, validation runs on ``test``; without
-    ``test``, test runs on ``val``. Images of one size that fit ``memory_limit`` are decoded once and augmented as in
-    :class:`ImageData` (``padding``, ``flip``). Others are streamed: decoded in ``num_workers`` processes, with a
-    random resized crop (and ``flip``) in training and resize and center crop otherwise. Images are read as
-    8-bit RGB, upright by their EXIF orientation (which torchvision's ``ImageFolder`` ignores), and of an animation the
-    first frame. Linked folders are read; files that are hidden or no images are not, and are counted in a warning.
+    class's index is its folder's place in alphabetical order, see ``class_order``. Without ``val``, validation runs on
+    ``test``; without ``test``, test runs on ``val``. Images of one size that fit ``memory_limit`` are decoded once and
+    augmented as in :class:`ImageData` (``padding``, ``flip``). Others are streamed: decoded in ``num_workers``
+    processes, with a random resized crop (and ``flip``) in training and resize and center crop otherwise. Images are
+    read as 8-bit RGB, upright by their EXIF orientation (which torchvision's ``ImageFolder`` ignores), and of an
+    animation the first frame. Linked folders are read; files that are hidden or no images are not, and are counted in a
+    warning.
 
     Args:
         root: folder with the splits.

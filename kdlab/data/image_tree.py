@@ -22,7 +22,7 @@ SUFFIXES = {
     *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
 }
 LARGEST = 1 << 29
-"""Bytes that an image may have in a zip file, unpacked: the most pixels that Pillow decodes, as RGB, have about these."""
+"""Bytes that an image may have in a zip file, unpacked: those of the most pixels that Pillow decodes, as RGB."""
 
 ClassOrder = Literal["text", "number"] | Sequence[str] | None
 

@@ -51,8 +51,8 @@ def rgb(raw: bytes) -> Tensor:
         # Pillow gives 16 bits as 32 in PGM files, and in PNG files before its release 11.3.
         if not (mode.startswith("I;16") or (mode == "I" and kind in ("PNG", "PPM"))) or inverted:
             raise InputError(
-                f"has pixels of Pillow's mode {mode!r}{' with white as 0' if inverted else ''}, whose 8-bit RGB values are "
-                "not defined: convert it to 8 bits, or to 16-bit gray."
+                f"has pixels of Pillow's mode {mode!r}{' with white as 0' if inverted else ''}, whose 8-bit RGB values "
+                "are not defined: convert it to 8 bits, or to 16-bit gray."
             )
         gray = np.rint(pixels.astype(np.float64) * (255 / full)).astype(np.uint8)
         pixels = np.repeat(gray[:, :, None], 3, 2)

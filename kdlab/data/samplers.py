@@ -54,7 +54,8 @@ class Shuffled(DistributedSampler[Draw]):
         super().__init__(range(size), num_replicas=world_size, rank=rank, shuffle=True, seed=seed)  # type: ignore[arg-type]
         if batch_size < 1 or batch_size % world_size:
             raise InputError(
-                f"The batch size {batch_size} must be a positive multiple of the {world_size} processes.", key="data.batch_size"
+                f"The batch size {batch_size} must be a positive multiple of the {world_size} processes.",
+                key="data.batch_size",
             )
         if size < world_size:
             raise InputError(f"{size} samples are too few for {world_size} processes.")

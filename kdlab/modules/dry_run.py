@@ -17,6 +17,7 @@ from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge, pair_of, set_taps
 from kdlab.losses.context import Context
 from kdlab.modules.first_batch import FirstBatch
+from kdlab.modules.smallest_batch import try_smallest_batch
 from kdlab.optimizers.dot import reaches
 from kdlab.outputs import Batch, Outputs
 from kdlab.schedules import Progress
@@ -85,6 +86,7 @@ def dry_run(module: Any, data: FirstBatch) -> DryRun:
                 constant[name] = torch.stack(every_step).sum()
         result.terms = {name: float(value.detach()) for name, value in values.items()}
         result.idle, result.resting = _without_gradient(module, values, constant)
+        try_smallest_batch(module, data)
     return result
 
 
