@@ -194,7 +194,7 @@ def ordered(names: Collection[str], order: ClassOrder = None) -> list[str]:
         check_word("class_order", order, ("text", "number"))
     text, number = sorted(names), sorted(names, key=_numerically)
     around = {re.sub(r"\d+", "", name, count=1) for name in names}  # class1, class2, ... are numbers too
-    if order is None and text != number and len(around) == 1 and not re.search(r"\d", *around):
+    if order is None and text != number and len(around) == 1 and not re.search(r"\d", around.pop()):
         raise InputError(
             f"The class folders are numbers, whose order as text ({', '.join(text[:4])}, ...) is not that of the "
             f"numbers ({', '.join(number[:4])}, ...): choose what the networks' outputs mean with class_order='number' "
