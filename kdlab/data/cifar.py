@@ -68,7 +68,7 @@ class CIFAR10(ImageData):
         root = Path(self.root).expanduser()
         if (root / self._dataset().base_folder).exists() or not any(root.glob("train*")):
             return None
-        trees = splits(root)
+        trees = splits(root, "number")  # folders that are numbers are the original labels
         if "test" not in trees:
             raise InputError(
                 f"{self.root!r} has class folders for training but none for the test: add test or test.zip."

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
@@ -13,6 +15,7 @@ from torchvision.transforms.v2 import functional as F
 from kdlab.data import counter_rng
 from kdlab.data.fingerprint import of_tree
 from kdlab.data.image_tree import Tree
+from kdlab.data.pixels import DamagedError
 from kdlab.data.samplers import Draw
 from kdlab.errors import InputError
 from kdlab.outputs import Batch
@@ -47,6 +50,31 @@ def decode(tree: Tree, size: tuple[int, int]) -> Tensor:
             )
         images[position] = image
     return images
+
+
+def omit_damaged(tree: Tree) -> None:
+    """Decode every image of a tree once, leave out those that cannot be decoded, and name them in a warning.
+
+    The rest is the same in every process and worker, so batches and indices are as if the damaged files did not exist.
+
+    Raises:
+        InputError: an image is sound but has no defined 8-bit values, or a class has no sound image.
+    """
+
+    def reason(position: int) -> str:
+        try:
+            tree.image(position)
+        except DamagedError as error:
+            return str(error)
+        return ""
+
+    total = len(tree)
+    with ThreadPoolExecutor() as threads:
+        damaged = {position: text for position, text in enumerate(threads.map(reason, range(total))) if text}
+    if damaged:
+        named = " ".join([*damaged.values()][:5])
+        rank_zero_warn(f"{tree.path}: {len(damaged)} of {total} images are damaged and left out. {named}")
+        tree.omit(damaged)
 
 
 class Streamed(Dataset[Batch]):

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from kdlab.data import counter_rng, decoding
-from kdlab.data.decoding import SizesDifferError, Streamed, decode
+from kdlab.data import counter_rng, decoding, pixels
+from kdlab.data.decoding import SizesDifferError, Streamed, decode, omit_damaged
 from kdlab.data.fingerprint import library, of_code, of_tree, of_views, refuse_unknown
 from kdlab.data.image_tree import Tree, splits
 from kdlab.data.images import ImageData
 from kdlab.data.in_memory import Images
 from kdlab.data.loader import Loader
-from kdlab.errors import InputError
+from kdlab.data.samplers import check_batch_size
+from kdlab.errors import InputError, check_word
 from kdlab.outputs import Batch
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -25,10 +26,13 @@ class ImageFolder(ImageData):
     """Images in class folders: ``root/train/<class>/*.png``, with ``val`` and ``test`` beside ``train``.
 
     Each split is a directory, or a zip file (``train.zip`` with ``train/<class>/...`` or ``<class>/...`` inside). A
-    class's index is its folder's place in alphabetical order. Without ``val``, validation runs on ``test``; without
-    ``test``, test runs on ``val``. Images of one size that fit ``memory_limit`` are decoded once and augmented as in
-    :class:`ImageData` (``padding``, ``flip``). Others are streamed: decoded in ``num_workers`` processes, with a
-    random resized crop (and ``flip``) in training and resize and center crop otherwise. Images are read as RGB.
+    class's index is its folder's place in alphabetical order, see ``class_order``. Without ``val``, validation runs on
+    ``test``; without ``test``, test runs on ``val``. Images of one size that fit ``memory_limit`` are decoded once and
+    augmented as in :class:`ImageData` (``padding``, ``flip``). Others are streamed: decoded in ``num_workers``
+    processes, with a random resized crop (and ``flip``) in training and resize and center crop otherwise. Images are
+    read as 8-bit RGB, upright by their EXIF orientation (which torchvision's ``ImageFolder`` ignores), and of an
+    animation the first frame. Linked folders are read; files that are hidden or no images are not, and are counted in a
+    warning.
 
     Args:
         root: folder with the splits.
@@ -40,14 +44,21 @@ class ImageFolder(ImageData):
         in_memory: keep decoded images in memory; ``None`` to do so if they have one size and fit.
         memory_limit: bytes that all decoded splits may take together.
         num_workers: processes that decode streamed images.
+        class_order: order of the class folders: ``"text"``; ``"number"``, where 2 precedes 10; or all their names in
+            another order, such as a teacher's. ``None`` for ``"text"``, unless the names are numbers and the order
+            differs.
+        on_error: ``"raise"`` an error at the first damaged image that is read, or ``"skip"`` all of them: every image
+            is then decoded once in ``setup``, and those that fail are left out and counted in a warning.
         options: further arguments of :class:`ImageData`.
 
     Attributes:
         classes: names of the classes; like ``num_classes`` and ``shape``, known after ``setup``.
 
     Raises:
-        InputError: in ``setup``: a folder is missing or empty, splits differ in their classes, an image cannot be
-            decoded, images differ in size with ``in_memory=True``, or ``padding`` is set for streamed images.
+        InputError: in ``setup``: a folder is missing, empty or linked twice, a zip file is unsafe, splits differ in
+            their classes, the order of numbered classes is open, an image cannot be decoded or has no defined 8-bit
+            values (32 bits, floating point), images differ in size with ``in_memory=True``, or ``padding`` is set for
+            streamed images.
     """
 
     def __init__(
@@ -61,6 +72,8 @@ class ImageFolder(ImageData):
         in_memory: bool | None = None,
         memory_limit: int = 1 << 30,
         num_workers: int = 0,
+        class_order: Literal["text", "number"] | list[str] | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
         **options: Any,
     ) -> None:
         super().__init__(mean=mean or IMAGENET[0], std=std or IMAGENET[1], flip=flip, **options)
@@ -70,6 +83,9 @@ class ImageFolder(ImageData):
         self.in_memory = in_memory
         self.memory_limit = memory_limit
         self.workers = num_workers
+        self.class_order = class_order
+        check_word("on_error", on_error, ("raise", "skip"))
+        self.on_error = on_error
         self.classes: list[str] = []
         self._trees: dict[str, Tree] = {}
         self._rows: dict[str, Tensor | None] = {}
@@ -79,7 +95,10 @@ class ImageFolder(ImageData):
     def setup(self, stage: str | None = None) -> None:
         """List the splits once; then decode those that this stage needs, if they are kept in memory."""
         if not self._trees:
-            self._list(splits(Path(self.root)))
+            available = splits(Path(self.root), self.class_order)
+            for tree in available.values() if self.on_error == "skip" else ():
+                omit_damaged(tree)
+            self._list(available)
         needed = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"], "predict": ["test"]}
         if self._keeps_decoded:
             self._decode(needed.get(stage or "", ["train", "val", "test"]))
@@ -95,6 +114,8 @@ class ImageFolder(ImageData):
             self.num_workers = self.workers
             ready = list(self._trees)
         self._sets = {name: self._set(name) for name in ready}
+        if stage == "fit":
+            check_batch_size("batch_size", self.batch_size, self.sizes["train"])
 
     def _list(self, available: dict[str, Tree]) -> None:
         """Choose each split's tree and rows, and the sizes and classes that follow."""
@@ -166,7 +187,7 @@ class ImageFolder(ImageData):
             "images": of_tree(train.tree, train.rows),
             "normalised": [self.mean, self.std],
             "augmented": [self.size, self.flip, self.augmentation_seed],
-            "code": of_code(decoding, counter_rng),
+            "code": of_code(decoding, pixels, counter_rng),
             "views": of_views(self.all_views, self.mixing),
             "libraries": [library("torchvision"), library("PIL")],
         }

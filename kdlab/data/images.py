@@ -19,12 +19,12 @@ from kdlab.data.in_memory import Images
 from kdlab.data.loader import Loader, loader
 from kdlab.data.mixing import Mixing, mixed_labels
 from kdlab.data.paired_views import LastBatch, SecondView, with_companions
-from kdlab.data.samplers import InOrder, Shuffled
+from kdlab.data.samplers import InOrder, Shuffled, check_batch_size
 from kdlab.data.subsets import check_labels, training_rows
 from kdlab.data.views import View
 from kdlab.errors import InputError
 from kdlab.outputs import Batch
-from kdlab.outputs.containers import inputs_of
+from kdlab.outputs.containers import inputs_of, with_inputs
 
 
 class ImageData(pl.LightningDataModule):
@@ -39,7 +39,7 @@ class ImageData(pl.LightningDataModule):
     Args:
         mean: of each channel, in units of the full range.
         std: of each channel, in the same units.
-        batch_size: samples in a training batch, over all processes together.
+        batch_size: samples in a training batch, over all processes together, at most as many as the training set has.
         eval_batch_size: the same for validation, test and prediction.
         seed: seed of the order, the augmentation and the subsets.
         padding: pixels of zeros around an image before the random crop, which shifts it by up to as many pixels.
@@ -54,6 +54,7 @@ class ImageData(pl.LightningDataModule):
             another method ("fixed views"), to be reported as such.
         mixing: mixture of pairs of training images: ``MixUp()``, ``CutMix()``. Labels are then probabilities (B,
             num_classes). It excludes views, which show the images before they are mixed.
+        drop_last: leave out the last training batch of an epoch if it is smaller; other samples each epoch.
 
     Attributes:
         num_classes: number of classes.
@@ -62,8 +63,9 @@ class ImageData(pl.LightningDataModule):
         host_index: the index of the last batch sent to a device, on the host: reading it needs no synchronization.
 
     Raises:
-        InputError: views with mixing; in ``setup``: labels outside the classes, or a subset that cannot be drawn; in
-            the dataloaders: a batch size that is not divisible by the number of processes.
+        InputError: views with mixing, or a batch size below 1; in ``setup``: labels outside the classes, a subset that
+            cannot be drawn, or a batch size above the size of the training set; in the dataloaders: a batch size that
+            is not divisible by the number of processes.
     """
 
     num_classes: int
@@ -86,12 +88,14 @@ class ImageData(pl.LightningDataModule):
         augmentation_seed: int | None = None,
         distinct_epochs: int | None = None,
         mixing: Mixing | None = None,
+        drop_last: bool = False,
     ) -> None:
         super().__init__()
         self.mean = list(mean)
         self.std = list(std)
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
+        self.batch_size = check_batch_size("batch_size", batch_size)
+        self.eval_batch_size = check_batch_size("eval_batch_size", eval_batch_size)
+        self.drop_last = drop_last
         self.seed = seed
         self.padding = padding
         self.flip = flip
@@ -139,20 +143,21 @@ class ImageData(pl.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Read the data and draw the subsets, once."""
-        if self._sets:
-            return
-        self.quiet()
-        images, labels = self.read(train=True)
-        test = Images(*self.read(train=False))
-        check_labels(labels, self.num_classes, "training")
-        check_labels(test.labels, self.num_classes, "test")
-        rows, held_out = self.training_rows(labels)
-        self._sets = {
-            "train": Images(images, labels, None if len(rows) == len(labels) else rows),
-            "val": Images(images, labels, held_out) if self.validation else test,
-            "test": test,
-        }
-        self.sizes = {name: len(cast(Any, split)) for name, split in self._sets.items()}
+        if not self._sets:
+            self.quiet()
+            images, labels = self.read(train=True)
+            test = Images(*self.read(train=False))
+            check_labels(labels, self.num_classes, "training")
+            check_labels(test.labels, self.num_classes, "test")
+            rows, held_out = self.training_rows(labels)
+            self._sets = {
+                "train": Images(images, labels, None if len(rows) == len(labels) else rows),
+                "val": Images(images, labels, held_out) if self.validation else test,
+                "test": test,
+            }
+            self.sizes = {name: len(cast(Any, split)) for name, split in self._sets.items()}
+        if stage == "fit":
+            check_batch_size("batch_size", self.batch_size, self.sizes["train"])
 
     def quiet(self) -> None:
         """Silence Lightning's advice to use workers, which only slow down batches that are one gather in memory."""
@@ -173,7 +178,7 @@ class ImageData(pl.LightningDataModule):
             self._split("train"), views, self.streams, self.augmentation_seed, self.distinct_epochs
         )
         kind = InOrder if overfit else Shuffled
-        order = kind(self.sizes["train"], self.batch_size, self.seed, rank, world_size)
+        order = kind(self.sizes["train"], self.batch_size, self.seed, rank, world_size, self.drop_last)
         order.set_epoch(epoch)
         order.remembers = any(isinstance(view, LastBatch) for view in views.values())
         batches = loader(dataset, order, self.num_workers)
@@ -290,8 +295,3 @@ class ImageData(pl.LightningDataModule):
         convert = trainer.precision_plugin.convert_input
         views = {name: with_inputs(view, convert(inputs_of(view))) for name, view in (prepared.views or {}).items()}
         return prepared._replace(inputs=convert(prepared.inputs), views=views or None)
-
-
-def with_inputs(view: Tensor | Batch, inputs: Tensor) -> Tensor | Batch:
-    """Return a view with other inputs."""
-    return view._replace(inputs=inputs) if isinstance(view, Batch) else inputs

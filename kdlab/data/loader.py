@@ -46,7 +46,7 @@ class Loader(DataLoader[Batch]):
                     stop_workers(batches)
                     self._iterator = None
                 if isinstance(error, InputError):  # an error of a worker contains its traceback
-                    raise InputError(str(error).strip().rpartition("InputError: ")[2]) from error
+                    raise InputError(str(error).strip().rpartition(f"{type(error).__name__}: ")[2]) from error
                 raise
             place["batches"] += 1  # counts the consumer's batches, not the workers'
             yield batch

@@ -42,26 +42,34 @@ class Shuffled(DistributedSampler[Draw]):
         seed: of the order.
         rank: index of this process, 0 to ``world_size`` - 1.
         world_size: number of processes.
+        drop_last: leave out a last batch that is smaller.
 
     Raises:
         InputError: ``batch_size`` is below 1 or not divisible by ``world_size``, or samples are fewer than processes.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, size: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1, drop_last: bool = False
+    ) -> None:
         super().__init__(range(size), num_replicas=world_size, rank=rank, shuffle=True, seed=seed)  # type: ignore[arg-type]
         if batch_size < 1 or batch_size % world_size:
-            raise InputError(f"The batch size {batch_size} must be a positive multiple of the {world_size} processes.")
+            raise InputError(
+                f"The batch size {batch_size} must be a positive multiple of the {world_size} processes.",
+                key="data.batch_size",
+            )
         if size < world_size:
             raise InputError(f"{size} samples are too few for {world_size} processes.")
         self.size = size
         self.batch_size = batch_size
+        self.drop_last = drop_last
         self.start = 0  # the next pass skips this many batches
         self.remembers = False  # whether draws have the previous batch
         self.ran: Callable[[], float] | None = None  # number of batches run per epoch, if not all
 
     def bounds(self) -> list[tuple[int, int]]:
         """Return the first position and the end of every batch over all processes."""
-        usable = self.size - self.size % self.batch_size % self.num_replicas
+        rest = self.size % self.batch_size
+        usable = self.size - (rest if self.drop_last else rest % self.num_replicas)
         return [(first, min(first + self.batch_size, usable)) for first in range(0, usable, self.batch_size)]
 
     def order(self, epoch: int) -> Tensor:
@@ -114,3 +122,16 @@ class InOrder(Shuffled, SequentialSampler):  # type: ignore[misc]
     def order(self, epoch: int) -> Tensor:
         """Return all positions, (size,) int64."""
         return torch.arange(self.size)
+
+
+def check_batch_size(name: str, value: int, samples: int | None = None) -> int:
+    """Return a batch size, checked against the size of the data set if that is known.
+
+    Raises:
+        InputError: it is no whole number from 1 to ``samples``.
+    """
+    if not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} must be a whole number of at least 1, not {value}.", key=f"data.{name}")
+    if samples is not None and value > samples:
+        raise InputError(f"{name}={value} is more than the {samples} training images: lower it.", key=f"data.{name}")
+    return value

@@ -18,6 +18,7 @@ from kdlab.knowledge import Knowledge, pair_of, set_taps
 from kdlab.losses.context import Context
 from kdlab.members.member import Member
 from kdlab.modules.first_batch import FirstBatch
+from kdlab.modules.smallest_batch import try_smallest_batch
 from kdlab.optimizers.dot import reaches
 from kdlab.outputs import Batch, Outputs
 from kdlab.outputs.task_format import TaskFormat, task_format
@@ -110,6 +111,7 @@ def dry_run(module: Any, data: FirstBatch) -> DryRun:
         result.idle, result.resting = _without_gradient(module, values, constant)
         if module.trainable() and values and not any(value.requires_grad for value in values.values()):
             raise InputError("No term has a gradient: networks run under torch.no_grad() or inference_mode().")
+        try_smallest_batch(module, data)
     return result
 
 

@@ -13,8 +13,10 @@ from lightning_fabric.utilities.data import sized_len
 from pytorch_lightning.utilities.combined_loader import CombinedLoader
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
+from torch.utils.data import BatchSampler
 
 from kdlab.compat import is_lazy, process_train_dataloader, train_dataloader, transfer_batch
+from kdlab.data.samplers import Shuffled
 from kdlab.errors import InputError
 from kdlab.outputs.containers import Batch, Mix, inputs_of
 
@@ -30,23 +32,29 @@ class FirstBatch(NamedTuple):
         batches: batches an epoch, on this process; ``None`` if the loader has no length.
         samples: size of the data set; ``None`` if it has none.
         labels: (samples,) int64 labels, where the data set has ``labels`` or ``targets``.
+        smallest: samples in the smallest batch that this process will train on; ``None`` if unknown.
     """
 
     batch: Batch
     batches: int | None
     samples: int | None
     labels: Tensor | None
+    smallest: int | None = None
 
     @property
     def few(self) -> Batch:
+        """Return the samples of a dry run, see :meth:`first`."""
+        return self.first(SAMPLES)
+
+    def first(self, samples: int) -> Batch:
         """Return the first samples of the batch; a view that is still empty has the batch itself."""
         count, views = len(self.batch.target), {}
         for name, view in (self.batch.views or {}).items():
             view = view if len(inputs_of(view)) else self.batch
             apart, rest = divmod(len(inputs_of(view)), count)
-            size = SAMPLES if rest else apart * SAMPLES  # the last batch may be of another size
+            size = samples if rest else apart * samples  # the last batch may be of another size
             views[name] = _first(view, size) if isinstance(view, Batch) else view[:size]
-        return _first(self.batch, SAMPLES)._replace(views=views or None)
+        return _first(self.batch, samples)._replace(views=views or None)
 
 
 def first_batch(module: pl.LightningModule) -> FirstBatch:
@@ -63,13 +71,35 @@ def first_batch(module: pl.LightningModule) -> FirstBatch:
     labels = getattr(data, "labels", getattr(data, "targets", None))
     labels = torch.as_tensor(labels) if isinstance(labels, (Tensor, Sequence)) and len(labels) == samples else None
     usable = labels is not None and labels.dim() == 1 and not labels.is_floating_point()
-    return FirstBatch(batch, sized_len(loader), samples, labels if usable else None)
+    smallest = _last_size(loader.flattened[0], module.trainer) if len(loader.flattened) == 1 else None
+    return FirstBatch(batch, sized_len(loader), samples, labels if usable else None, smallest)
 
 
 def every_batch(module: pl.LightningModule) -> Iterator[Batch]:
-    """Iterate over all batches of one epoch of this process, prepared as by :func:`first_batch`."""
+    """Iterate over all samples of one epoch of this process, in batches prepared as by :func:`first_batch`."""
     with _loader(module) as loader:
+        for each in loader.flattened:
+            if isinstance(sampler := getattr(each, "sampler", None), Shuffled):
+                sampler.drop_last = False
         yield from _batches(module, loader)
+
+
+def _last_size(loader: Any, trainer: pl.Trainer) -> int | None:
+    """Return the samples in the last batch of an epoch, the smallest; ``None`` if unknown or if it never comes."""
+    batches, limit = sized_len(loader), trainer.limit_train_batches
+    if batches is None:
+        return None
+    run = min(batches, limit if isinstance(limit, int) else int(batches * limit))
+    if trainer.max_steps != -1:
+        run = min(run, trainer.max_steps * trainer.accumulate_grad_batches)
+    if isinstance(order := loader.sampler, Shuffled):
+        sizes = [(end - start) // order.num_replicas for start, end in order.bounds()]
+        return min(sizes[:run], default=None)
+    batching = loader.batch_sampler
+    if type(batching) is not BatchSampler or (samples := sized_len(batching.sampler)) is None:
+        return None
+    rest = 0 if batching.drop_last or run < batches else samples % batching.batch_size
+    return rest or batching.batch_size
 
 
 @contextmanager

@@ -79,6 +79,11 @@ def inputs_of(view: Tensor | Batch) -> Tensor:
     return view.inputs if isinstance(view, Batch) else view
 
 
+def with_inputs(view: Tensor | Batch, inputs: Tensor) -> Tensor | Batch:
+    """Return a view with other inputs."""
+    return view._replace(inputs=inputs) if isinstance(view, Batch) else inputs
+
+
 @dataclasses.dataclass(frozen=True)
 class Outputs:
     """The outputs of one network on one view of the batch, as a loss reads them.

@@ -220,7 +220,7 @@ def _other_size(root: Path) -> None:
         (_no_root, r"The image folder '.*' does not exist\."),
         (_no_train, r"has neither a folder 'train' nor a file 'train\.zip'\."),
         (_only_train, r"has neither 'val' nor 'test'; add one, or hold images out with validation="),
-        (_no_images, r"train has no images in class folders \(\.bmp, .*\.png"),
+        (_no_images, r"train has no images in class folders \(\.apng, .*\.png"),
         (_empty_class, r"train has no images of class 'dog'\."),
         (_other_classes, r"The splits 'train' and 'test' differ in classes: bee, wasp\."),
         (_outside, r"train has the image 'loose\.png' outside its class folders\."),

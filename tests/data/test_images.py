@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import chain
 from types import SimpleNamespace
 from typing import Any
@@ -169,3 +170,29 @@ def test_yaml_builds_every_class(name: str, given: dict[str, Any]) -> None:
     assert json.loads(json.dumps({key: getattr(data, key) for key in given if key != "num_workers"})) == {
         key: value for key, value in given.items() if key != "num_workers"
     }
+
+
+@pytest.mark.parametrize("value", [0, -4, 1e30, 2.5, float("nan")])
+@pytest.mark.parametrize("name", ["batch_size", "eval_batch_size"])
+def test_a_batch_size_is_a_whole_number(name: str, value: Any) -> None:
+    with pytest.raises(
+        InputError, match=f"^{name} must be a whole number of at least 1, not {re.escape(str(value))}"
+    ) as caught:
+        Tiny(**{name: value})
+    assert caught.value.key == f"data.{name}"
+
+
+def test_a_batch_larger_than_the_training_set_is_refused() -> None:
+    with pytest.raises(InputError, match="batch_size=22 is more than the 21 training images: lower it") as caught:
+        Tiny(batch_size=22).setup("fit")
+    assert caught.value.key == "data.batch_size"
+    Tiny(batch_size=21, eval_batch_size=500).setup("fit")
+    Tiny(batch_size=22).setup("test")
+    with pytest.raises(InputError, match="batch_size=22 is more than the 20 training images"):
+        Tiny(batch_size=22, train_size=20).setup("fit")
+
+
+def test_drop_last_is_for_training_alone() -> None:
+    data = ready(drop_last=True)
+    assert [len(batch.index) for batch in data.train_dataloader()] == [4] * 5
+    assert [len(batch.index) for batch in data.val_dataloader()] == [4] * 5 + [1]

@@ -44,6 +44,18 @@ def test_the_last_batch_is_cut_to_a_multiple_of_the_processes() -> None:
     assert len(Shuffled(17, 8, rank=0, world_size=2)) == 2  # one sample left is none for two
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_drop_last_leaves_out_a_smaller_batch_alone(world_size: int) -> None:
+    def dropped(size: int) -> list[int]:
+        ranks = [Shuffled(size, 8, rank=rank, world_size=world_size, drop_last=True) for rank in range(world_size)]
+        return [
+            sum(map(len, parts)) for parts in zip(*([draw.positions for draw in rank] for rank in ranks), strict=True)
+        ]
+
+    assert dropped(21) == [8, 8]
+    assert dropped(24) == [8, 8, 8]
+
+
 def test_the_order_changes_with_epoch_and_seed_only() -> None:
     first = joined(batches(Shuffled, 50, 8, 1))
     assert first == joined(batches(Shuffled, 50, 8, 1))

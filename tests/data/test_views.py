@@ -130,4 +130,4 @@ def test_a_training_hands_the_views_of_both_networks_to_the_loss() -> None:
 def test_a_missing_view_raises() -> None:
     module = Distiller(network(), network(1), {"twice": Knowledge(Twice("strong"))}, optimizer=sgd)
     with pytest.raises(InputError, match=r"no view 'strong': let the data give it \(data.views\)"):
-        trainer().fit(module, Digits(train_size=40))
+        trainer().fit(module, Digits(train_size=40, batch_size=8))

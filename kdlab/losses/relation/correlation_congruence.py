@@ -24,8 +24,8 @@ class CorrelationCongruence(Lazy):
     .. math:: L = \frac{1}{B - 1} \sum_{i=1}^{B-1} \sum_d |e_{id}| \, |e_{i+1,d}|, \qquad
               e_i = W_s x^s_i + b_s - W_t x^t_i - b_t
 
-    It depends on the order of the batch, and both maps can reduce it to 0. ``kernel="rbf"`` is the paper's loss, on the
-    embeddings themselves, whose widths may differ:
+    It depends on the order of the batch, both maps can reduce it to 0, and it is 0 for a batch of one, which has no
+    pair. ``kernel="rbf"`` is the paper's loss, on the embeddings themselves, whose widths may differ:
 
     .. math:: L = \frac{1}{B^2} \sum_{i,j} (k^s_{ij} - k^t_{ij})^2, \qquad
               k_{ij} = e^{-2 \gamma} \sum_{p=0}^{P} \frac{(2 \gamma)^p}{p!} (\hat x_i \cdot \hat x_j)^p, \quad
@@ -48,7 +48,7 @@ class CorrelationCongruence(Lazy):
         target: not used.
 
     Raises:
-        InputError: a batch of one without a kernel, or an empty one; several layers tapped; nothing to compare.
+        InputError: an empty batch; several layers tapped; nothing to compare.
 
     Paper: B. Peng, X. Jin, J. Liu, D. Li, Y. Wu, Y. Liu, S. Zhou, Z. Zhang, "Correlation Congruence for Knowledge
     Distillation", ICCV 2019, arXiv 1904.01802. ``None`` follows RepDistiller; ``"rbf"`` follows
@@ -82,13 +82,14 @@ class CorrelationCongruence(Lazy):
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         """Return a scalar; gradient to the student and to both maps."""
         student_embedding, teacher_embedding = embeddings(student, teacher)
-        if len(student_embedding) < (2 if self.kernel is None else 1):
-            raise InputError("CorrelationCongruence needs at least 2 samples in a batch, with kernel='rbf' at least 1.")
+        if len(student_embedding) < 1:
+            raise InputError("CorrelationCongruence needs at least 1 sample in a batch.")
         if self.kernel == "rbf":
             return F.mse_loss(self._matrix(student_embedding), self._matrix(teacher_embedding.detach()))
         self.materialize(student_embedding, student_embedding.shape[1], teacher_embedding.shape[1])
         errors = (self.embed_student(student_embedding) - self.embed_teacher(teacher_embedding.detach())).abs()
-        value: Tensor = (errors[:-1] * errors[1:]).sum(1).mean()
+        products = (errors[:-1] * errors[1:]).sum(1)
+        value: Tensor = products.mean() if len(products) else products.sum()
         return value
 
     def _matrix(self, x: Tensor) -> Tensor:

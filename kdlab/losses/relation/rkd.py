@@ -21,8 +21,8 @@ class RKDDistance(nn.Module):
               d_{ij} = \sqrt{\max(\| x_i - x_j \|^2, 10^{-12})} \; (i \ne j), \quad d_{ii} = 0
 
     with :math:`\bar d` the mean over i other than j, and h(u) = u^2 / 2 for |u| < 1, else |u| - 1/2. 0 when both
-    networks have the same relative distances, and always 0 for a batch of two. Computed in float32, or in float64 for
-    float64 embeddings; memory grows with B^2.
+    networks have the same relative distances, and always 0 for a batch of two, or of one, which has no pair. Computed
+    in float32, or in float64 for float64 embeddings; memory grows with B^2.
 
     Recipe: weight 25, with 50 on :class:`RKDAngle`, beside weight 1 on the labels; the embedding before the classifier.
 
@@ -31,7 +31,7 @@ class RKDDistance(nn.Module):
         target: not used.
 
     Raises:
-        InputError: a batch of one (there is no distance); several layers tapped; nothing to compare.
+        InputError: an empty batch; several layers tapped; nothing to compare.
 
     Paper: W. Park, D. Kim, Y. Lu, M. Cho, "Relational Knowledge Distillation", CVPR 2019, arXiv 1904.05068. Follows the
     authors' code, as RepDistiller and mdistiller do; mmrazor normalizes the embeddings first, which this does not.
@@ -48,8 +48,8 @@ class RKDDistance(nn.Module):
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         """Return the mean over all pairs, a scalar; gradient to the student only."""
         student_embedding, teacher_embedding = embeddings(student, teacher)
-        if len(student_embedding) < 2:
-            raise InputError("RKDDistance needs at least 2 samples in a batch: one has no distances.")
+        if len(student_embedding) < 1:
+            raise InputError("RKDDistance needs at least 1 sample in a batch.")
         return F.smooth_l1_loss(_distances(student_embedding), _distances(teacher_embedding.detach()))
 
 
@@ -102,7 +102,7 @@ def _distances(x: Tensor) -> Tensor:
     squares = products.diagonal()
     distances = (squares[:, None] + squares[None, :] - 2 * products).clamp(min=1e-12).sqrt()
     distances = distances.masked_fill(torch.eye(len(x), dtype=torch.bool, device=x.device), 0.0)
-    return distances / (distances.sum() / (len(x) * (len(x) - 1)))
+    return distances / (distances.sum() / (len(x) * (len(x) - 1))) if len(x) > 1 else distances
 
 
 def _cosines(x: Tensor) -> Tensor:

@@ -71,9 +71,18 @@ def test_the_kernel_has_the_value_of_the_released_code():
     assert got == pytest.approx(0.05735887735188157, rel=1e-9)
 
 
+def test_one_sample_has_no_pair():
+    student = draw(1, 3).requires_grad_()
+    loss = CorrelationCongruence()
+    value = loss(embedded(student), embedded(draw(1, 3)), NO_TARGET)
+    value.backward()
+    assert value.item() == 0
+    assert all(not each.grad.any() for each in (student, *loss.parameters()))
+
+
 def test_incompatible_inputs_raise_input_error():
-    with pytest.raises(InputError, match="at least 2 samples"):
-        CorrelationCongruence()(embedded(draw(1, 3)), embedded(draw(1, 3)), NO_TARGET)
+    with pytest.raises(InputError, match="at least 1"):
+        CorrelationCongruence()(embedded(draw(0, 3)), embedded(draw(0, 3)), NO_TARGET)
     with pytest.raises(InputError, match="at least 1"):
         CorrelationCongruence("rbf")(embedded(draw(0, 3)), embedded(draw(0, 3)), NO_TARGET)
     with pytest.raises(InputError, match="'rbf' or None, not 'linear'"):

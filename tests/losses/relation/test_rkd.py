@@ -103,9 +103,12 @@ def test_incompatible_inputs_raise_input_error(loss):
             loss(student, teacher, NO_TARGET)
 
 
-def test_batch_of_one_raises_input_error():
-    with pytest.raises(InputError, match="at least 2 samples"):
-        RKDDistance()(embedded(draw(1, 3)), embedded(draw(1, 3)), NO_TARGET)
+def test_one_sample_has_no_pair():
+    student = draw(1, 3).requires_grad_()
+    value = RKDDistance()(embedded(student), embedded(draw(1, 3)), NO_TARGET)
+    value.backward()
+    assert value.item() == 0
+    assert not student.grad.any()
 
 
 def test_a_batch_of_copies_is_finite():
