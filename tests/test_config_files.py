@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from kdlab.cli import main
 from kdlab.studies.preflight import resolve
 from tests.config_files import CONFIGS, IMAGENET, KNOWLEDGE, RECIPES, layers, tiered
 
@@ -44,3 +47,17 @@ def test_every_config_is_resolved() -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_names_its_own_command(recipe: str) -> None:
     assert layers(recipe)[-1] == CONFIGS / f"recipes/{recipe}.yaml"
+
+
+@pytest.mark.full
+def test_a_printed_config_prints_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    printed, config = [], CONFIGS / "kd_digits.yaml"
+    for option in ("--model.teacher.weights=teacher.safetensors", "--seed_everything=0"):
+        with pytest.raises(SystemExit) as ended:
+            main(["fit", "-c", str(config), option, "--print_config"])
+        assert ended.value.code == 0
+        printed.append(capsys.readouterr().out)
+        config = tmp_path / "printed.yaml"
+        config.write_text(printed[-1])
+    assert "weights: teacher.safetensors" in printed[0]
+    assert printed[0] == printed[1]

@@ -13,10 +13,10 @@ import torch
 import kdlab
 
 
-def versions(device: torch.device) -> dict[str, str]:
-    """Return device, versions of the host and commit, as text for a ledger."""
+def versions(device: torch.device, processes: int = 1) -> dict[str, str]:
+    """Return devices, versions of the host and commit, as text for a ledger."""
     return {
-        "device": device_name(device),
+        "device": f"{processes} x {device_name(device)}" if processes > 1 else device_name(device),
         "kdlab": kdlab.__version__,
         "commit": commit(),
         "torch": torch.__version__,

@@ -70,7 +70,7 @@ def _train(folder: Path) -> None:
         save_tensors(student, folder / STUDENT)
     metrics = {name.removeprefix("test/"): float(value) for name, value in tested.items()}
     record = next(callback for callback in trainer.callbacks if isinstance(callback, Record))  # type: ignore[attr-defined]
-    trained = Trained(metrics, record, trainer, student, versions(trainer.strategy.root_device))
+    trained = Trained(metrics, record, trainer, student, versions(trainer.strategy.root_device, trainer.world_size))
     result = {column.name: column.measured(trained) for column in COLUMNS if column.measured}
     write_json(folder / RESULT, {**result, "accuracies": record.accuracies, "test": metrics})
 

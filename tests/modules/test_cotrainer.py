@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from kdlab import CoTrainer, InputError, Knowledge
 from kdlab.export.student import export
@@ -19,7 +20,18 @@ from kdlab.models import WithExits
 from kdlab.models.checkpoint_reader import read_tensors
 from kdlab.outputs import Outputs
 from kdlab.schedules import Progress
-from kdlab.teaching import Consensus, DeepestExit, Gated, General, Leader, MovingAverage, PeerEnsemble, Peers, Stale
+from kdlab.teaching import (
+    Consensus,
+    DeepestExit,
+    Gated,
+    General,
+    Graph,
+    Leader,
+    MovingAverage,
+    PeerEnsemble,
+    Peers,
+    Stale,
+)
 from kdlab.teaching.plan import source_of
 from tests.losses.slow import dot, softmax
 from tests.modules.cotraining import branched, cotrainer, image_net, peers, soft, steps
@@ -166,6 +178,45 @@ def test_the_optimiser_is_one_and_its_options_are_by_part() -> None:
     (optimizer,) = run.optimizers
     rates = {len(group["params"]): group["lr"] for group in optimizer.param_groups}
     assert sorted(group["lr"] for group in optimizer.param_groups) == [0.01, 0.1], rates
+
+
+@pytest.mark.parametrize("update", ["simultaneous", "sequential"])
+def test_clipping_bounds_a_step_in_bf16(update: Any) -> None:
+    module = cotrainer(teaching=Peers(update), optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1.0))
+    start = weights(module)
+    steps(module, 1, precision="bf16-mixed", gradient_clip_val=0.01)
+    moved = {name: value - start[name] for name, value in weights(module).items()}
+    parts = ["networks.a.", "networks.b."] if update == "sequential" else [""]
+    for part in parts:
+        step = torch.cat([value.flatten() for name, value in moved.items() if name.startswith(part)])
+        assert float(step.norm()) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_accumulated_batches_equal_one_of_their_size() -> None:
+    results = []
+    for batch_size, accumulate in ((16, 1), (4, 4)):
+        module = cotrainer(lr_scheduler=lambda optimizer: CosineAnnealingLR(optimizer, T_max=2))
+        options = {"accumulate_grad_batches": accumulate, "gradient_clip_val": 0.5, "max_steps": 8}
+        run = trainer(**options)
+        run.fit(module, pairs(64, batch_size))
+        assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.0)  # two epochs of four steps
+        results.append(weights(module))
+    for name, value in results[0].items():
+        assert torch.allclose(value, results[1][name], atol=1e-6), name
+    assert not torch.allclose(results[0]["networks.a.fc.weight"], weights(cotrainer())["networks.a.fc.weight"])
+
+
+def test_a_teacher_may_learn_in_part() -> None:
+    big = network(1, (24,))
+    big.requires_grad_(False).get_submodule("fc").requires_grad_(True)
+    start = weights(big)
+    graph = Graph(edges=[{"student": "small", "teacher": "big"}])
+    groups = {"networks.big.fc": {"lr": 0.01}}
+    module = cotrainer({"small": network(), "big": big}, teaching=graph, parameter_groups=groups)
+    run = steps(module)
+    moved = [name for name, value in weights(big).items() if not torch.equal(value, start[name])]
+    assert moved == ["fc.weight", "fc.bias"]
+    assert [(group["lr"], len(group["params"])) for group in run.optimizers[0].param_groups] == [(0.01, 2), (0.1, 4)]
 
 
 def test_a_report_is_what_plain_evaluation_gives() -> None:

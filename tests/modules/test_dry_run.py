@@ -53,6 +53,13 @@ def test_a_loss_is_told_where_the_training_will_run() -> None:
     assert [setting.device for setting in told.settings] == [device]
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_teacher_of_another_dtype_is_refused(precision: Any) -> None:
+    module = distiller(teacher=network(1).half())
+    with pytest.raises(InputError, match=r"The teacher fails on inputs \(8, 1, 8, 8\) float32: .*Half"):
+        trainer(precision=precision).fit(module, digits())
+
+
 def test_the_first_samples_come_with_all_their_views() -> None:
     x, more = torch.randn(16, 64), torch.randn(16 * 3, 64)
     few = FirstBatch(Batch(x, torch.arange(16) % 10, torch.arange(16), {"more": more}), 1, 16, None).few

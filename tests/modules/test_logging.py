@@ -40,6 +40,16 @@ def test_the_loss_is_the_weighted_sum() -> None:
     assert torch.allclose(seen["loss/task"], nn.functional.cross_entropy(student, batch.target).detach())
 
 
+def test_without_labels_the_temperature_still_scales() -> None:
+    module = distiller(task_weight=0.0, knowledge={"soft": Knowledge(SoftTargets(4.0), 0.5)})
+    inputs = next(iter(pairs(8, 8)))[0]
+    student, teacher = (net(inputs).detach().double() / 4 for net in (network(), network(1)))
+    kl = (teacher.softmax(1) * (teacher.log_softmax(1) - student.log_softmax(1))).sum() / 8
+    run = trainer()
+    run.fit(module, pairs(8, 8))
+    assert float(run.callback_metrics["loss/total"]) == pytest.approx(0.5 * 16 * float(kl), abs=1e-6)  # float32
+
+
 def test_terms_come_and_go_with_their_schedules() -> None:
     soft = {
         "soft": Knowledge(SoftTargets(2.0), 0.5, Constant(begin=1)),

@@ -71,6 +71,21 @@ def test_accumulating_half_batches_equals_whole_ones() -> None:
         assert torch.allclose(results[0][name], results[1][name], atol=1e-6)
 
 
+def test_parameters_of_a_users_loss_are_trained() -> None:
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(10, 10)
+
+        def forward(self, student: Any, teacher: Any, target: Tensor) -> Tensor:
+            return (self.head(student.logits) - teacher.logits).square().mean()
+
+    loss = Head()
+    start = weights(loss)
+    trainer(max_steps=1).fit(distiller(knowledge={"mine": Knowledge(loss)}), pairs())
+    assert not any(torch.equal(value, start[name]) for name, value in weights(loss).items())
+
+
 def test_max_steps_are_steps() -> None:
     module = distiller(knowledge=knowledge(layers=("hidden.0", "hidden.0")))
     run = trainer(max_steps=7)

@@ -36,6 +36,14 @@ def test_ddp_expects_what_has_no_gradient_and_nothing_else() -> None:
     assert configured("simultaneous", DryRun(5, resting=["networks.a.fc.weight"])) is True
 
 
+def test_parts_without_gradient_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        configured("simultaneous", DryRun(5, idle=["networks.a.fc.weight", "networks.a.fc.bias"]))
+    assert caplog.messages == [
+        "DDP looks for unused parameters at each step: at times there is no gradient for networks.a.fc."
+    ]
+
+
 @pytest.mark.parametrize("update", ["simultaneous", "sequential"])
 def test_a_users_word_to_ddp_counts(update: Any) -> None:
     assert configured(update, DryRun(5, idle=["networks.a.fc.weight"]), find_unused_parameters=False) is False

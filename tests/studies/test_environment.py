@@ -29,6 +29,11 @@ def test_a_device_has_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.device_name(torch.device("mps")) == "mps"
 
 
+def test_several_processes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    assert machine.versions(torch.device("cuda", 0), 4)["device"] == "4 x GPU 0"
+
+
 def test_the_commit_is_that_of_kdlab_wherever_it_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Path] = []
 

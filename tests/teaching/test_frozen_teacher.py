@@ -66,6 +66,23 @@ def test_each_student_learns_from_the_unchanged_batch() -> None:
     assert torch.equal(seen_with(teacher)["teacher"].logits, net(X))
 
 
+def test_a_teacher_normalizes_its_inputs_itself() -> None:
+    class Normalized(nn.Module):
+        """From the student's mean and deviation of the pixels to the teacher's."""
+
+        def __init__(self, net: nn.Module) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net((x * 0.25 + 0.4 - 0.5) / 0.5)
+
+    net, pixels = network(), X * 0.25 + 0.4
+    seen = seen_with(FrozenTeacher([Normalized(net)]))
+    torch.testing.assert_close(seen["teacher"].logits, net((pixels - 0.5) / 0.5))
+    assert not torch.allclose(seen["teacher"].logits, net(X), atol=1e-2)
+
+
 def test_ensemble_layers_are_named_with_the_teachers_number() -> None:
     nets = [network(), network(1)]
     plan = FrozenTeacher(nets, fast=None).plan({"student": Learner("student", Given(torch.zeros(6, 5)))})

@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from pytorch_lightning.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader
 
 from kdlab import Knowledge
 from kdlab.losses import CRD
@@ -37,6 +38,23 @@ def test_a_run_goes_on_bit_for_bit(tmp_path):
     assert (whole["losses.crd.memory.student"].norm(dim=1) - 1).abs().max() < 1e-5
     crd_run(4, tmp_path / "parts", stop=1)
     assert same(whole, weights(crd_run(4, tmp_path / "parts", tmp_path / "parts/last.ckpt")))
+
+
+def test_a_data_set_of_items_alone():
+    class Items:
+        def __len__(self):
+            return 24
+
+        def __getitem__(self, index):
+            if index >= 24:
+                raise IndexError
+            return torch.full((64,), index / 24), index % 3, index
+
+    loss = CRD(negatives=5, width=8)
+    trainer(1).fit(distiller(knowledge={"crd": Knowledge(loss)}), DataLoader(Items(), 8))
+    assert loss.memory.labels.tolist() == [index % 3 for index in range(24)]
+    for side in (loss.memory.student, loss.memory.teacher):
+        assert (side.norm(dim=1) - 1).abs().max() < 1e-5  # every row is written: before, it is shorter
 
 
 def test_two_processes_of_a_run_write_all_rows(tmp_path):

@@ -24,6 +24,15 @@ def test_value(temperature):
     assert loss.item() == pytest.approx(slow(student, teacher, temperature), rel=1e-12)
 
 
+def test_the_gradient_keeps_its_size_over_temperatures():
+    norms = []
+    for temperature in (1.0, 8.0, 20.0):
+        student = draw(8, 100, seed=1).requires_grad_()
+        SoftTargets(temperature)(Outputs(student), Outputs(draw(8, 100, seed=2)), NO_TARGET).backward()
+        norms.append(student.grad.norm().item())
+    assert max(norms) < 3 * min(norms)
+
+
 def test_tokens_are_averaged_over_batch_and_length():
     student, teacher = draw(3, 4, 5, seed=1), draw(3, 4, 5, seed=2)
     labels = torch.zeros(3, 4)
