@@ -17,6 +17,7 @@ from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge, pair_of, set_taps
 from kdlab.losses.context import Context
 from kdlab.modules.first_batch import FirstBatch
+from kdlab.modules.run_length import RunLength
 from kdlab.optimizers.dot import reaches
 from kdlab.outputs import Batch, Outputs
 from kdlab.schedules import Progress
@@ -33,6 +34,7 @@ class DryRun:
         terms: the raw value of the task and of every knowledge.
         idle: names of trainable parameters that no term ever gives a gradient.
         resting: names of those that are without gradient at times, while terms are off or have no teacher yet.
+        trainable: names of all trainable parameters.
     """
 
     batches: int | None
@@ -40,6 +42,19 @@ class DryRun:
     terms: dict[str, float] = field(default_factory=dict)
     idle: list[str] = field(default_factory=list)
     resting: list[str] = field(default_factory=list)
+    trainable: list[str] = field(default_factory=list)
+
+
+class _LastStep(Progress):
+    """The last step of a run, in its first epoch; notes whether its length is read."""
+
+    length: RunLength
+
+    @property
+    def total_steps(self) -> int | None:  # type: ignore[override]
+        """Return the length of the run."""
+        self.length.is_read = True
+        return self[2]
 
 
 def dry_run(module: Any, data: FirstBatch) -> DryRun:
@@ -54,7 +69,14 @@ def dry_run(module: Any, data: FirstBatch) -> DryRun:
     for name, own in knowledge.items():
         if not own.is_connected:
             raise InputError(f"Knowledge {name!r} needs a teacher, but none is given.")
-    batch, result = data.few._replace(progress=Progress(0, 0, 1)), DryRun(data.batches)
+    length: RunLength = module.length
+    steps = None if length.steps is None else max(length.steps, 1)
+    progress = _LastStep(0, (steps or 1) - 1, steps)
+    progress.length, length.is_read = length, False
+    for schedule in (module.task_schedule, *(own.schedule for own in knowledge.values())):
+        if schedule is not None:
+            schedule(progress)
+    batch, result = data.few._replace(progress=progress), DryRun(data.batches)
     set_taps(plan, knowledge)
     values: dict[str, Tensor] = {}
     constant: dict[str, Tensor] = {}
@@ -85,6 +107,7 @@ def dry_run(module: Any, data: FirstBatch) -> DryRun:
                 constant[name] = torch.stack(every_step).sum()
         result.terms = {name: float(value.detach()) for name, value in values.items()}
         result.idle, result.resting = _without_gradient(module, values, constant)
+        result.trainable = [*module.trainable()]
     return result
 
 
