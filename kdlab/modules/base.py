@@ -20,7 +20,7 @@ from kdlab.modules import optimization, setup_checks
 from kdlab.modules.dry_run import DryRun, dry_run
 from kdlab.modules.early_setup import EarlySetup
 from kdlab.modules.evaluation import EvaluatedModule
-from kdlab.modules.first_batch import batches_of, first_batch
+from kdlab.modules.first_batch import first_batch
 from kdlab.modules.loss_logging import LossLog
 from kdlab.modules.run_length import RunLength
 from kdlab.modules.seeding import reseed
@@ -140,7 +140,7 @@ class DistillationModule(EvaluatedModule):
     def on_fit_start(self) -> None:
         """Make the optimizer anew where a finder of Lightning changed the learning rate or the batch size."""
         if self.trainer.train_dataloader is not None:  # a finder trained
-            self.length.plan(self.trainer, batches_of(self))
+            self.length.plan_again(self.trainer)
             if self._planned != (self.lr, self.length.steps):
                 self.trainer.strategy.setup_optimizers(self.trainer)
 

@@ -66,12 +66,6 @@ def first_batch(module: pl.LightningModule) -> FirstBatch:
     return FirstBatch(batch, sized_len(loader), samples, labels if usable else None)
 
 
-def batches_of(module: pl.LightningModule) -> int | None:
-    """Return the number of training batches an epoch, on this process; ``None`` if the loader has no length."""
-    with _loader(module) as loader:
-        return sized_len(loader)
-
-
 def every_batch(module: pl.LightningModule) -> Iterator[Batch]:
     """Iterate over all batches of one epoch of this process, prepared as by :func:`first_batch`."""
     with _loader(module) as loader:

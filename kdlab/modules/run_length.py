@@ -22,6 +22,7 @@ class RunLength:
 
     Attributes:
         batches: batches an epoch, on this process; ``None`` if the loader has no length.
+        epochs: epochs of the run, -1 for no end.
         steps: optimizer steps of the run; ``None`` if it has no end, or its loader no length.
         resumed: the steps for which the run that is resumed was planned.
         is_read: whether a weight or a schedule reads ``steps``.
@@ -29,6 +30,7 @@ class RunLength:
 
     def __init__(self) -> None:
         self.batches: int | None = None
+        self.epochs: int | None = None
         self.steps: int | None = None
         self.resumed: int | None = None
         self.is_read = False
@@ -39,20 +41,29 @@ class RunLength:
         (Lightning's own estimate would build the loader before its position is restored: a resumed epoch would start
         over.)
         """
-        limit, steps = trainer.limit_train_batches, math.inf
+        limit = trainer.limit_train_batches
         if isinstance(limit, int):
             batches = limit if batches is None else min(batches, limit)
         elif batches is not None:
             batches = int(batches * limit)
-        if batches is not None and trainer.max_epochs != -1:
-            assert isinstance(trainer.max_epochs, int)
+        self.epochs = trainer.max_epochs  # before SWA adds one, in which no step is taken
+        self._count(trainer, batches)
+
+    def plan_again(self, trainer: pl.Trainer) -> None:
+        """Plan for the loader that a finder of Lightning left."""
+        batches = trainer.num_training_batches
+        self._count(trainer, int(batches) if math.isfinite(batches) else None)
+
+    def _count(self, trainer: pl.Trainer, batches: int | None) -> None:
+        steps = math.inf
+        if batches is not None and self.epochs is not None and self.epochs != -1:
             callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
             changes = [each for each in callbacks if isinstance(each, GradientAccumulationScheduler)]
             if changes:
-                epochs = map(changes[-1].get_accumulate_grad_batches, range(trainer.max_epochs))
+                epochs = map(changes[-1].get_accumulate_grad_batches, range(self.epochs))
                 steps = sum(math.ceil(batches / accumulated) for accumulated in epochs)
             else:
-                steps = math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs
+                steps = math.ceil(batches / trainer.accumulate_grad_batches) * self.epochs
         steps = steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
         self.batches, self.steps = batches, int(steps) if math.isfinite(steps) else None
         self.resumed = None
@@ -73,7 +84,7 @@ class RunLength:
         what = "The one-cycle learning rate" if cycles else "A weight that changes over the whole run"
         if self.resumed is not None and self.resumed != self.steps:
             raise InputError(
-                f"{what} was planned for {self.resumed} steps, but the run that resumes it takes "
+                f"{what} was planned for {self.resumed} steps, but this run takes "
                 f"{'an unknown number' if self.steps is None else self.steps}: {SAME}.",
                 key="trainer.max_epochs",
             )
