@@ -14,6 +14,18 @@ NO_LENGTH = "A one-cycle learning rate needs a run of known length: set trainer.
 SAME = "resume with the same trainer.max_epochs, batch size and number of devices"
 
 
+def accumulation(trainer: pl.Trainer) -> GradientAccumulationScheduler | None:
+    """Return the callback that sets the number of accumulated batches, if there is one."""
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((each for each in reversed(callbacks) if isinstance(each, GradientAccumulationScheduler)), None)
+
+
+def accumulates(trainer: pl.Trainer) -> bool:
+    """Return whether gradients are accumulated over several batches at any time."""
+    scheduler = accumulation(trainer)
+    return trainer.accumulate_grad_batches > 1 or (scheduler is not None and max(scheduler.scheduling.values()) > 1)
+
+
 class RunLength:
     """The length of a run, as planned before its first step: a one-cycle rate and the gate "linear" end there.
 
@@ -57,10 +69,8 @@ class RunLength:
     def _count(self, trainer: pl.Trainer, batches: int | None) -> None:
         steps = math.inf
         if batches is not None and self.epochs is not None and self.epochs != -1:
-            callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-            changes = [each for each in callbacks if isinstance(each, GradientAccumulationScheduler)]
-            if changes:
-                epochs = map(changes[-1].get_accumulate_grad_batches, range(self.epochs))
+            if scheduler := accumulation(trainer):
+                epochs = map(scheduler.get_accumulate_grad_batches, range(self.epochs))
                 steps = sum(math.ceil(batches / accumulated) for accumulated in epochs)
             else:
                 steps = math.ceil(batches / trainer.accumulate_grad_batches) * self.epochs
