@@ -51,7 +51,7 @@ class _LastStep(Progress):
     length: RunLength
 
     @property
-    def total_steps(self) -> int | None:  # type: ignore[override]
+    def total_steps(self) -> int | None:
         """Return the length of the run."""
         self.length.is_read = True
         return self[2]

@@ -41,3 +41,7 @@ class EarlySetup(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Check that the epoch has as many batches as planned."""
         pl_module.length.check_epoch(trainer)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        """Leave the Trainer, whose next module may be of another kind."""
+        trainer.callbacks = [each for each in trainer.callbacks if each is not self]  # type: ignore[attr-defined]

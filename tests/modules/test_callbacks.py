@@ -10,6 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning import callbacks as lightning
+from pytorch_lightning.demos.boring_classes import BoringModel
 from pytorch_lightning.tuner import Tuner
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
@@ -144,6 +145,13 @@ def test_changing_callbacks_run_beside_a_teacher(
     fit(module, CHANGING[name](tmp_path), default_root_dir=tmp_path, precision=precision)
     assert not same(weights(module), alone)
     assert all(value.isfinite().all() for value in weights(module).values())
+
+
+def test_a_trainer_then_takes_another_kind_of_module(tmp_path: Path) -> None:
+    run = fit(distiller(), default_root_dir=tmp_path)
+    before = [type(each).__name__ for each in run.callbacks]
+    assert "EarlySetup" not in before
+    run.validate(BoringModel(), verbose=False)
 
 
 # Finders
