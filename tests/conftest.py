@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import teacher_guard
+
 LARGE = 1_200_000_000
 """Bytes of resident memory above which garbage is collected: Trainer, module and CLI form cycles."""
 
@@ -19,6 +21,13 @@ LARGE = 1_200_000_000
 def _seeded() -> None:
     """What a test draws does not depend on which tests ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _frozen_teachers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No fit changes a frozen teacher or saves it, but where a test that is marked ``moves_teacher`` does so itself."""
+    if request.node.get_closest_marker("moves_teacher") is None:
+        teacher_guard.install(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

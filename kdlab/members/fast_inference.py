@@ -30,11 +30,15 @@ class Fast:
     plain network is used, with a warning. One batch cannot show that another would take another path through the
     network: for a network that chooses its layers by its inputs, set ``fold=False``.
 
+    A change of the network's weights or buffers is seen at the next forward, which makes the copy anew. Writes through
+    ``.data``, which leave no trace in PyTorch, are seen by 64 values spread evenly over each tensor.
+
     Args:
         fold: put a BatchNorm's running statistics into the convolution or linear layer whose only reader it is.
         channels_last: images and convolution weights with the channels innermost; outputs have the layout they had.
         precision: ``"same"`` as in the training; ``"bf16"`` or ``"fp16"``: inputs and all weights but BatchNorm's in
-            it, autocast off, outputs float32; ``"auto"``: bf16 where the hardware computes in it, else as ``"same"``.
+            it, autocast off, outputs float32; ``"auto"``: bf16 on a GPU that computes in it (Ampere or later), else as
+            ``"same"``, since a CPU with bf16 instructions may be slower with them.
         compile: ``torch.compile`` the copy.
         tolerance: the largest difference in logits, embedding and tapped layers, in standard deviations of the tensor.
             If not given, 1e-3 where all is float32 or float64; else (precision, autocast, half-precision weights, or
@@ -75,7 +79,7 @@ def supports_bf16(device: torch.device) -> bool:
 class FastObserver(Observer):
     """An observer of a frozen network that runs as cheaply as ``fast`` allows; the network stays as it is, to the bit.
 
-    A copy is made at the first call, and again after the network moved, got other weights or :meth:`find_layers`; none
+    A copy is made at the first call, and again after the network moved, got other values or :meth:`find_layers`; none
     where it would not differ from the network. While any part of the network is in train mode, the network itself runs.
 
     Attributes:
@@ -98,12 +102,15 @@ class FastObserver(Observer):
         self._plain = _Runner(self.network, self.layers)
         self._parts = list(self.network.modules())
         self._weights = [each for each in self.network.parameters() if not each.is_inference()]
+        self._tensors = [*self._weights, *(each for each in self.network.buffers() if not each.is_inference())]
         self._first = next(self.network.parameters(), None)
         self._runner: _Runner | None = None
         self._state: Any = None
+        self._samples: list[Tensor] = []
+        self._values = torch.empty(0)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_runner": None}
+        return {**self.__dict__, "_runner": None, "_samples": []}
 
     def __call__(self, inputs: Any) -> Outputs:
         """Run once on ``inputs`` (a tensor, or a mapping of keyword arguments)."""
@@ -111,15 +118,25 @@ class FastObserver(Observer):
             return self._plain(inputs)
         if next(self.network.parameters(), None) is not self._first:  # some moves make new parameters
             self.find_layers()
-        # Of the parameters alone: DDP writes all buffers, with the values they have, at every step.
-        state = [(each.device, each.dtype) for each in self._weights[:1]], sum(map(version_of, self._weights))
-        if self._runner is None or state != self._state:
+        state = self._seen()
+        if self._runner is None or state != self._state or not torch.equal(self._sampled(), self._values):
             self._runner = None  # an old copy goes before a new one comes
-            self._runner, self._state = self._checked(inputs), state
+            self._runner, self._state = self._checked(inputs), self._seen()
+            self._samples = [view for each in self._tensors if (view := samples_of(each)) is not None]
+            self._values = self._sampled()
         outputs = self._runner(inputs, self.only_layers)
         if self.only_layers and self._runner.last:
             self._tell(logging.INFO, f"its forward stops after {self._runner.last!r}, the last layer that is read")
         return outputs
+
+    def _seen(self) -> Any:
+        """Return what changes when the network moves, or changes under PyTorch's eyes."""
+        first = [(each.device, each.dtype) for each in self._weights[:1]]
+        return first, sum(map(version_of, self._tensors)), sum(map(Tensor.data_ptr, self._tensors))
+
+    def _sampled(self) -> Tensor:
+        """Return some bits of every tensor."""
+        return torch.cat(self._samples).view(torch.uint8) if self._samples else torch.empty(0)
 
     def _tell(self, level: int, what: str, numbers: str = "") -> None:
         if what not in self._said:  # a fit makes the copy more than once
@@ -163,7 +180,7 @@ class FastObserver(Observer):
     def _lower(self, device: torch.device) -> torch.dtype | None:
         """Return the precision that the weights are converted to, if any."""
         name, bf16 = self.fast.precision, supports_bf16(device)
-        if name == "same" or (name == "auto" and not bf16):
+        if name == "same" or (name == "auto" and (device.type == "cpu" or not bf16)):
             return None
         if not (bf16 if name != "fp16" else device.type != "cpu" or cpu_supports(torch.float16)):
             self._tell(logging.WARNING, f"this {device.type} device has no instructions for {name}, so it is slower")
@@ -226,6 +243,24 @@ def _exact(weights: Iterable[Tensor], dtype: torch.dtype | None, device: torch.d
     of = (backends.cudnn.conv, backends.cuda.matmul) if device.type == "cuda" else (backends.mkldnn.matmul,)
     lowered = dtype is not None or torch.is_autocast_enabled(device.type) or any(x.itemsize < 4 for x in weights)
     return not lowered and all(each.fp32_precision in ("none", "ieee") for each in of)
+
+
+def samples_of(tensor: Tensor) -> Tensor | None:
+    """Return a view of up to 64 values spread evenly over a tensor's memory; ``None`` if it is no plain block of it."""
+    tensor, count = tensor.detach(), tensor.numel()
+    plain = tensor.layout is torch.strided and tensor.dtype in (
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float64,
+    )
+    if (
+        not plain
+        or tensor.is_meta
+        or tensor.untyped_storage().nbytes() < (tensor.storage_offset() + count) * tensor.itemsize
+    ):
+        return None
+    return tensor.as_strided((min(count, 64),), (max(count // 64, 1),))
 
 
 def _farthest(fast: Outputs, plain: Outputs) -> tuple[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 from functools import reduce
 from operator import add
@@ -15,14 +14,16 @@ from torch import Tensor, nn
 
 from kdlab.compat import CURRENT_HOOK, is_accumulating
 from kdlab.errors import InputError
-from kdlab.knowledge import Knowledge, pair_of, set_taps
+from kdlab.knowledge import Knowledge, set_taps
 from kdlab.members.member import Learner, Member
 from kdlab.modules import optimization, setup_checks
 from kdlab.modules.dry_run import DryRun, dry_run
+from kdlab.modules.early_setup import EarlySetup
 from kdlab.modules.evaluation import EvaluatedModule
-from kdlab.modules.first_batch import every_batch, first_batch
+from kdlab.modules.first_batch import first_batch
 from kdlab.modules.loss_logging import LossLog
 from kdlab.modules.monitors import MonitorCheck
+from kdlab.modules.run_length import RunLength
 from kdlab.modules.seeding import reseed
 from kdlab.optimizers import DOT
 from kdlab.outputs import Batch, Outputs
@@ -50,7 +51,10 @@ class DistillationModule(EvaluatedModule):
     Attributes:
         teaching: who teaches whom; ``None`` is plain training on the labels.
         plan: the members, edges and supervision.
+        lr: replaces the optimizer's learning rate, also that of groups without one of their own; ``None`` leaves it.
+            Lightning's learning rate finders set it.
         dry_run: what the dry run of the last fit found.
+        length: the number of steps of the run.
     """
 
     teaching: Teaching | None
@@ -80,11 +84,13 @@ class DistillationModule(EvaluatedModule):
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.parameter_groups = {name: dict(options) for name, options in (parameter_groups or {}).items()}
         self.channels_last, self.compile_learners = channels_last, compile
+        self.lr: float | None = None
         self.dry_run: DryRun | None = None
-        self.may_ignore = False  # whether labels may be ignored ones
+        self.ignore: int | None = None  # the label that does not count, if there may be one
         self._seed: int | None = None
         self._ended = self._iterating = False
-        self._total_steps: int | None = None
+        self.length = RunLength()
+        self._planned: tuple[float | None, int | None] = None, None
         self._turn: str | None = None
         self._log = LossLog()
         self._split: DOT | None = None
@@ -96,8 +102,7 @@ class DistillationModule(EvaluatedModule):
         return {name: learner.network for name, learner in self.plan.learners.items()}
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Lightning notes the hook that runs here some 40 times a step; nn.Module would look each time whether it is a
-        # parameter.
+        # Lightning notes the running hook here some 40 times a step; nn.Module would look for a parameter each time.
         if name == CURRENT_HOOK:
             self.__dict__[name] = value
         else:
@@ -106,10 +111,12 @@ class DistillationModule(EvaluatedModule):
     # Before the first step
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Return the knowledge, and the check of monitors, as callbacks of the Trainer."""
+        """Return the knowledge, and the check of monitors, as callbacks; put :class:`EarlySetup` before all others."""
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        callbacks[:] = [EarlySetup(), *(each for each in callbacks if not isinstance(each, EarlySetup))]
         return [MonitorCheck(), *self.knowledge.values()]  # Lightning puts them in the place of those of an earlier fit
 
-    def setup(self, stage: str) -> None:
+    def prepare(self, stage: str) -> None:
         """Run one batch before a training: sizes adapters, and reports everything that cannot work."""
         for network in self.learners.values() if self.channels_last else ():
             network.to(memory_format=torch.channels_last)
@@ -118,35 +125,35 @@ class DistillationModule(EvaluatedModule):
             setup_checks.setup_logging(self.trainer.global_rank)
             setup_checks.request_views(self.trainer, self.plan)
             data = first_batch(self)
-            self._total_steps = optimization.total_steps(self.trainer, data.batches)
+            self.length.plan(self.trainer, data.batches)
             self.dry_run = dry_run(self, data)
-            setup_checks.configure_ddp(self, self.plan, self.dry_run)
         else:
             set_taps(self.plan, {})
+
+    def setup(self, stage: str) -> None:
+        """Prepare again where a callback froze or thawed parameters; compile the networks."""
+        if stage == "fit":
+            assert self.dry_run is not None
+            if self.dry_run.trainable != [*self.trainable()]:
+                self.prepare(stage)
+            setup_checks.configure_ddp(self, self.plan, self.dry_run)
         for network in self.learners.values() if self.compile_learners else ():
             network.compile()
 
     def on_fit_start(self) -> None:
-        """Agree on the seed of all processes, tap modules that SyncBatchNorm replaced, precompute what losses need."""
-        if self._seed is None or self._ended:
-            self._ended = False
-            self._seed = self.trainer.strategy.broadcast(torch.initial_seed())
-        set_taps(self.plan, self.knowledge)
-        for knowledge in self.knowledge.values():
-            for pair, teacher in {pair_of(edge): edge.teacher for edge, _ in knowledge.edges}.items():
-                for precompute in knowledge.parts("precompute", pair):
-                    precompute((self.observe(b, self.plan.frozen)[teacher], b.target) for b in every_batch(self))
-        untrained = {id(module) for module in (self.teaching.modules() if self.teaching else ())}
-        if all(module.training or id(module) in untrained for module in self.modules()):
-            # Lightning would warn of untrained copies in eval mode, which is meant.
-            warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start of training")
+        """Make the optimizer anew where a finder of Lightning changed the learning rate or the batch size."""
+        if self.trainer.train_dataloader is not None:  # a finder trained
+            self.length.plan_again(self.trainer)
+            if self._planned != (self.lr, self.length.steps):
+                self.trainer.strategy.setup_optimizers(self.trainer)
 
     def configure_optimizers(self) -> Any:
         """Return one optimizer for all trainable parts, and the scheduler if there is one."""
-        optimizer = self.optimizer(optimization.groups(self.trainable(), self.parameter_groups))
+        optimizer = self.optimizer(optimization.groups(self.trainable(), self.parameter_groups, self.lr))
         optimization.prepare(optimizer, self, self.trainer)
+        self._planned = self.lr, self.length.steps
         monitor = {"min": "val/loss", "max": f"val/{self.shown[0]}"}
-        return optimization.with_scheduler(optimizer, self.lr_scheduler, self._total_steps, monitor)
+        return optimization.with_scheduler(optimizer, self.lr_scheduler, self.length.steps, monitor, self.lr)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return the parameters that the optimizer gets, by name: all that are not frozen."""
@@ -154,23 +161,35 @@ class DistillationModule(EvaluatedModule):
 
     # Randomness: a function of (seed, process, epoch, batch)
 
+    def agree_on_seed(self) -> None:
+        """Draw the seed of a fit, the same for all processes."""
+        if self._seed is None or self._ended:
+            self._ended = False
+            self._seed = self.trainer.strategy.broadcast(torch.initial_seed())
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the seed."""
-        checkpoint["kdlab_seed"] = self._seed
+        """Save the seed and the number of steps that the run was planned for."""
+        checkpoint["kdlab_seed"], checkpoint["kdlab_total_steps"] = self._seed, self.length.steps
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue with the seed of the run that is resumed, and with every digit of its weights."""
         self._seed, self._ended = checkpoint.get("kdlab_seed"), False
         if self._trainer is not None:  # Lightning converts only after loading, which rounds float64 to float32
             self.trainer.precision_plugin.convert_module(self)
+        self.length.resumed = checkpoint.get("kdlab_total_steps")
 
     def on_fit_end(self) -> None:
         """Draw another seed in the next fit; a checkpoint saved until then is still of this one."""
         self._ended = True
 
     def on_train_start(self) -> None:
-        """Refuse a learning rate that was planned, in the run that is resumed, for fewer steps than this one takes."""
-        optimization.check_length(self.trainer, self._total_steps)
+        """Begin to log; put the knowledge back among the callbacks, all of which a finder of Lightning drops."""
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        for knowledge in self.knowledge.values():
+            if knowledge not in callbacks:
+                callbacks.append(knowledge)
+                knowledge.on_train_start(self.trainer, self)
+        self._log = LossLog()
         (optimizer,) = self.trainer.optimizers
         self._split = optimizer if isinstance(optimizer, DOT) else None
         self._iterating = True
@@ -203,21 +222,21 @@ class DistillationModule(EvaluatedModule):
         """Return the task loss over the plan's supervision; ``None`` if nothing is supervised in this turn."""
         values = []
         for name, weight in self.plan.supervision.items():
+            if self._turn not in (None, self.plan.owners[name].name):
+                continue
             number = weight(seen, batch) if callable(weight) else weight
-            if number != 0 and self._turn in (None, self.plan.owners[name].name):
+            if number != 0:
                 target = seen[name].targets(batch)
                 value = self.task(seen[name].logits, target)
-                if (
-                    self.may_ignore and self.form is not None and self.form.ignore_index is not None
-                ):  # torch's mean over no label is nan
-                    value = torch.where(torch.ne(target, self.form.ignore_index).any(), value, 0.0)
+                if self.ignore is not None:  # torch's mean over no label is nan
+                    value = torch.where(target.ne(self.ignore).any(), value, 0.0)
                 values.append(value if number == 1 else value * number)
         return reduce(add, values) if values else None
 
     def training_step(self, raw: Any, batch_idx: int) -> Tensor:
         """Return the weighted sum of the task and of all knowledge on one batch."""
         reseed(self.device, self._seed, self.global_rank, self.current_epoch, batch_idx)
-        progress = Progress(self.current_epoch, self.global_step, self._total_steps)
+        progress = Progress(self.current_epoch, self.global_step, self.length.steps)
         batch = Batch.of(raw)._replace(progress=progress)
         active = {name: weight for name, own in self.knowledge.items() if (weight := own.weight_at(progress))}
         members: Iterable[Member] = self.plan.members.values()
@@ -255,8 +274,7 @@ class DistillationModule(EvaluatedModule):
     ) -> None:
         turns, every = self.plan.turns, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         logits = {name: seen[name].logits for name in self.plan.students}
-        ignore = self.form.ignore_index if self.may_ignore and self.form is not None else None
-        self._log.add(terms, total, logits, batch.target, self._turn != turns[0], self.form, ignore)
+        self._log.add(terms, total, logits, batch.target, self._turn != turns[0], self.form, self.ignore)
         # One call every N steps: self.log costs 0.25 ms a call, whether or not a logger reads it.
         due = self._turn == turns[-1] and (self.global_step + 1) % every == 0
         if due and not is_accumulating(self.trainer):
@@ -268,7 +286,7 @@ class DistillationModule(EvaluatedModule):
             self._turn = turn
             super().optimizer_step(*args, **kwargs)
         self._turn = None
-        progress = Progress(self.current_epoch, self.global_step, self._total_steps)
+        progress = Progress(self.current_epoch, self.global_step, self.length.steps)
         for member in self.plan.members.values():
             member.on_step_end(progress)
 

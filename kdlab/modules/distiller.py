@@ -110,10 +110,14 @@ class Distiller(DistillationModule):
 
     # Before the first step
 
-    def setup(self, stage: str) -> None:
-        """Set up the step and the teacher cache; remembered outputs are dropped, since the teacher may be another."""
+    def prepare(self, stage: str) -> None:
+        """Prepare the step without cache; remembered outputs are dropped, since the teacher may be another."""
         self._remembered.clear()
         self._close_cache()
+        super().prepare(stage)
+
+    def setup(self, stage: str) -> None:
+        """Set up the step and the teacher cache."""
         super().setup(stage)
         if self.teacher is not None and (cache := self.teacher.cache) is not None and stage == "fit":
             plan, data = self.plan, first_batch(self)

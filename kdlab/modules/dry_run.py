@@ -18,6 +18,7 @@ from kdlab.knowledge import Knowledge, pair_of, set_taps
 from kdlab.losses.context import Context
 from kdlab.members.member import Member
 from kdlab.modules.first_batch import FirstBatch
+from kdlab.modules.run_length import RunLength
 from kdlab.modules.smallest_batch import try_smallest_batch
 from kdlab.optimizers.dot import reaches
 from kdlab.outputs import Batch, Outputs
@@ -36,6 +37,7 @@ class DryRun:
         terms: the raw value of the task and of every knowledge.
         idle: names of trainable parameters that no term ever gives a gradient.
         resting: names of those that are without gradient at times, while terms are off or have no teacher yet.
+        trainable: names of all trainable parameters.
     """
 
     batches: int | None
@@ -43,6 +45,19 @@ class DryRun:
     terms: dict[str, float] = field(default_factory=dict)
     idle: list[str] = field(default_factory=list)
     resting: list[str] = field(default_factory=list)
+    trainable: list[str] = field(default_factory=list)
+
+
+class _LastStep(Progress):
+    """The last step of a run, in its first epoch; notes whether its length is read."""
+
+    length: RunLength
+
+    @property
+    def total_steps(self) -> int | None:
+        """Return the length of the run."""
+        self.length.is_read = True
+        return self[2]
 
 
 def dry_run(module: Any, data: FirstBatch) -> DryRun:
@@ -62,7 +77,14 @@ def dry_run(module: Any, data: FirstBatch) -> DryRun:
             "Weights made under torch.inference_mode() cannot be trained, nor can others under it: build the networks, "
             "and call fit, outside of it."
         )
-    batch, result = data.few._replace(progress=Progress(0, 0, 1)), DryRun(data.batches)
+    length: RunLength = module.length
+    steps = None if length.steps is None else max(length.steps, 1)
+    progress = _LastStep(0, (steps or 1) - 1, steps)
+    progress.length, length.is_read = length, False
+    for schedule in (module.task_schedule, *(own.schedule for own in knowledge.values())):
+        if schedule is not None:
+            schedule(progress)
+    batch, result = data.few._replace(progress=progress), DryRun(data.batches)
     set_taps(plan, knowledge)
     values: dict[str, Tensor] = {}
     constant: dict[str, Tensor] = {}
@@ -78,7 +100,8 @@ def dry_run(module: Any, data: FirstBatch) -> DryRun:
             first = seen[next(iter(plan.supervision), plan.students[0])]
             module.form = form = task_format(module.task, first.logits, first.targets(batch), first.mask)
         ignored = form.ignore_index if form.kind == "classes" else None
-        module.may_ignore = ignored is not None and (data.labels is None or bool(data.labels.eq(ignored).any()))
+        may_ignore = ignored is not None and (data.labels is None or bool(data.labels.eq(ignored).any()))
+        module.ignore = ignored if may_ignore else None
         for name in plan.students:
             _check_student(name, seen[name], data.batch.target, classes, form)
         for member in plan.members.values():
@@ -89,7 +112,7 @@ def dry_run(module: Any, data: FirstBatch) -> DryRun:
                 )
         for name, own in knowledge.items():
             with _explained("", f"Knowledge {name!r}: "):
-                own.use_form(form, first, module.may_ignore)
+                own.use_form(form, first, may_ignore)
         tapped = [*plan.students, *(edge.teacher for own in knowledge.values() for edge, _ in own.edges)]
         result.taps = [tap for name in dict.fromkeys(tapped) for tap in _shapes(name, seen[name])]
         failure = f"The task loss ({type(module.task).__name__}) fails on labels {_shape(batch.target)}"
@@ -111,6 +134,7 @@ def dry_run(module: Any, data: FirstBatch) -> DryRun:
         result.idle, result.resting = _without_gradient(module, values, constant)
         if module.trainable() and values and not any(value.requires_grad for value in values.values()):
             raise InputError("No term has a gradient: networks run under torch.no_grad() or inference_mode().")
+        result.trainable = [*module.trainable()]
         try_smallest_batch(module, data)
     return result
 

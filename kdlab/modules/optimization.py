@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,20 +9,21 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 from torch.optim import SGD, Adagrad, Adam, AdamW
-from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
 
 from kdlab.compat import check_device_of_fused_step
 from kdlab.errors import InputError, nearest
+from kdlab.modules.run_length import NO_LENGTH
 from kdlab.optimizers import DOT
 
-NO_LENGTH = "A one-cycle learning rate needs a run of known length: set trainer.max_epochs or trainer.max_steps."
 
-
-def groups(parameters: Mapping[str, nn.Parameter], options: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def groups(
+    parameters: Mapping[str, nn.Parameter], options: Mapping[str, Mapping[str, Any]], lr: float | None = None
+) -> list[dict[str, Any]]:
     """Return the optimizer's parameter groups: one for each entry of ``options``, then all the rest.
 
     An entry's name is a parameter's name or the beginning of some, cut at a dot: ``"losses.hint"``, ``"student.fc"``. A
-    parameter that fits several entries belongs to the longest.
+    parameter that fits several entries belongs to the longest. Groups without a rate get ``lr``, if given.
     """
     if not parameters:
         raise InputError("Nothing can be trained: every parameter of the student and of the losses is frozen.")
@@ -38,8 +38,9 @@ def groups(parameters: Mapping[str, nn.Parameter], options: Mapping[str, Mapping
             raise InputError(
                 f"Parameter group {entry!r} fits no trainable parameter; the nearest are {nearest(entry, parts)}."
             )
-    result = [{"params": group, **options[entry]} for entry, group in members.items()]
-    return [*result, {"params": rest}] if rest else result
+    common = {} if lr is None else {"lr": lr}
+    result = [{"params": group, **common, **options[entry]} for entry, group in members.items()]
+    return [*result, {"params": rest, **common}] if rest else result
 
 
 def prepare(optimizer: torch.optim.Optimizer, module: nn.Module, trainer: pl.Trainer) -> None:
@@ -73,6 +74,7 @@ def with_scheduler(
     make: Callable[..., Any] | None,
     steps: int | None,
     monitor: Mapping[str, str],
+    lr: float | None = None,
 ) -> Any:
     """Return what Lightning's ``configure_optimizers`` returns.
 
@@ -90,39 +92,12 @@ def with_scheduler(
             none = "A one-cycle learning rate needs at least one step: trainer.max_epochs or max_steps is 0."
             raise InputError(NO_LENGTH if steps is None else none) from error
         scheduler = make(optimizer, total_steps=steps)
+    if lr is not None and isinstance(scheduler, OneCycleLR | CyclicLR):
+        raise InputError(
+            f"{type(scheduler).__name__} sets its own learning rate, so the one that was found ({lr:.3g}) would count "
+            "for nothing: give it as max_lr, and update_attr=False to the finder (or lr=None to the module)."
+        )
     config = {"scheduler": scheduler, "interval": "step" if isinstance(scheduler, OneCycleLR) else "epoch"}
     if isinstance(scheduler, ReduceLROnPlateau):
         config["monitor"] = getattr(scheduler, "monitor", monitor[scheduler.mode])
     return {"optimizer": optimizer, "lr_scheduler": config}
-
-
-def check_length(trainer: pl.Trainer, steps: int | None) -> None:
-    """Check that a one-cycle learning rate ends where it was planned to end, also in a run that is resumed."""
-    for config in trainer.lr_scheduler_configs:
-        if isinstance(config.scheduler, OneCycleLR) and config.scheduler.last_epoch > 0:
-            planned = config.scheduler.total_steps
-            if steps is None:
-                raise InputError(NO_LENGTH)
-            if planned < steps:
-                raise InputError(
-                    f"The one-cycle learning rate of the checkpoint was planned for {planned} steps, but this run "
-                    f"takes {steps}: resume with the same trainer.max_epochs."
-                )
-
-
-def total_steps(trainer: pl.Trainer, batches: int | None) -> int | None:
-    """Return how many optimizer steps the run takes; ``None`` if it has no end, or its loader no length.
-
-    ``batches`` are those of an epoch, on this process. (Lightning's own estimate would build the loader before its
-    position is restored: a resumed epoch would start over.)
-    """
-    limit, steps = trainer.limit_train_batches, math.inf
-    if isinstance(limit, int):
-        batches = limit if batches is None else min(batches, limit)
-    elif batches is not None:
-        batches = int(batches * limit)
-    if batches is not None and trainer.max_epochs != -1:
-        assert isinstance(trainer.max_epochs, int)
-        steps = math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs
-    steps = steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
-    return int(steps) if math.isfinite(steps) else None

@@ -15,6 +15,7 @@ from kdlab.data import ImageData
 from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge
 from kdlab.modules.dry_run import DryRun
+from kdlab.modules.run_length import accumulates
 from kdlab.teaching.plan import Plan
 
 
@@ -23,7 +24,7 @@ def request_views(trainer: pl.Trainer, plan: Plan) -> None:
     data = getattr(trainer, "datamodule", None)
     if isinstance(data, ImageData):
         data.provide(dict(plan.views))
-    if plan.update == "sequential" and trainer.accumulate_grad_batches > 1:
+    if plan.update == "sequential" and accumulates(trainer):
         raise InputError(
             "Networks that are updated one after another cannot accumulate gradients over several batches: drop "
             "trainer.accumulate_grad_batches, or update them simultaneously."

@@ -131,12 +131,15 @@ class General(Rule):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("shares", torch.zeros(0))
-        self.register_buffer("products", torch.zeros(0, 0), persistent=False)
+        self.products = torch.zeros(0, 0)  # no buffer: its size changes while callbacks hold copies of the module
+        self._is_fitted = False
 
     def forward(self, logits: Sequence[Tensor], target: Tensor) -> Tensor:
         """Return the weighted mean of the logits."""
         stacked = torch.stack(list(logits))
-        if not len(self.shares):
+        if not self._is_fitted:
+            if len(self.shares) != len(stacked):  # sized in the dry run, before callbacks copy the module
+                self.shares = torch.zeros(len(stacked), device=stacked.device)
             return stacked.mean(0)
         return (stacked * self.shares.to(stacked)[:, None, None]).sum(0)
 
@@ -165,11 +168,13 @@ class General(Rule):
             near = products / scale + 1e-9 * torch.eye(len(products), dtype=products.dtype, device=products.device)
             solved = torch.linalg.solve(near, near.new_ones(len(near)))
             self.shares = (solved / solved.sum()).float()
+            self._is_fitted = True
         self.products = torch.zeros(0, 0, device=self.products.device)
 
     def _load_from_state_dict(self, state: Any, prefix: str, *args: Any) -> None:
         if (key := f"{prefix}shares") in state:
             self.shares = torch.zeros_like(state[key])
+            self._is_fitted = bool(state[key].any())
         super()._load_from_state_dict(state, prefix, *args)
 
 

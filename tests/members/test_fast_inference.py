@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from kdlab.errors import InputError
 from kdlab.members import fast_inference as module
@@ -191,12 +192,57 @@ def test_lower_precision(precision: Any, caplog: Any) -> None:
         assert f"no instructions for {precision}, so it is slower" in caplog.text
 
 
-@pytest.mark.parametrize("able", [False, True])
-def test_auto_is_bf16_where_the_device_computes_in_it(able: bool, monkeypatch: Any) -> None:
+@pytest.mark.parametrize(("device", "able"), [("cpu", True), ("cuda", False), ("cuda", True)])
+def test_auto_is_bf16_on_gpus_that_compute_in_it(device: str, able: bool, monkeypatch: Any) -> None:
     monkeypatch.setattr(module, "supports_bf16", lambda device: able)
-    observer = FastObserver(trained(Small()), (), Fast(precision="auto"))
-    observer(images())
-    assert fast_network(observer).conv.weight.dtype == (torch.bfloat16 if able else torch.float32)  # type: ignore[union-attr]
+    lower = FastObserver(trained(Small()), (), Fast(precision="auto"))._lower(torch.device(device))
+    assert lower == (torch.bfloat16 if device == "cuda" and able else None)
+
+
+CHANGES: dict[str, Callable[[Small], object]] = {
+    "in place": lambda net: [weight.mul_(1.5) for weight in net.parameters()],
+    "data": lambda net: [weight.data.mul_(1.5) for weight in net.parameters()],
+    "one data": lambda net: net.fc.weight.data.mul_(1.5),
+    "new data": lambda net: setattr(net.fc.weight, "data", net.fc.weight * 1.5),
+    "vector": lambda net: vector_to_parameters(parameters_to_vector(net.parameters()) * 1.5, net.parameters()),
+    "buffer": lambda net: net.bn.running_mean.add_(1.0),
+    "buffer data": lambda net: net.bn.running_var.data.mul_(9.0),
+    "load": lambda net: net.load_state_dict(trained(Small()).state_dict()),
+}
+
+
+@pytest.mark.parametrize("how", CHANGES)
+def test_a_changed_network_is_seen(how: str) -> None:
+    net, x = trained(Small()), images()
+    observer = FastObserver(net, ["bn"])
+    before = observer(x)
+    made = fast_network(observer)
+    assert close(observer(x), before)
+    assert fast_network(observer) is made
+    CHANGES[how](net)
+    assert close(observer(x), Observer(net, ["bn"])(x))
+    assert not close(observer(x), before)
+    again = fast_network(observer)
+    observer(x)
+    assert again is fast_network(observer) is not made
+
+
+@pytest.mark.parametrize("odd", ["nan", "expanded", "int", "channels_last"])
+def test_odd_tensors_make_no_new_copy(odd: str) -> None:
+    net, x = trained(Small()), images()
+    if odd == "nan":
+        net.register_buffer("odd", torch.full((3,), torch.nan))
+    elif odd == "expanded":
+        net.register_buffer("odd", torch.ones(1).expand(99))
+    elif odd == "int":
+        net.register_buffer("odd", torch.arange(3))
+    else:
+        net.to(memory_format=torch.channels_last)
+    observer = FastObserver(net)
+    observer(x)
+    made = fast_network(observer)
+    observer(x)
+    assert fast_network(observer) is made
 
 
 def test_mappings_pass_through() -> None:

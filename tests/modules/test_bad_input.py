@@ -316,9 +316,11 @@ def test_a_dry_run_uses_up_no_random_state(own: bool, dropout: float) -> None:
         def note(self, *_: Any, **__: Any) -> None:
             states.extend([generator.get_state(), torch.get_rng_state()])
 
-        setup = on_fit_start = note
+        on_fit_start = note
 
     loader = DataLoader(TensorDataset(x, y), 8, shuffle=True, generator=generator if own else None)
-    trainer(callbacks=[Look()]).fit(distiller(student=network(dropout=dropout)), loader)
+    module, look = distiller(student=network(dropout=dropout)), Look()
+    look.note()
+    trainer(callbacks=[look]).fit(module, loader)
     assert torch.equal(states[0], states[2])
     assert torch.equal(states[1], states[3])

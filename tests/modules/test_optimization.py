@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, TensorDataset
@@ -110,6 +111,7 @@ def test_parameter_groups() -> None:
     ]
 
 
+@pytest.mark.filterwarnings("ignore:When using `Trainer.accumulate_grad_batches")
 @pytest.mark.parametrize(
     ("options", "steps"),
     [
@@ -119,6 +121,8 @@ def test_parameter_groups() -> None:
         ({"limit_train_batches": 0.5}, 4),
         ({"max_steps": 7, "max_epochs": 9}, 7),
         ({"max_steps": 7}, 7),
+        ({"overfit_batches": 3}, 6),
+        ({"callbacks": [GradientAccumulationScheduler({0: 2, 1: 3})]}, 3 + 2),
     ],
 )
 def test_one_cycle_finds_its_length(options: dict[str, Any], steps: int) -> None:
@@ -128,6 +132,15 @@ def test_one_cycle_finds_its_length(options: dict[str, Any], steps: int) -> None
     scheduler = run.lr_scheduler_configs[0].scheduler
     assert run.global_step == steps
     assert (scheduler.total_steps, scheduler.last_epoch) == (steps, steps)
+
+
+def test_the_epoch_that_swa_adds_takes_no_steps() -> None:
+    module = distiller(student=nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 10)))
+    run = trainer(2, callbacks=[StochasticWeightAveraging(0.1, 2)])
+    for _ in range(2):  # in the second fit the loader is there before the first step
+        run.fit_loop.epoch_progress.reset()
+        run.fit(module, pairs())
+        assert module.length.steps == 10
 
 
 def test_other_schedulers_step_each_epoch() -> None:

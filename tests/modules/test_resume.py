@@ -19,8 +19,10 @@ from torch.utils.data import DataLoader
 from kdlab import Distiller, Knowledge
 from kdlab.errors import InputError
 from kdlab.losses import Hint, SoftTargets
-from kdlab.schedules import Linear
+from kdlab.schedules import Linear, Progress, Schedule
+from kdlab.teaching import Graph
 from tests.modules.tiny import digits, distiller, network, pairs, same, sgd, trainer, weights
+from tests.teaching.graphs import graph_module
 
 
 class Noisy(nn.Module):
@@ -132,6 +134,65 @@ def test_a_one_cycle_rate_cannot_be_made_longer(tmp_path: Path) -> None:
     run.save_checkpoint(tmp_path / "run.ckpt")
     with pytest.raises(InputError, match="planned for 5 steps, but this run takes 10"):
         trainer(2).fit(build(), digits(), ckpt_path=tmp_path / "run.ckpt")
+
+
+class Rising(Schedule):
+    """A user's schedule over the whole run."""
+
+    def __call__(self, progress: Progress) -> float:
+        assert progress.total_steps is not None
+        return (progress.step + 1) / progress.total_steps
+
+
+OVER_THE_RUN = {
+    "gate": lambda: graph_module(Graph([{"student": "a", "teacher": "b", "gate": "linear"}])),
+    "schedule": lambda: distiller(knowledge={"soft": Knowledge(SoftTargets(2.0), schedule=Rising())}),
+    "rate": lambda: distiller(lr_scheduler=one_cycle),
+}
+
+
+@pytest.mark.parametrize("name", OVER_THE_RUN)
+def test_what_lasts_the_whole_run_is_resumed_with_its_length(name: str, tmp_path: Path) -> None:
+    run = trainer(2, max_steps=5)
+    run.fit(OVER_THE_RUN[name](), digits())
+    run.save_checkpoint(path := tmp_path / "run.ckpt")
+    for changed in ({"max_steps": 7}, {"max_steps": 6, "limit_train_batches": 2, "max_epochs": 2}):
+        options = {"epochs": 2} | changed
+        again = trainer(**options)
+        with pytest.raises(InputError, match=r"planned for 5 steps, but this run takes \d"):
+            again.fit(OVER_THE_RUN[name](), digits(), ckpt_path=path)
+        assert again.global_step == 0
+    plain = distiller()
+    trainer(2).fit(plain, digits(), ckpt_path=saved(tmp_path / "plain.ckpt"))
+
+
+def saved(path: Path) -> Path:
+    """A checkpoint after one epoch of a run in which nothing depends on its length."""
+    run = trainer(1)
+    run.fit(distiller(), digits())
+    run.save_checkpoint(path)
+    return path
+
+
+def test_one_cycle_refuses_a_run_that_is_too_long() -> None:
+    module = distiller(lr_scheduler=lambda optimizer: OneCycleLR(optimizer, 0.1, total_steps=7))
+    run = trainer(2)
+    with pytest.raises(InputError, match="ends after 7 steps, but this run takes 10"):
+        run.fit(module, digits())
+    assert run.global_step == 0
+
+
+def test_an_epoch_of_another_size_is_refused_where_it_counts() -> None:
+    class Growing(pl.LightningDataModule):
+        def train_dataloader(self) -> DataLoader[Any]:
+            return pairs(40 if self.trainer is None or self.trainer.current_epoch == 0 else 80)
+
+        def val_dataloader(self) -> DataLoader[Any]:
+            return pairs()
+
+    with pytest.raises(InputError, match="Epoch 1 has 10 batches, but the run was planned for 5 an epoch"):
+        trainer(2, reload_dataloaders_every_n_epochs=1).fit(distiller(lr_scheduler=one_cycle), Growing())
+    trainer(2, reload_dataloaders_every_n_epochs=1).fit(distiller(), Growing())
 
 
 def test_the_teacher_may_be_gone_or_another(tmp_path: Path) -> None:

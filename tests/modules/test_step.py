@@ -251,3 +251,16 @@ def test_every_step_of_every_epoch_draws_other_numbers() -> None:
     trainer(3).fit(module, pairs(16, 8))
     _, *drawn = loss.drawn  # the first is the dry run's
     assert len(set(drawn)) == len(drawn) == 6
+
+
+def test_weights_of_supervision_are_computed_in_their_turn() -> None:
+    module, turns = cotrainer(teaching=Peers("sequential")), list[str | None]()
+
+    def weight(seen: Mapping[str, Outputs], batch: Batch) -> float:
+        turns.append(module._turn)
+        return 1.0
+
+    module.plan.supervision["a"] = weight
+    trainer(max_steps=2).fit(module, digits())
+    assert turns[:2] == [None, "a"]  # the dry run, then the first step
+    assert "b" not in turns

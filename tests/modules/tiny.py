@@ -35,10 +35,12 @@ def pairs(size: int = 40, batch_size: int = 8, classes: int = 10, shuffle: bool 
 class Silent(pl.Trainer):
     """Lightning warns where a loader to train comes without one to validate; here it never does."""
 
-    def fit(self, model: Any, train: Any = None, val: Any = None, **options: Any) -> None:  # type: ignore[override]
-        if not isinstance(train, pl.LightningDataModule) and val is None:
+    def fit(  # type: ignore[override]
+        self, model: Any, train: Any = None, val: Any = None, datamodule: Any = None, **options: Any
+    ) -> None:
+        if datamodule is None and not isinstance(train, pl.LightningDataModule) and val is None:
             val = pairs()
-        super().fit(model, train, val, **options)
+        super().fit(model, train, val, datamodule, **options)
 
 
 def trainer(epochs: int = 1, **options: Any) -> Silent:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning.callbacks import GradientAccumulationScheduler
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -118,6 +119,11 @@ def test_updates_equal_plain_loops(update: Any) -> None:
             assert float((value - expected[name][key]).abs().max()) < 1e-6, (name, key)
     first = max(float((weights(module.networks["b"])[k] - v).abs().max()) for k, v in other["b"].items())
     assert first > 1e-5  # the two kinds of update differ
+
+
+def test_sequential_updates_refuse_scheduled_accumulation() -> None:
+    with pytest.raises(InputError, match="cannot accumulate gradients"):
+        steps(cotrainer(teaching=Peers("sequential")), callbacks=[GradientAccumulationScheduler({3: 2})])
 
 
 def test_sequential_updates_refuse_accumulated_gradients() -> None:

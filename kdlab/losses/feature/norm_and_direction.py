@@ -64,10 +64,17 @@ class NormAndDirection(Lazy):
     def __init__(self) -> None:
         super().__init__()
         self._layers: tuple[str, ...] = ()
+        self._computed = False
+
+    @property
+    def is_known(self) -> bool:
+        """Return whether the means are computed or restored, not only sized by the dry run."""
+        return self._computed or (self.sizes is not None and not bool(self.means.values.isnan().any()))
 
     def setup(self, context: Context) -> None:
         """Delete the means of an earlier fit, whose teacher may differ; a checkpoint restores its means."""
         self._layers = context.teacher_layers if len(context.teacher_layers) == 1 else ()
+        self._computed = False
         if self.sizes is not None:
             self.sizes = None
             del self.means
@@ -78,7 +85,8 @@ class NormAndDirection(Lazy):
 
     def precompute(self, batches: Iterable[tuple[Outputs, Tensor]]) -> None:
         """Compute the class means over all batches and all processes, unless a checkpoint restored them."""
-        if self.sizes is not None:
+        if self.is_known:
+            self._computed = True
             return
         total: Tensor | None = None  # (K, D + 1): sums, and counts in the last column
         for outputs, target in batches:
@@ -92,6 +100,7 @@ class NormAndDirection(Lazy):
         sums, counts = total[:, :-1], total[:, -1:]
         self.materialize(sums, *sums.shape)
         self.means.values.copy_(sums / counts.clamp_min(1))
+        self._computed = True
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
@@ -104,17 +113,17 @@ class NormAndDirection(Lazy):
                 f"{teacher_embedding.shape[1]}: make the student kdlab.models.embedded(..., "
                 f"width={teacher_embedding.shape[1]})."
             )
-        centers = self._centers(
-            teacher_embedding, class_labels(target, non_empty(student.logits)), student.logits.shape[1]
-        )
+        labels, classes = class_labels(target, non_empty(student.logits)), student.logits.shape[1]
+        centers = self._centers(teacher_embedding, labels, classes, teacher.logits.shape[1])
         projections = (student_embedding * F.normalize(centers, dim=1, eps=1e-12)).sum(1)
         norms = torch.maximum(student_embedding.norm(dim=1), teacher_embedding.norm(dim=1)).clamp_min(1e-12)
         return 1 - (projections / norms).mean()
 
-    def _centers(self, teacher: Tensor, labels: Tensor, classes: int) -> Tensor:
-        if self.sizes is None:
+    def _centers(self, teacher: Tensor, labels: Tensor, classes: int, num_classes: int) -> Tensor:
+        if not self.is_known:
             if self.training:
                 raise InputError("NormAndDirection needs the teacher's class means: call precompute(batches) first.")
+            self.materialize(teacher, num_classes, teacher.shape[1])
             return teacher
         num_classes, width = self.means.values.shape
         if classes > num_classes or width != teacher.shape[1]:
@@ -126,13 +135,13 @@ class NormAndDirection(Lazy):
 
 
 class _Means(nn.Module):
-    """A table of class means."""
+    """A table of class means; NaN until they are computed."""
 
     values: Tensor
 
     def __init__(self, classes: int, width: int) -> None:
         super().__init__()
-        self.register_buffer("values", torch.zeros(classes, width))
+        self.register_buffer("values", torch.full((classes, width), torch.nan))
 
 
 def _embeddings_and_classes(outputs: Outputs, target: Tensor) -> tuple[Tensor, Tensor]:

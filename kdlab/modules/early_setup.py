@@ -1,0 +1,47 @@
+"""Setup before every other callback's."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytorch_lightning as pl
+
+from kdlab.knowledge import pair_of, set_taps
+from kdlab.modules.first_batch import every_batch
+
+
+class EarlySetup(pl.Callback):
+    """Prepares a DistillationModule before other callbacks: some copy the module (SWA, EMA), some train (finders)."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        """Run the dry run; take the first place, which Lightning gives to finders."""
+        trainer.callbacks = [self, *(each for each in trainer.callbacks if each is not self)]  # type: ignore[attr-defined]
+        pl_module.prepare(stage)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Agree on the seed of all processes, tap modules that SyncBatchNorm replaced, precompute what losses need."""
+        pl_module.length.check(trainer)
+        pl_module.agree_on_seed()
+        set_taps(pl_module.plan, pl_module.knowledge)
+        for knowledge in pl_module.knowledge.values():
+            for pair, teacher in {pair_of(edge): edge.teacher for edge, _ in knowledge.edges}.items():
+                for precompute in knowledge.parts("precompute", pair):
+                    seen = ((pl_module.observe(b, pl_module.plan.frozen), b) for b in every_batch(pl_module))
+                    precompute((outputs[teacher], batch.target) for outputs, batch in seen)
+        untrained = {id(module) for module in (pl_module.teaching.modules() if pl_module.teaching else ())}
+        if all(module.training or id(module) in untrained for module in pl_module.modules()):
+            # Lightning would warn of untrained copies in eval mode, which is meant.
+            warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start of training")
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Check the length again, now that the learning rate of a run that is resumed is restored."""
+        pl_module.length.check(trainer)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Check that the epoch has as many batches as planned."""
+        pl_module.length.check_epoch(trainer)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        """Leave the Trainer, whose next module may be of another kind."""
+        trainer.callbacks = [each for each in trainer.callbacks if each is not self]  # type: ignore[attr-defined]
