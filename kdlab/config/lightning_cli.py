@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import json
 import logging
 import sys
@@ -16,7 +17,7 @@ from typing import Any, cast
 import pytorch_lightning as pl
 import torch
 import yaml
-from jsonargparse import ArgumentError, set_dumper
+from jsonargparse import ArgumentError, get_loader, set_dumper, set_loader
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -25,9 +26,11 @@ from torch import Tensor
 
 from kdlab.config.config_merge import merge_configs
 from kdlab.config.parser_errors import parser_error
-from kdlab.config.run_folder import CSV, LAST, AtomicCheckpointIO, claim_folder, last_checkpoint, run_folder
+from kdlab.config.run_folder import CSV, LAST, claim_folder, last_checkpoint, run_folder
 from kdlab.errors import InputError, failed_import, refusal_in
 from kdlab.files import write_text
+from kdlab.modules.base import DistillationModule
+from kdlab.modules.checkpoint_io import AtomicCheckpointIO, check_checkpoint, check_fit, is_local
 
 Config = Mapping[str, Any]
 """A resolved config: every option with its value, as plain dicts and lists."""
@@ -54,6 +57,21 @@ def _plain(value: Any) -> Any:
     return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
+def _load(text: str) -> Any:
+    """Read YAML, in which None is null: jsonargparse passes null to nested classes as this word."""
+    return _null(_read(text))
+
+
+def _null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _null(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_null(inner) for inner in value]
+    return None if value == "None" else value
+
+
+_read = get_loader("yaml")
+set_loader("yaml", _load, (yaml.YAMLError,))
 set_dumper("object", _plain)  # parser.dump without text
 logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
 
@@ -77,6 +95,7 @@ class KdlabCLI(LightningCLI):
     """Any LightningModule with any LightningDataModule by class path; ``resolved`` is the config with every default."""
 
     resolved: dict[str, Any]
+    checkpoint: dict[str, Any] | None = None  # what a run begins with: names and shapes are read before it
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the checkpoint's options as ``--checkpoint.*``."""
@@ -84,11 +103,19 @@ class KdlabCLI(LightningCLI):
         parser.set_defaults({f"checkpoint.{name}": value for name, value in LAST.items()})
 
     def before_instantiate_classes(self) -> None:
-        """Dump the config, for the saved config and for Lightning's ``save_hyperparameters``."""
+        """Dump the config, for the saved config and Lightning's ``save_hyperparameters``; read the checkpoint."""
         dumped = cast("Any", self.parser.dump(self.config, skip_none=False, skip_link_targets=False, format="object"))
         self.resolved = dumped[self.subcommand] if self.subcommand else dumped
         self.config_dump = self.resolved
         self.save_config_kwargs = {"resolved": self.resolved}
+        path = self.resolved.get("ckpt_path")
+        words = path in ("best", "last", "hpc") or str(path).startswith("registry")
+        if path is not None and not words and is_local(path) and self.resolved["weights_only"] is not False:
+            with _about("ckpt_path", str(path)):
+                self.checkpoint = check_checkpoint(Path(path), resume=self.subcommand == "fit")
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the config as it is: Lightning would change it to the hyperparameters in a checkpoint."""
 
     def before_fit(self) -> None:
         """Keep a new run out of another run's folder, and the numbers of a run that is resumed."""
@@ -96,11 +123,11 @@ class KdlabCLI(LightningCLI):
         claim_folder(self.trainer, resumed=bool(self.resolved["ckpt_path"]))
 
     def before_test(self) -> None:
-        """Check that the checkpoint is there; Lightning's words, such as "best", and URLs pass."""
-        path = self.resolved["ckpt_path"]
-        if isinstance(path, str) and path.endswith(".ckpt") and "://" not in path and not Path(path).is_file():
-            text = f"There is no checkpoint {path!r}: ckpt_path is the file to resume from or to evaluate."
-            raise InputError(text, key="ckpt_path", value=path)
+        """Check that the checkpoint fits the networks."""
+        if self.checkpoint and isinstance(self.model, DistillationModule):
+            with _about("ckpt_path", str(self.resolved["ckpt_path"])):
+                check_fit(self.model, self.model.learners.values(), self.checkpoint, self.resolved["ckpt_path"])
+        self.checkpoint = None
 
     before_validate = before_predict = before_test
 
@@ -207,8 +234,19 @@ def _input_error(error: Exception) -> InputError | None:
         return InputError(str(error).strip().splitlines()[0])
     if isinstance(error, ImportError | SyntaxError):  # in a file that the config names
         return failed_import(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        return InputError(f"{error.strerror}: {error.filename or 'the disk of the run folder'}.")
     # jsonargparse wraps what a constructor raises
     return refusal_in(error) if isinstance(error, ValueError | TypeError) else None
+
+
+@contextlib.contextmanager
+def _about(key: str, value: str) -> Iterator[None]:
+    """Name the option that an InputError is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{key}: {error}", key=key, value=value) from error
 
 
 def _listed(value: Any) -> list[Any]:

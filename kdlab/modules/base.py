@@ -18,6 +18,7 @@ from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge, pair_of, set_taps
 from kdlab.members.member import Learner, Member
 from kdlab.modules import optimization, setup_checks
+from kdlab.modules.checkpoint_io import CheckpointedModule, use_atomic_io
 from kdlab.modules.dry_run import DryRun, dry_run
 from kdlab.modules.evaluation import EvaluatedModule
 from kdlab.modules.first_batch import every_batch, first_batch
@@ -34,7 +35,7 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=5e-4)
 
 
-class DistillationModule(EvaluatedModule):
+class DistillationModule(CheckpointedModule, EvaluatedModule):
     r"""Networks that learn, losses, and a plan of who teaches whom.
 
     A step runs every member of the plan once, in order, and minimizes
@@ -109,6 +110,7 @@ class DistillationModule(EvaluatedModule):
 
     def setup(self, stage: str) -> None:
         """Run one batch before a training: sizes adapters, and reports everything that cannot work."""
+        use_atomic_io(self.trainer)
         for network in self.learners.values() if self.channels_last else ():
             network.to(memory_format=torch.channels_last)
         if stage == "fit":
@@ -141,6 +143,7 @@ class DistillationModule(EvaluatedModule):
     def configure_optimizers(self) -> Any:
         """Return one optimizer for all trainable parts, and the scheduler if there is one."""
         optimizer = self.optimizer(optimization.groups(self.trainable(), self.parameter_groups))
+        self.check_resumed(optimizer)
         optimization.prepare(optimizer, self, self.trainer)
         monitor = {"min": "val/loss", "max": f"val/{self.shown[0]}"}
         return optimization.with_scheduler(optimizer, self.lr_scheduler, self._total_steps, monitor)
@@ -153,10 +156,12 @@ class DistillationModule(EvaluatedModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the seed."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["kdlab_seed"] = self._seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue with the seed of the run that is resumed."""
+        super().on_load_checkpoint(checkpoint)
         self._seed, self._ended = checkpoint.get("kdlab_seed"), False
 
     def on_fit_end(self) -> None:

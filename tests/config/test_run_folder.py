@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from kdlab.config.run_folder import AtomicCheckpointIO
+from kdlab.modules.checkpoint_io import AtomicCheckpointIO
 
 
 def test_an_interrupted_write_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
