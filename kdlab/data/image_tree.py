@@ -39,7 +39,7 @@ class Tree:
             try:
                 with zipfile.ZipFile(path) as archive:
                     entries = archive.namelist()
-            except (zipfile.BadZipFile, OSError) as error:
+            except Exception as error:  # a damaged directory can raise almost anything
                 raise InputError(f"{path} is not a readable zip file ({error}).") from error
             entries = [entry for entry in entries if not _hidden(entry)]
             prefix = f"{path.stem}/"  # train.zip may hold train/<class>/... or <class>/...

@@ -132,9 +132,9 @@ def _wrong_records(path: Path) -> str:
 
     A compressed record, which torch never writes, may be a small file that claims all memory.
     """
-    if not zipfile.is_zipfile(path):
-        return ""
     try:
+        if not zipfile.is_zipfile(path):
+            return ""
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
             for record in records:

@@ -19,11 +19,17 @@ from tests.data.real import DATA, needs_data
 pytestmark = needs_data
 FILES = {20: "resnet20-12fca82f", 32: "resnet32-d509ac18", 44: "resnet44-014dd654", 56: "resnet56-4bfd9763"}
 RIGHT = {20: 8103, 32: 8256, 44: 8267, 56: 8320}  # of 10,000, from the README of the shared data
+QUIET = ("logger", "enable_progress_bar", "enable_checkpointing")
 MEAN, STD = (torch.tensor(x).view(3, 1, 1) for x in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
 
 
 def file(depth: int) -> str:
     return str(DATA / "teachers_cifar10" / f"{FILES[depth]}.th")
+
+
+def content(depth: int) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = torch.load(file(depth), "cpu", weights_only=True)["state_dict"]
+    return state
 
 
 def images(count: int) -> tuple[Tensor, Tensor]:
@@ -58,23 +64,21 @@ def test_published_networks_equal_their_formula(depth: int) -> None:
     x, labels = images(50)
     with torch.no_grad():
         logits = network(x)
-        right = option_a(torch.load(file(depth), weights_only=True)["state_dict"], x, (depth - 2) // 6)
+        right = option_a(content(depth), x, (depth - 2) // 6)
     torch.testing.assert_close(logits, right, atol=2e-4, rtol=1e-4)
     assert (logits.argmax(1) == labels).float().mean() > 0.6
 
 
-@pytest.mark.parametrize(
-    "depth",
-    [pytest.param(20, marks=pytest.mark.full), *(pytest.param(x, marks=pytest.mark.nightly) for x in (32, 44, 56))],
-)
+LONG = [pytest.param(depth, marks=pytest.mark.full if depth == 20 else pytest.mark.nightly) for depth in FILES]
+
+
+@pytest.mark.parametrize("depth", LONG)
 def test_published_accuracy_is_exact(depth: int) -> None:
     network = getattr(models, f"resnet{depth}")(10, weights=file(depth), shortcut="pad").eval()
     x, labels = images(10_000)
     with torch.no_grad():
-        right = sum(
-            int((network(a).argmax(1) == b).sum()) for a, b in zip(x.split(500), labels.split(500), strict=True)
-        )
-    assert right == RIGHT[depth]
+        classes = torch.cat([network(part).argmax(1) for part in x.split(500)])
+    assert int((classes == labels).sum()) == RIGHT[depth]
 
 
 @pytest.mark.full
@@ -82,21 +86,13 @@ def test_published_teacher_in_a_config(tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "data").mkdir()
     (tmp_path / "data/train.zip").symlink_to(DATA / "cifar10_jpeg/test.zip")  # small: checked, never trained on
     (tmp_path / "data/test.zip").symlink_to(DATA / "cifar10_jpeg/test.zip")
-    teacher = {
-        "class_path": "kdlab.models.resnet20",
-        "init_args": {"num_classes": 10, "weights": file(20), "shortcut": "pad"},
-    }
+    options = {"num_classes": 10, "weights": file(20), "shortcut": "pad"}
+    teacher = {"class_path": "kdlab.models.resnet20", "init_args": options}
     student = {"class_path": "kdlab.models.resnet8", "init_args": {"num_classes": 10}}
     soft = {"loss": {"class_path": "kdlab.losses.SoftTargets", "init_args": {"temperature": 4.0}}}
     distiller = {"student": student, "teacher": teacher, "knowledge": {"soft": soft}}
     config = {
-        "trainer": {
-            "accelerator": "cpu",
-            "max_epochs": 1,
-            "limit_test_batches": 2,
-            "logger": False,
-            "enable_progress_bar": False,
-        },
+        "trainer": {"accelerator": "cpu", "limit_test_batches": 2, **dict.fromkeys(QUIET, False)},
         "model": {"class_path": "kdlab.Distiller", "init_args": distiller},
         "data": {
             "class_path": "kdlab.data.ImageFolder",
@@ -108,8 +104,7 @@ def test_published_teacher_in_a_config(tmp_path: Path, capsys: pytest.CaptureFix
     main(["test", "-c", str(tmp_path / "kd.yaml")])
     x, labels = images(10_000)
     with torch.no_grad():
-        state = torch.load(file(20), weights_only=True)["state_dict"]
-        right = (option_a(state, x[:200], 3).argmax(1) == labels[:200]).float().mean()
+        right = (option_a(content(20), x[:200], 3).argmax(1) == labels[:200]).float().mean()
     assert f"{float(right):.4f}"[:5] in capsys.readouterr().out
 
 
