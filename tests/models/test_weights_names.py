@@ -49,7 +49,7 @@ def test_views_of_one_memory_load(tmp_path: Path) -> None:
 
 def test_tied_weights_that_differ_in_the_file_are_refused(tmp_path: Path) -> None:
     save_file({"embed.weight": torch.ones(7, 5), "head.weight": torch.zeros(7, 5)}, tmp_path / "two.safetensors")
-    with pytest.raises(InputError, match="different values for 'head.weight' and 'embed.weight'"):
+    with pytest.raises(InputError, match="has different values for"):
         load_weights(Tied(), tmp_path / "two.safetensors")
 
 
@@ -98,5 +98,5 @@ def test_two_networks_that_a_wrapper_tells_apart_are_not_mixed(tmp_path: Path) -
     state = {f"a.{n}": v for n, v in resnet8(10).state_dict().items()}
     state |= {f"a.module.{n}": v for n, v in resnet8(10).state_dict().items()}
     torch.save(state, tmp_path / "two.pt")
-    with pytest.raises(InputError, match="fit under 'a.*choose one with the prefix"):
+    with pytest.raises(InputError, match=r"fit under 'a.*choose one with the prefix"):
         load_weights(resnet8(10), tmp_path / "two.pt")
