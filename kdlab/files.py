@@ -34,9 +34,12 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
             file.flush()
             os.fsync(file.fileno())
             os.replace(file.name, path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch.save raises the latter from the former
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
         raise InputError(
-            f"{str(path)!r} cannot be written ({error.strerror or error}), and is what it was before: make room, or "
+            f"{str(path)!r} cannot be written ({cause.strerror or cause}), and is what it was before: make room, or "
             "choose another folder."
         ) from error
 
