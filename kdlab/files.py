@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import glob
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
@@ -25,17 +27,49 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
     Whatever interrupts the write, ``path`` holds either its old content or the whole new one. The folder is created.
     In mode ``"w"`` line ends are written as they are.
+
+    Raises:
+        InputError: the disk is full, read-only or fails otherwise.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")
     try:
-        with beside.open(mode, newline=None if "b" in mode else "") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with file_beside(path, mode) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+            os.replace(file.name, path)
+    except (OSError, RuntimeError) as error:  # torch.save raises the latter from the former
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise InputError(
+            f"{str(path)!r} cannot be written ({cause.strerror or cause}), and is what it was before: make room, or "
+            "choose another folder."
+        ) from error
+
+
+@contextmanager
+def file_beside(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Open a new file ``.NAME.*.tmp`` beside ``path``, deleted at the end; those of killed processes are deleted first.
+
+    A writer holds a lock on its file, which the operating system releases when the process ends, however it ends.
+    """
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with suppress(OSError), left.open("rb") as file:  # locked, or a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
+    beside = path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")
+    try:
+        while True:
+            with beside.open(mode, newline=None if "b" in mode else "") as file:
+                with suppress(OSError):
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                if os.fstat(file.fileno()).st_nlink:  # else it was deleted before it was locked
+                    yield file
+                    break
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -45,7 +45,7 @@ def test_atomic_write_that_fails_leaves_the_old_file(by: str, tmp_path: Path, mo
             if by == "block":
                 raise KeyboardInterrupt
 
-    with pytest.raises((KeyboardInterrupt, OSError)):
+    with pytest.raises((KeyboardInterrupt, InputError)):
         write()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
@@ -110,3 +110,38 @@ def test_a_killed_process_releases_its_lock(tmp_path: Path) -> None:
         process.wait()
         with locked(path, "held"):
             pass
+
+
+def test_files_of_killed_writers_are_removed(tmp_path: Path) -> None:
+    """A live writer of the same file, here another process, keeps its own."""
+    code = """
+import os, sys
+from pathlib import Path
+from kdlab.files import atomic_write
+with atomic_write(Path(sys.argv[1])) as file:
+    file.write(b"mine")
+    print("open", flush=True)
+    sys.stdin.readline()
+"""
+    path = tmp_path / "last.ckpt"
+    other = tmp_path / ".other.ckpt.1234.tmp"
+    for left in (".last.ckpt.4711.tmp", ".last.ckpt.0123456789ab.tmp"):
+        (tmp_path / left).write_bytes(b"half")
+    other.write_bytes(b"of another file")
+    live = subprocess.Popen([sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert live.stdout is not None
+    live.stdout.readline()
+    with atomic_write(path) as file:
+        file.write(b"first")
+    assert len(list(tmp_path.glob(".last.ckpt.*"))) == 1
+    live.communicate(b"\n", timeout=60)
+    assert path.read_bytes() == b"mine"
+    killed = subprocess.Popen([sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert killed.stdout is not None
+    killed.stdout.readline()
+    killed.kill()
+    killed.communicate()
+    assert len(list(tmp_path.glob(".last.ckpt.*"))) == 1
+    with atomic_write(path) as file:
+        file.write(b"second")
+    assert sorted(tmp_path.iterdir()) == [other, path]

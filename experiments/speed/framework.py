@@ -18,9 +18,9 @@ from pytorch_lightning.loggers import CSVLogger
 from kdlab import Distiller, Knowledge
 from kdlab.config.lightning_cli import LAST
 from kdlab.config.progress_bar import StudentBar
-from kdlab.config.run_folder import AtomicCheckpointIO
 from kdlab.losses import CRD, AttentionTransfer, ReviewKD, RKDAngle, RKDDistance, SimilarityPreserving, SoftTargets
 from kdlab.members.fast_inference import supports_bf16
+from kdlab.modules.checkpoint_io import AtomicCheckpointIO
 from kdlab.schedules import Linear
 from kdlab.teaching import Fast, TeacherCache
 

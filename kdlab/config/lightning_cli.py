@@ -29,9 +29,11 @@ from kdlab.config.class_paths import check_config, is_own_file
 from kdlab.config.config_merge import merge_configs
 from kdlab.config.located_yaml import Source
 from kdlab.config.parser_errors import parser_error
-from kdlab.config.run_folder import CSV, LAST, AtomicCheckpointIO, claimed_folder, last_checkpoint, run_folder
+from kdlab.config.run_folder import CSV, LAST, claimed_folder, last_checkpoint, run_folder
 from kdlab.errors import InputError, causes, failed_import, refusal_in
 from kdlab.files import unwritable, write_text
+from kdlab.modules.base import DistillationModule
+from kdlab.modules.checkpoint_io import AtomicCheckpointIO, check_checkpoint, check_fit, is_local
 
 Config = Mapping[str, Any]
 """A resolved config: every option with its value, as plain dicts and lists."""
@@ -59,11 +61,23 @@ def _plain(value: Any) -> Any:
 
 
 def _load(text: str, load: Callable[[str], Any] = get_loader("yaml")) -> Any:  # noqa: B008
-    """Return what YAML says; an :class:`InputError` if it has a key twice, or holds itself."""
+    """Read YAML, in which None is null: jsonargparse passes null to nested classes as this word.
+
+    Raises:
+        InputError: it has a key twice, or holds itself.
+    """
     value = load(text)
     if isinstance(value, dict | list):
         Source(Path("an option"), text)
-    return value
+    return _null(value)
+
+
+def _null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _null(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_null(inner) for inner in value]
+    return None if value == "None" else value
 
 
 set_loader("yaml", _load, (yaml.YAMLError,))
@@ -90,6 +104,7 @@ class KdlabCLI(LightningCLI):
     """Any LightningModule with any LightningDataModule by class path; ``resolved`` is the config with every default."""
 
     resolved: dict[str, Any]
+    checkpoint: dict[str, Any] | None = None  # what a run begins with: names and shapes are read before it
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the checkpoint's options as ``--checkpoint.*``."""
@@ -106,12 +121,20 @@ class KdlabCLI(LightningCLI):
             raise InputError(text, key="seed_everything", value=str(seed))
 
     def before_instantiate_classes(self) -> None:
-        """Dump the config, for the saved config and for Lightning's ``save_hyperparameters``, and check it."""
+        """Dump the config, for the saved config and for ``save_hyperparameters``; check it, and read the checkpoint."""
         dumped = cast("Any", self.parser.dump(self.config, skip_none=False, skip_link_targets=False, format="object"))
         self.resolved = dumped[self.subcommand] if self.subcommand else dumped
         self.config_dump = self.resolved
         self.save_config_kwargs = {"resolved": self.resolved}
         check_config(self.resolved)
+        path = self.resolved.get("ckpt_path")
+        words = path in ("best", "last", "hpc") or str(path).startswith("registry")
+        if path is not None and not words and is_local(path) and self.resolved["weights_only"] is not False:
+            with _about("ckpt_path", str(path)):
+                self.checkpoint = check_checkpoint(Path(path), resume=self.subcommand == "fit")
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the config as it is: Lightning would change it to the hyperparameters in a checkpoint."""
 
     def instantiate_classes(self) -> None:
         """Build trainer, module and data; what a constructor raises becomes an :class:`InputError`."""
@@ -130,11 +153,11 @@ class KdlabCLI(LightningCLI):
             trainer.fit(**options)
 
     def before_test(self) -> None:
-        """Check that the checkpoint is there; Lightning's words, such as "best", and URLs pass."""
-        path = self.resolved["ckpt_path"]
-        if isinstance(path, str) and path.endswith(".ckpt") and "://" not in path and not Path(path).is_file():
-            text = f"There is no checkpoint {path!r}: ckpt_path is the file to resume from or to evaluate."
-            raise InputError(text, key="ckpt_path", value=path)
+        """Check that the checkpoint fits the networks."""
+        if self.checkpoint and isinstance(self.model, DistillationModule):
+            with _about("ckpt_path", str(self.resolved["ckpt_path"])):
+                check_fit(self.model, self.model.learners.values(), self.checkpoint, self.resolved["ckpt_path"])
+        self.checkpoint = None
 
     before_fit = before_validate = before_predict = before_test
 
@@ -261,6 +284,15 @@ def _construction_error(error: Exception) -> InputError | None:
     lines = str(root).strip().splitlines() or [type(root).__name__]
     where = f"{frames[-1].filename}, line {frames[-1].lineno}"
     return InputError(f"The config cannot be built: {type(root).__name__}: {lines[0]} ({where}).")
+
+
+@contextlib.contextmanager
+def _about(key: str, value: str) -> Iterator[None]:
+    """Name the option that an InputError is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{key}: {error}", key=key, value=value) from error
 
 
 def _listed(value: Any) -> list[Any]:

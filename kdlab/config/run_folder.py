@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
-from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from kdlab.compat import has_version, next_version
 from kdlab.errors import InputError
-from kdlab.files import atomic_write, locked
+from kdlab.files import locked
 
 CSV = {"class_path": "pytorch_lightning.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": ""}}
 # One file, replaced after each epoch, validated or not. With save_top_k=0, Lightning 2.6 writes last.ckpt at the end
@@ -99,22 +97,6 @@ def placed(config: Mapping[str, Any], folder: Path, loggers: Sequence[Mapping[st
     trainer |= {"enable_checkpointing": True, "enable_progress_bar": False, "enable_model_summary": False}
     checkpoint = {**config["checkpoint"], "dirpath": str(last_checkpoint(folder).parent), **RESUMABLE}
     return {**config, "trainer": {**config["trainer"], **trainer}, "checkpoint": checkpoint}
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoint plugin that writes beside the target and renames.
-
-    Lightning writes to the system's temporary folder and moves the file; where that is another disk the move is a copy,
-    and a kill during the copy leaves half a file in place of the last good checkpoint.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write ``checkpoint`` to ``path``."""
-        if "://" in str(path):  # object stores have transactions of their own
-            super().save_checkpoint(checkpoint, path, storage_options)
-            return
-        with atomic_write(Path(path)) as file:
-            torch.save(checkpoint, file)
 
 
 def finish_loggers(trainer: pl.Trainer) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import math
 import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kdlab.errors import InputError
+from kdlab.files import file_beside
 
 Values = npt.NDArray[np.generic]
 _Words = npt.NDArray[np.uint64]
@@ -38,9 +38,11 @@ class Rows:
     def __init__(self, path: Path, rows: int, width: int, dtype: str) -> None:
         self.path, self.rows, self.width, self.dtype = path, rows, width, np.dtype(dtype)
         size = self.size(rows, width, dtype)
-        if not path.exists():
+        if not os.path.lexists(path):
             _create(path, size)
         with refused(path):
+            if path.is_symlink():
+                raise InputError(f"'{path}' is a link, which may lead out of the cache's folder: delete it.")
             actual = path.stat().st_size
             if actual != size:
                 raise InputError(
@@ -133,7 +135,16 @@ class Form(NamedTuple):
         return rows
 
     def decode(self, rows: Values, device: torch.device) -> Tensor:
-        """Return rows as float32 numbers on a device."""
+        """Return rows as float32 numbers on a device.
+
+        Raises:
+            InputError: rows name classes that do not exist.
+        """
+        if self.top_k is not None:  # on the host: an index out of range on a GPU ends the process
+            named = np.ascontiguousarray(rows[:, -self.top_k * self._integer.itemsize :])
+            named = named.view("int16" if self._integer is torch.int16 else "int32")
+            if named.size and not (named.min() >= 0 and named.max() < self.width):
+                raise InputError("The teacher cache has rows of classes that do not exist: delete its folder.")
         values = torch.from_numpy(rows)
         values = (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
         if self.top_k is None:
@@ -158,18 +169,14 @@ def _odd(count: int) -> _Words:
 
 def _create(path: Path, size: int) -> None:
     """Make a file of zeros that appears in full size: of several processes that make it at once, one succeeds."""
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    with refused(path):
-        try:
-            with beside.open("xb") as file:
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(file.fileno(), 0, size)
-                else:  # macOS: a file that was only lengthened would not yet have its space
-                    file.write(np.zeros(size, np.uint8).data)
-            with contextlib.suppress(FileExistsError):
-                os.link(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
+    with refused(path), file_beside(path) as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:  # macOS: a file that was only lengthened would not yet have its space
+            file.write(np.zeros(size, np.uint8).data)
+            file.flush()
+        with contextlib.suppress(FileExistsError):
+            os.link(file.name, path)
 
 
 @contextlib.contextmanager

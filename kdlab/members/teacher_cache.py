@@ -182,9 +182,11 @@ class Store:
 
     def _describe(self, write: bool) -> None:
         """Check what ``key.json`` says if it exists; else ``write`` it."""
-        path = self.folder / "key.json"
+        path, key = self.folder / "key.json", self.key.encode()
         with refused(self.folder):
-            if path.exists() and path.read_bytes() != self.key.encode():
+            if self.folder.is_symlink():
+                raise InputError(f"'{self.folder}' is a link, which may lead out of '{self.cache.folder}': delete it.")
+            if path.exists() and (path.stat().st_size != len(key) or path.read_bytes() != key):
                 raise InputError(f"'{path}' describes something else than its folder's name does: delete the folder.")
             if write and not path.exists():
                 write_text(path, self.key)

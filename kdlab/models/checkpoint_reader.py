@@ -18,6 +18,8 @@ from kdlab.errors import InputError
 # The magic number of torch.save before version 1.6; later files are zip archives.
 _OLD_TORCH = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 
+_VERSION = "pytorch-lightning_version"
+
 # Keys under which training codes store the weights in a larger dictionary, the most specific first.
 _WRAPPINGS = ("state_dict", "model", "model_state_dict", "student", "network", "net")
 
@@ -74,61 +76,103 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     raise _no_weights(path)
 
 
-def _start(path: Path) -> bytes:
+def _start(path: Path, kind: str = "weights file") -> bytes:
     """Return the first bytes of a file."""
     try:
         with path.open("rb") as file:
             start = file.read(64)
     except FileNotFoundError as error:
-        raise InputError(
-            f"There is no weights file {str(path)!r} (looked in {str(path.parent.absolute())!r})."
-        ) from error
+        raise InputError(f"There is no {kind} {str(path)!r} (looked in {str(path.parent.absolute())!r}).") from error
     except IsADirectoryError as error:
-        raise InputError(f"{str(path)!r} is a folder: give the weights file in it.") from error
-    except OSError as error:
-        raise InputError(f"Weights file {str(path)!r} cannot be read: {error.strerror or error}.") from error
+        raise InputError(f"{str(path)!r} is a folder: give the {kind} in it.") from error
+    except (OSError, ValueError) as error:  # a path with a null byte
+        raise InputError(
+            f"The {kind} {str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}."
+        ) from error
     if not start:
-        raise InputError(f"Weights file {str(path)!r} is empty: copy or download it again.")
+        raise InputError(f"The {kind} {str(path)!r} is empty: copy or download it again.")
     return start
 
 
-def _unpickle(path: Path) -> Any:
-    try:
-        with torch.serialization.safe_globals(_IGNORED):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can raise almost anything
-        raise _load_error(path, error) from error
-    wrong = _wrong_checksums(path)
+def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
+    """Return the content of a Lightning checkpoint on the CPU, checked against its checksums; no code in it is run.
+
+    Args:
+        path: the file.
+        mmap: leave the tensors on the disk, to look at names and shapes alone.
+
+    Raises:
+        InputError: there is no such file, it is damaged or no checkpoint, or its pickle contains other objects.
+    """
+    if _start(path, "checkpoint").startswith(b"PK"):
+        content = _unpickle(path, "Checkpoint", mmap)
+        if isinstance(content, dict) and isinstance(content.get("state_dict"), dict) and _VERSION in content:
+            return content
+    raise InputError(
+        f"{str(path)!r} is not a checkpoint of a run, or its beginning is damaged. A weights file belongs to a network "
+        "(init_args.weights, kdlab.models.with_weights)."
+    )
+
+
+def _unpickle(path: Path, kind: str = "Weights file", mmap: bool = False) -> Any:
+    wrong = _wrong_records(path)
     if wrong:
-        raise _damaged(path, f"the checksum of {wrong[0]} is wrong")
-    return content
+        raise _damaged(path, wrong, kind)
+    # What Lightning resumes from is used as it is, so nothing in it may be replaced.
+    ignored = _IGNORED if kind == "Weights file" else []
+    try:
+        with torch.serialization.safe_globals(ignored):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:  # a damaged file can raise almost anything
+        raise _load_error(path, error, kind) from error
 
 
-def _wrong_checksums(path: Path) -> list[str]:
-    """Return the records of a zip archive whose checksum is wrong, which ``torch.load`` does not verify."""
-    if not zipfile.is_zipfile(path):
-        return []
-    wrong = []
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            try:
-                with archive.open(name) as record:
-                    while record.read(1 << 20):
-                        pass
-            except zipfile.BadZipFile:
-                wrong.append(name)
-        if len(wrong) == len(archive.namelist()):  # written without checksums: torch.serialization.set_crc32_options
-            return []
-    return wrong
+def _wrong_records(path: Path) -> str:
+    """Return what is wrong with a zip archive: sizes and checksums, which ``torch.load`` does not verify.
+
+    A compressed record, which torch never writes, may be a small file that claims all memory.
+    """
+    try:
+        if not zipfile.is_zipfile(path):
+            return ""
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            for record in records:
+                stored = record.compress_type == zipfile.ZIP_STORED and record.file_size == record.compress_size
+                if not stored and "/data" in record.filename:
+                    return f"{record.filename} is compressed"
+            wrong = [record.filename for record in records if not _intact(archive, record)]
+    except Exception as error:  # a damaged directory can raise almost anything
+        return f"{type(error).__name__}: {error}"
+    if wrong and len(wrong) < len(records):  # else written without checksums: torch.serialization.set_crc32_options
+        return f"the checksum of {wrong[0]} is wrong"
+    return ""
 
 
-def _load_error(path: Path, error: Exception) -> InputError:
+def _intact(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> bool:
+    try:
+        with archive.open(record) as file:
+            while file.read(1 << 20):
+                pass
+    except zipfile.BadZipFile:
+        return False
+    return True
+
+
+def _load_error(path: Path, error: Exception, kind: str) -> InputError:
     """Return the user error for an exception of ``torch.load``."""
     text = str(error)
     if "TorchScript" in text:
         return InputError(
             f"Weights file {str(path)!r} is a TorchScript program, which kdlab does not run: "
             "save the network's state_dict() instead."
+        )
+    if kind != "Weights file":
+        if not re.search(r"GLOBAL|unrecognized function", text):
+            return _damaged(path, error, kind)
+        return InputError(
+            f"{kind} {str(path)!r} holds more than tensors and plain values, and kdlab runs no code from it: if it is "
+            f"your own, resume with --weights_only=false ({_reason(error)})."
         )
     match = re.search(r"(?:GLOBAL|unrecognized function) (\S+)", text)
     if match:
@@ -140,20 +184,24 @@ def _load_error(path: Path, error: Exception) -> InputError:
         with zipfile.ZipFile(path) as archive:
             if not any(name.endswith("data.pkl") for name in archive.namelist()):
                 return _no_weights(path)
-    return _damaged(path, error)
+    return _damaged(path, error, kind)
 
 
 def _no_weights(path: Path) -> InputError:
     return InputError(f"{str(path)!r} is not a weights file: kdlab reads safetensors and what torch.save writes.")
 
 
-def _damaged(path: Path, reason: object) -> InputError:
-    text = str(reason).partition("WeightsUnpickler error: ")[2] or str(reason)
-    first = re.split(r"\.?\s*\n|\. ", text.strip())[0].rstrip(".")
+def _damaged(path: Path, reason: object, kind: str = "Weights file") -> InputError:
     return InputError(
-        f"Weights file {str(path)!r} is truncated or damaged ({path.stat().st_size:,} bytes): "
-        f"copy or download it again ({first or type(reason).__name__})."
+        f"{kind} {str(path)!r} is truncated or damaged ({path.stat().st_size:,} bytes): "
+        f"copy or download it again ({_reason(reason)})."
     )
+
+
+def _reason(error: object) -> str:
+    """Return the first sentence of an error."""
+    text = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
+    return re.split(r"\.?\s*\n|\. ", text.strip())[0].rstrip(".") or type(error).__name__
 
 
 def _tensors_in(content: Any, path: Path) -> dict[str, Tensor]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from safetensors.torch import save_file
+import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from kdlab.compat import is_lazy, uncompiled
@@ -21,16 +23,20 @@ Network = TypeVar("Network", bound=nn.Module)
 # Names under which training codes store the student (DataParallel, Lightning, torch.compile).
 _HOLDERS = {"module", "student", "model", "network", "net", "_orig_mod"}
 
+# Names that wrappers of a part add inside a name: DataParallel, torch.compile, FSDP, activation checkpointing.
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+
 
 def load_weights(network: Network, path: str | os.PathLike[str], prefix: str = "") -> Network:
     """Load the weights of a file into ``network`` and return it; unless every tensor fits, none is changed.
 
     Reads safetensors and what ``torch.save`` writes: a state_dict, or one under ``state_dict``, ``model`` or
-    ``model_state_dict`` of a checkpoint (Lightning, kdlab, and the published CIFAR teachers of RepDistiller,
-    mdistiller, SSKD, ReviewKD, SimKD). The network's names may have any of the prefixes ``module.``, ``student.``,
-    ``model.``, ``network.``, ``net.``; other entries of the file (``teacher.``, adapters) are ignored. Only BatchNorm's
-    ``num_batches_tracked``, which files of PyTorch 0.4 lack, may be missing. No code in a file is ever run, and only
-    tensors and plain values are created from it.
+    ``model_state_dict`` of a checkpoint (Lightning, kdlab, and the published CIFAR networks of RepDistiller,
+    mdistiller, SSKD, ReviewKD, SimKD and Y. Idelbayev). The network's names may have any of the prefixes ``module.``,
+    ``student.``, ``model.``, ``network.``, ``net.``, and the names of wrappers (``module``, ``_orig_mod``) inside;
+    other entries of the file (``teacher.``, adapters) are ignored. Only BatchNorm's ``num_batches_tracked``, which
+    files of PyTorch 0.4 lack, and tied weights that the file has under another name may be missing. No code in a file
+    is ever run, and only tensors and plain values are created from it.
 
     Args:
         network: any module; its dtype and device do not change.
@@ -43,10 +49,64 @@ def load_weights(network: Network, path: str | os.PathLike[str], prefix: str = "
     """
     path = Path(path).expanduser()
     target = uncompiled(network)
-    expected = {name: value for name, value in target.state_dict().items() if isinstance(value, Tensor)}
-    state = _select(target, expected, read_tensors(path), prefix.rstrip("."), path)
-    target.load_state_dict(state, strict=False)  # _select is stricter
+    target.load_state_dict(fitting(target, read_tensors(path), prefix, f"Weights file {str(path)!r}"), strict=False)
     return network
+
+
+def fitting(network: nn.Module, state: Mapping[str, Tensor], prefix: str, file: str) -> dict[str, Tensor]:
+    """Return the tensors of a state for ``load_state_dict`` of the network, under the network's own names.
+
+    Args:
+        network: the network.
+        state: the tensors of a file, of other networks too.
+        prefix: as for :func:`load_weights`.
+        file: what an error message calls the file, ``"Weights file 'a.pt'"``.
+
+    Raises:
+        InputError: a tensor of the network is missing or has another shape, or two tied ones differ.
+    """
+    expected = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
+    names = {name: name for name in expected}
+    try:
+        selected = _select(network, expected, state, prefix.rstrip("."), file)
+    except InputError:
+        other_names: Mapping[str, str] = getattr(network, "other_names", {})
+        names = {_plain(name, {}): name for name in expected}
+        plain = {_plain(name, other_names): value for name, value in state.items()}
+        selected = {}
+        if len(names) == len(expected) and len(plain) == len(state):  # else a wrapper's name separates two tensors
+            with contextlib.suppress(InputError):
+                targets = {name: expected[target] for name, target in names.items()}
+                selected = _select(network, targets, plain, _plain(prefix.rstrip("."), other_names), file)
+        if not selected:
+            raise
+    selected = {names[name]: value for name, value in selected.items()}
+    for name, other in _tied(expected, selected).items():
+        same = expected[name].shape == expected[other].shape  # else it is a part of the other
+        if name in selected and same and not torch.equal(selected[name], selected[other]):
+            raise InputError(
+                f"{file} has different values for {name!r} and {other!r}, which are one tensor in this "
+                f"{type(network).__name__}: use a network whose weights are not tied."
+            )
+    return selected
+
+
+def _plain(name: str, other_names: Mapping[str, str]) -> str:
+    """Return a name without those of wrappers inside it, and with the network's own names of layers."""
+    first, *rest = (other_names.get(part, part) for part in name.split("."))
+    return ".".join([first, *(part for part in rest if part not in _WRAPPERS)])
+
+
+def _tied(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return tensors of a network that lie within the memory of another one, which ``state`` has, by name."""
+    stored = {x: v for x, v in expected.items() if not is_lazy(v) and v.numel() and v.device.type != "meta"}
+    places = {name: value.untyped_storage().data_ptr() for name, value in stored.items()}
+    whole = {
+        places[name]: name
+        for name, value in stored.items()
+        if name in state and value.untyped_storage().nbytes() == value.nbytes
+    }
+    return {name: whole[place] for name, place in places.items() if place in whole and whole[place] != name}
 
 
 def with_weights(network: nn.Module, weights: str, prefix: str = "") -> nn.Module:
@@ -104,7 +164,7 @@ def save_tensors(
         raise InputError(f"{str(path)!r} is a folder: give the path of the file to write.")
     tensors = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
     with atomic_write(path) as file:
-        save_file(tensors, Path(file.name), metadata={"format": "pt", **(metadata or {})})
+        file.write(save(tensors, {"format": "pt", **(metadata or {})}))
 
 
 class _Mismatch(NamedTuple):
@@ -117,7 +177,8 @@ class _Mismatch(NamedTuple):
 
 
 def _mismatch(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> _Mismatch:
-    missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
+    tied = _tied(expected, state)
+    missing = [x for x in expected if x not in state and x not in tied and not x.endswith("num_batches_tracked")]
     both = [name for name in expected if name in state]
     reshaped = [name for name in both if not is_lazy(expected[name]) and expected[name].shape != state[name].shape]
     return _Mismatch(missing, [name for name in state if name not in expected], reshaped, len(both))
@@ -142,23 +203,20 @@ def _prefixes_of(name: str, state: Mapping[str, Tensor]) -> list[str]:
 
 
 def _select(
-    network: nn.Module, expected: Mapping[str, Tensor], state: dict[str, Tensor], prefix: str, path: Path
+    network: nn.Module, expected: Mapping[str, Tensor], state: Mapping[str, Tensor], prefix: str, file: str
 ) -> dict[str, Tensor]:
     """Return the part of ``state`` under the only usual prefix where every tensor fits the network."""
     if prefix:
         candidates = [prefix]
         if not _under(state, prefix):
             tops = dict.fromkeys(name.partition(".")[0] for name in state)
-            raise InputError(
-                f"Weights file {str(path)!r} has nothing under {prefix!r}; its first names are {_few(map(repr, tops))}."
-            )
+            raise InputError(f"{file} has nothing under {prefix!r}; its first names are {_few(map(repr, tops))}.")
     else:
         candidates = ["", *dict.fromkeys(usual for name in state for usual in _prefixes(name))]
     mismatches = {name: _mismatch(expected, _under(state, name)) for name in candidates}
     fits = [name for name, mismatch in mismatches.items() if not any(mismatch[:3])]
     if len(fits) == 1:
         return _under(state, fits[0])
-    file = f"Weights file {str(path)!r}"
     if not fits and not prefix:
         others = _prefixes_of(next(iter(expected), ""), state)
         fits = [other for other in others if not any(_mismatch(expected, _under(state, other))[:3])]

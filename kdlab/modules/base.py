@@ -17,6 +17,7 @@ from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge, set_taps
 from kdlab.members.member import Learner, Member
 from kdlab.modules import optimization, setup_checks
+from kdlab.modules.checkpoint_io import CheckpointedModule, use_atomic_io
 from kdlab.modules.dry_run import DryRun, dry_run
 from kdlab.modules.early_setup import EarlySetup
 from kdlab.modules.evaluation import EvaluatedModule
@@ -36,7 +37,7 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=5e-4)
 
 
-class DistillationModule(EvaluatedModule):
+class DistillationModule(CheckpointedModule, EvaluatedModule):
     r"""Networks that learn, losses, and a plan of who teaches whom.
 
     A step runs every member of the plan once, in order, and minimizes
@@ -118,6 +119,7 @@ class DistillationModule(EvaluatedModule):
 
     def prepare(self, stage: str) -> None:
         """Run one batch before a training: sizes adapters, and reports everything that cannot work."""
+        use_atomic_io(self.trainer)
         for network in self.learners.values() if self.channels_last else ():
             network.to(memory_format=torch.channels_last)
         if stage == "fit":
@@ -150,6 +152,7 @@ class DistillationModule(EvaluatedModule):
     def configure_optimizers(self) -> Any:
         """Return one optimizer for all trainable parts, and the scheduler if there is one."""
         optimizer = self.optimizer(optimization.groups(self.trainable(), self.parameter_groups, self.lr))
+        self.check_resumed(optimizer)
         optimization.prepare(optimizer, self, self.trainer)
         self._planned = self.lr, self.length.steps
         monitor = {"min": "val/loss", "max": f"val/{self.shown[0]}"}
@@ -169,10 +172,12 @@ class DistillationModule(EvaluatedModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the seed and the number of steps that the run was planned for."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["kdlab_seed"], checkpoint["kdlab_total_steps"] = self._seed, self.length.steps
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue with the seed of the run that is resumed, and with every digit of its weights."""
+        super().on_load_checkpoint(checkpoint)
         self._seed, self._ended = checkpoint.get("kdlab_seed"), False
         if self._trainer is not None:  # Lightning converts only after loading, which rounds float64 to float32
             self.trainer.precision_plugin.convert_module(self)

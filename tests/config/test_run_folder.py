@@ -9,7 +9,8 @@ import pytest
 import torch
 from pytorch_lightning.loggers import CSVLogger
 
-from kdlab.config.run_folder import AtomicCheckpointIO, _create
+from kdlab.config.run_folder import _create
+from kdlab.modules.checkpoint_io import AtomicCheckpointIO
 
 
 def test_an_interrupted_write_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
