@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Mapping
 from functools import reduce
@@ -21,7 +22,8 @@ from kdlab.modules import optimization, setup_checks
 from kdlab.modules.dry_run import DryRun, dry_run
 from kdlab.modules.evaluation import EvaluatedModule
 from kdlab.modules.first_batch import every_batch, first_batch
-from kdlab.modules.loss_logging import LossLog
+from kdlab.modules.guards import Guards, scale_and_share
+from kdlab.modules.loss_logging import LossLog, Terms
 from kdlab.modules.seeding import reseed
 from kdlab.optimizers import DOT
 from kdlab.outputs import Batch, Outputs
@@ -67,6 +69,8 @@ class DistillationModule(EvaluatedModule):
         parameter_groups: Mapping[str, Mapping[str, Any]] | None,
         channels_last: bool,
         compile: bool,
+        skip_nonfinite: int,
+        watch_gradients: bool,
     ) -> None:
         super().__init__()
         self.knowledge = dict(knowledge or {})
@@ -85,6 +89,7 @@ class DistillationModule(EvaluatedModule):
         self._total_steps: int | None = None
         self._turn: str | None = None
         self._log = LossLog()
+        self._guards = Guards(skip_nonfinite, watch_gradients)
         self._split: DOT | None = None
         self._parts: tuple[Tensor | None, Tensor | None] = None, None
 
@@ -105,7 +110,8 @@ class DistillationModule(EvaluatedModule):
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Return the knowledge, as callbacks of the Trainer."""
-        return [*self.knowledge.values()]  # Lightning puts them in the place of those of an earlier fit
+        # Lightning puts them in the place of those of an earlier fit.
+        return [*self.knowledge.values(), *self._guards.callbacks]
 
     def setup(self, stage: str) -> None:
         """Run one batch before a training: sizes adapters, and reports everything that cannot work."""
@@ -128,6 +134,7 @@ class DistillationModule(EvaluatedModule):
         if self._seed is None or self._ended:
             self._ended = False
             self._seed = self.trainer.strategy.broadcast(torch.initial_seed())
+        self._guards.start()
         set_taps(self.plan, self.knowledge)
         for knowledge in self.knowledge.values():
             for pair, teacher in {pair_of(edge): edge.teacher for edge, _ in knowledge.edges}.items():
@@ -152,7 +159,8 @@ class DistillationModule(EvaluatedModule):
     # Randomness: a function of (seed, process, epoch, batch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the seed."""
+        """Save the seed; refuse to save a state that is not finite."""
+        self._guards.check_state(self)
         checkpoint["kdlab_seed"] = self._seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -162,6 +170,10 @@ class DistillationModule(EvaluatedModule):
     def on_fit_end(self) -> None:
         """Draw another seed in the next fit; a checkpoint saved until then is still of this one."""
         self._ended = True
+
+    def on_train_end(self) -> None:
+        """Check the weights that no later step would check."""
+        self._guards.check_state(self)
 
     def on_train_start(self) -> None:
         """Refuse a learning rate that was planned, in the run that is resumed, for fewer steps than this one takes."""
@@ -231,8 +243,14 @@ class DistillationModule(EvaluatedModule):
             )
         weighted = {name: value if weight == 1 else value * weight for name, (value, weight) in terms.items()}
         total = reduce(add, weighted.values())
-        if self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
-            self._log_terms(terms, total, seen, batch)
+        if not math.isfinite(total.item()):  # waits for the device, once a step
+            self._guards.stop(self, terms, seen, batch)
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        due = bool(every) and (self.global_step + 1) % every == 0
+        if due and self._guards.watches:
+            self._guards.add(weighted, self)
+        if every:
+            self._log_terms(terms, total, seen, batch, due)
         if self._split is not None:
             task_part = weighted.pop("task", None)
             self._parts = task_part, reduce(add, weighted.values()) if weighted else None
@@ -240,16 +258,14 @@ class DistillationModule(EvaluatedModule):
             member.record(batch, seen)
         return total
 
-    def _log_terms(
-        self, terms: Mapping[str, tuple[Tensor, float]], total: Tensor, seen: Mapping[str, Outputs], batch: Batch
-    ) -> None:
-        turns, every = self.plan.turns, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+    def _log_terms(self, terms: Terms, total: Tensor, seen: Mapping[str, Outputs], batch: Batch, due: bool) -> None:
+        turns = self.plan.turns
         logits = {name: seen[name].logits for name in self.plan.students}
         self._log.add(terms, total, logits, batch.target, same_step=self._turn != turns[0])
         # One call every N steps: self.log costs 0.25 ms a call, whether or not a logger reads it.
-        due = self._turn == turns[-1] and (self.global_step + 1) % every == 0
-        if due and not is_accumulating(self.trainer):
-            self.log_dict(self._log.flush(), on_step=True, on_epoch=False, sync_dist=True)
+        if due and self._turn == turns[-1] and not is_accumulating(self.trainer):
+            values = {**self._log.flush(), **self._guards.values(self.trainer.world_size)}
+            self.log_dict(values, on_step=True, on_epoch=False, sync_dist=True)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take the usual step, one after another where the networks take turns; then members follow."""
@@ -265,10 +281,7 @@ class DistillationModule(EvaluatedModule):
         """Run the usual backward pass; an optimizer that treats the task's gradient apart receives it first."""
         if self._split is not None:
             # It is no backward pass of its own, since under DDP each step has one.
-            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-            scale = float(scaler.get_scale()) if scaler is not None else 1.0
-            share = 1 / self.trainer.accumulate_grad_batches
-            self._split.split(*self._parts, scale, share, self.trainer.world_size)
+            self._split.split(*self._parts, *scale_and_share(self.trainer), self.trainer.world_size)
             self._parts = None, None
         super().backward(loss, *args, **kwargs)
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+Terms = Mapping[str, tuple[Tensor, float]]
+"""The terms of a loss by name: value and weight."""
 MOST = 256
 """The number of values of one term that are kept before they are summed."""
 
@@ -27,7 +29,7 @@ class LossLog:
 
     def add(
         self,
-        terms: Mapping[str, tuple[Tensor, float]],
+        terms: Terms,
         total: Tensor,
         logits: Mapping[str, Tensor],
         target: Tensor,
