@@ -18,7 +18,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentError, set_dumper
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
+from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor
@@ -26,6 +26,7 @@ from torch import Tensor
 from kdlab.config.config_merge import merge_configs
 from kdlab.config.parser_errors import parser_error
 from kdlab.config.run_folder import CSV, LAST, AtomicCheckpointIO, claim_folder, last_checkpoint, run_folder
+from kdlab.config.step_checkpoint import ModelCheckpoint
 from kdlab.errors import InputError, failed_import, refusal_in
 from kdlab.files import write_text
 
@@ -120,7 +121,7 @@ class KdlabCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
         callbacks = list(callbacks)
         if config.get("enable_checkpointing") is False:
-            callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
+            callbacks = [callback for callback in callbacks if not isinstance(callback, pl.callbacks.ModelCheckpoint)]
         config["plugins"] = _listed(config.get("plugins"))
         if not any(isinstance(plugin, CheckpointIO) for plugin in config["plugins"]):
             config["plugins"].append(AtomicCheckpointIO())

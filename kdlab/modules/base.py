@@ -14,7 +14,7 @@ import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from kdlab.compat import CURRENT_HOOK, is_accumulating
+from kdlab.compat import CURRENT_HOOK, count_steps, is_accumulating
 from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge, pair_of, set_taps
 from kdlab.members.member import Learner, Member
@@ -159,13 +159,15 @@ class DistillationModule(EvaluatedModule):
     # Randomness: a function of (seed, process, epoch, batch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the seed; refuse to save a state that is not finite."""
+        """Save the seed and the log; refuse to save a state that is not finite."""
         self._guards.check_state(self)
         checkpoint["kdlab_seed"] = self._seed
+        self._log.save(self.trainer, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue with the seed of the run that is resumed."""
+        """Continue with the seed and the log of the run that is resumed."""
         self._seed, self._ended = checkpoint.get("kdlab_seed"), False
+        self._log.load(checkpoint, self.global_rank)
 
     def on_fit_end(self) -> None:
         """Draw another seed in the next fit; a checkpoint saved until then is still of this one."""
@@ -181,10 +183,12 @@ class DistillationModule(EvaluatedModule):
         (optimizer,) = self.trainer.optimizers
         self._split = optimizer if isinstance(optimizer, DOT) else None
         self._iterating = True
+        self._log.resume(self.trainer)
 
     def on_train_epoch_start(self) -> None:
         """Fix the order in which a user's own shuffling loader (without workers) draws this epoch."""
         reseed(self.device, self._seed, self.global_rank, self.current_epoch, -1)
+        count_steps(self.trainer)
         if self._iterating:  # one draw of iter(loader), which for a fit's first epoch Lightning called before this hook
             torch.empty((), dtype=torch.int64).random_()
             self._iterating = False
