@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 from pytorch_lightning.strategies.launchers import multiprocessing
 
+from kdlab.cli.study_commands import OpenStudy, reproduce
 from kdlab.config.lightning_cli import resolve, take_up
 from kdlab.config.run_folder import placed
-from kdlab.cli.study_commands import OpenStudy, reproduce
 from kdlab.files import locked
 from kdlab.studies import worker
 from kdlab.studies.launchers import WATCHED

@@ -35,6 +35,7 @@ def kill_many(kind: str, folder: Path, kills: int) -> str:
         for one, other in zip(run_folders(kind, whole), run_folders(kind, place), strict=True):
             few, wrong, said = compare(one, other)
             lost, different, notes = lost + few, different + wrong, [*notes, *said]
+        print(f"{place.name}: {hits} kills, {lost} lost, {different} different", flush=True)
         if ledger(place) != ledger(whole):
             different, notes = different + 1, [*notes, f"ledger of {place.name}"]
     seconds = time.monotonic() - since
