@@ -27,9 +27,9 @@ def kill_many(kind: str, folder: Path, kills: int) -> str:
     assert status == 0, (whole / "output.txt").read_text()[-3000:]
     longest = time.monotonic() - since
     chance, notes = random.Random(f"{kind} {kills}"), list[str]()
-    hits = resumes = lost = different = 0
+    hits = resumes = lost = different = runs = 0
     while hits < kills:
-        place = folder / f"killed_{resumes}"
+        place, runs = folder / f"killed_{runs}", runs + 1
         found = killed(run, place, chance, min(PER_RUN, kills - hits), longest)
         hits, resumes = hits + found[0], resumes + found[1]
         for one, other in zip(run_folders(kind, whole), run_folders(kind, place), strict=True):

@@ -258,6 +258,28 @@ class Compare(pl.Callback):
         assert pl_module._guards.callbacks[0].skipped == 1
 
 
+@pytest.mark.parametrize(
+    ("loss", "logits"),
+    [
+        # https://github.com/MakazhanAlpamys/Soup/issues/719: finite reverse KL, gradient not a number
+        (SoftTargets(0.05), 60.0),
+        # https://github.com/lightonai/pylate/issues/239: 1e-8 is 0 in float16, so equal scores divide by 0
+        (DIST(), 0.0),
+    ],
+    ids=["low temperature", "equal scores"],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_public_reports_of_nan(loss: nn.Module, logits: float, dtype: torch.dtype) -> None:
+    scores = (torch.eye(4, 10) * logits).to(dtype)
+    one, two = scores.clone().requires_grad_(), scores.flip(1)
+    with torch.autocast("cpu", torch.float16, enabled=dtype is torch.float16):
+        value = _in_full_precision(loss, Outputs(one), Outputs(two), torch.arange(4))
+    value.backward()
+    assert value.isfinite()
+    assert one.grad is not None
+    assert one.grad.isfinite().all()
+
+
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 @pytest.mark.parametrize("skip", [0, 1])
 def test_processes_agree(skip: int) -> None:
