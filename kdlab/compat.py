@@ -79,6 +79,22 @@ def is_accumulating(trainer: Any) -> bool:
     return bool(trainer.fit_loop._should_accumulate())
 
 
+def pending_row(trainer: Any) -> tuple[dict[str, float], int] | None:
+    """Return the values, and their step, that the Trainer logs after the training hook that runs now, if it does."""
+    connector, loop = trainer._logger_connector, trainer.fit_loop.epoch_loop
+    at_batch_end = connector._first_loop_iter is not None
+    if not trainer.training or (at_batch_end and (is_accumulating(trainer) or not connector.should_update_logs)):
+        return None
+    values = {name: float(value) for name, value in connector.metrics["log"].items()}
+    step = loop._batches_that_stepped - (not at_batch_end)  # an epoch's values count for its last step
+    return ({**values, "epoch": trainer.current_epoch}, step) if values else None
+
+
+def count_steps(trainer: Any) -> None:
+    """Log an epoch at the right step: in a run with ``max_steps``, resumed at an epoch's end, it is one too high."""
+    trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+
 def train_dataloader(trainer: Any) -> Any:
     """Return what the training data yields: a loader or a collection of them, made anew."""
     return trainer.fit_loop._data_source.dataloader()

@@ -19,7 +19,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentError, get_loader, set_dumper, set_loader
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
+from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins.io import CheckpointIO
@@ -30,6 +30,7 @@ from kdlab.config.config_merge import merge_configs
 from kdlab.config.located_yaml import Source
 from kdlab.config.parser_errors import parser_error
 from kdlab.config.run_folder import CSV, LAST, claimed_folder, last_checkpoint, run_folder
+from kdlab.config.step_checkpoint import ModelCheckpoint
 from kdlab.errors import InputError, causes, failed_import, refusal_in
 from kdlab.files import unwritable, write_text
 from kdlab.modules.base import DistillationModule
@@ -177,7 +178,7 @@ class KdlabCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
         callbacks = list(callbacks)
         if config.get("enable_checkpointing") is False:
-            callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
+            callbacks = [callback for callback in callbacks if not isinstance(callback, pl.callbacks.ModelCheckpoint)]
         if config.get("barebones"):  # Lightning's mode for timing: it refuses what kdlab adds
             callbacks.clear()
             if isinstance(config.get("logger"), CSVLogger):

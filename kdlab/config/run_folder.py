@@ -16,7 +16,7 @@ from kdlab.compat import has_version, next_version
 from kdlab.errors import InputError
 from kdlab.files import locked
 
-CSV = {"class_path": "pytorch_lightning.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": ""}}
+CSV = {"class_path": "kdlab.config.csv_log.CSVLogger", "init_args": {"save_dir": "runs", "name": ""}}
 # One file, replaced after each epoch, validated or not. With save_top_k=0, Lightning 2.6 writes last.ckpt at the end
 # only: it needs another checkpoint of the same step first.
 KEPT = {"save_top_k": 1, "enable_version_counter": False}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from functools import reduce
 from operator import add
@@ -12,7 +13,7 @@ import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from kdlab.compat import CURRENT_HOOK, is_accumulating
+from kdlab.compat import CURRENT_HOOK, count_steps, is_accumulating
 from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge, set_taps
 from kdlab.members.member import Learner, Member
@@ -22,7 +23,8 @@ from kdlab.modules.dry_run import DryRun, dry_run
 from kdlab.modules.early_setup import EarlySetup
 from kdlab.modules.evaluation import EvaluatedModule
 from kdlab.modules.first_batch import first_batch
-from kdlab.modules.loss_logging import LossLog
+from kdlab.modules.guards import Guards, scale_and_share
+from kdlab.modules.loss_logging import LossLog, Terms
 from kdlab.modules.monitors import MonitorCheck
 from kdlab.modules.run_length import RunLength
 from kdlab.modules.seeding import reseed
@@ -73,6 +75,8 @@ class DistillationModule(CheckpointedModule, EvaluatedModule):
         parameter_groups: Mapping[str, Mapping[str, Any]] | None,
         channels_last: bool,
         compile: bool,
+        skip_nonfinite: int,
+        watch_gradients: bool,
     ) -> None:
         super().__init__()
         self.knowledge = dict(knowledge or {})
@@ -94,6 +98,7 @@ class DistillationModule(CheckpointedModule, EvaluatedModule):
         self._planned: tuple[float | None, int | None] = None, None
         self._turn: str | None = None
         self._log = LossLog()
+        self._guards = Guards(skip_nonfinite, watch_gradients)
         self._split: DOT | None = None
         self._parts: tuple[Tensor | None, Tensor | None] = None, None
 
@@ -115,7 +120,8 @@ class DistillationModule(CheckpointedModule, EvaluatedModule):
         """Return the knowledge, and the check of monitors, as callbacks; put :class:`EarlySetup` before all others."""
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [EarlySetup(), *(each for each in callbacks if not isinstance(each, EarlySetup))]
-        return [MonitorCheck(), *self.knowledge.values()]  # Lightning puts them in the place of those of an earlier fit
+        # Lightning puts them in the place of those of an earlier fit.
+        return [MonitorCheck(), *self.knowledge.values(), *self._guards.callbacks]
 
     def prepare(self, stage: str) -> None:
         """Run one batch before a training: sizes adapters, and reports everything that cannot work."""
@@ -144,6 +150,7 @@ class DistillationModule(CheckpointedModule, EvaluatedModule):
 
     def on_fit_start(self) -> None:
         """Make the optimizer anew where a finder of Lightning changed the learning rate or the batch size."""
+        self._guards.start()
         if self.trainer.train_dataloader is not None:  # a finder trained
             self.length.plan_again(self.trainer)
             if self._planned != (self.lr, self.length.steps):
@@ -171,14 +178,17 @@ class DistillationModule(CheckpointedModule, EvaluatedModule):
             self._seed = self.trainer.strategy.broadcast(torch.initial_seed())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the seed and the number of steps that the run was planned for."""
+        """Save seed, log and planned number of steps; refuse to save a state that is not finite."""
+        self._guards.check_state(self)
         super().on_save_checkpoint(checkpoint)
         checkpoint["kdlab_seed"], checkpoint["kdlab_total_steps"] = self._seed, self.length.steps
+        self._log.save(self.trainer, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue with the seed of the run that is resumed, and with every digit of its weights."""
+        """Continue with the seed and the log of the run that is resumed, and with every digit of its weights."""
         super().on_load_checkpoint(checkpoint)
         self._seed, self._ended = checkpoint.get("kdlab_seed"), False
+        self._log.load(checkpoint, self.global_rank)
         if self._trainer is not None:  # Lightning converts only after loading, which rounds float64 to float32
             self.trainer.precision_plugin.convert_module(self)
         self.length.resumed = checkpoint.get("kdlab_total_steps")
@@ -187,21 +197,26 @@ class DistillationModule(CheckpointedModule, EvaluatedModule):
         """Draw another seed in the next fit; a checkpoint saved until then is still of this one."""
         self._ended = True
 
+    def on_train_end(self) -> None:
+        """Check the weights that no later step would check."""
+        self._guards.check_state(self)
+
     def on_train_start(self) -> None:
-        """Begin to log; put the knowledge back among the callbacks, all of which a finder of Lightning drops."""
+        """Put the callbacks of the module back, all of which a finder of Lightning drops."""
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        for knowledge in self.knowledge.values():
-            if knowledge not in callbacks:
-                callbacks.append(knowledge)
-                knowledge.on_train_start(self.trainer, self)
-        self._log = LossLog()
+        for callback in (*self.knowledge.values(), *self._guards.callbacks):
+            if callback not in callbacks:
+                callbacks.append(callback)
+                callback.on_train_start(self.trainer, self)
         (optimizer,) = self.trainer.optimizers
         self._split = optimizer if isinstance(optimizer, DOT) else None
         self._iterating = True
+        self._log.resume(self.trainer)
 
     def on_train_epoch_start(self) -> None:
         """Fix the order in which a user's own shuffling loader (without workers) draws this epoch."""
         reseed(self.device, self._seed, self.global_rank, self.current_epoch, -1)
+        count_steps(self.trainer)
         if self._iterating:  # one draw of iter(loader), which for a fit's first epoch Lightning called before this hook
             torch.empty((), dtype=torch.int64).random_()
             self._iterating = False
@@ -265,8 +280,14 @@ class DistillationModule(CheckpointedModule, EvaluatedModule):
             )
         weighted = {name: value if weight == 1 else value * weight for name, (value, weight) in terms.items()}
         total = reduce(add, weighted.values())
-        if self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
-            self._log_terms(terms, total, seen, batch)
+        if not math.isfinite(total.item()):  # waits for the device, once a step
+            self._guards.stop(self, terms, seen, batch)
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        due = bool(every) and (self.global_step + 1) % every == 0
+        if due and self._guards.watches:
+            self._guards.add(weighted, self)
+        if every:
+            self._log_terms(terms, total, seen, batch, due)
         if self._split is not None:
             task_part = weighted.pop("task", None)
             self._parts = task_part, reduce(add, weighted.values()) if weighted else None
@@ -274,16 +295,14 @@ class DistillationModule(CheckpointedModule, EvaluatedModule):
             member.record(batch, seen)
         return total
 
-    def _log_terms(
-        self, terms: Mapping[str, tuple[Tensor, float]], total: Tensor, seen: Mapping[str, Outputs], batch: Batch
-    ) -> None:
-        turns, every = self.plan.turns, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+    def _log_terms(self, terms: Terms, total: Tensor, seen: Mapping[str, Outputs], batch: Batch, due: bool) -> None:
+        turns = self.plan.turns
         logits = {name: seen[name].logits for name in self.plan.students}
         self._log.add(terms, total, logits, batch.target, self._turn != turns[0], self.form, self.ignore)
         # One call every N steps: self.log costs 0.25 ms a call, whether or not a logger reads it.
-        due = self._turn == turns[-1] and (self.global_step + 1) % every == 0
-        if due and not is_accumulating(self.trainer):
-            self.log_dict(self._log.flush(), on_step=True, on_epoch=False, sync_dist=True)
+        if due and self._turn == turns[-1] and not is_accumulating(self.trainer):
+            values = {**self._log.flush(), **self._guards.values(self.trainer.world_size)}
+            self.log_dict(values, on_step=True, on_epoch=False, sync_dist=True)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take the usual step, one after another where the networks take turns; then members follow."""
@@ -299,10 +318,7 @@ class DistillationModule(CheckpointedModule, EvaluatedModule):
         """Run the usual backward pass; an optimizer that treats the task's gradient apart receives it first."""
         if self._split is not None:
             # It is no backward pass of its own, since under DDP each step has one.
-            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-            scale = float(scaler.get_scale()) if scaler is not None else 1.0
-            share = 1 / self.trainer.accumulate_grad_batches
-            self._split.split(*self._parts, scale, share, self.trainer.world_size)
+            self._split.split(*self._parts, *scale_and_share(self.trainer), self.trainer.world_size)
             self._parts = None, None
         super().backward(loss, *args, **kwargs)
 

@@ -53,6 +53,10 @@ class CoTrainer(DistillationModule):
             ``{"networks.b": {"lr": 0.01}}``.
         channels_last: keep convolution weights with the channels innermost.
         compile: ``torch.compile`` the networks, in place.
+        skip_nonfinite: how many steps with a non-finite loss or gradient may be skipped; the next one stops the
+            training, as the first one does with 0. The count is logged as ``skipped_steps``.
+        watch_gradients: log every ``log_every_n_steps`` the norm of each weighted term's gradient
+            (``grad/NAME_norm``) and its cosine to the task's (``grad/NAME_cosine``).
 
     Raises:
         InputError: no network, a name that cannot be one, an unknown ``deploy``, what the teaching cannot teach; before
@@ -77,6 +81,8 @@ class CoTrainer(DistillationModule):
         parameter_groups: dict[str, dict[str, Any]] | None = None,
         channels_last: bool = False,
         compile: bool = False,  # torch's word
+        skip_nonfinite: int = 0,
+        watch_gradients: bool = False,
     ) -> None:
         if not networks:
             raise InputError("Co-training needs at least one network.")
@@ -85,7 +91,8 @@ class CoTrainer(DistillationModule):
         several = len(networks) > 1 or any(len(heads_of(network)) > 1 for network in networks.values())
         chosen = teaching or (Peers() if several else Alone())
         options = (task, task_weight, task_schedule, optimizer, lr_scheduler, parameter_groups)
-        super().__init__(networks, chosen, knowledge, *options, channels_last, compile)
+        further = (channels_last, compile, skip_nonfinite, watch_gradients)
+        super().__init__(networks, chosen, knowledge, *options, *further)
         self.names = heads_of_all(self.plan.learners)
         self.networks = nn.ModuleDict(networks)
         self.teaching = chosen

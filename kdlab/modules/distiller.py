@@ -52,6 +52,10 @@ class Distiller(DistillationModule):
         channels_last: keep the student's convolution weights with the channels innermost, which most devices compute
             faster.
         compile: ``torch.compile`` the student, in place: names and checkpoints stay.
+        skip_nonfinite: how many steps with a non-finite loss or gradient may be skipped; the next one stops the
+            training, as the first one does with 0. The count is logged as ``skipped_steps``.
+        watch_gradients: log every ``log_every_n_steps`` the norm of each weighted term's gradient
+            (``grad/NAME_norm``) and its cosine to the task's (``grad/NAME_cosine``).
 
     Raises:
         InputError: a negative weight or a name that cannot be a log key; before the first step, everything of
@@ -80,6 +84,8 @@ class Distiller(DistillationModule):
         teacher_cache: TeacherCache | None = None,
         channels_last: bool = False,
         compile: bool = False,  # torch's word
+        skip_nonfinite: int = 0,
+        watch_gradients: bool = False,
     ) -> None:
         teachers = [teacher] if isinstance(teacher, nn.Module) else teacher
         frozen = None
@@ -87,7 +93,8 @@ class Distiller(DistillationModule):
             acting = (teacher_batchnorm, ensemble, teacher_fast, teacher_cache)
             frozen = FrozenTeacher(teachers, teacher_weights, *acting)
         options = (task, task_weight, task_schedule, optimizer, lr_scheduler, parameter_groups)
-        super().__init__({"student": student}, frozen, knowledge, *options, channels_last, compile)
+        further = (channels_last, compile, skip_nonfinite, watch_gradients)
+        super().__init__({"student": student}, frozen, knowledge, *options, *further)
         self.student = student
         self.teacher = frozen
         if any(share_parameters(student, network) for network in teachers or ()):

@@ -1,14 +1,20 @@
-"""Logging of loss terms: collected on the device, reduced to means."""
+"""Logging of loss terms: collected on the device, reduced to means, continued by a run that is resumed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from kdlab.compat import pending_row
 from kdlab.outputs.task_format import TaskFormat
 
+Terms = Mapping[str, tuple[Tensor, float]]
+"""The terms of a loss by name: value and weight."""
 MOST = 256
 """The number of values of one term that are kept before they are summed."""
 
@@ -26,10 +32,11 @@ class LossLog:
         self._right: dict[str, list[tuple[Tensor, Tensor | None]]] = {}
         self._sums: dict[str, tuple[Tensor | float, Tensor | int]] = {}
         self._in_step: set[str] = set()
+        self._row: tuple[dict[str, float], int] | None = None
 
     def add(
         self,
-        terms: Mapping[str, tuple[Tensor, float]],
+        terms: Terms,
         total: Tensor,
         logits: Mapping[str, Tensor],
         target: Tensor,
@@ -86,3 +93,29 @@ class LossLog:
         means = {key: total / count for key, (total, count) in self._sums.items()}
         self._sums = {}
         return means
+
+    # A run that is resumed logs what one that was never stopped logs
+
+    def save(self, trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
+        """Save the sums of each process since the last flush, and the row that is logged after the checkpoint."""
+        self._sum()
+        sums: list[Any] = [{key: (float(total), int(count)) for key, (total, count) in self._sums.items()}]
+        if trainer.world_size > 1:
+            sums *= trainer.world_size
+            dist.all_gather_object(sums, sums[0])
+        checkpoint["kdlab_log"] = {"sums": sums, "row": pending_row(trainer)}
+
+    def load(self, checkpoint: Mapping[str, Any], rank: int) -> None:
+        """Continue with what was saved."""
+        saved = checkpoint.get("kdlab_log") or {"sums": [], "row": None}
+        self._terms, self._right = {}, {}
+        self._sums = dict(saved["sums"][rank]) if rank < len(saved["sums"]) else {}
+        self._row = saved["row"]
+
+    def resume(self, trainer: pl.Trainer) -> None:
+        """Log the row that a kill right after the checkpoint would have lost; logged twice, it is the same."""
+        if self._row is not None and trainer.ckpt_path:
+            for logger in trainer.loggers:
+                logger.log_metrics(*self._row)
+                logger.save()
+        self._row = None

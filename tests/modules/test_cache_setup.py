@@ -52,6 +52,15 @@ def test_filling_and_reading_equal_the_live_run_bit_for_bit(tmp_path: Path, view
     assert same(live, read)
 
 
+def test_another_augmentation_seed_shares_no_rows(tmp_path: Path) -> None:
+    # The seed of the augmentation alone: the data's seed would choose other samples as well.
+    trained(float32(tmp_path), shifted(augmentation_seed=0), epochs=1)
+    live, runs = trained(None, shifted(augmentation_seed=1), epochs=1)
+    cached, filled = trained(float32(tmp_path), shifted(augmentation_seed=1), epochs=1)
+    assert filled == runs == 5
+    assert same(live, cached)
+
+
 def test_half_precision_stays_within_its_rounding(tmp_path: Path) -> None:
     teacher = network(1)
     cache = TeacherCache(str(tmp_path))
