@@ -166,6 +166,8 @@ class DistillationModule(EvaluatedModule):
     def on_train_start(self) -> None:
         """Refuse a learning rate that was planned, in the run that is resumed, for fewer steps than this one takes."""
         optimization.check_length(self.trainer, self._total_steps)
+        assert self.dry_run is not None
+        setup_checks.report_batch(self, self.knowledge, self.dry_run.batch_size)
         (optimizer,) = self.trainer.optimizers
         self._split = optimizer if isinstance(optimizer, DOT) else None
         self._iterating = True

@@ -29,6 +29,7 @@ class DryRun:
 
     Attributes:
         batches: batches an epoch, on this process; ``None`` if the loader has no length.
+        batch_size: samples in the first batch of this process.
         taps: (network, layer, shape) of every tapped layer, logits and embedding included.
         terms: the raw value of the task and of every knowledge.
         idle: names of trainable parameters that no term ever gives a gradient.
@@ -36,6 +37,7 @@ class DryRun:
     """
 
     batches: int | None
+    batch_size: int = 0
     taps: list[tuple[str, str, tuple[int, ...]]] = field(default_factory=list)
     terms: dict[str, float] = field(default_factory=dict)
     idle: list[str] = field(default_factory=list)
@@ -54,7 +56,7 @@ def dry_run(module: Any, data: FirstBatch) -> DryRun:
     for name, own in knowledge.items():
         if not own.is_connected:
             raise InputError(f"Knowledge {name!r} needs a teacher, but none is given.")
-    batch, result = data.few._replace(progress=Progress(0, 0, 1)), DryRun(data.batches)
+    batch, result = data.few._replace(progress=Progress(0, 0, 1)), DryRun(data.batches, len(data.batch.target))
     set_taps(plan, knowledge)
     values: dict[str, Tensor] = {}
     constant: dict[str, Tensor] = {}
@@ -110,7 +112,7 @@ def _setup(name: str, module: Any, data: FirstBatch, seen: Mapping[str, Outputs]
             knowledge.teacher_layers,
             data.samples,
             data.labels,
-            len(data.batch.target),
+            len(data.batch.target) * (module.trainer.world_size if knowledge.gather else 1),
             seen[edge.student].logits.shape[-1],
             {key: other.copies.get(pair, other.loss) for key, other in module.knowledge.items()},
             module.trainer.strategy.root_device,
