@@ -106,10 +106,12 @@ class KdlabCLI(LightningCLI):
 
     def predict(self, **options: Any) -> None:
         """Run the Trainer's predict and write ``predictions.csv``: sample, class, confidence."""
+        if self.trainer.world_size > 1:
+            text = "Predictions are numbered in the order in which one process reads the samples: set trainer.devices to 1."
+            raise InputError(text, key="trainer.devices")
         batches = cast("list[Tensor]", self.trainer.predict(**options) or [])
         confidence, classes = torch.cat([batch.float() for batch in batches]).softmax(-1).max(-1)
-        rank = f".{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
-        path = Path(self.trainer.log_dir or self.trainer.default_root_dir) / f"predictions{rank}.csv"
+        path = Path(self.trainer.log_dir or self.trainer.default_root_dir) / "predictions.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         shares = [round(share, 6) for share in confidence.tolist()]
         with path.open("w", newline="") as file:

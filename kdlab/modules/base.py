@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from kdlab.compat import CURRENT_HOOK, is_accumulating
+from kdlab.compat import CURRENT_HOOK, is_accumulating, tree_leaves
 from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge, pair_of, set_taps
 from kdlab.members.member import Learner, Member
@@ -22,6 +22,7 @@ from kdlab.modules.dry_run import DryRun, dry_run
 from kdlab.modules.evaluation import EvaluatedModule
 from kdlab.modules.first_batch import every_batch, first_batch
 from kdlab.modules.loss_logging import LossLog
+from kdlab.modules.repeated_samples import RepeatedSamples
 from kdlab.modules.seeding import reseed
 from kdlab.optimizers import DOT
 from kdlab.outputs import Batch, Outputs
@@ -84,7 +85,7 @@ class DistillationModule(EvaluatedModule):
         self._ended = self._iterating = False
         self._total_steps: int | None = None
         self._turn: str | None = None
-        self._log = LossLog()
+        self._log, self._repeated = LossLog(), RepeatedSamples()
         self._split: DOT | None = None
         self._parts: tuple[Tensor | None, Tensor | None] = None, None
 
@@ -120,6 +121,7 @@ class DistillationModule(EvaluatedModule):
             setup_checks.configure_ddp(self, self.plan, self.dry_run)
         else:
             set_taps(self.plan, {})
+            warnings.filterwarnings("ignore", "Using `DistributedSampler` with the dataloaders")  # each sample counts once
         for network in self.learners.values() if self.compile_learners else ():
             network.compile()
 
@@ -273,6 +275,15 @@ class DistillationModule(EvaluatedModule):
             self._split.split(*self._parts, scale, share, self.trainer.world_size)
             self._parts = None, None
         super().backward(loss, *args, **kwargs)
+
+    def validation_step(self, raw: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Evaluate one batch, without the samples that fill up a process's part."""
+        loaders = self.trainer.test_dataloaders if self.trainer.testing else self.trainer.val_dataloaders
+        batch = self._repeated.dropped(Batch.of(raw), tree_leaves(loaders)[dataloader_idx], batch_idx)
+        if batch is not None:
+            super().validation_step(batch, batch_idx, dataloader_idx)
+
+    test_step = validation_step
 
     def on_train_epoch_end(self) -> None:
         """Log the terms of the last steps of the epoch."""

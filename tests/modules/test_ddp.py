@@ -11,13 +11,14 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from kdlab import Distiller, Knowledge
 from kdlab.losses import DIST, ITRD, Hint, RKDDistance, SoftTargets
 from kdlab.outputs import Outputs
 from kdlab.schedules import Constant
 from tests.data.tiny import Tiny
-from tests.modules.tiny import digits, distiller, network, sgd, trainer, weights
+from tests.modules.tiny import digits, distiller, network, pairs, sgd, trainer, weights
 
 # Lightning says so of every forked process, and cannot know that the loaders here share out the samples themselves.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
@@ -128,6 +129,31 @@ def test_every_sample_is_evaluated_once() -> None:
         assert 21 * shown["val/student_accuracy"] == pytest.approx(round(21 * shown["val/student_accuracy"]), abs=1e-4)
         values.append(shown)
     assert values[0] == pytest.approx(values[1], abs=1e-6)
+
+
+# Two processes have 11 and 10 samples of 21; of 17 one has none in its third batch.
+@pytest.mark.parametrize("size", [21, pytest.param(17, marks=pytest.mark.full)])
+def test_users_loaders_evaluate_every_sample_once(size: int) -> None:
+    values = []
+    for devices in (1, 2):
+        module = distiller(teacher=network(1, (24,)), knowledge=soft_and_hint())
+        strategy = {"strategy": "ddp_fork", "devices": devices} if devices > 1 else {}
+        run = trainer(1, limit_val_batches=1.0, limit_train_batches=0, **strategy)
+        shown = dict(run.validate(module, pairs(size, 4), verbose=False)[0])
+        shown |= run.test(module, by_batches(size), verbose=False)[0]
+        values.append(shown)
+    right = size * values[0]["val/student_accuracy"]
+    assert right == pytest.approx(round(right), abs=1e-4)
+    assert values[0] == pytest.approx(values[1], abs=1e-6)
+
+
+class Batches(BatchSampler):
+    """A batch sampler of one's own; one of torch's class loses its batch size to Lightning."""
+
+
+def by_batches(size: int) -> DataLoader[Any]:
+    data: Any = pairs(size).dataset
+    return DataLoader(data, batch_sampler=Batches(SequentialSampler(data), 4, False))
 
 
 def network2(seed: int) -> torch.nn.Module:
