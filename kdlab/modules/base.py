@@ -24,6 +24,7 @@ from kdlab.modules.first_batch import every_batch, first_batch
 from kdlab.modules.loss_logging import LossLog
 from kdlab.modules.repeated_samples import RepeatedSamples
 from kdlab.modules.seeding import reseed
+from kdlab.modules.sharding import shard
 from kdlab.optimizers import DOT
 from kdlab.outputs import Batch, Outputs
 from kdlab.schedules import Progress, Schedule
@@ -105,7 +106,8 @@ class DistillationModule(EvaluatedModule):
     # Before the first step
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Return the knowledge, as callbacks of the Trainer."""
+        """Return the knowledge, as callbacks of the Trainer; here because setting up DDP seeds anew."""
+        self._random_state = torch.get_rng_state()
         return [*self.knowledge.values()]  # Lightning puts them in the place of those of an earlier fit
 
     def setup(self, stage: str) -> None:
@@ -124,6 +126,10 @@ class DistillationModule(EvaluatedModule):
             warnings.filterwarnings("ignore", "Using `DistributedSampler` with the dataloaders")  # each sample counts once
         for network in self.learners.values() if self.compile_learners else ():
             network.compile()
+
+    def configure_model(self) -> None:
+        """Shard networks and losses, under FSDP2."""
+        shard(self, [*self.learners.values(), *self.losses.values()])
 
     def on_fit_start(self) -> None:
         """Agree on the seed of all processes, tap modules that SyncBatchNorm replaced, precompute what losses need."""

@@ -61,6 +61,7 @@ def dry_run(module: Any, data: FirstBatch) -> DryRun:
     values: dict[str, Tensor] = {}
     constant: dict[str, Tensor] = {}
     with isolate_rng(), torch.enable_grad(), _dry(module, plan):
+        torch.set_rng_state(module._random_state)  # adapters begin alike in one process and in several
         seen: dict[str, Outputs] = {}
         for member in plan.members.values():
             member.setup(data.samples)
