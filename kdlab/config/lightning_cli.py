@@ -25,7 +25,16 @@ from torch import Tensor
 
 from kdlab.config.config_merge import merge_configs
 from kdlab.config.parser_errors import parser_error
-from kdlab.config.run_folder import CSV, LAST, AtomicCheckpointIO, claim_folder, last_checkpoint, run_folder
+from kdlab.config.run_folder import (
+    CSV,
+    LAST,
+    AtomicCheckpointIO,
+    claim_folder,
+    join_group,
+    last_checkpoint,
+    note_group,
+    run_folder,
+)
 from kdlab.errors import InputError, failed_import, refusal_in
 from kdlab.files import write_text
 
@@ -69,6 +78,7 @@ class _SaveConfig(pl.Callback):
         if trainer.is_global_zero:
             text = yaml.safe_dump(self.resolved, sort_keys=False, allow_unicode=True)
             write_text(folder / "config.yaml", f"# pytorch_lightning=={version('pytorch-lightning')}\n{text}")
+            note_group(trainer, folder)
             for logger in trainer.loggers:
                 logger.log_hyperparams(dict(self.resolved))
 
@@ -94,6 +104,7 @@ class KdlabCLI(LightningCLI):
         """Keep a new run out of another run's folder, and the numbers of a run that is resumed."""
         self.before_test()
         claim_folder(self.trainer, resumed=bool(self.resolved["ckpt_path"]))
+        join_group(self.trainer, self.resolved["ckpt_path"])
 
     def before_test(self) -> None:
         """Check that the checkpoint is there; Lightning's words, such as "best", and URLs pass."""
@@ -209,6 +220,9 @@ def _input_error(error: Exception) -> InputError | None:
         return InputError(str(error).strip().splitlines()[0])
     if isinstance(error, ImportError | SyntaxError):  # in a file that the config names
         return failed_import(error)
+    if type(error).__module__.startswith("wandb.errors"):
+        text = str(error).strip().splitlines()[0].rstrip(".")
+        return InputError(f"Weights & Biases: {text}. Without an account or network, set WANDB_MODE=offline.")
     # jsonargparse wraps what a constructor raises
     return refusal_in(error) if isinstance(error, ValueError | TypeError) else None
 
