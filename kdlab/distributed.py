@@ -28,7 +28,7 @@ def gather(x: Tensor) -> Tensor:
     Every process is to compute the same loss of the result. Its own rows then receive the gradient times the number of
     processes, which DDP's mean over processes turns into the gradient of one process on all rows.
     """
-    gathered: Tensor = _Gather.apply(x) if is_distributed() else x  # type: ignore[no-untyped-call]
+    gathered: Tensor = _Gather.apply(x) if is_distributed() else x
     return gathered
 
 

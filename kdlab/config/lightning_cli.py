@@ -33,6 +33,7 @@ from kdlab.config.run_folder import (
     join_group,
     last_checkpoint,
     note_group,
+    refuse_other_job,
     run_folder,
 )
 from kdlab.errors import InputError, failed_import, refusal_in
@@ -104,6 +105,8 @@ class KdlabCLI(LightningCLI):
         """Keep a new run out of another run's folder, and the numbers of a run that is resumed."""
         self.before_test()
         claim_folder(self.trainer, resumed=bool(self.resolved["ckpt_path"]))
+        if not self.resolved["ckpt_path"]:
+            refuse_other_job(self.trainer)
         join_group(self.trainer, self.resolved["ckpt_path"])
 
     def before_test(self) -> None:
@@ -118,7 +121,7 @@ class KdlabCLI(LightningCLI):
     def predict(self, **options: Any) -> None:
         """Run the Trainer's predict and write ``predictions.csv``: sample, class, confidence."""
         if self.trainer.world_size > 1:
-            text = "Predictions are numbered in the order in which one process reads the samples: set trainer.devices to 1."
+            text = "Predictions are numbered in the order of one process: set trainer.devices to 1."
             raise InputError(text, key="trainer.devices")
         batches = cast("list[Tensor]", self.trainer.predict(**options) or [])
         confidence, classes = torch.cat([batch.float() for batch in batches]).softmax(-1).max(-1)

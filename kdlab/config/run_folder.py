@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from uuid import uuid4
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments import SLURMEnvironment
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, WandbLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
@@ -52,6 +54,15 @@ def claim_folder(trainer: pl.Trainer, resumed: bool) -> None:
         raise InputError(f"{str(folder)!r} holds a run already: {hint}.", key="logger.init_args.version")
     if resumed and (folder / "metrics.csv").exists():  # CSVLogger would delete it
         (folder / "metrics.csv").rename(folder / f"metrics.{len(list(folder.glob('metrics.*.csv')))}.csv")
+
+
+def refuse_other_job(trainer: pl.Trainer) -> None:
+    """Refuse a new SLURM job in the root folder of a requeued one, which Lightning would resume instead."""
+    root = Path(trainer.default_root_dir)
+    requeued = int(os.environ.get("SLURM_RESTART_COUNT", 0))
+    if SLURMEnvironment.detect() and not requeued and (others := sorted(root.glob("hpc_ckpt_*"))):
+        text = f"{str(others[0])!r} is of another SLURM job, which this one would resume: give it a folder of its own."
+        raise InputError(text, key="trainer.default_root_dir")
 
 
 def join_group(trainer: pl.Trainer, checkpoint: str | None) -> None:

@@ -25,7 +25,7 @@ def shard(module: pl.LightningModule, parts: Iterable[nn.Module]) -> None:
 
     mesh = trainer.strategy.device_mesh
     if mesh["tensor_parallel"].size() > 1:
-        raise InputError("ModelParallelStrategy: set tensor_parallel_size to 1 and data_parallel_size to the processes.")
+        raise InputError("ModelParallelStrategy: set tensor_parallel_size to 1, data_parallel_size to the processes.")
     for tensor in (*module.parameters(), *module.buffers()):
         dist.broadcast(tensor.data, 0)
     own = [part for part in parts if any(True for _ in part.parameters())]

@@ -150,7 +150,7 @@ class Outputs:
 
 
 def gathered(value: Any) -> Any:
-    """Return tensors, outputs or collections of them with the rows of all processes; see :func:`kdlab.distributed.gather`."""
+    """Return tensors, outputs or collections with the rows of all processes, see :func:`kdlab.distributed.gather`."""
     match value:
         case Tensor():
             return gather(value)

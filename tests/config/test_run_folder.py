@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from kdlab.config.run_folder import AtomicCheckpointIO
+from kdlab import InputError
+from kdlab.config.lightning_cli import _input_error
+from kdlab.config.run_folder import AtomicCheckpointIO, refuse_other_job
 
 
 def test_an_interrupted_write_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,3 +27,23 @@ def test_an_interrupted_write_leaves_the_last_checkpoint(tmp_path: Path, monkeyp
         AtomicCheckpointIO().save_checkpoint({"epoch": 2}, path)
     assert torch.load(path, weights_only=True) == {"epoch": 1}
     assert [each.name for each in path.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_a_new_slurm_job_resumes_no_other_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer: Any = SimpleNamespace(default_root_dir=str(tmp_path))
+    (tmp_path / "hpc_ckpt_1.ckpt").touch()
+    refuse_other_job(trainer)  # without SLURM Lightning does not look for it
+    for name, value in {"NTASKS": "1", "JOB_NAME": "kd", "JOB_ID": "7"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    with pytest.raises(InputError, match=r"hpc_ckpt_1\.ckpt' is of another SLURM job"):
+        refuse_other_job(trainer)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")  # this job, requeued
+    refuse_other_job(trainer)
+
+
+def test_no_wandb_account_is_one_sentence() -> None:
+    from wandb.errors import UsageError
+
+    refused = _input_error(UsageError("No API key configured. Use `wandb login` to log in."))
+    assert str(refused).startswith("Weights & Biases: No API key configured.")
+    assert str(refused).endswith("set WANDB_MODE=offline.")
