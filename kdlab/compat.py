@@ -74,6 +74,10 @@ ddp_options: Callable[[Any], dict[str, Any]] = attrgetter("_ddp_kwargs")
 """Returns the keyword arguments with which a DDPStrategy wraps the module; they can be changed."""
 
 
+wandb_options: Callable[[Any], dict[str, Any]] = attrgetter("_wandb_init")
+"""Returns the keyword arguments with which a WandbLogger starts its run; they can be changed until then."""
+
+
 def is_accumulating(trainer: Any) -> bool:
     """Return whether the optimizer takes no step after the batch that runs."""
     return bool(trainer.fit_loop._should_accumulate())

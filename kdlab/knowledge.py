@@ -18,6 +18,7 @@ from kdlab.losses.functional import full_precision, widens
 from kdlab.losses.response.logits import kinds_of
 from kdlab.members.member import Learner
 from kdlab.outputs import Batch, Outputs
+from kdlab.outputs.containers import gathered
 from kdlab.outputs.task_format import TaskFormat
 from kdlab.schedules import Progress, Schedule
 from kdlab.teaching.plan import Edge, Plan, source_of, weight_at_least_zero
@@ -55,6 +56,8 @@ class Knowledge(Callback):
             The calls of a layer that runs several times in a forward are ``NAME@0``, ``NAME@1``, and so on.
         teacher_layers: the same for the teacher. One side given alone serves both.
         teachers: names of the teachers whose edges it uses; all edges if not given.
+        gather: compare the samples of all processes, for a loss that couples the samples of a batch (RKD, DIST, ...):
+            value and gradient are then those of one process. By default each process compares its own samples.
 
     Raises:
         InputError: a negative or non-finite weight, unknown ``needs``, or a hook under its old name.
@@ -76,6 +79,7 @@ class Knowledge(Callback):
         student_layers: Sequence[str] = (),
         teacher_layers: Sequence[str] = (),
         teachers: Sequence[str] = (),
+        gather: bool = False,
     ) -> None:
         self.weight = weight_at_least_zero(weight, "A knowledge's weight")
         self.loss = loss
@@ -84,7 +88,7 @@ class Knowledge(Callback):
         self.edges: tuple[tuple[Edge, nn.Module], ...] = ()
         self.is_connected = False
         self.form: TaskFormat | None = None
-        self.schedule = schedule
+        self.schedule, self.gather = schedule, gather
         needs = getattr(loss, "needs", ())
         if isinstance(needs, str) or not set(needs) <= set(NEEDS):
             words = ", ".join(map(repr, NEEDS))
@@ -190,6 +194,8 @@ class Knowledge(Callback):
         student, teacher = student.only(self.student_layers), teacher.only(self.teacher_layers)
         if edge.detach:
             teacher = teacher.detach()
+        if self.gather:
+            student, teacher, target, weight = gathered((student, teacher, target, weight))
         members = teacher.members if self.reads_logits else ()
         if isinstance(weight, Tensor):
             members = tuple((outputs, share * weight) for outputs, share in members or ((teacher, 1.0),))

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import is_initialized
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import (
     BinaryAccuracy,
@@ -89,7 +90,8 @@ class _Metrics(nn.Module):
     def _update(self, name: str, create: Create, *values: Tensor) -> None:
         if name not in self._metrics:
             self._metrics[name] = create(values[0].shape[-1]).to(values[0].device)
-        self._metrics[name].update(*values)  # type: ignore[operator]
+        if len(values[0]):
+            self._metrics[name].update(*values)  # type: ignore[operator]
 
     def _score(self, name: str, positions: _Positions, rows: Tensor, *scores: str) -> None:
         """Add a network's scores as ``NAME_SCORE``: those named, or all."""
@@ -106,7 +108,9 @@ class _Metrics(nn.Module):
             self._update(name, _mean, same.double().flatten())
 
     def _values(self) -> dict[str, Tensor]:
-        return {name: metric.compute().float() for name, metric in self._metrics.items()}  # type: ignore[operator]
+        # Without samples there is no value; but in several processes all compute, as some may have samples.
+        metrics: dict[str, Any] = {n: m for n, m in self._metrics.items() if m.update_called or is_initialized()}
+        return {name: metric.compute().float() for name, metric in metrics.items()}
 
     def reset(self) -> None:
         """Forget all batches."""
@@ -164,8 +168,6 @@ class StudentVersusTeacher(_Metrics):
         """
         positions = _Positions(form or task_format(None, student, target, mask), target, mask)
         own = positions.rows(student)
-        if not len(own):
-            return
         self._score("student", positions, own)
         if teacher is None or teacher.shape != student.shape:
             return
@@ -222,8 +224,6 @@ class Cohort(_Metrics):
             outputs["ensemble"] = form.mean([*learners.values()])
         positions = _Positions(form, target, mask)
         rows = {name: positions.rows(logits) for name, logits in outputs.items()}
-        if not len(rows[deployed]):
-            return
         for name, own in rows.items():
             self._score(name, positions, own, "accuracy", "mse")
         for one, other in itertools.combinations(learners, 2):

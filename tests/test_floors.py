@@ -16,7 +16,7 @@ import kdlab
 ROOT = Path(kdlab.__file__).parent
 LAYERS = (  # each imports from those before it alone
     ("errors", "compat", "aliases", "deprecation"),
-    ("files", "schedules"),
+    ("distributed", "files", "schedules"),
     ("outputs",),
     ("models", "data"),
     ("losses", "metrics", "optimizers"),

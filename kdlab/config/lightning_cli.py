@@ -29,7 +29,16 @@ from kdlab.config.class_paths import check_config, is_own_file
 from kdlab.config.config_merge import merge_configs
 from kdlab.config.located_yaml import Source
 from kdlab.config.parser_errors import parser_error
-from kdlab.config.run_folder import CSV, LAST, claimed_folder, last_checkpoint, run_folder
+from kdlab.config.run_folder import (
+    CSV,
+    LAST,
+    claimed_folder,
+    join_group,
+    last_checkpoint,
+    note_group,
+    refuse_other_job,
+    run_folder,
+)
 from kdlab.config.step_checkpoint import ModelCheckpoint
 from kdlab.errors import InputError, causes, failed_import, refusal_in
 from kdlab.files import unwritable, write_text
@@ -97,6 +106,7 @@ class _SaveConfig(pl.Callback):
         if trainer.is_global_zero and not trainer.barebones:
             text = yaml.safe_dump(self.resolved, sort_keys=False, allow_unicode=True)
             write_text(folder / "config.yaml", f"# pytorch_lightning=={version('pytorch-lightning')}\n{text}")
+            note_group(trainer, folder)
             for logger in trainer.loggers:
                 logger.log_hyperparams(dict(self.resolved))
 
@@ -150,6 +160,9 @@ class KdlabCLI(LightningCLI):
         for name in ("max_epochs", "max_steps", "limit_train_batches"):
             if getattr(trainer, name) == 0:
                 raise InputError(f"trainer.{name} is 0: nothing would be trained.", key=f"trainer.{name}")
+        if not self.resolved["ckpt_path"]:
+            refuse_other_job(trainer)
+        join_group(trainer, self.resolved["ckpt_path"])
         with claimed_folder(trainer, resumed=bool(self.resolved["ckpt_path"])):
             trainer.fit(**options)
 
@@ -164,10 +177,12 @@ class KdlabCLI(LightningCLI):
 
     def predict(self, **options: Any) -> None:
         """Run the Trainer's predict and write ``predictions.csv``: sample, class, confidence."""
+        if self.trainer.world_size > 1:
+            text = "Predictions are numbered in the order of one process: set trainer.devices to 1."
+            raise InputError(text, key="trainer.devices")
         batches = cast("list[Tensor]", self.trainer.predict(**options) or [])
         confidence, classes = torch.cat([batch.float() for batch in batches]).softmax(-1).max(-1)
-        rank = f".{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
-        path = Path(self.trainer.log_dir or self.trainer.default_root_dir) / f"predictions{rank}.csv"
+        path = Path(self.trainer.log_dir or self.trainer.default_root_dir) / "predictions.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         shares = [round(share, 6) for share in confidence.tolist()]
         with path.open("w", newline="") as file:
@@ -273,6 +288,9 @@ def _input_error(error: Exception) -> InputError | None:
         return failed_import(error)
     if isinstance(error, RuntimeError) and "conditioned on metric" in str(error):  # EarlyStopping's monitor
         return InputError(str(error).splitlines()[0], key="monitor")
+    if type(error).__module__.startswith("wandb.errors"):
+        text = str(error).strip().splitlines()[0].rstrip(".")
+        return InputError(f"Weights & Biases: {text}. Without an account or network, set WANDB_MODE=offline.")
     return unwritable(error)
 
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytorch_lightning as pl
+from lightning_fabric.plugins.environments import SLURMEnvironment
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.loggers import CSVLogger, WandbLogger
+from pytorch_lightning.utilities import rank_zero_info
 
-from kdlab.compat import has_version, next_version
+from kdlab.compat import has_version, next_version, wandb_options
 from kdlab.errors import InputError
-from kdlab.files import locked
+from kdlab.files import locked, write_text
 
+GROUP = "wandb_group.txt"
 CSV = {"class_path": "kdlab.config.csv_log.CSVLogger", "init_args": {"save_dir": "runs", "name": ""}}
 # One file, replaced after each epoch, validated or not. With save_top_k=0, Lightning 2.6 writes last.ckpt at the end
 # only: it needs another checkpoint of the same step first.
@@ -88,6 +93,37 @@ def _check(folder: Path, resumed: bool) -> None:
         raise InputError(f"{str(folder)!r} holds a run already: {hint}.", key="logger.init_args.version")
     if resumed and (folder / "metrics.csv").exists():  # CSVLogger would delete it
         (folder / "metrics.csv").rename(folder / f"metrics.{len(list(folder.glob('metrics.*.csv')))}.csv")
+
+
+def refuse_other_job(trainer: pl.Trainer) -> None:
+    """Refuse a new SLURM job in the root folder of a requeued one, which Lightning would resume instead."""
+    root = Path(trainer.default_root_dir)
+    requeued = int(os.environ.get("SLURM_RESTART_COUNT", 0))
+    if SLURMEnvironment.detect() and not requeued and (others := sorted(root.glob("hpc_ckpt_*"))):
+        text = f"{str(others[0])!r} is of another SLURM job, which this one would resume: give it a folder of its own."
+        raise InputError(text, key="trainer.default_root_dir")
+
+
+def join_group(trainer: pl.Trainer, checkpoint: str | None) -> None:
+    """Put W&B runs that have no group into one of their own; a resumed run into that of the run that it continues.
+
+    An offline run cannot be continued as itself: a resumed one is a further run.
+    """
+    known = Path(checkpoint).parent.parent / GROUP if checkpoint else Path()
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            options = wandb_options(logger)
+            if not options.get("group"):
+                options["group"] = known.read_text().strip() if known.is_file() else f"kdlab-{uuid4().hex[:8]}"
+            if checkpoint:
+                rank_zero_info(f"Weights & Biases: this run continues in the group {options['group']!r}.")
+
+
+def note_group(trainer: pl.Trainer, folder: Path) -> None:
+    """Write the group of the W&B run into the run's folder."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            write_text(folder / GROUP, f"{wandb_options(logger)['group']}\n")
 
 
 def placed(config: Mapping[str, Any], folder: Path, loggers: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:

@@ -16,6 +16,8 @@ Further class attributes; all but the first are optional:
 - ``layer_count``: number of pairs of layers, any by default;
 - ``order_matters``: true where the value depends on the order of the batch (comparison with the next sample, or random
   numbers drawn for each sample);
+- ``couples_samples``: true where the value is not the mean over the samples of a batch, so that several processes give
+  another one unless ``Knowledge(..., gather=True)``;
 - ``several_teachers``: true where the loss compares the layers of an ensemble;
 - ``only_views``: true where the loss reads its views alone and not the batch itself;
 - ``true_gradient``: false where the gradient is deliberately not the derivative of the value (detached weights,

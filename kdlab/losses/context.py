@@ -33,7 +33,7 @@ class Context:
         teacher_layers: names of the teacher layers that this loss reads.
         samples: size of the training set; ``None`` if the loader has no length.
         labels: (samples,) int64, the label of every training sample by index; ``None`` if unknown.
-        batch_size: samples in a full batch of one process; ``None`` if unknown.
+        batch_size: samples in a full batch of one process, or of all where they are gathered; ``None`` if unknown.
         classes: number of classes, the width of the student's logits.
         losses: all losses of the run, by the name of their knowledge.
         device: device of the training; the networks may be on another one before it.

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from kdlab.distributed import gather
 from kdlab.errors import InputError
 from kdlab.losses.lazy import Lazy
 from kdlab.members.member import Member, Seen
@@ -89,7 +89,7 @@ class Bank(Member, Lazy):
         if batch.progress is not None and (batch.progress.epoch + 1) % self.every == 0:
             assert batch.index is not None
             logits = seen[self.source].logits.detach().to(self.remembered.dtype)
-            index, logits = gathered(batch.index), gathered(logits)
+            index, logits = gather(batch.index), gather(logits)
             self.remembered[index] = logits
             self.known[index] = True
 
@@ -102,12 +102,3 @@ class Bank(Member, Lazy):
         if source.logits.dim() != 2:
             raise InputError(f"A bank keeps logits (B, K), not {tuple(source.logits.shape)}.")
         self.materialize(source.logits.detach().to(self.dtype), self._samples, source.logits.shape[1])
-
-
-def gathered(tensor: Tensor) -> Tensor:
-    """Return the tensors (B, ...) of all processes, concatenated; of equal sizes, as the batches of processes are."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return tensor
-    tensors = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-    dist.all_gather(tensors, tensor.contiguous())
-    return torch.cat(tensors)

@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from kdlab.compat import CURRENT_HOOK, count_steps, is_accumulating
+from kdlab.compat import CURRENT_HOOK, is_accumulating
 from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge, set_taps
 from kdlab.members.member import Learner, Member
@@ -27,7 +27,8 @@ from kdlab.modules.guards import Guards, scale_and_share
 from kdlab.modules.loss_logging import LossLog, Terms
 from kdlab.modules.monitors import MonitorCheck
 from kdlab.modules.run_length import RunLength
-from kdlab.modules.seeding import reseed
+from kdlab.modules.seeding import SeededModule, reseed
+from kdlab.modules.sharding import shard
 from kdlab.optimizers import DOT
 from kdlab.outputs import Batch, Outputs
 from kdlab.schedules import Progress, Schedule
@@ -39,7 +40,7 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=5e-4)
 
 
-class DistillationModule(CheckpointedModule, EvaluatedModule):
+class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
     r"""Networks that learn, losses, and a plan of who teaches whom.
 
     A step runs every member of the plan once, in order, and minimizes
@@ -92,8 +93,6 @@ class DistillationModule(CheckpointedModule, EvaluatedModule):
         self.lr: float | None = None
         self.dry_run: DryRun | None = None
         self.ignore: int | None = None  # the label that does not count, if there may be one
-        self._seed: int | None = None
-        self._ended = self._iterating = False
         self.length = RunLength()
         self._planned: tuple[float | None, int | None] = None, None
         self._turn: str | None = None
@@ -120,6 +119,7 @@ class DistillationModule(CheckpointedModule, EvaluatedModule):
         """Return the knowledge, and the check of monitors, as callbacks; put :class:`EarlySetup` before all others."""
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [EarlySetup(), *(each for each in callbacks if not isinstance(each, EarlySetup))]
+        self._random_state = torch.get_rng_state()  # setting up DDP seeds anew
         # Lightning puts them in the place of those of an earlier fit.
         return [MonitorCheck(), *self.knowledge.values(), *self._guards.callbacks]
 
@@ -148,6 +148,10 @@ class DistillationModule(CheckpointedModule, EvaluatedModule):
         for network in self.learners.values() if self.compile_learners else ():
             network.compile()
 
+    def configure_model(self) -> None:
+        """Shard networks and losses, under FSDP2."""
+        shard(self, [*self.learners.values(), *self.losses.values()])
+
     def on_fit_start(self) -> None:
         """Make the optimizer anew where a finder of Lightning changed the learning rate or the batch size."""
         self._guards.start()
@@ -169,33 +173,20 @@ class DistillationModule(CheckpointedModule, EvaluatedModule):
         """Return the parameters that the optimizer gets, by name: all that are not frozen."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
-    # Randomness: a function of (seed, process, epoch, batch)
-
-    def agree_on_seed(self) -> None:
-        """Draw the seed of a fit, the same for all processes."""
-        if self._seed is None or self._ended:
-            self._ended = False
-            self._seed = self.trainer.strategy.broadcast(torch.initial_seed())
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save seed, log and planned number of steps; refuse to save a state that is not finite."""
         self._guards.check_state(self)
         super().on_save_checkpoint(checkpoint)
-        checkpoint["kdlab_seed"], checkpoint["kdlab_total_steps"] = self._seed, self.length.steps
+        checkpoint["kdlab_total_steps"] = self.length.steps
         self._log.save(self.trainer, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue with the seed and the log of the run that is resumed, and with every digit of its weights."""
         super().on_load_checkpoint(checkpoint)
-        self._seed, self._ended = checkpoint.get("kdlab_seed"), False
         self._log.load(checkpoint, self.global_rank)
         if self._trainer is not None:  # Lightning converts only after loading, which rounds float64 to float32
             self.trainer.precision_plugin.convert_module(self)
         self.length.resumed = checkpoint.get("kdlab_total_steps")
-
-    def on_fit_end(self) -> None:
-        """Draw another seed in the next fit; a checkpoint saved until then is still of this one."""
-        self._ended = True
 
     def on_train_end(self) -> None:
         """Check the weights that no later step would check."""
@@ -208,18 +199,12 @@ class DistillationModule(CheckpointedModule, EvaluatedModule):
             if callback not in callbacks:
                 callbacks.append(callback)
                 callback.on_train_start(self.trainer, self)
+        assert self.dry_run is not None
+        setup_checks.report_batch(self, self.knowledge, self.dry_run.batch_size)
         (optimizer,) = self.trainer.optimizers
         self._split = optimizer if isinstance(optimizer, DOT) else None
-        self._iterating = True
+        super().on_train_start()
         self._log.resume(self.trainer)
-
-    def on_train_epoch_start(self) -> None:
-        """Fix the order in which a user's own shuffling loader (without workers) draws this epoch."""
-        reseed(self.device, self._seed, self.global_rank, self.current_epoch, -1)
-        count_steps(self.trainer)
-        if self._iterating:  # one draw of iter(loader), which for a fit's first epoch Lightning called before this hook
-            torch.empty((), dtype=torch.int64).random_()
-            self._iterating = False
 
     # The step
 

@@ -88,10 +88,12 @@ class CheckpointedModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the class of the optimizer."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["kdlab_optimizer"] = next((type(x).__name__ for x in self.trainer.optimizers), None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note the optimizer in the checkpoint."""
+        super().on_load_checkpoint(checkpoint)
         if states := checkpoint.get("optimizer_states"):
             sizes = [len(group["params"]) for group in states[0]["param_groups"]]
             self._resumed = checkpoint.get("kdlab_optimizer"), sizes

@@ -33,6 +33,7 @@ class DryRun:
 
     Attributes:
         batches: batches an epoch, on this process; ``None`` if the loader has no length.
+        batch_size: samples in the first batch of this process.
         taps: (network, layer, shape) of every tapped layer, logits and embedding included.
         terms: the raw value of the task and of every knowledge.
         idle: names of trainable parameters that no term ever gives a gradient.
@@ -41,6 +42,7 @@ class DryRun:
     """
 
     batches: int | None
+    batch_size: int = 0
     taps: list[tuple[str, str, tuple[int, ...]]] = field(default_factory=list)
     terms: dict[str, float] = field(default_factory=dict)
     idle: list[str] = field(default_factory=list)
@@ -84,11 +86,12 @@ def dry_run(module: Any, data: FirstBatch) -> DryRun:
     for schedule in (module.task_schedule, *(own.schedule for own in knowledge.values())):
         if schedule is not None:
             schedule(progress)
-    batch, result = data.few._replace(progress=progress), DryRun(data.batches)
+    batch, result = data.few._replace(progress=progress), DryRun(data.batches, len(data.batch.target))
     set_taps(plan, knowledge)
     values: dict[str, Tensor] = {}
     constant: dict[str, Tensor] = {}
     with isolate_rng(), torch.enable_grad(), _dry(module, plan):
+        torch.set_rng_state(module._random_state)  # adapters begin alike in one process and in several
         seen: dict[str, Outputs] = {}
         for member in plan.members.values():
             member.setup(data.samples)
@@ -161,7 +164,7 @@ def _setup(name: str, module: Any, data: FirstBatch, seen: Mapping[str, Outputs]
             knowledge.teacher_layers,
             data.samples,
             data.labels,
-            len(data.batch.target),
+            len(data.batch.target) * (module.trainer.world_size if knowledge.gather else 1),
             module.form.rows(seen[edge.student].logits).shape[1],
             {key: other.copies.get(pair, other.loss) for key, other in module.knowledge.items()},
             module.trainer.strategy.root_device,

@@ -11,7 +11,9 @@ from pytorch_lightning.utilities import rank_zero_warn
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from kdlab.compat import tree_leaves
 from kdlab.metrics import Cohort, StudentVersusTeacher, TaskLoss
+from kdlab.modules.repeated_samples import RepeatedSamples
 from kdlab.outputs import Batch, logits_of
 from kdlab.outputs.task_format import TaskFormat
 
@@ -34,6 +36,7 @@ class EvaluatedModule(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self._losses = nn.ModuleList()
+        self._repeated = RepeatedSamples()
         self._further = nn.ModuleList()  # metrics of all loaders but the first
 
     def evaluate_batch(self, batch: Batch, metrics: Any) -> tuple[Tensor, TaskFormat]:
@@ -41,12 +44,15 @@ class EvaluatedModule(pl.LightningModule):
         raise NotImplementedError(f"{type(self).__name__} must define evaluate_batch().")
 
     def validation_step(self, raw: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Evaluate one batch."""
-        batch = Batch.of(raw)
+        """Evaluate one batch, without the samples that fill up a process's part."""
+        stage = self.trainer.test_dataloaders if self.trainer.testing else self.trainer.val_dataloaders
+        batch = self._repeated.dropped(Batch.of(raw), tree_leaves(stage)[dataloader_idx], batch_idx)
         while len(self._losses) <= dataloader_idx:
             if len(self._losses):
                 self._further.append(type(self.metrics)())
             self._losses.append(TaskLoss().to(self.device))
+        if batch is None:
+            return
         logits, form = self.evaluate_batch(batch, [self.metrics, *self._further][dataloader_idx])
         weight = form.weight(self.task, batch.target)
         loss, is_sum = self.task(logits, batch.target), getattr(self.task, "reduction", "mean") == "sum"

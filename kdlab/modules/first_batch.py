@@ -53,8 +53,8 @@ class FirstBatch(NamedTuple):
             view = view if len(inputs_of(view)) else self.batch
             apart, rest = divmod(len(inputs_of(view)), count)
             size = samples if rest else apart * samples  # the last batch may be of another size
-            views[name] = _first(view, size) if isinstance(view, Batch) else view[:size]
-        return _first(self.batch, samples)._replace(views=views or None)
+            views[name] = first_samples(view, size) if isinstance(view, Batch) else view[:size]
+        return first_samples(self.batch, samples)._replace(views=views or None)
 
 
 def first_batch(module: pl.LightningModule) -> FirstBatch:
@@ -125,7 +125,7 @@ def _batches(module: pl.LightningModule, loader: CombinedLoader) -> Iterator[Bat
         yield _cast(Batch.of(transfer_batch(module, raw, weight.device)), weight.dtype)
 
 
-def _first(batch: Batch, count: int) -> Batch:
+def first_samples(batch: Batch, count: int) -> Batch:
     """Return the first samples of a batch, without its views."""
     inputs, index, mix = batch.inputs, batch.index, batch.mix
     return Batch(

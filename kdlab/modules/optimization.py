@@ -58,7 +58,10 @@ def prepare(optimizer: torch.optim.Optimizer, module: nn.Module, trainer: pl.Tra
     for group in optimizer.param_groups:
         unset = group.get("fused") is None and group.get("foreach") is None
         plain = not (group.get("differentiable") or group.get("capturable") or group.get("dampening"))
-        floats = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in group["params"])
+        floats = all(
+            p.is_floating_point() and p.device.type in ("cpu", "cuda") and type(p.data) is torch.Tensor  # no shard
+            for p in group["params"]
+        )
         if unset and plain and floats:
             group["fused"] = True
             check_device_of_fused_step(optimizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 
 import pytorch_lightning as pl
@@ -10,7 +11,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_info
 from torch import nn
 
-from kdlab.compat import ddp_options, ignore_in_ddp
+from kdlab.compat import BatchNorm, ddp_options, ignore_in_ddp
 from kdlab.data import ImageData
 from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge
@@ -36,6 +37,8 @@ def configure_ddp(module: pl.LightningModule, plan: Plan, dry_run: DryRun) -> No
 
     Buffers that members synchronize themselves are left out of its broadcasts.
     """
+    # Each sample counts once all the same, see kdlab.modules.repeated_samples.
+    warnings.filterwarnings("ignore", "Using `DistributedSampler` with the dataloaders")
     strategy = module.trainer.strategy
     synchronized = {id(getattr(member, name)) for member in plan.members.values() for name in member.synchronized}
     ignore_in_ddp(module, [name for name, buffer in module.named_buffers() if id(buffer) in synchronized])
@@ -47,6 +50,36 @@ def configure_ddp(module: pl.LightningModule, plan: Plan, dry_run: DryRun) -> No
     if unused:
         parts = ", ".join(dict.fromkeys(name.rpartition(".")[0] for name in unused))
         rank_zero_info(f"DDP looks for unused parameters at each step: at times there is no gradient for {parts}.")
+
+
+def report_batch(module: pl.LightningModule, knowledge: Mapping[str, Knowledge], size: int) -> None:
+    """Report batch size and learning rate, and what several processes compute otherwise than one."""
+    trainer, processes = module.trainer, module.trainer.world_size
+    factors = [f"{size} in each of {processes} processes"] if processes > 1 else []
+    if (batches := trainer.accumulate_grad_batches) > 1:
+        factors.append(f"{batches} accumulated batches")
+    rates = dict.fromkeys(f"{group['lr']:.6g}" for optimizer in trainer.optimizers for group in optimizer.param_groups)
+    detail = f" ({', '.join(factors)})" if factors else ""
+    rank_zero_info(f"A step takes {size * processes * batches} samples{detail}; learning rate {', '.join(rates)}.")
+    if processes == 1:
+        return
+    part = f"the {size} samples of one process, not all {size * processes}"
+    gathered = tuple(f"losses.{name}." for name, own in knowledge.items() if own.gather)
+    norms = [
+        name
+        for name, layer in module.named_modules()
+        if isinstance(layer, BatchNorm) and not isinstance(layer, nn.SyncBatchNorm) and layer.training
+        if not name.startswith(gathered)
+    ]
+    if norms:
+        rank_zero_info(
+            f"BatchNorm normalizes with {part}, so this run differs from that of one process: {', '.join(norms[:3])}"
+            f"{f' and {len(norms) - 3} more' if norms[3:] else ''}. On GPUs trainer.sync_batchnorm=true mends it."
+        )
+    for name, own in knowledge.items():
+        if not own.gather and any(getattr(loss, "couples_samples", False) for loss in own.loss.modules()):
+            loss = type(own.loss).__name__
+            rank_zero_info(f"Knowledge {name!r} ({loss}) compares {part}: gather=true compares all.")
 
 
 def setup_logging(rank: int) -> None:

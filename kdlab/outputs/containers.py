@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from kdlab.distributed import first_row, gather
 from kdlab.errors import InputError, form_of
 from kdlab.schedules import Progress
 
@@ -157,3 +158,20 @@ class Outputs:
             return self.target
         times = len(self.logits) // max(len(batch.target), 1)
         return batch.target if times <= 1 else batch.target.repeat_interleave(times)
+
+
+def gathered(value: Any) -> Any:
+    """Return tensors, outputs or collections with the rows of all processes, see :func:`kdlab.distributed.gather`."""
+    match value:
+        case Tensor():
+            return gather(value)
+        case Mix(partner, share):
+            return Mix(gather(partner + first_row(len(partner), partner.device)), gather(share))
+        case Outputs():
+            names = [field.name for field in dataclasses.fields(value)]
+            return dataclasses.replace(value, **{name: gathered(getattr(value, name)) for name in names})
+        case Mapping():
+            return {name: gathered(part) for name, part in value.items()}
+        case tuple():
+            return tuple(map(gathered, value))
+    return value

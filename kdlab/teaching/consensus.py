@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdlab.data import SecondView, View
+from kdlab.distributed import is_distributed
 from kdlab.errors import InputError
 from kdlab.members.ensembles import Ensemble, MeanOfLogits
 from kdlab.members.member import Learner, Member, Seen
@@ -155,14 +156,13 @@ class General(Rule):
     @torch.no_grad()
     def on_validation_end(self) -> None:
         """Renew the shares."""
-        together = torch.distributed.is_available() and torch.distributed.is_initialized()
         usable = torch.tensor(len(self.products) and bool(torch.isfinite(self.products).all()), dtype=torch.float32)
         usable = usable.to(self.products.device)
-        if together:  # all processes decide alike, else one would wait for the others forever
+        if is_distributed():  # all processes decide alike, else one would wait for the others forever
             torch.distributed.all_reduce(usable, torch.distributed.ReduceOp.MIN)
         if usable:
             products = self.products
-            if together:
+            if is_distributed():
                 torch.distributed.all_reduce(products)
             scale = products.diagonal().mean().clamp(min=1e-30)
             near = products / scale + 1e-9 * torch.eye(len(products), dtype=products.dtype, device=products.device)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 import yaml
 
+from kdlab import InputError
 from kdlab.cli import main
-from kdlab.config.lightning_cli import QUIET, build
+from kdlab.config.lightning_cli import QUIET, KdlabCLI, build
 from kdlab.data import Digits
 from kdlab.files import locked
 
@@ -147,6 +149,12 @@ def test_saved_config_validates_tests_and_predicts(work: Path) -> None:
     labels = [int(label) for label in Digits().read(train=False)[1]]
     right = sum(p == y for p, y in zip(predicted, labels, strict=True)) / len(labels)
     assert right == pytest.approx(logged(work, "val/student_accuracy")[-1], abs=1e-6)
+
+
+def test_predictions_of_two_processes_are_refused() -> None:
+    two = SimpleNamespace(trainer=SimpleNamespace(world_size=2))
+    with pytest.raises(InputError, match=r"set trainer\.devices to 1"):  # else rows are numbered in each process
+        KdlabCLI.predict(cast(Any, two))
 
 
 @pytest.mark.parametrize("every", [2, 5])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,15 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from kdlab import Distiller, Knowledge
-from kdlab.losses import Hint, SoftTargets
+from kdlab.losses import DIST, ITRD, Hint, RKDDistance, SoftTargets
+from kdlab.outputs import Outputs
 from kdlab.schedules import Constant
 from tests.data.tiny import Tiny
-from tests.modules.tiny import digits, distiller, network, sgd, trainer, weights
+from tests.modules.tiny import digits, distiller, network, pairs, sgd, trainer, weights
 
 # Lightning says so of every forked process, and cannot know that the loaders here share out the samples themselves.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
@@ -29,20 +33,37 @@ def train(module: Distiller, data: Any, devices: int, epochs: int = 2, **options
     return run
 
 
-def soft_and_hint(**options: Any) -> dict[str, Knowledge]:
-    """No BatchNorm anywhere: the regressor "conv" has one, whose statistics would be those of half a batch.
-
-    SyncBatchNorm would make them equal, but torch has it for GPUs alone.
-    """
+def soft_and_hint() -> dict[str, Knowledge]:
+    """No BatchNorm: its statistics would be those of half a batch, and torch has SyncBatchNorm for GPUs alone."""
     hint = Knowledge(Hint("1x1"), 0.5, student_layers=["hidden.0"], teacher_layers=["hidden.0"])
     return {"soft": Knowledge(SoftTargets(4.0), 0.9), "hint": hint}
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_two_processes_equal_one(accumulate: int, tmp_path: Path) -> None:
+class Normed(nn.Module):
+    """A loss with BatchNorm, whose statistics are those of all samples where these are gathered."""
+
+    needs = ("logits",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(10)
+
+    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+        return (self.norm(student.logits) - teacher.logits).square().mean()
+
+
+def coupled() -> dict[str, Knowledge]:
+    """Losses that compare the samples of a batch."""
+    losses = {"dist": DIST(), "rkd": RKDDistance(), "itrd": ITRD(), "normed": Normed()}
+    return {name: Knowledge(loss, 0.1, gather=True) for name, loss in losses.items()}
+
+
+@pytest.mark.parametrize(("knowledge", "accumulate"), [(soft_and_hint, 1), (coupled, 2)])
+def test_two_processes_equal_one(knowledge: Callable[[], Any], accumulate: int, tmp_path: Path) -> None:
+    precision = "32-true" if knowledge is soft_and_hint else "64-true"  # of losses with values of about 10
     ends, metrics = [], []
     for devices in (1, 2):
-        module = distiller(teacher=network(1, (24,)), knowledge=soft_and_hint(), optimizer=sgd)
+        module = distiller(teacher=network(1, (24,)), knowledge=knowledge(), optimizer=sgd)
         checkpoint = ModelCheckpoint(tmp_path / str(devices), save_last=True, save_top_k=0, every_n_epochs=1)
         run = train(
             module,
@@ -51,13 +72,14 @@ def test_two_processes_equal_one(accumulate: int, tmp_path: Path) -> None:
             callbacks=[checkpoint],
             enable_checkpointing=True,
             accumulate_grad_batches=accumulate,
+            precision=precision,
         )
         ends.append(torch.load(tmp_path / str(devices) / "last.ckpt", weights_only=True)["state_dict"])
         metrics.append({name: float(value) for name, value in run.callback_metrics.items()})
     assert {name.split(".")[0] for name in ends[0]} == {"student", "losses"}
     assert ends[0].keys() == ends[1].keys()
     for name in ends[0]:
-        assert float((ends[0][name] - ends[1][name]).abs().max()) < 1e-6, name
+        assert float((ends[0][name].double() - ends[1][name].double()).abs().max()) < 1e-6, name
     assert metrics[0].keys() == metrics[1].keys()
     assert metrics[0] == pytest.approx(metrics[1], abs=2e-6)
 
@@ -107,6 +129,31 @@ def test_every_sample_is_evaluated_once() -> None:
         assert 21 * shown["val/student_accuracy"] == pytest.approx(round(21 * shown["val/student_accuracy"]), abs=1e-4)
         values.append(shown)
     assert values[0] == pytest.approx(values[1], abs=1e-6)
+
+
+# Two processes have 11 and 10 samples of 21; of 17 one has none in its third batch.
+@pytest.mark.parametrize("size", [21, pytest.param(17, marks=pytest.mark.full)])
+def test_users_loaders_evaluate_every_sample_once(size: int) -> None:
+    values = []
+    for devices in (1, 2):
+        module = distiller(teacher=network(1, (24,)), knowledge=soft_and_hint())
+        strategy = {"strategy": "ddp_fork", "devices": devices} if devices > 1 else {}
+        run = trainer(1, limit_val_batches=1.0, limit_train_batches=0, **strategy)
+        shown = dict(run.validate(module, pairs(size, 4), verbose=False)[0])
+        shown |= run.test(module, by_batches(size), verbose=False)[0]
+        values.append(shown)
+    right = size * values[0]["val/student_accuracy"]
+    assert right == pytest.approx(round(right), abs=1e-4)
+    assert values[0] == pytest.approx(values[1], abs=1e-6)
+
+
+class Batches(BatchSampler):
+    """A batch sampler of one's own; one of torch's class loses its batch size to Lightning."""
+
+
+def by_batches(size: int) -> DataLoader[Any]:
+    data: Any = pairs(size).dataset
+    return DataLoader(data, batch_sampler=Batches(SequentialSampler(data), 4, False))
 
 
 def network2(seed: int) -> torch.nn.Module:

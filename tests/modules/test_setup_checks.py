@@ -6,15 +6,17 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import torch
 from pytorch_lightning.strategies import DDPStrategy
+from torch import nn
 
 from kdlab import InputError, Knowledge
-from kdlab.losses import SoftTargets
+from kdlab.losses import RKDDistance, SoftTargets
 from kdlab.modules.dry_run import DryRun
-from kdlab.modules.setup_checks import configure_ddp, setup_logging
+from kdlab.modules.setup_checks import configure_ddp, report_batch, setup_logging
 from kdlab.teaching import Classmate, Peers
 from tests.modules.cotraining import cotrainer
 from tests.modules.tiny import digits, distiller, network, trainer
@@ -47,6 +49,33 @@ def test_parts_without_gradient_are_named(caplog: pytest.LogCaptureFixture) -> N
 @pytest.mark.parametrize("update", ["simultaneous", "sequential"])
 def test_a_users_word_to_ddp_counts(update: Any) -> None:
     assert configured(update, DryRun(5, idle=["networks.a.fc.weight"]), find_unused_parameters=False) is False
+
+
+def reported(caplog: pytest.LogCaptureFixture, processes: int, **options: Any) -> str:
+    caplog.set_level(logging.INFO)
+    module = distiller(**options)
+    optimizer = torch.optim.SGD([{"params": module.student.parameters(), "lr": 0.05}])
+    settings = {"world_size": processes, "accumulate_grad_batches": 2, "optimizers": [optimizer]}
+    module.trainer = cast(Any, SimpleNamespace(**settings))
+    report_batch(module, module.knowledge, 16)
+    return caplog.text
+
+
+def test_batch_and_learning_rate_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+    text = reported(caplog, 2)
+    assert "A step takes 64 samples (16 in each of 2 processes, 2 accumulated batches); learning rate 0.05." in text
+    assert "BatchNorm" not in text
+
+
+def test_what_two_processes_compute_otherwise_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    student = nn.Sequential(nn.Linear(64, 10), nn.BatchNorm1d(10), nn.SyncBatchNorm(10))
+    knowledge = {"near": Knowledge(RKDDistance()), "all": Knowledge(RKDDistance(), gather=True)}
+    assert "student.1" not in reported(caplog, 1, student=student, knowledge=knowledge)
+    text = reported(caplog, 2, student=student, knowledge=knowledge)
+    part = "the 16 samples of one process, not all 32"
+    assert f"BatchNorm normalizes with {part}, so this run differs from that of one process: student.1." in text
+    assert f"Knowledge 'near' (RKDDistance) compares {part}: gather=true compares all." in text
+    assert "Knowledge 'all'" not in text
 
 
 def test_plain_training_takes_back_what_a_teaching_asked_of_the_data() -> None:

@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+import yaml
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import WandbLogger
 
 from tests.modules.test_ddp import soft_and_hint
+from tests.modules.test_launchers import RECIPE
 from tests.modules.tiny import digits, distiller, trainer
 
 pytestmark = pytest.mark.full
@@ -63,6 +65,18 @@ def records(data: bytes) -> Iterator[bytes]:
             parts = []
 
 
+def group_of(run: Path) -> str:
+    from wandb.proto import wandb_internal_pb2
+
+    (file,) = run.glob("*.wandb")
+    for data in records(file.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        if record.WhichOneof("record_type") == "run":
+            return str(record.run.run_group)
+    raise AssertionError(f"{file} has no run record")
+
+
 def history(run: Path, seconds: float = 60.0) -> list[dict[str, Any]]:
     """The rows that a run recorded; the W&B service may still write them when ``finish()`` has returned."""
     from wandb.proto import wandb_internal_pb2
@@ -84,12 +98,49 @@ def history(run: Path, seconds: float = 60.0) -> list[dict[str, Any]]:
         time.sleep(0.1)
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_two_processes_write_one_run_and_a_resumed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+SECRETS = {
+    "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
+    "HF_TOKEN": "hf_planted_in_the_environment",
+    "AWS_SECRET_ACCESS_KEY": "aws_planted_in_the_environment",
+}
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     settings = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     settings |= {f"WANDB_{name}_DIR": str(tmp_path / "own") for name in ("CACHE", "CONFIG", "DATA", "ARTIFACT")}
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
+    return tmp_path
+
+
+def test_a_resumed_run_joins_the_group_and_no_secret_is_kept(offline: Path) -> None:
+    (offline / "kd.yaml").write_text(yaml.safe_dump(RECIPE))
+    options = ["-c", "kd.yaml", "-c", str(ROOT / "configs/logger/wandb.yaml")]
+    texts = []
+    for more in ([], ["--ckpt_path=runs/version_0/checkpoints/last.ckpt", "--trainer.max_epochs=3"]):
+        command = [sys.executable, "-W", "ignore", "-m", "kdlab", "fit", *options, *more]
+        env = os.environ | SECRETS | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=offline, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        texts.append(done.stderr)
+    first, second = sorted((offline / "runs/wandb").glob("offline-run-*"), key=lambda path: path.stat().st_mtime)
+    group = group_of(first)
+    assert group.startswith("kdlab-")
+    assert group == group_of(second)
+    assert "continues in the group" not in texts[0]
+    assert f"this run continues in the group '{group}'" in texts[1]
+    assert (offline / "runs/version_0/metrics.csv").exists()  # beside W&B
+    files = [path for path in offline.rglob("*") if path.is_file()]
+    assert {path.name for path in files} >= {"last.ckpt", "config.yaml", "hparams.yaml", "metrics.csv"}
+    assert any(path.suffix == ".wandb" for path in files)
+    for path in files:
+        assert not any(secret.encode() in path.read_bytes() for secret in SECRETS.values()), path
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_two_processes_write_one_run_and_a_resumed_run_goes_on(offline: Path) -> None:
+    tmp_path = offline
     script = tmp_path / "script.py"
     script.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"

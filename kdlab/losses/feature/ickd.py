@@ -58,6 +58,7 @@ class ICKD(Lazy):
 
     needs: ClassVar[tuple[str, ...]] = ("layers",)
     recipe_weight: ClassVar[float] = 2.5
+    couples_samples: ClassVar[bool] = True
 
     def __init__(self, scale: Literal["torchdistill", "sample", "paper"] = "torchdistill", embed: bool = False) -> None:
         super().__init__()

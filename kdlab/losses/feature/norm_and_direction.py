@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdlab.distributed import is_distributed
 from kdlab.errors import InputError
 from kdlab.losses.checks import class_labels, embeddings
 from kdlab.losses.context import Context
@@ -95,7 +96,7 @@ class NormAndDirection(Lazy):
             total = batch if total is None else total + batch
         if total is None:
             raise InputError("The training loader yields no batch to compute class means from.")
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if is_distributed():
             torch.distributed.all_reduce(total)
         sums, counts = total[:, :-1], total[:, -1:]
         self.materialize(sums, *sums.shape)

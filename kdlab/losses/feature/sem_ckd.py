@@ -62,6 +62,7 @@ class SemCKD(Lazy):
     recipe_weight: ClassVar[float] = 400.0
     minimum: ClassVar[float | None] = None  # fresh projections are not the identity
     order_matters: ClassVar[bool] = True  # the perceptrons have one input for each position in the batch
+    couples_samples: ClassVar[bool] = True
 
     def __init__(self, factor: int = 4) -> None:
         super().__init__()

@@ -24,8 +24,8 @@ class BAKE(nn.Module):
     with :math:`A_{bj} = \mathrm{softmax}_j(\cos(x_b, x_j))` over the other samples, :math:`A_{bb} = 0`, and x the
     teacher's embedding with a norm of at least 10^-12. Q is the fixed point of
     :math:`Q \leftarrow \omega A Q + (1 - \omega) P`; its rows sum to 1. It is a target without gradient. In a batch of
-    one Q = P; omega = 0 gives :class:`SoftTargets`. Only the samples of one process are used. The network is usually
-    its own teacher, with its outputs of the same step. Computed in float32, or in float64 for float64 inputs.
+    one Q = P; omega = 0 gives :class:`SoftTargets`. The network is usually its own teacher, with its
+    outputs of the same step. Computed in float32, or in float64 for float64 inputs.
 
     Recipe: weight 1 beside weight 1 on the labels, T = 4; CIFAR-100 omega = 0.5 and 3 more images of the class of each
     in a batch of 128; TinyImageNet omega = 0.9 and 1 more.
@@ -55,6 +55,7 @@ class BAKE(nn.Module):
     needs: ClassVar[tuple[str, ...]] = ("logits", "teacher_embedding")
     recipe_weight: ClassVar[float] = 1.0
     minimum: ClassVar[float | None] = None  # the ensembled targets differ from the student
+    couples_samples: ClassVar[bool] = True
 
     def __init__(self, temperature: float = 4.0, omega: float = 0.5) -> None:
         super().__init__()

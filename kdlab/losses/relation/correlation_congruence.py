@@ -64,6 +64,7 @@ class CorrelationCongruence(Lazy):
     recipe_weight: ClassVar[float] = 0.02
     minimum: ClassVar[float | None] = None  # two separate maps: equal embeddings do not give 0
     order_matters: ClassVar[bool] = True
+    couples_samples: ClassVar[bool] = True
 
     def __init__(
         self, kernel: Literal["rbf"] | None = None, width: int = 128, gamma: float = 0.4, order: int = 2

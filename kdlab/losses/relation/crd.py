@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdlab.distributed import gather
 from kdlab.errors import InputError
 from kdlab.losses.checks import at_least, class_labels, embeddings, one_of
 from kdlab.losses.context import Context, copied
 from kdlab.losses.functional import full_precision
 from kdlab.losses.lazy import Lazy
-from kdlab.losses.relation.memory_bank import MemoryBank, draw_other_classes, draw_same_class, gather_processes
+from kdlab.losses.relation.memory_bank import MemoryBank, draw_other_classes, draw_same_class
 from kdlab.outputs import Outputs
 
 _log = logging.getLogger("kdlab")
@@ -178,7 +179,7 @@ class CRD(Lazy):
         if self._first_log_z is not None:
             self.memory.log_z.copy_(self._first_log_z)
         if self._pending is not None:
-            index, labels, student_vectors, teacher_vectors = map(gather_processes, self._pending)
+            index, labels, student_vectors, teacher_vectors = map(gather, self._pending)
             self.memory.update(index, labels, student_vectors, teacher_vectors, self.momentum)
         self._pending, self._first_log_z = None, None
 
@@ -194,7 +195,7 @@ class CRD(Lazy):
             sums = torch.stack([s.detach().flatten().logsumexp(0) for s in scores])
             count = sums.new_full((1, 1), scores[0].numel())
             if self.training:
-                sums, count = gather_processes(sums[None]).logsumexp(0), gather_processes(count)
+                sums, count = gather(sums[None]).logsumexp(0), gather(count)
             log_z = sums - count.sum().log() + math.log(len(self.memory.labels))
             if not self.training:
                 return log_z

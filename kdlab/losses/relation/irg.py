@@ -53,6 +53,7 @@ class IRG(nn.Module):
 
     needs: ClassVar[tuple[str, ...]] = ("layers", "embedding")
     recipe_weight: ClassVar[float] = 0.005
+    couples_samples: ClassVar[bool] = True
 
     def __init__(self, graph: float = 1.0, transformation: float = 1.0) -> None:
         super().__init__()

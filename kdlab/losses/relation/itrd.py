@@ -53,6 +53,7 @@ class ITRD(Lazy):
     needs: ClassVar[tuple[str, ...]] = ("embedding",)
     recipe_weight: ClassVar[float] = 1.0
     minimum: ClassVar[float | None] = None  # a fresh map is not the identity
+    couples_samples: ClassVar[bool] = True
 
     def __init__(self, correlation: float = 2.0, mutual: float = 1.0, alpha: float = 1.5) -> None:
         super().__init__()

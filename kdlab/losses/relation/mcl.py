@@ -39,8 +39,8 @@ class MCL(Lazy):
     edge, where it is the student, and both edges together give both networks the gradient of the released code. The
     differences: each edge has its two heads where the code has one for each network, and the logged value is that of
     the sum, once for each edge. With more than two networks, every pair is an edge, so C within the student counts once
-    for each of its teachers. Only the samples of one process are contrasted, and there is no memory bank. Computed in
-    float32, or in float64 if an input or weight is float64.
+    for each of its teachers. There is no memory bank. Computed in float32, or in float64 if an input or weight
+    is float64.
 
     Recipe: CIFAR-100 weight 1 for every edge beside weight 1 on the labels, the defaults as here (tau = 0.07 is
     that of the released code); batches of 128 with 2 samples of a class.
@@ -84,6 +84,7 @@ class MCL(Lazy):
     recipe_weight: ClassVar[float] = 1.0
     minimum: ClassVar[float | None] = None  # the two heads differ
     true_gradient: ClassVar[bool] = False  # the targets of the divergences are detached
+    couples_samples: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -44,6 +44,7 @@ class MeanDifference(nn.Module):
 
     needs: ClassVar[tuple[str, ...]] = ("embedding",)
     recipe_weight: ClassVar[float] = 5e-4
+    couples_samples: ClassVar[bool] = True
 
     def __init__(self, teacher_gradient: bool = False) -> None:
         super().__init__()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -101,22 +100,3 @@ def _first_occurrence(index: Tensor) -> Tensor:
     new = torch.cat([places[:1] == 0, ordered[1:] != ordered[:-1]])
     begins = torch.where(new, places, 0).cummax(0).values
     return torch.empty_like(order).scatter_(0, order, order[begins])
-
-
-def is_distributed() -> bool:
-    """Return whether several processes train together."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def gather_processes(x: Tensor) -> Tensor:
-    """Return the rows of all processes, in order of rank; their numbers may differ."""
-    if not is_distributed():
-        return x
-    size = torch.tensor([len(x)], device=x.device)
-    sizes = [torch.empty_like(size) for _ in range(dist.get_world_size())]
-    dist.all_gather(sizes, size)
-    counts = torch.cat(sizes).tolist()
-    padded = torch.cat([x, x.new_zeros(max(counts) - len(x), *x.shape[1:])])
-    parts = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])

@@ -47,6 +47,7 @@ class PKT(nn.Module):
 
     needs: ClassVar[tuple[str, ...]] = ("embedding",)
     recipe_weight: ClassVar[float] = 30000.0
+    couples_samples: ClassVar[bool] = True
 
     def __init__(self, epsilon: float = 1e-7) -> None:
         super().__init__()

@@ -43,6 +43,7 @@ class RKDDistance(nn.Module):
 
     needs: ClassVar[tuple[str, ...]] = ("embedding",)
     recipe_weight: ClassVar[float] = 25.0
+    couples_samples: ClassVar[bool] = True
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
@@ -85,6 +86,7 @@ class RKDAngle(nn.Module):
 
     needs: ClassVar[tuple[str, ...]] = ("embedding",)
     recipe_weight: ClassVar[float] = 50.0
+    couples_samples: ClassVar[bool] = True
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:

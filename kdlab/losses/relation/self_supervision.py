@@ -57,6 +57,7 @@ class SelfSupervision(Lazy):
     views: ClassVar[tuple[str, ...]] = (VIEW,)
     recipe_weight: ClassVar[float] = 1.0
     minimum: ClassVar[float | None] = None  # the student is not read
+    couples_samples: ClassVar[bool] = True
 
     def build(self, width: int) -> None:
         """Build the pretext head."""

@@ -42,6 +42,7 @@ class SimilarityPreserving(nn.Module):
 
     needs: ClassVar[tuple[str, ...]] = ("layers",)
     recipe_weight: ClassVar[float] = 3000.0
+    couples_samples: ClassVar[bool] = True
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:

@@ -75,6 +75,7 @@ class SSKD(Lazy):
     recipe_weight: ClassVar[float] = 1.0
     minimum: ClassVar[float | None] = None  # the two heads differ
     order_matters: ClassVar[bool] = True  # it decides which images of equal rank are left out
+    couples_samples: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -55,6 +55,7 @@ class DIST(nn.Module):
     needs: ClassVar[tuple[str, ...]] = ("logits",)
     recipe_weight: ClassVar[float] = 2.0
     minimum: ClassVar[float | None] = None
+    couples_samples: ClassVar[bool] = True
 
     def __init__(self, temperature: float = 4.0, beta: float = 1.0, gamma: float = 1.0) -> None:
         super().__init__()

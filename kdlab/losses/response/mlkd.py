@@ -61,6 +61,7 @@ class MLKD(nn.Module):
 
     needs: ClassVar[tuple[str, ...]] = ("logits", "views")
     recipe_weight: ClassVar[float] = 0.9
+    couples_samples: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -34,8 +34,7 @@ class USKD(Lazy):
 
     (of equal ones the lower class comes first). P and :math:`\zeta` are targets: no gradient passes through them. The
     weak head's term trains the layers below the tap too; the head is discarded after the training. No teacher is
-    read. The mean in P is over the batch of one process. Computed in float32, or in float64 if an input or weight is
-    float64.
+    read. Computed in float32, or in float64 if an input or weight is float64.
 
     Recipe: weight 1 with weight 1 on the labels; ResNet-18: the end of the last stage but one, CIFAR-100
     alpha = beta = mu = 0.1; ImageNet alpha = 1, beta = 0.1, mu = 0.005, the defaults as in the code.
@@ -73,6 +72,7 @@ class USKD(Lazy):
     minimum: ClassVar[float | None] = None
     layer_count: ClassVar[int] = 1
     true_gradient: ClassVar[bool] = False  # the label's weight P is detached
+    couples_samples: ClassVar[bool] = True
 
     def __init__(self, alpha: float = 1.0, beta: float = 0.1, mu: float = 0.005) -> None:
         super().__init__()
