@@ -123,9 +123,7 @@ class DistillationModule(EvaluatedModule):
             setup_checks.configure_ddp(self, self.plan, self.dry_run)
         else:
             set_taps(self.plan, {})
-            warnings.filterwarnings(
-                "ignore", "Using `DistributedSampler` with the dataloaders"
-            )  # each sample counts once
+            warnings.filterwarnings("ignore", "Using `DistributedSampler`")  # RepeatedSamples does what it asks for
         for network in self.learners.values() if self.compile_learners else ():
             network.compile()
 
