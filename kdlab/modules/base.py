@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from functools import reduce
 from operator import add
@@ -137,6 +138,7 @@ class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
             self.dry_run = dry_run(self, data)
         else:
             set_taps(self.plan, {})
+            warnings.filterwarnings("ignore", "Using `DistributedSampler`")  # RepeatedSamples does what it asks for
 
     def setup(self, stage: str) -> None:
         """Prepare again where a callback froze or thawed parameters; compile the networks."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
 
 import pytorch_lightning as pl
@@ -37,8 +36,6 @@ def configure_ddp(module: pl.LightningModule, plan: Plan, dry_run: DryRun) -> No
 
     Buffers that members synchronize themselves are left out of its broadcasts.
     """
-    # Each sample counts once all the same, see kdlab.modules.repeated_samples.
-    warnings.filterwarnings("ignore", "Using `DistributedSampler` with the dataloaders")
     strategy = module.trainer.strategy
     synchronized = {id(getattr(member, name)) for member in plan.members.values() for name in member.synchronized}
     ignore_in_ddp(module, [name for name, buffer in module.named_buffers() if id(buffer) in synchronized])
