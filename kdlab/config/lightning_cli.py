@@ -7,7 +7,6 @@ import csv
 import json
 import logging
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -17,18 +16,17 @@ from typing import Any, cast
 import pytorch_lightning as pl
 import torch
 import yaml
-from jsonargparse import ArgumentError, get_loader, set_dumper, set_loader
-from lightning_fabric.utilities.exceptions import MisconfigurationException
+from jsonargparse import get_loader, set_dumper, set_loader
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor
 
-from kdlab.config.class_paths import check_config, is_own_file
+from kdlab.config.class_paths import check_config
 from kdlab.config.config_merge import merge_configs
 from kdlab.config.located_yaml import Source
-from kdlab.config.parser_errors import parser_error
+from kdlab.config.run_errors import about, construction_error, input_error
 from kdlab.config.run_folder import (
     CSV,
     LAST,
@@ -40,8 +38,8 @@ from kdlab.config.run_folder import (
     run_folder,
 )
 from kdlab.config.step_checkpoint import ModelCheckpoint
-from kdlab.errors import InputError, causes, failed_import, refusal_in
-from kdlab.files import unwritable, write_text
+from kdlab.errors import InputError
+from kdlab.files import write_text
 from kdlab.modules.base import DistillationModule
 from kdlab.modules.checkpoint_io import AtomicCheckpointIO, check_checkpoint, check_fit, is_local
 
@@ -141,7 +139,7 @@ class KdlabCLI(LightningCLI):
         path = self.resolved.get("ckpt_path")
         words = path in ("best", "last", "hpc") or str(path).startswith("registry")
         if path is not None and not words and is_local(path) and self.resolved["weights_only"] is not False:
-            with _about("ckpt_path", str(path)):
+            with about("ckpt_path", str(path)):
                 self.checkpoint = check_checkpoint(Path(path), resume=self.subcommand == "fit")
 
     def _parse_ckpt_path(self) -> None:
@@ -152,7 +150,7 @@ class KdlabCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except Exception as error:
-            raise _input_error(error) or _construction_error(error) or error from error
+            raise input_error(error) or construction_error(error) or error from error
 
     def fit(self, **options: Any) -> None:
         """Train in a folder that no other run uses; one that is refused before its first step leaves none."""
@@ -169,7 +167,7 @@ class KdlabCLI(LightningCLI):
     def before_test(self) -> None:
         """Check that the checkpoint fits the networks."""
         if self.checkpoint and isinstance(self.model, DistillationModule):
-            with _about("ckpt_path", str(self.resolved["ckpt_path"])):
+            with about("ckpt_path", str(self.resolved["ckpt_path"])):
                 check_fit(self.model, self.model.learners.values(), self.checkpoint, self.resolved["ckpt_path"])
         self.checkpoint = None
 
@@ -245,7 +243,7 @@ def build(
             run=run,
         )
     except Exception as error:
-        if refused := _input_error(error):
+        if refused := input_error(error):
             raise refused from error
         raise
 
@@ -274,44 +272,6 @@ def quietly() -> Iterator[None]:
             yield
     finally:
         logging.disable(logging.NOTSET)
-
-
-def _input_error(error: Exception) -> InputError | None:
-    """Return what a user has to change; ``None`` for any other error."""
-    if refused := refusal_in(error):  # jsonargparse wraps what a constructor raises
-        return refused
-    if isinstance(error, ArgumentError):
-        return failed_import(error) or parser_error(error)
-    if isinstance(error, MisconfigurationException):  # the Trainer's: no GPU here, options that exclude each other
-        return InputError(str(error).strip().splitlines()[0])
-    if isinstance(error, ImportError | SyntaxError):  # in a file that the config names
-        return failed_import(error)
-    if isinstance(error, RuntimeError) and "conditioned on metric" in str(error):  # EarlyStopping's monitor
-        return InputError(str(error).splitlines()[0], key="monitor")
-    if type(error).__module__.startswith("wandb.errors"):
-        text = str(error).strip().splitlines()[0].rstrip(".")
-        return InputError(f"Weights & Biases: {text}. Without an account or network, set WANDB_MODE=offline.")
-    return unwritable(error)
-
-
-def _construction_error(error: Exception) -> InputError | None:
-    """Return what a constructor refuses; ``None`` where the user's own code fails, which is seen in the traceback."""
-    *_, root = causes(error)
-    frames = [frame for frame in traceback.extract_tb(root.__traceback__) if not frame.filename.startswith("<")]
-    if not frames or is_own_file(frames[-1].filename):
-        return None
-    lines = str(root).strip().splitlines() or [type(root).__name__]
-    where = f"{frames[-1].filename}, line {frames[-1].lineno}"
-    return InputError(f"The config cannot be built: {type(root).__name__}: {lines[0]} ({where}).")
-
-
-@contextlib.contextmanager
-def _about(key: str, value: str) -> Iterator[None]:
-    """Name the option that an InputError is about."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{key}: {error}", key=key, value=value) from error
 
 
 def _listed(value: Any) -> list[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Mapping
 from functools import reduce
 from operator import add
@@ -14,7 +13,7 @@ import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from kdlab.compat import CURRENT_HOOK, is_accumulating
+from kdlab.compat import is_accumulating
 from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge, set_taps
 from kdlab.members.member import Learner, Member
@@ -97,8 +96,7 @@ class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
         self.length = RunLength()
         self._planned: tuple[float | None, int | None] = None, None
         self._turn: str | None = None
-        self._log = LossLog()
-        self._guards = Guards(skip_nonfinite, watch_gradients)
+        self._log, self._guards = LossLog(), Guards(skip_nonfinite, watch_gradients)
         self._split: DOT | None = None
         self._parts: tuple[Tensor | None, Tensor | None] = None, None
 
@@ -107,38 +105,27 @@ class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
         """Return the networks that are trained, by name."""
         return {name: learner.network for name, learner in self.plan.learners.items()}
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Lightning notes the running hook here some 40 times a step; nn.Module would look for a parameter each time.
-        if name == CURRENT_HOOK:
-            self.__dict__[name] = value
-        else:
-            super().__setattr__(name, value)
-
-    # Before the first step
-
     def configure_callbacks(self) -> list[pl.Callback]:
         """Return the knowledge, and the check of monitors, as callbacks; put :class:`EarlySetup` before all others."""
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [EarlySetup(), *(each for each in callbacks if not isinstance(each, EarlySetup))]
         self._random_state = torch.get_rng_state()  # setting up DDP seeds anew
-        # Lightning puts them in the place of those of an earlier fit.
         return [MonitorCheck(), *self.knowledge.values(), *self._guards.callbacks]
 
     def prepare(self, stage: str) -> None:
         """Run one batch before a training: sizes adapters, and reports everything that cannot work."""
         use_atomic_io(self.trainer)
+        setup_checks.setup_logging(self.trainer.global_rank)
         for network in self.learners.values() if self.channels_last else ():
             network.to(memory_format=torch.channels_last)
         if stage == "fit":
             self.form = None
-            setup_checks.setup_logging(self.trainer.global_rank)
             setup_checks.request_views(self.trainer, self.plan)
             data = first_batch(self)
             self.length.plan(self.trainer, data.batches)
             self.dry_run = dry_run(self, data)
         else:
             set_taps(self.plan, {})
-            warnings.filterwarnings("ignore", "Using `DistributedSampler`")  # RepeatedSamples does what it asks for
 
     def setup(self, stage: str) -> None:
         """Prepare again where a callback froze or thawed parameters; compile the networks."""
@@ -201,14 +188,11 @@ class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
             if callback not in callbacks:
                 callbacks.append(callback)
                 callback.on_train_start(self.trainer, self)
-        assert self.dry_run is not None
-        setup_checks.report_batch(self, self.knowledge, self.dry_run.batch_size)
+        setup_checks.report_batch(self, self.knowledge, self.dry_run)
         (optimizer,) = self.trainer.optimizers
         self._split = optimizer if isinstance(optimizer, DOT) else None
         super().on_train_start()
         self._log.resume(self.trainer)
-
-    # The step
 
     def observe(self, batch: Batch, members: Iterable[Member] | None = None) -> dict[str, Outputs]:
         """Run the members of the plan, or some of them, in order, and return their outputs by name."""
@@ -283,11 +267,10 @@ class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
         return total
 
     def _log_terms(self, terms: Terms, total: Tensor, seen: Mapping[str, Outputs], batch: Batch, due: bool) -> None:
-        turns = self.plan.turns
         logits = {name: seen[name].logits for name in self.plan.students}
-        self._log.add(terms, total, logits, batch.target, self._turn != turns[0], self.form, self.ignore)
+        self._log.add(terms, total, logits, batch.target, self._turn != self.plan.turns[0], self.form, self.ignore)
         # One call every N steps: self.log costs 0.25 ms a call, whether or not a logger reads it.
-        if due and self._turn == turns[-1] and not is_accumulating(self.trainer):
+        if due and self._turn == self.plan.turns[-1] and not is_accumulating(self.trainer):
             values = {**self._log.flush(), **self._guards.values(self.trainer.world_size)}
             self.log_dict(values, on_step=True, on_epoch=False, sync_dist=True)
 

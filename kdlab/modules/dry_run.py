@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,21 +9,31 @@ from typing import Any
 
 import torch
 from pytorch_lightning.utilities.seed import isolate_rng
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdlab.compat import is_lazy
 from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge, pair_of, set_taps
 from kdlab.losses.context import Context
-from kdlab.members.member import Member
 from kdlab.modules.first_batch import FirstBatch
 from kdlab.modules.run_length import RunLength
 from kdlab.modules.smallest_batch import try_smallest_batch
+from kdlab.modules.term_checks import (
+    called,
+    check_student,
+    checked_term,
+    described_loss,
+    explained,
+    no_broadcast,
+    readers,
+    shape_of,
+    shapes_of,
+)
 from kdlab.optimizers.dot import reaches
-from kdlab.outputs import Batch, Outputs
-from kdlab.outputs.task_format import TaskFormat, task_format
+from kdlab.outputs import Outputs
+from kdlab.outputs.task_format import task_format
 from kdlab.schedules import Progress
-from kdlab.teaching.plan import Edge, Plan
+from kdlab.teaching.plan import Plan
 
 
 @dataclass
@@ -95,37 +104,38 @@ def dry_run(module: Any, data: FirstBatch) -> DryRun:
         seen: dict[str, Outputs] = {}
         for member in plan.members.values():
             member.setup(data.samples)
-            called = f"{_called(member.name)}{_readers(plan, knowledge, member)}: "
-            with _explained(f"{_called(member.name)} fails on inputs {_shape(batch.inputs)}", called):
+            name = called(member.name)
+            source = f"{name}{readers(plan, knowledge, member)}: "
+            with explained(f"{name} fails on inputs {shape_of(batch.inputs)}", source):
                 seen |= member(batch, seen)
         classes = getattr(getattr(module.trainer, "datamodule", None), "num_classes", 0)
-        with _explained(f"The task loss ({type(module.task).__name__}) and its labels"):
+        with explained(f"The task loss ({type(module.task).__name__}) and its labels"):
             first = seen[next(iter(plan.supervision), plan.students[0])]
             module.form = form = task_format(module.task, first.logits, first.targets(batch), first.mask)
         ignored = form.ignore_index if form.kind == "classes" else None
         may_ignore = ignored is not None and (data.labels is None or bool(data.labels.eq(ignored).any()))
         module.ignore = ignored if may_ignore else None
         for name in plan.students:
-            _check_student(name, seen[name], data.batch.target, classes, form)
+            check_student(name, seen[name], data.batch.target, classes, form)
         for member in plan.members.values():
             if form.kind not in member.kinds or not (member.any_shape or first.logits.dim() == 2):
                 raise InputError(
-                    f"{_called(member.name)} ({type(member).__name__}) combines class scores (B, K), but the task has "
+                    f"{called(member.name)} ({type(member).__name__}) combines class scores (B, K), but the task has "
                     f"{form.kind} targets and logits {tuple(first.logits.shape)}."
                 )
         for name, own in knowledge.items():
-            with _explained("", f"Knowledge {name!r}: "):
+            with explained("", f"Knowledge {name!r}: "):
                 own.use_form(form, first, may_ignore)
         tapped = [*plan.students, *(edge.teacher for own in knowledge.values() for edge, _ in own.edges)]
-        result.taps = [tap for name in dict.fromkeys(tapped) for tap in _shapes(name, seen[name])]
-        failure = f"The task loss ({type(module.task).__name__}) fails on labels {_shape(batch.target)}"
-        with _explained(failure), no_broadcast():
+        result.taps = [tap for name in dict.fromkeys(tapped) for tap in shapes_of(name, seen[name])]
+        failure = f"The task loss ({type(module.task).__name__}) fails on labels {shape_of(batch.target)}"
+        with explained(failure), no_broadcast():
             if (value := module.supervised(seen, batch)) is not None:
                 values["task"] = constant["task"] = value
         for name in knowledge:
             _setup(name, module, data, seen)
         for name, own in knowledge.items():
-            terms = [(edge, _term(name, own, edge, loss, seen, batch, form)) for edge, loss in own.edges]
+            terms = [(edge, checked_term(name, own, edge, loss, seen, batch, form)) for edge, loss in own.edges]
             if not terms:  # all its edges are cut off
                 continue
             values[name] = torch.stack([term for _, term in terms]).sum()
@@ -146,7 +156,7 @@ def _setup(name: str, module: Any, data: FirstBatch, seen: Mapping[str, Outputs]
     """Set up every copy of a loss for its student and teacher."""
     knowledge: Knowledge = module.knowledge[name]
     plan: Plan = module.plan
-    what = _described_loss(name, knowledge)
+    what = described_loss(name, knowledge)
     early = "copies the teacher's classifier at setup" if "teacher_classifier" in knowledge.needs else ""
     if any(knowledge.parts("precompute")):
         early = "runs the teacher on the training set at setup"
@@ -174,75 +184,8 @@ def _setup(name: str, module: Any, data: FirstBatch, seen: Mapping[str, Outputs]
             module.form,
         )
         for setup in knowledge.parts("setup", pair):
-            with _explained(f"{what} cannot be set up", f"{what}: "):
+            with explained(f"{what} cannot be set up", f"{what}: "):
                 setup(context)
-
-
-def _term(
-    name: str,
-    knowledge: Knowledge,
-    edge: Edge,
-    loss: nn.Module,
-    seen: Mapping[str, Outputs],
-    batch: Batch,
-    form: TaskFormat,
-) -> Tensor:
-    """Return the loss of one edge, checked."""
-    student, teacher = seen[edge.student], seen[edge.teacher]
-    what = _described_loss(name, knowledge)
-    target = student.targets(batch)
-    if missing := knowledge.missing(student, target if knowledge.form is None else form.targets(target)):
-        raise InputError(f"{what} needs {missing}.")
-    if missing := knowledge.missing_of(teacher):
-        raise InputError(f"{what} needs {missing}, but {_called(edge.teacher).lower()} gives none.")
-    if knowledge.reads_logits and student.logits.shape != teacher.logits.shape:
-        widths = [form.rows(each.logits).shape[1] for each in (student, teacher)]
-        raise InputError(
-            f"{what} compares class scores, but the student gives {widths[0]} classes and the teacher {widths[1]}: "
-            "give both the same num_classes."
-            if widths[0] != widths[1]
-            else f"{what} compares logits, but the student gives {tuple(student.logits.shape)} and the teacher "
-            f"{tuple(teacher.logits.shape)}."
-        )
-    layers = student.only(knowledge.student_layers), teacher.only(knowledge.teacher_layers)
-    shapes = [[layer.shape for layer in side.layers] for side in layers]
-    fix = "; bring both to one shape, as kdlab.losses.Hint does with a trained regressor"
-    failure = f"{what} fails on student {_described(layers[0])}, teacher {_described(layers[1])}"
-    with _explained(failure, f"{what}: ", fix if shapes[0] != shapes[1] else ""), no_broadcast():
-        value = knowledge.compare(edge, loss, seen, batch)
-        if value is None and callable(edge.weight):  # it weighs 0 on these samples
-            value = knowledge.compare(edge._replace(weight=1.0), loss, seen, batch)
-    if not isinstance(value, Tensor) or value.dim() != 0:
-        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-        raise InputError(f"{what} must give one number as a tensor, but gives {got}: average it.")
-    if not value.isfinite():
-        raise InputError(f"{what} is {value.item()} on the first batch.")
-    sources = [tensor for tensor in student.tensors() if tensor.requires_grad]
-    if knowledge.reads_student and sources and not (value.requires_grad and any(reaches(value, sources))):
-        raise InputError(
-            f"{what} sends no gradient to the student: it detaches the student's side (detach, no_grad, argmax)."
-        )
-    return value
-
-
-def _check_student(name: str, outputs: Outputs, target: Tensor, data_classes: int, form: TaskFormat) -> None:
-    for layer, value in zip(outputs.names, outputs.layers, strict=True):
-        if not value.requires_grad:
-            raise InputError(
-                f"Layer {layer!r} of the {name} carries no gradient: it is frozen, or activation checkpointing runs it "
-                "with use_reentrant=True (use_reentrant=False works)."
-            )
-    classes = form.rows(outputs.logits).shape[1]
-    if form.kind != "classes":
-        return
-    target = target[target != form.ignore_index]
-    if not target.numel():
-        return
-    low, high = int(target.min()), max(int(target.max()), data_classes - 1)
-    if low < 0 or high >= classes:
-        raise InputError(
-            f"The labels go from {low} to {high}, but the {name} has {classes} classes (0 to {classes - 1})."
-        )
 
 
 def _without_gradient(
@@ -267,26 +210,6 @@ def _without_gradient(
 
 
 @contextmanager
-def no_broadcast() -> Iterator[None]:
-    """Make an error of the warning that torch's own losses give where they broadcast shapes that differ."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", "Using a target size")
-        yield
-
-
-@contextmanager
-def _explained(failure: str, source: str = "", help_: str = "") -> Iterator[None]:
-    """Turn any exception into an InputError of one line; an InputError keeps its own text."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{source}{error}") from error
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"{failure}: {lines[0].rstrip('.')}{help_}.") from error
-
-
-@contextmanager
 def _dry(module: Any, plan: Plan) -> Iterator[None]:
     """Set ``is_dry_run``, train mode of learners, eval mode of losses and teaching; afterwards all is as before."""
     modes = {part: part.training for part in module.modules()}
@@ -307,42 +230,3 @@ def _dry(module: Any, plan: Plan) -> Iterator[None]:
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
-
-
-def _called(name: str) -> str:
-    """Return how messages call a member: the only student and the only teacher by their roles."""
-    return f"The {name}" if name in ("student", "teacher") else f"Network {name!r}"
-
-
-def _readers(plan: Plan, knowledge: Mapping[str, Knowledge], member: Member) -> str:
-    """Return which knowledge reads layers of a member, as a part of a message."""
-    names = [
-        name
-        for name, own in knowledge.items()
-        for edge, _ in own.edges
-        if (own.student_layers and plan.owners[edge.student] is member)
-        or (own.teacher_layers and plan.owners[edge.teacher] is member)
-    ]
-    listed = ", ".join(map(repr, dict.fromkeys(names)))
-    return f", whose layers knowledge {listed} reads" if names else ""
-
-
-def _described_loss(name: str, knowledge: Knowledge) -> str:
-    return f"Knowledge {name!r} ({type(knowledge.loss).__name__})"
-
-
-def _shape(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_shape(part)}" for name, part in value.items())
-    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
-
-
-def _shapes(name: str, outputs: Outputs) -> list[tuple[str, str, tuple[int, ...]]]:
-    layers = zip(outputs.names, outputs.layers, strict=True)
-    parts = [*layers, ("logits", outputs.logits), ("embedding", outputs.embedding)]
-    return [(name, layer, tuple(value.shape[1:])) for layer, value in parts if value is not None]
-
-
-def _described(outputs: Outputs) -> str:
-    parts = [*zip(outputs.names, outputs.layers, strict=True)] or [("logits", outputs.logits)]
-    return ", ".join(f"{name!r} {tuple(value.shape)}" for name, value in parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 
 import pytorch_lightning as pl
@@ -49,9 +50,10 @@ def configure_ddp(module: pl.LightningModule, plan: Plan, dry_run: DryRun) -> No
         rank_zero_info(f"DDP looks for unused parameters at each step: at times there is no gradient for {parts}.")
 
 
-def report_batch(module: pl.LightningModule, knowledge: Mapping[str, Knowledge], size: int) -> None:
+def report_batch(module: pl.LightningModule, knowledge: Mapping[str, Knowledge], dry_run: DryRun | None) -> None:
     """Report batch size and learning rate, and what several processes compute otherwise than one."""
     trainer, processes = module.trainer, module.trainer.world_size
+    size = 0 if dry_run is None else dry_run.batch_size
     factors = [f"{size} in each of {processes} processes"] if processes > 1 else []
     if (batches := trainer.accumulate_grad_batches) > 1:
         factors.append(f"{batches} accumulated batches")
@@ -81,6 +83,7 @@ def report_batch(module: pl.LightningModule, knowledge: Mapping[str, Knowledge],
 
 def setup_logging(rank: int) -> None:
     """Show what the losses log, once, unless the user has configured logging."""
+    warnings.filterwarnings("ignore", "Using `DistributedSampler`")  # RepeatedSamples does what Lightning asks for
     log = logging.getLogger("kdlab")
     if not log.handlers and not logging.root.handlers:
         log.addHandler(logging.StreamHandler())

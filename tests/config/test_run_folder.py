@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning.loggers import CSVLogger
 
 from kdlab import InputError
-from kdlab.config.lightning_cli import _input_error
+from kdlab.config.run_errors import input_error
 from kdlab.config.run_folder import _create, refuse_other_job
 from kdlab.modules.checkpoint_io import AtomicCheckpointIO
 
@@ -64,6 +64,6 @@ def test_a_new_slurm_job_resumes_no_other_job(tmp_path: Path, monkeypatch: pytes
 def test_no_wandb_account_is_one_sentence() -> None:
     from wandb.errors import UsageError
 
-    refused = _input_error(UsageError("No API key configured. Use `wandb login` to log in."))
+    refused = input_error(UsageError("No API key configured. Use `wandb login` to log in."))
     assert str(refused).startswith("Weights & Biases: No API key configured.")
     assert str(refused).endswith("set WANDB_MODE=offline.")
