@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge
 from kdlab.metrics import StudentVersusTeacher
-from kdlab.modules.base import DistillationModule
+from kdlab.modules.base import DistillationModule, sgd
 from kdlab.modules.cache_setup import use_cache
 from kdlab.modules.evaluation import RememberedLogits, warn_of_teacher
 from kdlab.modules.first_batch import first_batch
-from kdlab.modules.optimization import sgd
 from kdlab.outputs import Batch, logits_of, run
 from kdlab.outputs.task_format import TaskFormat, task_format
 from kdlab.schedules import Schedule

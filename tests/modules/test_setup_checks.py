@@ -57,7 +57,7 @@ def reported(caplog: pytest.LogCaptureFixture, processes: int, **options: Any) -
     optimizer = torch.optim.SGD([{"params": module.student.parameters(), "lr": 0.05}])
     settings = {"world_size": processes, "accumulate_grad_batches": 2, "optimizers": [optimizer]}
     module.trainer = cast(Any, SimpleNamespace(**settings))
-    report_batch(module, module.knowledge, 16)
+    report_batch(module, module.knowledge, DryRun(1, 16))
     return caplog.text
 
 
