@@ -9,6 +9,7 @@ import yaml
 from torch import Tensor
 
 from kdlab.errors import InputError
+from kdlab.files import write_text
 from kdlab.models.checkpoint_reader import read_tensors
 from kdlab.models.weights import save_tensors
 from kdlab.modules.cotrainer import DEPLOYED
@@ -27,7 +28,7 @@ def export(run: Path, out: Path | None = None, learner: str | None = None) -> tu
     checkpoint = run if run.is_file() else newest_checkpoint(run)
     folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
     recipe = folder / "config.yaml"
-    network = student_in(yaml.safe_load(recipe.read_text()) if recipe.exists() else {}, learner)
+    network = student_in(_config(recipe), learner)
     tensors = student_of(checkpoint, learner)
     weights, config = ((out or folder) / name for name in ("student.safetensors", "student.yaml"))
     for path in (weights, config):
@@ -38,8 +39,17 @@ def export(run: Path, out: Path | None = None, learner: str | None = None) -> tu
         return weights, None
     if "weights" in network.get("init_args", {}):
         network["init_args"]["weights"] = str(weights)
-    config.write_text(yaml.safe_dump(network, sort_keys=False))
+    write_text(config, yaml.safe_dump(network, sort_keys=False))
     return weights, config
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """Return a run's config; an empty one if there is none."""
+    try:
+        config = yaml.safe_load(path.read_text()) if path.exists() else {}
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(f"{str(path)!r} cannot be read ({error}): copy it again, or move it away.") from error
+    return config if isinstance(config, dict) else {}
 
 
 def newest_checkpoint(run: Path) -> Path:
@@ -74,7 +84,8 @@ def student_of(checkpoint: Path, learner: str | None = None) -> dict[str, Tensor
 
 def student_in(config: dict[str, Any], learner: str | None = None) -> dict[str, Any] | None:
     """Return class path and arguments of the network that :func:`student_of` returns, from a run's ``config.yaml``."""
-    options = (config.get("model") or {}).get("init_args") or {}
+    model = config.get("model")
+    options = (model.get("init_args") if isinstance(model, dict) else None) or {}
     student, networks = options.get("student"), options.get("networks")
     if student is None and isinstance(networks, dict) and networks:
         deployed = (learner or options.get("deploy") or next(iter(networks))).removeprefix("average_")
