@@ -90,6 +90,21 @@ def test_a_loss_stops_with_term_step_and_inputs(tmp_path: Path) -> None:
     assert all(value.isfinite().all() for value in good["state_dict"].values())
 
 
+def test_as_on_a_gpu_the_loss_is_read_a_step_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdlab.modules.guards.DELAYED", ("cpu",))
+    for every in ({"every_n_train_steps": 1}, {"every_n_train_steps": 3}):  # found by the checkpoint, by the next step
+        with pytest.raises(
+            InputError, match=r"is not finite at step 3 of epoch 0[\s\S]*student logits.* 80 nan"
+        ) as caught:
+            trainer(**checkpoints(tmp_path / str(every), **every)).fit(student(), loader())
+        assert "earlier step" not in str(caught.value)
+        good = torch.load(tmp_path / str(every) / "last.ckpt", weights_only=True)
+        assert good["global_step"] == 3
+        assert all(value.isfinite().all() for value in good["state_dict"].values())
+    with pytest.raises(InputError, match="at step 3 of epoch 0"):
+        trainer(max_steps=4).fit(student(), loader())  # the last step
+
+
 def test_the_sample_is_named() -> None:
     with pytest.raises(InputError, match=r"not finite for 1 of 8 samples \(index in the data set\): 29$"):
         trainer().fit(distiller(), loader(math.inf))
