@@ -84,6 +84,7 @@ def report_batch(module: pl.LightningModule, knowledge: Mapping[str, Knowledge],
 def setup_logging(rank: int) -> None:
     """Show what the losses log, once, unless the user has configured logging."""
     warnings.filterwarnings("ignore", "Using `DistributedSampler`")  # RepeatedSamples does what Lightning asks for
+    warnings.filterwarnings("ignore", "You're using the WeightAveraging callback")  # sharding is for FSDP2 alone
     log = logging.getLogger("kdlab")
     if not log.handlers and not logging.root.handlers:
         log.addHandler(logging.StreamHandler())

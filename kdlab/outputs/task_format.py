@@ -198,6 +198,8 @@ def task_format(
     declared: Kind | None = getattr(task, "target_kind", known)
     if declared is not None and declared not in ALL_KINDS:
         raise InputError(f"{type(task).__name__}.target_kind must be one of {ALL_KINDS}, not {declared!r}.")
+    if declared is None and target is not None and _are_probabilities(target, logits):
+        declared = "soft"
     if declared is None:
         given = target is not None and not target.is_floating_point() and target.shape != logits.shape
         declared = "classes" if given or task is None else "other"
@@ -211,6 +213,14 @@ def task_format(
     if axis is None:
         axis = _inferred_axis(logits, () if target is None else target.shape, mask) if kind == "classes" else 1
     return TaskFormat(kind, axis, ignore if kind == "classes" else None)
+
+
+def _are_probabilities(target: Tensor, logits: Tensor) -> bool:
+    """Return whether targets (B, K) are class probabilities, and not all of them one-hot."""
+    if not target.is_floating_point() or target.shape != logits.shape or target.dim() != 2:
+        return False
+    sums = target.float().sum(1)
+    return bool((target >= 0).all() and (sums - 1).abs().max() < 1e-2 and ((target > 0) & (target < 1)).any())
 
 
 def _inferred_axis(logits: Tensor, target: Sequence[int], mask: Tensor | None) -> int:

@@ -36,7 +36,7 @@ class Schedule:
         *("torch.nn.CrossEntropyLoss", "torch.optim.AdamW", "torch.optim.lr_scheduler.OneCycleLR"),
         *("torchvision.models.resnet18", "torchvision.models.get_model", "pytorch_lightning.cli.ReduceLROnPlateau"),
         *("pytorch_lightning.callbacks.EarlyStopping", "pytorch_lightning.loggers.WandbLogger"),
-        *("pytorch_lightning.strategies.DDPStrategy", "kdlab.config.run_folder.AtomicCheckpointIO"),
+        *("pytorch_lightning.strategies.DDPStrategy", "kdlab.modules.checkpoint_io.AtomicCheckpointIO"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -14,6 +14,7 @@ from kdlab import Distiller, Knowledge
 from kdlab.losses import DIST, DKD, PKT, AttentionTransfer, Hint, RKDDistance, SimilarityPreserving, SoftTargets
 from kdlab.modules.loss_logging import MOST, LossLog
 from kdlab.outputs import Outputs
+from kdlab.outputs.task_format import CLASS_SCORES
 from kdlab.teaching import Fast
 from tests.data.tiny import Tiny
 from tests.modules.tiny import Logged, count_calls, digits, distiller, same, trainer, weights
@@ -88,7 +89,10 @@ def test_the_teacher_stops_after_the_last_layer_that_is_read() -> None:
 
     at = Knowledge(AttentionTransfer(), student_layers=["3"])
     early, late = ends({"at": at})
-    assert (early, late) == (7, 2)  # the dry run and the first step show in which order the layers run
+    assert (early, late) == (
+        8,
+        3,
+    )  # the dry run (also of the smallest batch) and the first step show in which order the layers run
     both = ends({"at": Knowledge(AttentionTransfer(), student_layers=["3"]), "kd": Knowledge(SoftTargets())})
     assert both[0] == both[1]
 
@@ -161,7 +165,7 @@ def test_terms_are_the_means_over_any_number_of_steps() -> None:
     for number, value in enumerate(values):
         weight = number / 100
         logits = torch.eye(3)[[0, number % 2, 2]]
-        terms.add({"a": (value, weight)}, value * weight, {"student": logits}, target)
+        terms.add({"a": (value, weight)}, value * weight, {"student": logits}, target, form=CLASS_SCORES)
     found = {name: float(value) for name, value in terms.flush().items()}
     steps = torch.arange(len(values)) / 100
     assert found["loss/a"] == pytest.approx(float(values.double().mean()), rel=1e-6)
