@@ -31,7 +31,8 @@ class Fast:
     network: for a network that chooses its layers by its inputs, set ``fold=False``.
 
     A change of the network's weights or buffers is seen at the next forward, which makes the copy anew. Writes through
-    ``.data``, which leave no trace in PyTorch, are seen by 64 values spread evenly over each tensor.
+    ``.data``, which leave no trace in PyTorch, are seen in evaluation and at the start of an epoch, by 64 values spread
+    evenly over each tensor.
 
     Args:
         fold: put a BatchNorm's running statistics into the convolution or linear layer whose only reader it is.
@@ -119,7 +120,8 @@ class FastObserver(Observer):
         if next(self.network.parameters(), None) is not self._first:  # some moves make new parameters
             self.find_layers()
         state = self._seen()
-        if self._runner is None or state != self._state or not torch.equal(self._sampled(), self._values):
+        stale = self.checks_values and not torch.equal(self._sampled(), self._values)  # waits for the device
+        if self._runner is None or state != self._state or stale:
             self._runner = None  # an old copy goes before a new one comes
             self._runner, self._state = self._checked(inputs), self._seen()
             self._samples = [view for each in self._tensors if (view := samples_of(each)) is not None]

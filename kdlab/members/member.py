@@ -174,6 +174,7 @@ class UntrainedMember(NetworkMember):
     def __init__(self, name: str, network: nn.Module, batchnorm: str = "frozen") -> None:
         check_word("batchnorm", batchnorm, BATCHNORM)
         self.batchnorm = batchnorm
+        self._epoch: int | None = None
         super().__init__(name, network)
 
     def set_taps(self, layers: Sequence[str], views: Sequence[str] = (), only_layers: bool = False) -> None:
@@ -187,6 +188,9 @@ class UntrainedMember(NetworkMember):
         if self.network.training:  # somebody called train() on it
             self.network.eval()
         self.observer.plain = self.is_dry_run
+        epoch = None if batch.progress is None else batch.progress.epoch
+        self.observer.checks_values = epoch is None or epoch != self._epoch
+        self._epoch = epoch
         self.observer.only_layers = self._only_layers and batch.progress is not None
         with batch_statistics(self.network) if self.batchnorm == "batch" else nullcontext():
             return self.observer(inputs)

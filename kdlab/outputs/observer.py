@@ -68,6 +68,7 @@ class Observer:
     """
 
     plain = only_layers = False  # see kdlab.members.fast_inference.FastObserver
+    checks_values = True
 
     def __init__(self, network: nn.Module, layers: Sequence[str] = ()) -> None:
         self.network = network

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 
+from kdlab.errors import InputError
 from kdlab.files import read_json, write_json, write_text
 from kdlab.studies import run_callback as record
 from kdlab.studies.run_callback import STATUS, Record
@@ -121,7 +122,7 @@ def test_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(InputError, match="No space"):
         write_text(path, "half of it")
     assert path.read_text() == before
     assert list(path.parent.iterdir()) == [path], "and nothing lies about"
