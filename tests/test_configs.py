@@ -40,7 +40,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 
 @needs_data
-@pytest.mark.parametrize("name", tiered(KNOWLEDGE, ["reviewkd"]))
+@pytest.mark.parametrize("name", tiered(KNOWLEDGE, ["kd"]))
 def test_knowledge(name: str, cifar: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     main(["check", str(CONFIGS / "cifar100/distil.yaml"), "-c", str(CONFIGS / f"knowledge/{name}.yaml"), *cifar])
     assert "Loss terms" in capsys.readouterr().out
@@ -67,6 +67,7 @@ def test_parts_that_make_it_faster(part: str, cifar: list[str], capsys: pytest.C
     assert "Loss terms" in capsys.readouterr().out
 
 
+@pytest.mark.full
 @needs_data
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_missing_gpu_is_one_sentence(cifar: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,6 +50,7 @@ def test_python(work: Path) -> None:
     assert {"test/student_accuracy", "test/retention"} <= set(scope["trainer"].callback_metrics)  # type: ignore[attr-defined]
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore::UserWarning")  # as above
 def test_python_of_networks_that_learn_together(work: Path) -> None:
     scope: dict[str, Any] = {}

@@ -50,6 +50,7 @@ def test_two_recipes_teach_both(work: Path, flag: str) -> None:
     assert set(saved["model"]["init_args"]["knowledge"]) == {"soft", "hint"}
 
 
+@pytest.mark.full
 def test_one_name_is_one_knowledge_and_the_last_word_counts(work: Path) -> None:
     main(["fit", "--config=base.yaml", "--config=kd.yaml", "--config=hint.yaml", "--config=softer.yaml"])
     assert columns(work)["weight/soft"] == 0.5
@@ -61,6 +62,7 @@ def test_what_needs_no_change_is_left_alone(work: Path) -> None:
     assert merge_configs(given) == given
 
 
+@pytest.mark.full
 def test_knowledge_by_option_needs_none_in_the_recipe(work: Path) -> None:
     main(["fit", "-c", "base.yaml", "--model.knowledge.soft.loss=kdlab.losses.SoftTargets"])
     assert columns(work)["weight/soft"] == 1.0
@@ -92,6 +94,7 @@ def test_an_option_adds_to_what_a_recipe_teaches_or_to_nothing(
     assert merge_configs([*named, *given]) == [*named, *given[:place], *room, *given[place:]]
 
 
+@pytest.mark.full
 def test_an_own_loss_by_options_needs_no_knowledge_in_the_recipe(work: Path) -> None:
     recipe = yaml.safe_load((work / "base.yaml").read_text())
     del recipe["model"]["init_args"]["knowledge"]

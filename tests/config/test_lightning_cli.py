@@ -101,6 +101,7 @@ def test_fit_with_a_users_loss_from_yaml(work: Path) -> None:
     assert {"val/student_accuracy", "val/teacher_accuracy", "val/agreement", "val/student_ece"} <= set(rows(work)[0])
 
 
+@pytest.mark.full
 def test_a_users_loss_and_every_key_from_the_command_line(work: Path) -> None:
     main(
         [
@@ -157,6 +158,7 @@ def test_predictions_of_two_processes_are_refused() -> None:
         KdlabCLI.predict(cast(Any, two))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("every", [2, 5])
 def test_the_last_epoch_is_kept_though_it_was_not_validated(work: Path, every: int) -> None:
     main(["fit", "-c", "kd.yaml", "--trainer.max_epochs=3", f"--trainer.check_val_every_n_epoch={every}"])
@@ -212,6 +214,7 @@ def built(*options: str) -> Any:
     return build(["-c", "kd.yaml", *QUIET, *options], run=False, save_config=False)
 
 
+@pytest.mark.full
 def test_class_weights_and_groups_from_the_command_line(work: Path) -> None:
     weights = "[" + ", ".join(["1"] * 9) + ", 5]"
     group = "--model.parameter_groups.student.fc"

@@ -116,6 +116,7 @@ def test_the_original_files_come_first(tmp_path: Path, monkeypatch: pytest.Monke
     assert data.sizes["train"] == 2
 
 
+@pytest.mark.full
 def test_the_content_hashes_all_images_and_labels(tmp_path: Path) -> None:
     folders(tmp_path, "train", "test")
 

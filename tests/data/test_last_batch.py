@@ -86,6 +86,7 @@ def fitted(folder: Path, kill_after: int = 10**9, every: int | None = None, ckpt
     return notes.seen
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 @pytest.mark.parametrize("run", RUNS)
 def test_the_previous_batch_spans_epochs_and_kills(tmp_path: Path, run: str) -> None:

@@ -72,6 +72,7 @@ def test_a_failing_forward_leaves_nothing_behind():
     assert not network._kept
 
 
+@pytest.mark.full
 def test_it_can_be_compiled():
     network = student().eval()
     compiled = torch.compile(copy.deepcopy(network), backend="eager")

@@ -233,6 +233,7 @@ def test_saving_handles_shared_and_strided_tensors(tmp_path):
     assert_same(load_weights(Tied(), tmp_path / "tied.safetensors"), network)
 
 
+@pytest.mark.full
 def test_a_compiled_network_uses_the_original_names(tmp_path):
     compiled = torch.compile(scrambled(resnet8(10), 6))
     save_weights(compiled, tmp_path / "compiled.safetensors")

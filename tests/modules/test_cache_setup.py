@@ -80,6 +80,7 @@ def test_half_precision_stays_within_its_rounding(tmp_path: Path) -> None:
     assert any((kept - true).abs().max() > 0 for kept, true in seen)
 
 
+@pytest.mark.full
 def test_all_methods_and_seeds_of_a_study_share_a_store(tmp_path: Path) -> None:
     assert trained(float32(tmp_path))[1] == 15
     other = {"a": Knowledge(DIST(), 2.0)}
@@ -90,6 +91,7 @@ def test_all_methods_and_seeds_of_a_study_share_a_store(tmp_path: Path) -> None:
     assert trained(float32(tmp_path), shifted(seed=5, **whole), 1)[1] == 0
 
 
+@pytest.mark.full
 def test_in_another_order_the_samples_get_the_same_logits(tmp_path: Path) -> None:
     whole = {"train_size": None, "batch_size": 32, "augmentation_seed": 0}
     trained(float32(tmp_path), shifted(seed=4, **whole), 1)
@@ -159,6 +161,7 @@ def test_embeddings_and_further_views_come_from_the_cache_too(
     assert same(live, read)
 
 
+@pytest.mark.full
 def test_an_ensemble_comes_from_the_stores_of_its_teachers(tmp_path: Path) -> None:
     def both() -> list[nn.Module]:
         return [network(1), network(2)]

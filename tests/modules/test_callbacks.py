@@ -123,6 +123,7 @@ def alone() -> dict[str, Any]:
     return weights(module)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", WATCHING)
 def test_watching_callbacks_change_nothing(
     name: str, alone: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -212,6 +213,7 @@ def test_a_found_learning_rate_and_one_cycle_are_refused(tmp_path: Path) -> None
         fit(module, finder, batch_size=4, default_root_dir=tmp_path)
 
 
+@pytest.mark.full
 def test_one_cycle_ends_with_the_batch_size_that_is_found(tmp_path: Path) -> None:
     rates: list[float] = []
 

@@ -16,6 +16,7 @@ from kdlab.modules.memory_estimate import memory_of
 from tests.config.test_lightning_cli import work  # noqa: F401
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore:The teacher is right on")
 def test_nothing_of_an_estimate_stays(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     monkeypatch.syspath_prepend(work)

@@ -31,6 +31,7 @@ from tests.modules.tiny import (
 )
 
 
+@pytest.mark.full
 def test_bf16_trains() -> None:
     torch.manual_seed(0)
     module = distiller(

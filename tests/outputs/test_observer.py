@@ -215,6 +215,7 @@ def test_compiled_network_gives_the_same_taps(backend: str, called_before: bool,
         assert torch.equal(expected.embedding, seen.embedding)
 
 
+@pytest.mark.full
 def test_compiled_network_that_overwrites_in_place() -> None:
     class Adds(nn.Module):
         def __init__(self) -> None:

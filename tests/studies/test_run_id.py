@@ -130,6 +130,7 @@ def test_the_version_of_kdlab_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert of_config(base()) != before
 
 
+@pytest.mark.full
 def test_it_is_the_same_in_every_process(tmp_path: Path) -> None:
     for name in "abcdef":
         (tmp_path / f"own_{name}.py").write_text(f"class Net:\n    size = '{name}'\n")
