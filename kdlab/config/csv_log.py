@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import os
 from pathlib import Path
+from typing import cast
 
+from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning import loggers
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
-from pytorch_lightning.loggers.logger import rank_zero_experiment
 
 from kdlab.files import atomic_write
 
@@ -34,4 +35,4 @@ class CSVLogger(loggers.CSVLogger):
         if self._experiment is None:
             os.makedirs(self.root_dir, exist_ok=True)
             self._experiment = _Writer(log_dir=self.log_dir)
-        return self._experiment
+        return cast("ExperimentWriter", self._experiment)

@@ -9,6 +9,7 @@ import yaml
 from torch import Tensor
 
 from kdlab.errors import InputError, form_of
+from kdlab.files import write_text
 from kdlab.models.checkpoint_reader import read_tensors
 from kdlab.models.weights import save_tensors
 from kdlab.modules.cotrainer import DEPLOYED
@@ -38,14 +39,14 @@ def export(run: Path, out: Path | None = None, learner: str | None = None) -> tu
         return weights, None
     if "weights" in network.get("init_args", {}):
         network["init_args"]["weights"] = str(weights)
-    config.write_text(yaml.safe_dump(network, sort_keys=False))
+    write_text(config, yaml.safe_dump(network, sort_keys=False))
     return weights, config
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{str(path)!r} cannot be read: {str(error).splitlines()[0]}.") from error
     if not isinstance(config, dict):
         raise InputError(f"{str(path)!r} is no config of a run, but {form_of(config)}.")
@@ -84,7 +85,8 @@ def student_of(checkpoint: Path, learner: str | None = None) -> dict[str, Tensor
 
 def student_in(config: dict[str, Any], learner: str | None = None) -> dict[str, Any] | None:
     """Return class path and arguments of the network that :func:`student_of` returns, from a run's ``config.yaml``."""
-    options = (config.get("model") or {}).get("init_args") or {}
+    model = config.get("model")
+    options = (model.get("init_args") if isinstance(model, dict) else None) or {}
     student, networks = options.get("student"), options.get("networks")
     if student is None and isinstance(networks, dict) and networks:
         deployed = (learner or options.get("deploy") or next(iter(networks))).removeprefix("average_")

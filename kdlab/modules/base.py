@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from functools import reduce
 from operator import add
@@ -251,8 +250,7 @@ class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
             )
         weighted = {name: value if weight == 1 else value * weight for name, (value, weight) in terms.items()}
         total = reduce(add, weighted.values())
-        if not math.isfinite(total.item()):  # waits for the device, once a step
-            self._guards.stop(self, terms, seen, batch)
+        self._guards.check(self, terms, total, seen, batch)
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         due = bool(every) and (self.global_step + 1) % every == 0
         if due and self._guards.watches:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -19,6 +20,8 @@ from kdlab.outputs import Batch, Outputs
 _log = logging.getLogger("kdlab.modules")
 
 CURE = "Lower the learning rate or the term's weight, or look at these samples; --model.skip_nonfinite=N skips N steps."
+DELAYED = ("cuda",)
+"""The devices whose losses are checked a step later, since reading one would wait."""
 BEFORE = "An earlier step left weights that are not finite: its loss was finite, its gradient was not."
 
 
@@ -113,18 +116,49 @@ class Guards:
         self.watches = watch_gradients
         self._failure = ""
         self._sums: dict[str, Tensor] = {}
+        self._pending: tuple[Tensor, Any, Callable[[], str]] | None = None
 
     def start(self) -> None:
         """Begin a fit."""
-        self._failure, self._sums = "", {}
+        self._failure, self._sums, self._pending = "", {}, None
 
-    def stop(self, module: Any, terms: Terms, seen: Mapping[str, Outputs], batch: Batch) -> None:
+    def check(self, module: Any, terms: Terms, total: Tensor, seen: Mapping[str, Outputs], batch: Batch) -> None:
         """Stop at a loss that is not finite, or skip the step.
+
+        To wait for a GPU in every step would slow it down, so there the flag is copied beside the computation, and read
+        in the next step, or before a checkpoint: the step that is reported is right, and the training ends before the
+        weights are used or saved. What is remembered until then are the logits, not the layers. Where steps may be
+        skipped, each step waits.
 
         Raises:
             InputError: the step may not be skipped.
         """
-        reason = nonfinite_loss(module, terms, seen, batch)
+        place = module.global_step, module.current_epoch
+        if self._skip is not None or total.device.type not in DELAYED:
+            value = total.detach().float()
+            if not math.isfinite(value.numpy() if value.is_cpu else value.item()):
+                self._stop(nonfinite_loss(module, terms, seen, batch, *place))
+            return
+        self._settle()
+        values = {name: (value.detach(), weight) for name, (value, weight) in terms.items()}
+        logits = {name: Outputs(outputs.logits.detach()) for name, outputs in seen.items()}
+        flag = total.detach().isfinite().to("cpu", non_blocking=True)
+        event = torch.cuda.Event() if total.is_cuda else None  # type: ignore[no-untyped-call]
+        if event is not None:
+            event.record()
+        self._pending = flag, event, partial(nonfinite_loss, module, values, logits, batch, *place, late=True)
+
+    def _settle(self) -> None:
+        """Check the loss of the step before."""
+        if self._pending is not None:
+            flag, event, describe = self._pending
+            self._pending = None
+            if event is not None:
+                event.synchronize()
+            if not flag:
+                self._stop(describe())
+
+    def _stop(self, reason: str) -> None:
         if self._skip is None:
             self._failure = reason
             raise InputError(reason)
@@ -138,6 +172,7 @@ class Guards:
         """
         if self._failure:
             raise InputError(self._failure)
+        self._settle()
         if names := [n for n, p in module.named_parameters() if p.requires_grad and not _is_finite(p)]:
             raise InputError(
                 f"Weights are not finite, so they are not saved and earlier checkpoints stay: {_few(names)}. The loss "
@@ -178,13 +213,15 @@ def scale_and_share(trainer: pl.Trainer) -> tuple[float, float]:
     return 1.0 if scaler is None else float(scaler.get_scale()), 1 / trainer.accumulate_grad_batches
 
 
-def nonfinite_loss(module: Any, terms: Terms, seen: Mapping[str, Outputs], batch: Batch) -> str:
+def nonfinite_loss(
+    module: Any, terms: Terms, seen: Mapping[str, Outputs], batch: Batch, step: int, epoch: int, late: bool = False
+) -> str:
     """Describe a loss that is not finite: the step, the term, and statistics of what it was computed from."""
     values = {name: (float(value.detach()), weight) for name, (value, weight) in terms.items()}
     bad = [name for name, (value, weight) in values.items() if not math.isfinite(value * weight)] or ["total"]
-    epoch = f" of epoch {module.current_epoch}" + (f" on process {rank}" if (rank := module.global_rank) else "")
-    lines = [f"Loss term {', '.join(map(repr, bad))} is not finite at step {module.global_step}{epoch}. {CURE}"]
-    if names := [name for name, parameter in module.named_parameters() if not _is_finite(parameter)]:
+    place = f"step {step} of epoch {epoch}" + (f" on process {rank}" if (rank := module.global_rank) else "")
+    lines = [f"Loss term {', '.join(map(repr, bad))} is not finite at {place}. {CURE}"]
+    if names := [name for name, value in module.named_parameters() if not (late or _is_finite(value))]:
         lines.append(f"{BEFORE} They are in {_few(names)}.")
     lines += [f"  {name}: {value:.6g}, weight {weight:.6g}" for name, (value, weight) in values.items()]
     rows = torch.zeros(len(batch.target), dtype=torch.bool)

@@ -83,3 +83,12 @@ def test_export_writes_weights_and_config(tmp_path: Path) -> None:
     assert yaml.safe_load(written.read_text()) == {**A, "init_args": {**A["init_args"], "weights": str(weights)}}  # type: ignore[dict-item]
     with pytest.raises(InputError, match="exists already"):
         export(tmp_path)
+
+
+@pytest.mark.parametrize("text", [b"model: {init_args: [", b"\xff\xfe\x00", b"model: *gone", b"[" * 5000])
+def test_a_config_that_cannot_be_read(text: bytes, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_bytes(text)
+    torch.save({"state_dict": {"student.weight": torch.ones(2)}}, tmp_path / "last.ckpt")
+    with pytest.raises(InputError, match="cannot be read"):
+        export(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "last.ckpt"]

@@ -61,6 +61,7 @@ def config(folder: Path, epochs: int, **options: Any) -> dict[str, Any]:
     return placed(resolve(["--model=kdlab.Distiller", *networks, *trainer, *data, *more]), folder)
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("how", [filled, read_only])
 def test_the_last_checkpoint_and_the_log_stay(disk: Path, how: Any) -> None:
@@ -77,6 +78,7 @@ def test_the_last_checkpoint_and_the_log_stay(disk: Path, how: Any) -> None:
     assert not list(folder.rglob("*.tmp"))
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore")
 def test_a_cache_needs_its_room_before_the_first_step(disk: Path, tmp_path: Path) -> None:
     cache = {"model.teacher_cache.folder": disk / "cache", "model.teacher_cache.views": 2}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from kdlab import Distiller, FrozenTeacher, Knowledge
+from kdlab.errors import InputError
 from kdlab.losses import Hint, SoftTargets
 from kdlab.models import resnet8
 from kdlab.optimizers import DOT
@@ -112,13 +113,13 @@ def test_loading_is_strict() -> None:
     assert {name.split(".")[0] for name in state} == {"student", "losses"}
     module.load_state_dict(state)
     without = {name: value for name, value in state.items() if name != "student.fc.bias"}
-    with pytest.raises(RuntimeError, match=r'Missing key.* "student.fc.bias"'):
+    with pytest.raises(InputError, match=r'Missing key.* "student.fc.bias"'):
         module.load_state_dict(without)
-    with pytest.raises(RuntimeError, match=r'Unexpected key.* "student.more"'):
+    with pytest.raises(InputError, match=r'Unexpected key.* "student.more"'):
         module.load_state_dict(state | {"student.more": torch.zeros(1)})
-    with pytest.raises(RuntimeError, match=r"losses\.hint"):
+    with pytest.raises(InputError, match=r"losses\.hint"):
         distiller().load_state_dict(state)
-    with pytest.raises(RuntimeError, match="size mismatch"):
+    with pytest.raises(InputError, match="size mismatch"):
         module.load_state_dict(state | {"student.fc.bias": torch.zeros(3)})
 
 

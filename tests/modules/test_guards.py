@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from kdlab import CoTrainer, Distiller, InputError, Knowledge
+from kdlab.losses import DIST, SoftTargets
+from kdlab.losses.functional import full_precision
 from kdlab.outputs import Outputs
 from kdlab.teaching import Peers
 from tests.modules.tiny import Logged, distiller, network, same, trainer, weights
@@ -88,6 +90,21 @@ def test_a_loss_stops_with_term_step_and_inputs(tmp_path: Path) -> None:
     assert all(value.isfinite().all() for value in good["state_dict"].values())
 
 
+def test_as_on_a_gpu_the_loss_is_read_a_step_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdlab.modules.guards.DELAYED", ("cpu",))
+    for every in ({"every_n_train_steps": 1}, {"every_n_train_steps": 3}):  # found by the checkpoint, by the next step
+        with pytest.raises(
+            InputError, match=r"is not finite at step 3 of epoch 0[\s\S]*student logits.* 80 nan"
+        ) as caught:
+            trainer(**checkpoints(tmp_path / str(every), **every)).fit(student(), loader())
+        assert "earlier step" not in str(caught.value)
+        good = torch.load(tmp_path / str(every) / "last.ckpt", weights_only=True)
+        assert good["global_step"] == 3
+        assert all(value.isfinite().all() for value in good["state_dict"].values())
+    with pytest.raises(InputError, match="at step 3 of epoch 0"):
+        trainer(max_steps=4).fit(student(), loader())  # the last step
+
+
 def test_the_sample_is_named() -> None:
     with pytest.raises(InputError, match=r"not finite for 1 of 8 samples \(index in the data set\): 29$"):
         trainer().fit(distiller(), loader(math.inf))
@@ -122,6 +139,7 @@ def test_a_finite_loss_with_a_bad_gradient_is_found_a_step_later() -> None:
         trainer().fit(module, loader(None))
 
 
+@pytest.mark.full
 def test_the_last_step_is_checked_too() -> None:
     module = student(knowledge={"steep": Knowledge(Steep())})
     with pytest.raises(InputError, match="Weights are not finite"):
@@ -158,6 +176,7 @@ def test_more_steps_than_allowed_stop(tmp_path: Path) -> None:
         student(skip_nonfinite=-1)
 
 
+@pytest.mark.full
 def test_skipped_with_accumulation_and_in_turns() -> None:
     module = student(skip_nonfinite=1)
     trainer(accumulate_grad_batches=2).fit(module, loader())  # batches 2 and 3 are one step
@@ -221,6 +240,7 @@ def test_gradients_of_terms(options: dict[str, Any]) -> None:
     assert got == pytest.approx(expected, rel=1e-5 if "plugins" not in options else 3e-3)
 
 
+@pytest.mark.full
 def test_watching_changes_no_weight() -> None:
     ends = []
     for watch in (False, True):
@@ -273,7 +293,7 @@ def test_public_reports_of_nan(loss: nn.Module, logits: float, dtype: torch.dtyp
     scores = (torch.eye(4, 10) * logits).to(dtype)
     one, two = scores.clone().requires_grad_(), scores.flip(1)
     with torch.autocast("cpu", torch.float16, enabled=dtype is torch.float16):
-        value = _in_full_precision(loss, Outputs(one), Outputs(two), torch.arange(4))
+        value = full_precision(type(loss).forward)(loss, Outputs(one), Outputs(two), torch.arange(4))
     value.backward()
     assert value.isfinite()
     assert one.grad is not None
