@@ -41,6 +41,8 @@ from parso.tree import NodeOrLeaf  # noqa: E402
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("kdlab/losses", "kdlab/members", "kdlab/teaching", "kdlab/metrics.py", "kdlab/outputs/task_format.py")
 SOURCES += ("kdlab/modules/cache_setup.py", "kdlab/modules/evaluation.py", "kdlab/modules/repeated_samples.py")
+LOSSES = ["tests/losses/test_contract.py", "tests/test_oracles.py"]
+LOSSES += ["tests/test_readme.py::test_every_loss_has_a_config_with_its_own_weight"]
 WIDE = {
     "losses": ["tests/losses", "tests/test_oracles.py", "tests/test_knowledge.py"],
     "members": ["tests/members", "tests/teaching", "tests/modules"],
@@ -142,17 +144,8 @@ def near(file: str) -> list[str]:
     rooms = {path.parts[1], "test_metrics.py", "test_knowledge.py"}
     tests = [t for t in tests if t == mirror or (t.parts[1] in rooms and word.search((ROOT / t).read_text()))]
     tests.sort(key=lambda test: (test != mirror, test.parent != mirror.parent))
-    losses = ["tests/losses/test_contract.py", "tests/test_oracles.py"]
-    losses += ["tests/test_readme.py::test_every_loss_has_a_config_with_its_own_weight"]
-    return [
-        file,
-        *map(str, tests),
-        *(losses if path.parts[1] == "losses" else []),
-        "-k",
-        " or ".join(["not test_contract", *names]),
-        "-m",
-        "not nightly",
-    ]
+    more = LOSSES if path.parts[1] == "losses" else []
+    return [file, *map(str, tests), *more, "-k", " or ".join(["not test_contract", *names]), "-m", "not nightly"]
 
 
 def wide(file: str) -> list[str]:
@@ -168,13 +161,13 @@ def run(options: list[str], copy: Path, seconds: float) -> str:
     if not pid:
         os.setsid()
         os.chdir(copy)
-        sys.path.insert(0, str(copy))
+        sys.path[0:0] = [str(copy)]
         os.environ["PYTHONPATH"] = str(copy)
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         with log.open("wb") as file:
             for stream in (1, 2):
                 os.dup2(file.fileno(), stream)
-        code = 2
+        code = 1
         try:
             code = pytest.main(["-x", "-p", "no:cacheprovider", f"--basetemp={copy.parent / 'tmp'}", *options])
         finally:
@@ -198,31 +191,26 @@ def run(options: list[str], copy: Path, seconds: float) -> str:
 
 def copy_tree(copy: Path) -> None:
     """Copy the files of the working tree that git does not ignore."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-zco", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True
-    )
-    for name in filter(None, listed.stdout.decode().split("\0")):
+    listed = subprocess.check_output(["git", "ls-files", "-zco", "--exclude-standard"], cwd=ROOT, text=True)
+    for name in filter(None, listed.split("\0")):
         if (ROOT / name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, copy / name)
-
-
-def leave_out(test: str) -> str:
-    """Return the option of pytest that leaves out a test, or a file that cannot be imported."""
-    return f"--deselect={test}" if "::" in test else f"--ignore={test}"
 
 
 def failure(mutant: Mutant, options: list[str], copy: Path, seconds: float, sound: dict[str, bool]) -> str:
     """Return the test that fails for a mutant alone, or an empty string; ``sound`` keeps which tests pass without."""
     path, source = copy / mutant.file, (copy / mutant.file).read_text()
     while True:
+        broken = [test for test in sound if not sound[test]]
+        left_out = [f"--deselect={test}" if "::" in test else f"--ignore={test}" for test in broken]
         path.write_text(mutant.code(source) or source)
-        failed = run([*options, *(leave_out(test) for test in sound if not sound[test])], copy, seconds)
+        failed = run([*(option for option in options if option not in broken), *left_out], copy, seconds)
         path.write_text(source)
         if ".py" in failed and failed not in sound:
             sound[failed] = not run([failed], copy, seconds)
-        if sound.get(failed, True):
-            return failed
+        if failed in broken or sound.get(failed, True):
+            return "" if failed in broken else failed
 
 
 def main() -> int:

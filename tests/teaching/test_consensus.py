@@ -92,6 +92,13 @@ def test_general_shares_do_not_depend_on_the_size_of_errors() -> None:
         assert rule.shares.tolist() == pytest.approx([0.25, 0.75], rel=1e-6)  # (1 - 0.5, 2 - 0.5) / 2
 
 
+def test_general_gives_students_without_error_equal_shares() -> None:
+    rule = General()
+    rule.products = torch.zeros(2, 2, dtype=torch.float64)
+    rule.on_validation_end()
+    assert rule.shares.tolist() == [0.5, 0.5]
+
+
 def test_general_forgets_earlier_validations() -> None:
     rule, fresh = General(), General()
     for z in (logits(3, seed=1), logits(3)):
