@@ -43,13 +43,14 @@ SOURCES = ("kdlab/losses", "kdlab/members", "kdlab/teaching", "kdlab/metrics.py"
 SOURCES += ("kdlab/modules/cache_setup.py", "kdlab/modules/evaluation.py", "kdlab/modules/repeated_samples.py")
 LOSSES = ["tests/losses/test_contract.py", "tests/test_oracles.py"]
 LOSSES += ["tests/test_readme.py::test_every_loss_has_a_config_with_its_own_weight"]
+MODULES = [*(f"tests/modules/test_{name}.py" for name in ("cotrainer", "targets", "evaluation")), "tests/modules"]
 WIDE = {
-    "losses": ["tests/losses", "tests/test_oracles.py", "tests/test_knowledge.py"],
-    "members": ["tests/members", "tests/teaching", "tests/modules"],
-    "teaching": ["tests/teaching", "tests/members", "tests/modules"],
-    "outputs": ["tests/outputs", "tests/test_metrics.py", "tests/losses/response", "tests/modules"],
+    "losses": ["tests/losses", "tests/test_knowledge.py"],
+    "members": ["tests/members", *MODULES, "tests/teaching"],
+    "teaching": ["tests/teaching", *MODULES, "tests/members"],
+    "outputs": ["tests/outputs", "tests/test_metrics.py", "tests/losses/response", *MODULES],
 }
-"""Tests that run where the near ones pass, by part of kdlab; ``tests/modules`` for the rest."""
+"""Tests that run where the near ones pass, by part of kdlab; those of modules for the rest."""
 
 KINDS = ({"Add", "Sub", "Mul", "Div", "FloorDiv", "Mod", "Pow"}, {"BitOr", "BitAnd", "BitXor"}, {"RShift", "LShift"})
 KINDS += ({"Eq", "NotEq", "Lt", "LtE", "Gt", "GtE"}, {"Is", "IsNot"})
@@ -150,7 +151,7 @@ def near(file: str) -> list[str]:
 
 def wide(file: str) -> list[str]:
     """Options of pytest for all tests of the part that the module belongs to."""
-    tests = WIDE.get(Path(file).parts[1], ["tests/modules"])
+    tests = WIDE.get(Path(file).parts[1], MODULES)
     return [*tests, "--ignore=tests/modules/test_speed.py", "-m", "not full and not nightly"]
 
 
