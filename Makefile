@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all lint nightly format clean
+.PHONY: demo test test-all lint nightly mutation format clean
 
 demo: $(READY)  ## distill a small student on real digits
 	$(BIN)/kdlab demo
@@ -17,6 +17,10 @@ test-all: $(READY)  ## the rest: a mechanism repeated over every method and conf
 
 nightly: $(READY)  ## slow tests: kills, Ray, notebooks, long trainings
 	$(BIN)/python -m pytest -m nightly
+
+mutation: $(READY)  ## a sampled mutation run; about half an hour
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mutation]'
+	$(BIN)/python tests/mutation.py --sample 200 --seed 0
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .

@@ -17,13 +17,18 @@ import torch
 
 from kdlab.errors import InputError
 from kdlab.members import row_store as store
-from kdlab.members.row_store import Form, Rows
+from kdlab.members.row_store import Form, Rows, _odd
 
 ROWS, WIDTH = 3000, 33
 ALL = np.arange(ROWS)
 TRUE = np.random.default_rng(0).normal(size=(ROWS, WIDTH)).astype("float16")
 OTHER = np.random.default_rng(1).normal(size=(ROWS, WIDTH)).astype("float16")
 FORK = multiprocessing.get_context("fork")
+
+
+def test_checksum_weights_are_splitmix64_made_odd() -> None:
+    first = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]  # of Vigna's splitmix64.c from state 0
+    assert _odd(3).tolist() == [number | 1 for number in first]
 
 
 def opened(folder: Path) -> Rows:

@@ -128,3 +128,5 @@ def test_a_good_teacher_of_two_classes_is_not_near_chance() -> None:
     wrong = torch.arange(200) % 20 == 0
     assert not sanity_warnings(9 * F.one_hot(labels ^ wrong.long()).float(), labels)
     assert sanity_warnings(9 * F.one_hot(1 - labels).float(), labels)
+    wrong = torch.arange(200) % 10 < 3  # 70 % of two classes: nearer to chance than to all
+    assert sanity_warnings(9 * F.one_hot(labels ^ wrong.long()).float(), labels)

@@ -83,6 +83,22 @@ def test_general_fits_shares_to_held_out_errors() -> None:
     assert torch.equal(again.shares, rule.shares)
 
 
+def test_general_shares_do_not_depend_on_the_size_of_errors() -> None:
+    products = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
+    for size in (1.0, 1e-10, 1e10):
+        rule = General()
+        rule.products = size * products
+        rule.on_validation_end()
+        assert rule.shares.tolist() == pytest.approx([0.25, 0.75], rel=1e-6)  # (1 - 0.5, 2 - 0.5) / 2
+
+
+def test_general_gives_students_without_error_equal_shares() -> None:
+    rule = General()
+    rule.products = torch.zeros(2, 2, dtype=torch.float64)
+    rule.on_validation_end()
+    assert rule.shares.tolist() == [0.5, 0.5]
+
+
 def test_general_forgets_earlier_validations() -> None:
     rule, fresh = General(), General()
     for z in (logits(3, seed=1), logits(3)):

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from kdlab import CoTrainer, Knowledge
 from kdlab.losses import SoftTargets
 from kdlab.members import Learner
-from kdlab.outputs import Batch
+from kdlab.outputs import Batch, inputs_of
 from kdlab.schedules import Constant, Progress
 from kdlab.teaching import MovingAverage, Stale
 from tests.losses.slow import draw
 from tests.modules.cotraining import cotrainer, image_net, peers, soft, steps
 from tests.modules.tiny import digits, network, same, trainer, weights
-from tests.teaching.step import seen_by, teachers
+from tests.teaching.step import first_batch_of, seen_by, teachers
 
 
 def test_average_follows_its_formula() -> None:
@@ -41,6 +41,18 @@ def test_average_follows_its_formula() -> None:
     got = weights(module.teaching.copies.networks["net"])
     for key, value in average.items():
         assert float((got[key] - value).abs().max()) < 1e-6, key
+
+
+def test_average_sees_the_second_view_on_request() -> None:
+    module = cotrainer({"net": network()}, teaching=MovingAverage(0.9, second_view=True))
+    data = digits(padding=1)
+    trainer(max_steps=1).fit(module, data)
+    seen, batch = seen_by(module, first_batch_of(data))
+    second = inputs_of(batch.view("second"))
+    assert not torch.equal(second, batch.inputs)
+    torch.testing.assert_close(seen["net"].logits, module.networks["net"](batch.inputs))
+    (average,) = module.teaching.copies.networks.values()
+    torch.testing.assert_close(teachers(module, seen)["net"], average(second))
 
 
 def test_average_without_decay_equals_the_network() -> None:

@@ -12,6 +12,14 @@ from tests.modules.tiny import digits, trainer, weights
 from tests.teaching.step import compared, seen_by, teachers
 
 
+def test_any_student_may_lead() -> None:
+    students = ["net", "net_branch1", "net_branch2"]
+    for leader in students:
+        module = cotrainer({"net": branched()}, teaching=Leader(leader))
+        expected = {name: "group" if name == leader else f"group@{name}" for name in students}
+        assert {edge.student: edge.teacher for edge in module.plan.edges} == expected
+
+
 @pytest.mark.parametrize("average", [False, True])
 def test_trunk_gets_the_mean_of_the_heads_gradients(average: bool) -> None:
     torch.manual_seed(0)

@@ -231,6 +231,15 @@ def test_setup_logs_and_checks_the_memory(caplog, monkeypatch):
     CRD(width=60).setup(context(labels=None, samples=50_000))
 
 
+@pytest.mark.parametrize("content", [None, "MemTotal: 8 kB", "no table"])
+def test_setup_goes_on_where_free_memory_is_unknown(content, monkeypatch, tmp_path):
+    path = tmp_path / "meminfo"
+    if content is not None:
+        path.write_text(content)
+    monkeypatch.setattr("kdlab.losses.relation.crd.Path", lambda name: path)
+    CRD().setup(context(labels=None, samples=50_000))
+
+
 def test_invalid_inputs_raise_input_error():
     student, teacher, labels = sides()
     for given, words in (

@@ -22,9 +22,18 @@ BY_SAMPLE = [
     losses.OFA(gamma=1.5),
     losses.Labels(),
     losses.HardLabels(),
+    losses.Consistency(),
+    losses.LabelSmoothing(),
+    losses.SoftLabels(),
+    losses.VirtualTeacher(),
     losses.LogitStandardization(),
     losses.LogitStandardization(losses.DKD()),
 ]
+
+
+def test_every_loss_with_values_of_samples_is_here():
+    kinds = {getattr(losses, name) for name in losses.__all__}
+    assert {kind for kind in kinds if hasattr(kind, "per_sample")} == set(map(type, BY_SAMPLE))
 
 
 @pytest.mark.parametrize("loss", BY_SAMPLE, ids=lambda loss: type(loss).__name__)
@@ -69,6 +78,13 @@ def test_log_odds_and_the_others():
         p = softmax(row)[label]
         assert torch.tensor(odd).sigmoid().item() == pytest.approx(p, rel=1e-6)
         assert rest == [value for k, value in enumerate(row) if k != label]
+
+
+def test_one_class_has_no_others_and_two_have_one():
+    odds, others = split(torch.tensor([[3.0, 1.0]]), torch.tensor([1]))
+    assert (odds.tolist(), others.tolist()) == ([-2.0], [[3.0]])
+    with pytest.raises(InputError, match="at least 2 classes"):
+        split(torch.zeros(2, 1), torch.tensor([0, 0]))
 
 
 def test_sure_decisions_have_a_finite_divergence():

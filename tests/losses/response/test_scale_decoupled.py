@@ -117,6 +117,12 @@ def test_invalid_arguments_raise_input_error():
         ready(ScaleDecoupled(DIST()), *networks())(two, two, LABELS)
 
 
+def test_default_loss_is_the_papers():
+    loss = ScaleDecoupled().loss
+    assert isinstance(loss, DKD)
+    assert (loss.alpha, loss.beta, loss.temperature) == (1, 8, 4)
+
+
 def test_logits_are_not_read():
     student, teacher = networks()
     maps = draw(5, 3, 4, 4), draw(5, 4, 4, 4)

@@ -1,0 +1,16 @@
+"""What losses accept of layers."""
+
+import pytest
+import torch
+
+from kdlab.errors import InputError
+from kdlab.losses.checks import map_pairs
+from kdlab.outputs import Outputs
+
+
+@pytest.mark.parametrize("flat", ["student", "teacher", "both"])
+def test_both_layers_of_a_pair_are_maps(flat):
+    maps, rows = (Outputs(torch.zeros(2, 3), (torch.zeros(shape),)) for shape in ((2, 4, 5, 5), (2, 4)))
+    assert len(map_pairs(maps, maps)) == 1
+    with pytest.raises(InputError, match="feature maps"):
+        map_pairs(maps if flat == "teacher" else rows, maps if flat == "student" else rows)
