@@ -5,7 +5,9 @@ import torch
 
 from kdlab.errors import InputError
 from kdlab.losses import SoftTargets
+from kdlab.losses.context import Context
 from kdlab.outputs import Outputs
+from kdlab.outputs.task_format import TaskFormat
 from tests.losses.slow import draw, kl, softmax
 
 NO_TARGET = torch.zeros(1)
@@ -92,3 +94,22 @@ def test_incompatible_inputs_raise_input_error(student, teacher, mask, words):
 def test_bad_temperature(temperature):
     with pytest.raises(InputError, match="temperature"):
         SoftTargets(temperature)
+
+
+@pytest.mark.parametrize("options", [{"floor": 0.1}, {"teacher_gradient": True}, {}])
+def test_options_are_for_class_probabilities_of_a_whole_batch(options):
+    def refused(call):
+        try:
+            call()
+        except InputError:
+            return True
+        return False
+
+    def setup(kind):
+        net = torch.nn.Linear(3, 3)
+        SoftTargets(**options).setup(Context(net, (net,), form=TaskFormat(kind)))
+
+    logits = Outputs(torch.zeros(2, 3))
+    assert refused(lambda: SoftTargets(**options).per_sample(logits, logits, NO_TARGET)) == bool(options)
+    assert refused(lambda: setup("regression")) == bool(options)
+    setup("classes")
