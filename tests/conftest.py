@@ -13,6 +13,9 @@ import torch
 
 from tests import teacher_guard
 
+collect_ignore = ["mutation.py"]
+"""Needs the extra ``mutation``."""
+
 LARGE = 1_200_000_000
 """Bytes of resident memory above which garbage is collected: Trainer, module and CLI form cycles."""
 
