@@ -52,7 +52,7 @@ def test_imagenet(name: str, cifar: list[str], tmp_path: Path, capsys: pytest.Ca
     for path in ("imagenet/distil.yaml", f"knowledge/imagenet/{name}.yaml"):
         text = (CONFIGS / path).read_text()
         (tmp_path / Path(path).name).write_text(text.replace("weights: IMAGENET1K_V1", "weights: null"))
-    small = ["--data.size=128", "--data.batch_size=64", "--data.in_memory=false", "--data.num_workers=0"]
+    small = ["--data.size=128", "--data.in_memory=false", "--data.num_workers=0"]
     main(["check", "distil.yaml", "-c", f"{name}.yaml", *cifar, *small])
     assert "Loss terms" in capsys.readouterr().out
 

@@ -15,7 +15,6 @@ from kdlab.data.image_tree import Tree, splits
 from kdlab.data.images import ImageData
 from kdlab.data.in_memory import Images
 from kdlab.data.loader import Loader
-from kdlab.data.samplers import check_batch_size
 from kdlab.errors import InputError, check_word
 from kdlab.outputs import Batch
 
@@ -114,8 +113,6 @@ class ImageFolder(ImageData):
             self.num_workers = self.workers
             ready = list(self._trees)
         self._sets = {name: self._set(name) for name in ready}
-        if stage == "fit":
-            check_batch_size("batch_size", self.batch_size, self.sizes["train"])
 
     def _list(self, available: dict[str, Tree]) -> None:
         """Choose each split's tree and rows, and the sizes and classes that follow."""

@@ -156,8 +156,6 @@ class ImageData(pl.LightningDataModule):
                 "test": test,
             }
             self.sizes = {name: len(cast(Any, split)) for name, split in self._sets.items()}
-        if stage == "fit":
-            check_batch_size("batch_size", self.batch_size, self.sizes["train"])
 
     def quiet(self) -> None:
         """Silence Lightning's advice to use workers, which only slow down batches that are one gather in memory."""

@@ -124,14 +124,17 @@ class InOrder(Shuffled, SequentialSampler):  # type: ignore[misc]
         return torch.arange(self.size)
 
 
-def check_batch_size(name: str, value: int, samples: int | None = None) -> int:
-    """Return a batch size, checked against the size of the data set if that is known.
+LARGEST = 2**31 - 1
+"""The largest batch size; one above the size of the data set takes the whole set in each step."""
+
+
+def check_batch_size(name: str, value: int) -> int:
+    """Return a batch size.
 
     Raises:
-        InputError: it is no whole number from 1 to ``samples``.
+        InputError: it is no whole number from 1 to :data:`LARGEST`.
     """
-    if not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} must be a whole number of at least 1, not {value}.", key=f"data.{name}")
-    if samples is not None and value > samples:
-        raise InputError(f"{name}={value} is more than the {samples} training images: lower it.", key=f"data.{name}")
+    if not isinstance(value, int) or not 1 <= value <= LARGEST:
+        text = f"{name} must be a whole number of at least 1, not {value} (at most {LARGEST})."
+        raise InputError(text, key=f"data.{name}")
     return value

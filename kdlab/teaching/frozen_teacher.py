@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from kdlab.errors import InputError
@@ -15,6 +16,7 @@ from kdlab.members.frozen import Frozen
 from kdlab.members.member import Learner, Member
 from kdlab.members.mixtures import Ensembled
 from kdlab.members.teacher_cache import TeacherCache
+from kdlab.outputs import Batch, Outputs
 from kdlab.teaching.plan import Edge, Plan, Teaching, Way, heads_of_all
 
 
@@ -78,6 +80,17 @@ class FrozenTeacher(Teaching):
     def frozen(self) -> list[Frozen]:
         """Return the teachers' members."""
         return [teacher for teacher in self.teachers if isinstance(teacher, Frozen)]
+
+    def observe(self, inputs: Any) -> Outputs:
+        """Return the outputs of the only teacher on ``inputs``, as it runs in evaluation.
+
+        Raises:
+            InputError: there are several teachers.
+        """
+        if len(self.frozen) > 1:
+            raise InputError("There are several teachers: observe one of FrozenTeacher.networks.")
+        (teacher,) = self.frozen
+        return teacher(Batch(inputs, torch.empty(0)), {})["teacher"]  # type: ignore[no-any-return]
 
     def plan(self, networks: dict[str, Learner]) -> Plan:
         """Return a plan in which every head of every network learns from the teacher, or from the ensemble."""

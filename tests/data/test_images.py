@@ -182,14 +182,10 @@ def test_a_batch_size_is_a_whole_number(name: str, value: Any) -> None:
     assert caught.value.key == f"data.{name}"
 
 
-def test_a_batch_larger_than_the_training_set_is_refused() -> None:
-    with pytest.raises(InputError, match="batch_size=22 is more than the 21 training images: lower it") as caught:
-        Tiny(batch_size=22).setup("fit")
-    assert caught.value.key == "data.batch_size"
-    Tiny(batch_size=21, eval_batch_size=500).setup("fit")
-    Tiny(batch_size=22).setup("test")
-    with pytest.raises(InputError, match="batch_size=22 is more than the 20 training images"):
-        Tiny(batch_size=22, train_size=20).setup("fit")
+def test_a_batch_larger_than_the_training_set_is_all_of_it() -> None:
+    data = Tiny(batch_size=64)
+    data.setup("fit")
+    assert [len(batch.target) for batch in data.train_dataloader()] == [21]
 
 
 def test_drop_last_is_for_training_alone() -> None:
