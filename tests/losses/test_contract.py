@@ -4,6 +4,7 @@ import copy
 import functools
 import inspect
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import ClassVar
@@ -297,6 +298,20 @@ def test_state_dict_round_trip(kind):
 def test_invalid_numbers_raise_input_error(kind, name, value):
     with pytest.raises(InputError, match=name):
         kind(**{name: value})
+
+
+BOUNDS = {"positive": (0, 1e-3), "not negative": (-1e-3, 0), "at least 1": (0, 1)}
+"""By the words of a docstring: a number that is refused, and one that is taken."""
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in CLASSES for name in numbers(kind)])
+def test_bounds_of_numbers_are_those_of_the_docstring(kind, name):
+    described = re.search(rf"^ +{name}: (.*(?:\n {{12,}}.*)*)", kind.__doc__, re.MULTILINE)
+    for words, (refused, taken) in BOUNDS.items():
+        if described and re.search(rf"\b{words}\b", described[1]):
+            kind(**{name: taken})
+            with pytest.raises(InputError, match=name):
+                kind(**{name: refused})
 
 
 def test_contract_can_fail():
