@@ -79,6 +79,11 @@ def test_unknown_samples_have_the_distribution_of_their_label() -> None:
     assert torch.equal(probabilities[2], F.one_hot(torch.tensor(3), CLASSES).float())
 
 
+def test_labels_are_not_read_unless_they_stand_for_unknown_samples() -> None:
+    rows = bank()(at(1, [0], torch.rand(1, CLASSES)), outputs(logits(2, 1), [0]))["net@past"].logits
+    assert not rows.any()
+
+
 def test_evaluation_reads_and_writes_nothing() -> None:
     made, index = bank(), [0, 1, 2]
     assert made(at(None, index), outputs(logits(1), index)) == {}

@@ -12,6 +12,11 @@ from tests.modules.tiny import digits, trainer, weights
 from tests.teaching.step import compared, seen_by, teachers
 
 
+def test_branches_and_gated_ensemble_learn_from_labels_alike() -> None:
+    module = cotrainer({"net": branched()}, teaching=Gated("layer2"))
+    assert module.plan.supervision == dict.fromkeys(["net", "net_branch1", "net_branch2", "ensemble"], 1.0)
+
+
 def test_any_student_may_lead() -> None:
     students = ["net", "net_branch1", "net_branch2"]
     for leader in students:
