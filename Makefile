@@ -18,7 +18,7 @@ test-all: $(READY)  ## the rest: a mechanism repeated over every method and conf
 nightly: $(READY)  ## slow tests: kills, Ray, notebooks, long trainings
 	$(BIN)/python -m pytest -m nightly
 
-mutation: $(READY)  ## a sampled mutation run; about half an hour
+mutation: $(READY)  ## a sampled mutation run; more than an hour
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mutation]'
 	$(BIN)/python tests/mutation.py --sample 200 --seed 0
 

@@ -20,6 +20,10 @@ from kdlab.models.checkpoint_reader import read_checkpoint
 from kdlab.models.weights import fitting
 
 
+BETWEEN_PROCESSES = ".temp.ckpt"
+"""Lightning's file for the weights alone, from a process that it started to itself (``ddp_spawn``, ``ddp_fork``)."""
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoint plugin that writes beside the target and renames, and reads what :func:`read_checkpoint` accepts.
 
@@ -37,7 +41,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Return the content of a checkpoint; with ``weights_only=False`` as Lightning does, code included."""
-        if not is_local(path) or weights_only is False:
+        if not is_local(path) or weights_only is False or Path(path).name == BETWEEN_PROCESSES:
             return super().load_checkpoint(path, map_location, weights_only)
         return read_checkpoint(Path(path))
 

@@ -86,7 +86,7 @@ def test_a_branch_of_a_network_is_exported_as_the_network(here: Path) -> None:
     load_weights(resnet8(10, in_channels=1), str(run / "student.safetensors"))
     said = yaml.safe_load((run / "student.yaml").read_text())
     assert said["class_path"] == inner["class_path"]
-    assert said["init_args"] == {**inner["init_args"], "weights": str(run / "student.safetensors")}
+    assert said["init_args"].items() >= {**inner["init_args"], "weights": str(run / "student.safetensors")}.items()
 
 
 def test_the_average_is_exported(here: Path) -> None:
@@ -105,7 +105,7 @@ def test_the_average_is_exported(here: Path) -> None:
 
 def test_two_peers_made_by_one_config_start_apart(here: Path) -> None:
     path = config(here / "dml.yaml", networks={"a": net(8), "b": net(8)})
-    assert main(["fit", "-c", str(path), "--trainer.max_epochs=0"]) in (0, None)
+    assert main(["fit", "-c", str(path), "--trainer.max_steps=1"]) in (0, None)
 
 
 def test_a_weight_is_changed_from_the_command_line(here: Path) -> None:
