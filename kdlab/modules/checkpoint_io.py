@@ -19,7 +19,6 @@ from kdlab.files import atomic_write
 from kdlab.models.checkpoint_reader import read_checkpoint
 from kdlab.models.weights import fitting
 
-
 BETWEEN_PROCESSES = ".temp.ckpt"
 """Lightning's file for the weights alone, from a process that it started to itself (``ddp_spawn``, ``ddp_fork``)."""
 
