@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 demo: $(READY)  ## distill a small student on real digits
 	$(BIN)/kdlab demo
 
-test: $(READY)  ## what protects every mechanism, in about three minutes
+test: $(READY)  ## what protects every mechanism, in about four minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not full and not nightly" --numprocesses=auto --maxprocesses=8
 
 test-all: $(READY)  ## the rest: a mechanism repeated over every method and config

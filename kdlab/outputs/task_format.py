@@ -201,8 +201,8 @@ def task_format(
     if declared is None and target is not None and _are_probabilities(target, logits):
         declared = "soft"
     if declared is None:
-        given = target is not None and not target.is_floating_point() and target.shape != logits.shape
-        declared = "classes" if given or task is None else "other"
+        has_indices = target is not None and not target.is_floating_point() and target.shape != logits.shape
+        declared = "classes" if has_indices or task is None else "other"
     kind = declared
     if kind == "classes" and target is not None and target.is_floating_point() and target.shape == logits.shape:
         kind = "soft"
