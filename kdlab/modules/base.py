@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from kdlab.compat import is_accumulating
+from kdlab.compat import CURRENT_HOOK, is_accumulating
 from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge, set_taps
 from kdlab.members.member import Learner, Member
@@ -98,6 +98,10 @@ class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
         self._log, self._guards = LossLog(), Guards(skip_nonfinite, watch_gradients)
         self._split: DOT | None = None
         self._parts: tuple[Tensor | None, Tensor | None] = None, None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes the running hook here some 40 times a step; nn.Module would look for a parameter each time.
+        (self.__dict__.__setitem__ if name == CURRENT_HOOK else super().__setattr__)(name, value)
 
     @property
     def learners(self) -> dict[str, nn.Module]:
@@ -258,8 +262,7 @@ class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
         if every:
             self._log_terms(terms, total, seen, batch, due)
         if self._split is not None:
-            task_part = weighted.pop("task", None)
-            self._parts = task_part, reduce(add, weighted.values()) if weighted else None
+            self._parts = weighted.pop("task", None), reduce(add, weighted.values()) if weighted else None
         for member in self.plan.members.values():
             member.record(batch, seen)
         return total

@@ -11,7 +11,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from kdlab.compat import CURRENT_HOOK, tree_leaves
+from kdlab.compat import tree_leaves
 from kdlab.metrics import Cohort, StudentVersusTeacher, TaskLoss
 from kdlab.modules.repeated_samples import RepeatedSamples
 from kdlab.outputs import Batch, logits_of
@@ -38,13 +38,6 @@ class EvaluatedModule(pl.LightningModule):
         self._losses = nn.ModuleList()
         self._repeated = RepeatedSamples()
         self._further = nn.ModuleList()  # metrics of all loaders but the first
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Lightning notes the running hook here some 40 times a step; nn.Module would look for a parameter each time.
-        if name == CURRENT_HOOK:
-            self.__dict__[name] = value
-        else:
-            super().__setattr__(name, value)
 
     def evaluate_batch(self, batch: Batch, metrics: Any) -> tuple[Tensor, TaskFormat]:
         """Add a batch to the metrics; return the logits whose loss is reported, and what they mean."""
