@@ -94,7 +94,9 @@ def checked_chunk_size(size: int | None) -> int | None:
 def log_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Return log-softmax over the last axis, finite where a logit is -inf (a padded vocabulary): 0 times it is 0."""
     logits = logits if isinstance(temperature, (int, float)) and temperature == 1 else logits / temperature
-    return F.log_softmax(logits, -1).clamp(min=torch.finfo(logits.dtype).min / 4)
+    values = F.log_softmax(logits, -1)
+    least = torch.finfo(values.dtype).min / 4
+    return values.clamp(min=least) if values.requires_grad else values.clamp_(min=least)
 
 
 def kl_rows(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ class TopK(DivergenceOfTokens):
     >>> from kdlab.outputs import Outputs
     >>> student, teacher = Outputs(torch.tensor([[0.0, 0.0, 0.0]])), Outputs(torch.tensor([[2.0, 0.0, 0.0]]))
     >>> TopK(1)(student, teacher, torch.tensor([0])), TopK(1, "renormalize")(student, teacher, torch.tensor([0]))
-    (tensor(0.2852), tensor(1.0986))
+    (tensor(0.4330), tensor(1.0986))
     """
 
     def __init__(
