@@ -113,7 +113,3 @@ def same_positions(student: Tensor, teacher: Tensor) -> None:
         shapes = [f"{x.shape[0]} samples, {x.shape[1]} heads, {x.shape[2]} positions" for x in (student, teacher)]
         raise InputError(f"The student gives {shapes[0]} and the teacher {shapes[1]}: they must be the same.")
 
-
-def zeros_where(values: Tensor, mask: Tensor) -> Tensor:
-    """Return ``values`` with 0 where the mask (of a shape that broadcasts) is false."""
-    return torch.where(mask, values, 0.0)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from kdlab.losses.checks import at_least
 from kdlab.losses.context import Context
-from kdlab.losses.tokens.token_loss import DivergenceOfTokens, Positions, kl_rows, log_probabilities
+from kdlab.losses.tokens.token_loss import Positions, TokenLoss, kl_rows, log_probabilities
 
 _log = logging.getLogger("kdlab.losses")
 
 
-class GeneralizedJSD(DivergenceOfTokens):
+class GeneralizedJSD(TokenLoss):
     r"""Divergence of both distributions from their mixture, averaged over tokens.
 
     .. math:: L = \beta \, \mathrm{KL}(p \,\|\, m) + (1 - \beta) \, \mathrm{KL}(q \,\|\, m), \qquad
@@ -54,6 +55,9 @@ class GeneralizedJSD(DivergenceOfTokens):
     >>> loss
     GeneralizedJSD(beta=0.5: share of the teacher; 0 is the forward KL, 1 the reverse KL)
     """
+
+    needs: ClassVar[tuple[str, ...]] = ("logits",)
+    recipe_weight: ClassVar[float] = 1.0
 
     def __init__(
         self,

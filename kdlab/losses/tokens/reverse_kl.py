@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from kdlab.losses.checks import at_least
-from kdlab.losses.tokens.token_loss import DivergenceOfTokens, Positions, kl_rows, log_probabilities
+from kdlab.losses.tokens.token_loss import Positions, TokenLoss, kl_rows, log_probabilities
 
 
-class ReverseKL(DivergenceOfTokens):
+class ReverseKL(TokenLoss):
     r"""Kullback-Leibler divergence from the student's to the teacher's distribution of the token, averaged over tokens.
 
     .. math:: L = \frac{T^2}{N} \sum_{n=1}^{N} \sum_v q_{nv} \log \frac{q_{nv}}{p_{nv}}, \qquad
@@ -42,6 +44,9 @@ class ReverseKL(DivergenceOfTokens):
     >>> ReverseKL()(student, teacher, torch.tensor([[0]]))
     tensor(1.0750)
     """
+
+    needs: ClassVar[tuple[str, ...]] = ("logits",)
+    recipe_weight: ClassVar[float] = 1.0
 
     def __init__(
         self, temperature: float = 1.0, positions: Positions = "labeled", chunk_size: int | None = None

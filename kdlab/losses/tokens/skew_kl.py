@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from kdlab.losses.checks import at_least, one_of
-from kdlab.losses.tokens.token_loss import DivergenceOfTokens, Positions, kl_rows, log_probabilities
+from kdlab.losses.tokens.token_loss import Positions, TokenLoss, kl_rows, log_probabilities
 
 
-class SkewKL(DivergenceOfTokens):
+class SkewKL(TokenLoss):
     r"""Kullback-Leibler divergence of one network's distribution from its mixture with the other's.
 
     .. math:: L_{forward} = \mathrm{KL}(p \,\|\, \alpha p + (1 - \alpha) q), \qquad
@@ -47,6 +47,9 @@ class SkewKL(DivergenceOfTokens):
     >>> SkewKL(alpha=0.1)(student, teacher, torch.tensor([[0]]))
     tensor(1.0988)
     """
+
+    needs: ClassVar[tuple[str, ...]] = ("logits",)
+    recipe_weight: ClassVar[float] = 1.0
 
     def __init__(
         self,

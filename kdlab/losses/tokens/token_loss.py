@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -71,13 +71,6 @@ class TokenLoss(nn.Module):
     def per_row(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
         """Return the value (n,) of rows of logits (n, V) and their labels; no gradient goes to the teacher's."""
         raise NotImplementedError(f"{type(self).__name__} must define per_row().")
-
-
-class DivergenceOfTokens(TokenLoss):
-    """A token loss that reads logits alone."""
-
-    needs: ClassVar[tuple[str, ...]] = ("logits",)
-    recipe_weight: ClassVar[float] = 1.0
 
 
 def checked_chunk_size(size: int | None) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -10,12 +10,12 @@ from torch.nn import functional as F
 
 from kdlab.errors import InputError
 from kdlab.losses.checks import one_of
-from kdlab.losses.tokens.token_loss import DivergenceOfTokens, Positions, log_probabilities
+from kdlab.losses.tokens.token_loss import Positions, TokenLoss, log_probabilities
 
 Missing = Literal["rest", "renormalize"]
 
 
-class TopK(DivergenceOfTokens):
+class TopK(TokenLoss):
     r"""Kullback-Leibler divergence on the k tokens that the teacher finds most probable, averaged over tokens.
 
     With :math:`S` these tokens and :math:`p_S` their mass, ``missing`` says what happens to :math:`1 - p_S`:
@@ -54,6 +54,9 @@ class TopK(DivergenceOfTokens):
     >>> TopK(1)(student, teacher, torch.tensor([0])), TopK(1, "renormalize")(student, teacher, torch.tensor([0]))
     (tensor(0.4330), tensor(1.0986))
     """
+
+    needs: ClassVar[tuple[str, ...]] = ("logits",)
+    recipe_weight: ClassVar[float] = 1.0
 
     def __init__(
         self,
