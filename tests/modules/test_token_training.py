@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 
 import pytest
-import pytorch_lightning as pl
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -15,6 +14,7 @@ from kdlab.losses import ULD, ForwardKL, SoftTargets
 from kdlab.losses.tokens import TokenCrossEntropy, next_token_labels
 from kdlab.modules import Distiller
 from kdlab.outputs import Batch, factored, observe
+from tests.modules.tiny import trainer as tiny_trainer
 
 VOCABULARY, LENGTH = 31, 6
 
@@ -57,17 +57,7 @@ def trained(loss: nn.Module, task: nn.Module, batch: int = 4, data: object = Non
         task=task,
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.5),
     )
-    trainer = pl.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        precision="64-true",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=1,
-        **options,
-    )
+    trainer = tiny_trainer(precision="64-true", log_every_n_steps=1, **options)
     trainer.fit(module, DataLoader(data or sequences(), batch_size=batch))
     return student
 
@@ -116,15 +106,7 @@ def test_knowledge_selects_the_positions(positions: str) -> None:
     rows = sequences(4)
     batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
     module = Distiller(student, teacher, {"kl": Knowledge(ForwardKL(positions=positions))}, task=TokenCrossEntropy())
-    trainer = pl.Trainer(
-        max_steps=1,
-        accelerator="cpu",
-        precision="64-true",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = tiny_trainer(precision="64-true")
     inputs = Batch.of(batch).inputs
     seen = [observe(copy.deepcopy(network), inputs).logits for network in (student, teacher)]
     counted = batch["labels"] != -100 if positions == "labeled" else batch["attention_mask"].bool()
