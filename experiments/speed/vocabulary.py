@@ -79,7 +79,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--vocabulary", type=int, default=151936)
     parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--chunk", type=int, default=16, help="tokens at a time")
+    parser.add_argument("--chunk", type=int, default=32, help="tokens at a time")
     parser.add_argument("--losses", default="forward,jsd,task", help=f"some of {', '.join(LOSSES)}")
     parser.add_argument("--limit", type=float, default=300.0, help="MiB that a chunked loss may take")
     parser.add_argument("--gate", action="store_true", help="exit with 1 where a limit is not kept")

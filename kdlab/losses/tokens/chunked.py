@@ -14,9 +14,13 @@ from kdlab.outputs.factored import FactoredLogits
 
 Compute = Callable[[Tensor, slice], Tensor]
 """The sum over some rows of logits (n, V), and which rows they are."""
+Gradient = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
+"""The same sum and its gradient (n, V), which may overwrite the logits."""
 
 
-def chunked_sum(compute: Compute, logits: Tensor, chunk_size: int | None) -> Tensor:
+def chunked_sum(
+    compute: Compute, logits: Tensor, chunk_size: int | None, gradient: Gradient | None = None
+) -> Tensor:
     """Return ``compute(logits, all rows)``, in chunks of rows where the logits are not computed yet.
 
     The gradient of each chunk's logits is taken at once and folded into that of the hidden states and of the head, so
@@ -27,21 +31,26 @@ def chunked_sum(compute: Compute, logits: Tensor, chunk_size: int | None) -> Ten
         compute: the sum over rows: a function of their logits (n, V) alone, as far as gradients go.
         logits: (N, V), factored or not.
         chunk_size: rows at a time; ``None`` for all at once.
+        gradient: gives the gradient with fewer copies of a chunk than autograd keeps.
     """
     if chunk_size is None or not isinstance(logits, FactoredLogits) or logits.computed is not None:
         return compute(logits, slice(0, len(logits)))
     value: Tensor = _ChunkedSum.apply(  # type: ignore[no-untyped-call]
-        compute, logits.finish, chunk_size, logits.hidden, logits.weight, logits.bias
+        (compute, gradient, logits.after), chunk_size, logits.hidden, logits.weight, logits.bias
     )
     return value
+
+
+Functions = tuple[Compute, "Gradient | None", tuple[Callable[[Tensor], Tensor], ...]]
+"""The sum, its gradient, and what follows the head."""
 
 
 class _ChunkedSum(torch.autograd.Function):
     """The sum, whose gradient is computed in the forward pass."""
 
     @staticmethod
-    def forward(ctx: Any, compute: Compute, finish: Any, size: int, *factors: Tensor | None) -> Tensor:
-        ctx.how = compute, finish, size, tuple(ctx.needs_input_grad[3:])
+    def forward(ctx: Any, functions: Functions, size: int, *factors: Tensor | None) -> Tensor:
+        ctx.how = functions, size, tuple(ctx.needs_input_grad[2:])
         ctx.save_for_backward(*factors)
         value, ctx.gradients = _sum(*ctx.how, *factors)
         return value
@@ -52,12 +61,11 @@ class _ChunkedSum(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:  # a graph that was kept: the first backward pass took them away
             _, gradients = _sum(*ctx.how, *ctx.saved_tensors)
-        return None, None, None, *(None if each is None else each.mul_(gradient) for each in gradients)
+        return None, None, *(None if each is None else each.mul_(gradient) for each in gradients)
 
 
 def _sum(
-    compute: Compute,
-    finish: Callable[[Tensor], Tensor],
+    functions: Functions,
     size: int,
     needed: tuple[bool, ...],
     hidden: Tensor,
@@ -78,15 +86,10 @@ def _sum(
         for start in range(0, len(hidden), size):
             rows = slice(start, min(start + size, len(hidden)))
             part = hidden[rows]
-            product = F.linear(part, weight, bias)
-            if not any(needed):
-                values.append(compute(finish(product), rows))
+            value, gradient = _chunk(functions, F.linear(part, weight, bias), rows, any(needed))
+            values.append(value)
+            if gradient is None:
                 continue
-            with torch.enable_grad():
-                value = compute(finish(product.requires_grad_()), rows)
-                (gradient,) = torch.autograd.grad(value, product)
-            del product
-            values.append(value.detach())
             if of_hidden is not None:
                 torch.mm(gradient, weight, out=of_hidden[rows])
             if of_weight is not None and of_weight.dtype == gradient.dtype:
@@ -96,6 +99,20 @@ def _sum(
             if of_bias is not None:
                 of_bias += gradient.sum(0, dtype=of_bias.dtype)
             del gradient
-    total = torch.stack(values).sum() if values else compute(finish(F.linear(hidden, weight, bias)), slice(0, 0))
+    if not values:
+        values = [_chunk(functions, F.linear(hidden, weight, bias), slice(0, 0), False)[0]]
     cast = (of_hidden, *(None if x is None else x.to(weight.dtype) for x in (of_weight, of_bias)))
-    return total.detach(), cast
+    return torch.stack(values).sum(), cast
+
+
+def _chunk(functions: Functions, product: Tensor, rows: slice, needed: bool) -> tuple[Tensor, Tensor | None]:
+    """Return the sum over some rows, and the gradient of what the head put out."""
+    compute, gradient, after = functions
+    if needed and gradient is not None and not after:
+        return gradient(product, rows)
+    with torch.set_grad_enabled(needed):
+        logits = product.requires_grad_(needed)
+        for function in after:
+            logits = function(logits)
+        value = compute(logits, rows)
+    return value.detach(), torch.autograd.grad(value, product)[0] if needed else None

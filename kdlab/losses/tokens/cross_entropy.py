@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from kdlab.errors import InputError
 from kdlab.losses.checks import at_least
 from kdlab.losses.tokens.chunked import chunked_sum
-from kdlab.losses.tokens.token_loss import checked_chunk_size
+from kdlab.losses.tokens.token_loss import checked_chunk_size, normalize_
 
 
 class TokenCrossEntropy(nn.Module):
@@ -52,7 +52,8 @@ class TokenCrossEntropy(nn.Module):
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the mean over the labeled tokens, a scalar."""
         if logits.shape[:-1] != target.shape:
-            raise InputError(f"Labels of logits {tuple(logits.shape)} must be {tuple(logits.shape[:-1])}, not {tuple(target.shape)}.")
+            wanted = tuple(logits.shape[:-1])
+            raise InputError(f"Labels of logits {tuple(logits.shape)} must be {wanted}, not {tuple(target.shape)}.")
         counted = target.flatten() != self.ignore_index
         labels = target.flatten()[counted]
         rows = (logits.flatten(0, -2) if logits.dim() > 2 else logits)[counted]
@@ -61,7 +62,18 @@ class TokenCrossEntropy(nn.Module):
             part = part.to(torch.promote_types(part.dtype, torch.float32))
             return F.cross_entropy(part, labels[chosen], reduction="sum", label_smoothing=self.label_smoothing)
 
-        return chunked_sum(compute, rows, self.chunk_size) / max(len(labels), 1)
+        def gradient(part: Tensor, chosen: slice) -> tuple[Tensor, Tensor]:
+            return label_gradient(part.to(torch.promote_types(part.dtype, torch.float32)), labels[chosen])
+
+        fast = gradient if not self.label_smoothing and rows.dtype in (torch.float32, torch.float64) else None
+        return chunked_sum(compute, rows, self.chunk_size, fast) / max(len(labels), 1)
+
+
+def label_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the cross-entropy summed over rows of logits (n, V), which are overwritten, and its gradient q - onehot."""
+    log_q, places = normalize_(logits), labels[:, None]
+    value = -log_q.gather(1, places).sum()
+    return value, log_q.exp_().scatter_add_(1, places, -torch.ones_like(places, dtype=log_q.dtype))
 
 
 def next_token_labels(tokens: Tensor, mask: Tensor | None = None, ignore_index: int = -100) -> Tensor:

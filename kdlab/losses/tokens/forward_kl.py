@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from kdlab.losses.checks import at_least
-from kdlab.losses.tokens.token_loss import Positions, TokenLoss, kl_rows, log_probabilities
+from kdlab.losses.tokens.token_loss import Positions, TokenLoss, dots, kl_rows, log_probabilities, normalize_
 
 
 class ForwardKL(TokenLoss):
@@ -61,3 +61,10 @@ class ForwardKL(TokenLoss):
         """Return the divergence of every row, (n,)."""
         log_p, log_q = (log_probabilities(x, self.temperature) for x in (teacher, student))
         return kl_rows(log_p, log_q) * self.temperature**2
+
+    def row_gradient(self, student: Tensor, teacher: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sum over rows and its gradient T (q - p)."""
+        log_q, log_p = (normalize_(x, self.temperature) for x in (student, teacher))
+        p = log_p.exp()
+        value = dots(p, log_p.sub_(log_q)).sum() * self.temperature**2
+        return value, log_q.exp_().sub_(p).mul_(self.temperature)

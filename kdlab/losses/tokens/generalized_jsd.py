@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdlab.losses.checks import at_least
 from kdlab.losses.context import Context
-from kdlab.losses.tokens.token_loss import Positions, TokenLoss, kl_rows, log_probabilities
+from kdlab.losses.tokens.token_loss import Positions, TokenLoss, dots, kl_rows, log_probabilities, normalize_
 
 _log = logging.getLogger("kdlab.losses")
 
@@ -86,3 +86,21 @@ class GeneralizedJSD(TokenLoss):
             return kl_rows(log_q, log_p) if self.beta else kl_rows(log_p, log_q)
         mixture = torch.logaddexp(log_p + math.log(self.beta), log_q + math.log1p(-self.beta))
         return self.beta * kl_rows(log_p, mixture) + (1 - self.beta) * kl_rows(log_q, mixture)
+
+    def row_gradient(self, student: Tensor, teacher: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sum over rows and its gradient (1 - beta) q (log q - log m - KL(q || m)) / T."""
+        beta, temperature = self.beta, self.temperature
+        log_q, log_p = (normalize_(x, temperature) for x in (student, teacher))
+        p = log_p.exp()
+        if beta == 0:
+            value = dots(p, log_p.sub_(log_q)).sum()
+            return value, log_q.exp_().sub_(p).div_(temperature)
+        if beta == 1:
+            q, mixture, rest = log_q.exp(), log_p, 1.0
+            value = log_q.new_zeros(())
+        else:
+            mixture = log_q.exp().mul_(1 - beta).add_(p, alpha=beta).log_().clamp_(min=torch.finfo(p.dtype).min / 4)
+            value = beta * dots(p, log_p.sub_(mixture)).sum()
+            q, rest = torch.exp(log_q, out=p), 1 - beta
+        kl = dots(q, log_q.sub_(mixture))
+        return value + rest * kl.sum(), log_q.sub_(kl).mul_(q).mul_(rest / temperature)

@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from kdlab.losses.checks import at_least
-from kdlab.losses.tokens.token_loss import Positions, TokenLoss, kl_rows, log_probabilities
+from kdlab.losses.tokens.token_loss import Positions, TokenLoss, dots, kl_rows, log_probabilities, normalize_
 
 
 class ReverseKL(TokenLoss):
@@ -58,3 +58,10 @@ class ReverseKL(TokenLoss):
         """Return the divergence of every row, (n,)."""
         log_p, log_q = (log_probabilities(x, self.temperature) for x in (teacher, student))
         return kl_rows(log_q, log_p) * self.temperature**2
+
+    def row_gradient(self, student: Tensor, teacher: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sum over rows and its gradient T q (log q - log p - KL)."""
+        log_q, log_p = (normalize_(x, self.temperature) for x in (student, teacher))
+        q = log_q.exp()
+        kl = dots(q, log_q.sub_(log_p))
+        return kl.sum() * self.temperature**2, log_q.sub_(kl).mul_(q).mul_(self.temperature)

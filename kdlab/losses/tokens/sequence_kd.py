@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdlab.errors import InputError
+from kdlab.losses.tokens.cross_entropy import label_gradient
 from kdlab.losses.tokens.token_loss import TokenLoss
 
 
@@ -50,6 +51,14 @@ class SequenceKD(TokenLoss):
 
     def per_row(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
         """Return the cross-entropy of every row, (n,)."""
-        if target.is_floating_point() or target.shape != student.shape[:1]:
-            raise InputError(f"SequenceKD needs one token for each position, not {target.dtype} {tuple(target.shape)}.")
-        return F.cross_entropy(student, target.long(), reduction="none")
+        return F.cross_entropy(student, _tokens(target, student), reduction="none")
+
+    def row_gradient(self, student: Tensor, teacher: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sum over rows and its gradient q - onehot."""
+        return label_gradient(student, _tokens(target, student))
+
+
+def _tokens(target: Tensor, logits: Tensor) -> Tensor:
+    if target.is_floating_point() or target.shape != logits.shape[:1]:
+        raise InputError(f"SequenceKD needs one token for each position, not {target.dtype} {tuple(target.shape)}.")
+    return target.long()

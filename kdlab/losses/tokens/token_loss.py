@@ -16,6 +16,7 @@ from kdlab.losses.functional import full_precision
 from kdlab.losses.response.logits import sample_logits
 from kdlab.losses.tokens.chunked import chunked_sum
 from kdlab.outputs import Outputs
+from kdlab.outputs.factored import FactoredLogits
 from kdlab.outputs.task_format import TaskFormat
 
 Positions = Literal["labeled", "attended"]
@@ -60,7 +61,13 @@ class TokenLoss(nn.Module):
         def compute(part: Tensor, rows: slice) -> Tensor:
             return self.per_row(part, teacher_logits[rows], target[rows]).sum()
 
-        return chunked_sum(compute, logits, self.chunk_size) / max(len(logits), 1)
+        def gradient(part: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+            return self.row_gradient(part, own_copy(teacher_logits[rows]), target[rows])
+
+        fast = gradient if type(self).row_gradient is not TokenLoss.row_gradient else None
+        # A trained temperature needs a gradient of its own.
+        size = None if isinstance(getattr(self, "temperature", None), Tensor) else self.chunk_size
+        return chunked_sum(compute, logits, size, fast) / max(len(logits), 1)
 
     @full_precision
     def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
@@ -71,6 +78,13 @@ class TokenLoss(nn.Module):
     def per_row(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
         """Return the value (n,) of rows of logits (n, V) and their labels; no gradient goes to the teacher's."""
         raise NotImplementedError(f"{type(self).__name__} must define per_row().")
+
+    def row_gradient(self, student: Tensor, teacher: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sum of :meth:`per_row` and its gradient (n, V), both logits overwritten.
+
+        A subclass may define it, for chunks that take less memory and time than with autograd.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no gradient of its own.")
 
 
 def checked_chunk_size(size: int | None) -> int | None:
@@ -90,6 +104,22 @@ def log_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
     values = F.log_softmax(logits, -1)
     least = torch.finfo(values.dtype).min / 4
     return values.clamp(min=least) if values.requires_grad else values.clamp_(min=least)
+
+
+def own_copy(logits: Tensor) -> Tensor:
+    """Return logits that nobody else reads."""
+    return logits.dense() if isinstance(logits, FactoredLogits) and logits.computed is None else logits.clone()
+
+
+def normalize_(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Make :func:`log_probabilities` of logits (n, V) in place."""
+    logits = logits if temperature == 1 else logits.div_(temperature)
+    return logits.sub_(logits.logsumexp(-1, keepdim=True)).clamp_(min=torch.finfo(logits.dtype).min / 4)
+
+
+def dots(left: Tensor, right: Tensor) -> Tensor:
+    """Return the scalar products (n, 1) of rows (n, V), without their elementwise product."""
+    return torch.bmm(left[:, None], right[:, :, None])[:, 0]
 
 
 def kl_rows(log_p: Tensor, log_q: Tensor) -> Tensor:
