@@ -319,7 +319,10 @@ def test_uld_of_any_lengths_and_temperatures():
             starts = [int(a[f"{role}_prompt_length"][b]) for role in ("student", "teacher")]
             count = min(8 - starts[0], 6 - starts[1])
             rows = [
-                (a[f"{role}_logits"][b, start - 1 : start - 1 + count] / temperature).softmax(-1).sort(-1).values.flip(-1)
+                (a[f"{role}_logits"][b, start - 1 : start - 1 + count] / temperature)
+                .softmax(-1)
+                .sort(-1)
+                .values.flip(-1)
                 for role, start, temperature in zip(("student", "teacher"), starts, (1.5, 0.5), strict=True)
             ]
             values.append((F.pad(rows[0], (0, 4)) - rows[1]).abs().sum(-1).mean())

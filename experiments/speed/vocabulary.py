@@ -94,7 +94,9 @@ def main() -> int:
     for name in given.losses.split(","):
         eager, chunked = measure(given, name, None), measure(given, name, given.chunk)
         for form, each in (("all tokens", eager), (f"{given.chunk} at a time", chunked)):
-            print(f"| {name} | {form} | {each['processor']:.1f} | {each['extra']:.0f} | {each['value']:.7f} |", flush=True)
+            print(
+                f"| {name} | {form} | {each['processor']:.1f} | {each['extra']:.0f} | {each['value']:.7f} |", flush=True
+            )
         numbers = [[each["value"], *each["gradients"]] for each in (eager, chunked)]
         same &= all(abs(a - b) <= 1e-5 * abs(a) for a, b in zip(*numbers, strict=True))
         kept &= chunked["extra"] <= given.limit and chunked["processor"] <= eager["processor"]

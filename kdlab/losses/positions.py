@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -69,8 +68,10 @@ def split_heads(states: Tensor, heads: int, name: str = "") -> Tensor:
     if states.dim() != 3:
         raise InputError(f"Queries, keys and values must be (B, L, D) or (B, H, L, d), not {tuple(states.shape)}.")
     if states.shape[2] % heads:
-        raise InputError(f"Layer {name!r} is {states.shape[2]} wide, which {heads} heads do not divide: set another number.")
-    return states.unflatten(2, (heads, -1)).transpose(1, 2)
+        raise InputError(
+            f"Layer {name!r} is {states.shape[2]} wide, which {heads} heads do not divide: set another number."
+        )
+    return states.reshape(*states.shape[:2], heads, -1).transpose(1, 2)
 
 
 def relation(left: Tensor, right: Tensor, mask: Tensor | None) -> Tensor:
@@ -112,4 +113,3 @@ def same_positions(student: Tensor, teacher: Tensor) -> None:
     if student.shape[:3] != teacher.shape[:3]:
         shapes = [f"{x.shape[0]} samples, {x.shape[1]} heads, {x.shape[2]} positions" for x in (student, teacher)]
         raise InputError(f"The student gives {shapes[0]} and the teacher {shapes[1]}: they must be the same.")
-

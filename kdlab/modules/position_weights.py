@@ -19,9 +19,9 @@ SCALE = 1024.0
 class PositionWeights(pl.Callback):
     r"""Make the gradient of a step that of the mean over all its labeled positions.
 
-    Lightning averages over accumulated batches, and DDP over processes, whatever they hold. Where labels may be ignored
-    a batch i with n_i labels therefore counts n_i times, and the gradient of a step is divided by their sum before it is
-    clipped:
+    Lightning averages over accumulated batches, and DDP over processes, whatever they hold. Where labels may be
+    ignored a batch i with n_i labels therefore counts n_i times, and the gradient of a step is divided by their sum
+    before it is clipped:
 
     .. math:: \nabla L = \frac{\sum_i n_i \nabla L_i}{\sum_i n_i}
 

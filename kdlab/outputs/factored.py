@@ -20,7 +20,7 @@ class FactoredLogits(Tensor):
 
     .. math:: z = g(h W^T + b)
 
-    A loss that compares a few rows at a time projects those alone, so that tokens x vocabulary is never stored. Detaching,
+    A loss that compares a few rows at a time projects those alone: tokens x vocabulary is never stored. Detaching,
     flattening and selecting rows, slices of the vocabulary, casts, and scaling or soft-capping (``*``, ``/``, ``tanh``)
     keep the factors, and ``argmax`` goes row by row. Any other operation computes the logits, once, with the gradient
     that they have without factors: what knows nothing of this class is right and only needs the memory.
@@ -49,7 +49,7 @@ class FactoredLogits(Tensor):
         dtype: torch.dtype | None = None,
     ) -> FactoredLogits:
         """Return the logits of ``hidden``, whose dtype is that of the product and of ``after``."""
-        made: FactoredLogits = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: FactoredLogits = Tensor._make_wrapper_subclass(
             cls, (*hidden.shape[:-1], weight.shape[0]), dtype=dtype or hidden.dtype, device=hidden.device
         )
         made.hidden, made.weight, made.bias, made.after, made.computed = hidden, weight, bias, after, None
@@ -104,7 +104,7 @@ class FactoredLogits(Tensor):
         return func(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         """Refuse what comes here past autograd."""
         return NotImplemented
 
@@ -115,8 +115,10 @@ def _dense(value: Any) -> Any:
 
 METADATA = {
     *(Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point, Tensor.__len__, Tensor.is_complex),
-    *(Tensor.shape.__get__, Tensor.dtype.__get__, Tensor.device.__get__, Tensor.ndim.__get__, Tensor.layout.__get__),
-    *(Tensor.is_nested.__get__, Tensor.is_cpu.__get__, Tensor.is_cuda.__get__, Tensor.is_meta.__get__),
+    *(
+        vars(torch._C.TensorBase)[name].__get__
+        for name in ("shape", "dtype", "device", "ndim", "layout", "is_nested", "is_cpu", "is_cuda", "is_meta")
+    ),
 }
 """What is read off the tensor without its values."""
 
@@ -199,15 +201,17 @@ def factored(head: nn.Module) -> Iterator[None]:
         yield
         return
 
+    weights: tuple[Tensor, Tensor | None] = head.weight, head.bias
+
     def forward(hidden: Tensor) -> Tensor:
-        weight, bias, device = head.weight, head.bias, hidden.device.type
+        (weight, bias), device = weights, hidden.device.type
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
             hidden, weight = hidden.to(dtype), weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)
         return FactoredLogits(hidden, weight, bias)
 
-    head.forward = forward  # type: ignore[method-assign]
+    head.forward = forward  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

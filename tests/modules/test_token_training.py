@@ -37,9 +37,7 @@ def sequences(count: int = 8) -> list[dict[str, torch.Tensor]]:
     lengths = torch.tensor([6, 2, 4, 3, 6, 6, 2, 2])[:count]
     mask = (torch.arange(LENGTH) < lengths[:, None]).long()
     labels = next_token_labels(tokens, mask)
-    return [
-        {"input_ids": t, "attention_mask": m, "labels": y} for t, m, y in zip(tokens, mask, labels, strict=True)
-    ]
+    return [{"input_ids": t, "attention_mask": m, "labels": y} for t, m, y in zip(tokens, mask, labels, strict=True)]
 
 
 def networks(teacher_vocabulary: int = VOCABULARY) -> tuple[nn.Module, nn.Module]:

@@ -27,9 +27,9 @@ def side(arrays: Arrays, name: str) -> Outputs:
 class Method:
     """One method: its loss from hyper-parameters, the file's names of its parameters, its outputs from the arrays.
 
-    The hyper-parameters have the inputs' ``shapes`` by name and the reference's ``symbol`` besides. Names of parameters
-    may depend on the arrays, of which a case may have any number. ``setup`` prepares the loss as at the start of a run; ``compute`` gives the value without an Outputs, where the case
-    covers a part of a method.
+    The hyper-parameters have the inputs' ``shapes`` by name and the reference's ``symbol`` besides. Names of
+    parameters may depend on the arrays, of which a case may have any number. ``setup`` prepares the loss as at the
+    start of a run; ``compute`` gives the value without an Outputs, where the case covers a part of a method.
     """
 
     build: Callable[[dict[str, Any]], nn.Module]

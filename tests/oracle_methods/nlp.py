@@ -76,7 +76,8 @@ def states(arrays: Arrays) -> tuple[Outputs, Outputs]:
     """Queries, keys and values of both networks, and the student's mask if there is one."""
     mask = arrays.get("attention_mask", arrays.get("mask"))
     student, teacher = (
-        tapped([arrays[f"{side}_{name}"] for name in ("query", "key", "value")], mask) for side in ("student", "teacher")
+        tapped([arrays[f"{side}_{name}"] for name in ("query", "key", "value")], mask)
+        for side in ("student", "teacher")
     )
     return student, teacher
 

@@ -43,9 +43,7 @@ class SimKD(nn.Module):
         shapes = h["shapes"]
         classes, width = shapes["teacher_classifier_weight"]
         self.loss = losses.SimKD()
-        self.student = projected(
-            network(shapes["student_feature"][1], classes), "map", width=width, factor=h["factor"]
-        )
+        self.student = projected(network(shapes["student_feature"][1], classes), "map", width=width, factor=h["factor"])
 
     def forward(self, arrays: Arrays) -> Tensor:
         """The loss as in a training step."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -76,4 +77,4 @@ class EmbedDistill(Lazy):
             return F.mse_loss(ours, theirs)
         if self.distance == "cosine":
             return (1 - F.cosine_similarity(ours, theirs, -1)).mean()
-        return (ours - theirs).norm(dim=1).mean()
+        return torch.linalg.vector_norm(ours - theirs, dim=1).mean()

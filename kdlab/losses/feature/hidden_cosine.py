@@ -32,9 +32,9 @@ class HiddenCosine(nn.Module):
     Raises:
         InputError: no layers, unequal numbers of layers, other shapes.
 
-    Paper: V. Sanh, L. Debut, J. Chaumond, T. Wolf, "DistilBERT, a distilled version of BERT: smaller, faster, cheaper and
-    lighter", 2019, arXiv 1910.01108. Released code: ``CosineEmbeddingLoss`` over the attended tokens of the last layer,
-    this value but for its 1e-12 in the norms.
+    Paper: V. Sanh, L. Debut, J. Chaumond, T. Wolf, "DistilBERT, a distilled version of BERT: smaller, faster, cheaper
+    and lighter", 2019, arXiv 1910.01108. Released code: ``CosineEmbeddingLoss`` over the attended tokens of the last
+    layer, this value but for its 1e-12 in the norms.
 
     >>> student = Outputs(torch.zeros(1, 2), layers=(torch.tensor([[[1.0, 0.0], [1.0, 0.0]]]),))
     >>> teacher = Outputs(torch.zeros(1, 2), layers=(torch.tensor([[[0.0, 2.0], [2.0, 0.0]]]),))

@@ -88,9 +88,11 @@ class TinyBERTAttention(nn.Module):
             raise InputError(f"With heads the layers are queries and keys in turn, but {len(pairs)} are tapped.")
         scored = []
         for query, key in zip(pairs[::2], pairs[1::2], strict=True):
-            sides = []
-            for number in range(2):
-                left, right = (split_heads(x[number], self.heads or 1, x[number + 2]) for x in (query, key))
-                sides.append(left @ right.mT / left.shape[-1] ** 0.5)
-            scored.append(Pair(*sides, query.student_name, query.teacher_name))
+            ours = self._scores(query.student, key.student, query.student_name)
+            theirs = self._scores(query.teacher, key.teacher, query.teacher_name)
+            scored.append(Pair(ours, theirs, query.student_name, query.teacher_name))
         return scored
+
+    def _scores(self, query: Tensor, key: Tensor, name: str) -> Tensor:
+        left, right = (split_heads(x, self.heads or 1, name) for x in (query, key))
+        return left @ right.mT / left.shape[-1] ** 0.5

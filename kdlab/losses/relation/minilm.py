@@ -39,8 +39,8 @@ class MiniLM(nn.Module):
     Raises:
         InputError: another number of layers, widths that ``heads`` does not divide, other lengths.
 
-    Paper: W. Wang, F. Wei, L. Dong, H. Bao, N. Yang, M. Zhou, "MiniLM: Deep Self-Attention Distillation for Task-Agnostic
-    Compression of Pre-Trained Transformers", NeurIPS 2020, arXiv 2002.10957. No training code is public.
+    Paper: W. Wang, F. Wei, L. Dong, H. Bao, N. Yang, M. Zhou, "MiniLM: Deep Self-Attention Distillation for
+    Task-Agnostic Compression of Pre-Trained Transformers", NeurIPS 2020, arXiv 2002.10957. No training code is public.
 
     >>> import torch
     >>> student = Outputs(torch.zeros(1, 2), layers=3 * (torch.eye(4)[None],))

@@ -57,5 +57,8 @@ class DistillKL(PerSample):
     def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         """Return the divergence of every query, (B,)."""
         ours, theirs = sample_logits(student, teacher)
-        log_q, log_p = F.log_softmax(ours / self.student_temperature, 1), F.log_softmax(theirs / self.teacher_temperature, 1)
+        log_q, log_p = (
+            F.log_softmax(ours / self.student_temperature, 1),
+            F.log_softmax(theirs / self.teacher_temperature, 1),
+        )
         return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1) * self.student_temperature**2

@@ -10,5 +10,17 @@ from kdlab.losses.tokens.token_loss import TokenLoss
 from kdlab.losses.tokens.top_k import TopK, top_k_of, top_k_rows
 from kdlab.losses.tokens.uld import ULD
 
-LOSSES = ["ForwardKL", "GeneralizedJSD", "ReverseKL", "SequenceKD", "SkewKL", "TopK", "ULD"]
-__all__ = [*LOSSES, "TokenCrossEntropy", "TokenLoss", "next_token_labels", "top_k_of", "top_k_rows"]
+__all__ = [
+    "ForwardKL",
+    "GeneralizedJSD",
+    "ReverseKL",
+    "SequenceKD",
+    "SkewKL",
+    "TokenCrossEntropy",
+    "TokenLoss",
+    "TopK",
+    "ULD",
+    "next_token_labels",
+    "top_k_of",
+    "top_k_rows",
+]

@@ -18,9 +18,7 @@ Gradient = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
 """The same sum and its gradient (n, V), which may overwrite the logits."""
 
 
-def chunked_sum(
-    compute: Compute, logits: Tensor, chunk_size: int | None, gradient: Gradient | None = None
-) -> Tensor:
+def chunked_sum(compute: Compute, logits: Tensor, chunk_size: int | None, gradient: Gradient | None = None) -> Tensor:
     """Return ``compute(logits, all rows)``, in chunks of rows where the logits are not computed yet.
 
     The gradient of each chunk's logits is taken at once and folded into that of the hidden states and of the head, so
@@ -35,7 +33,7 @@ def chunked_sum(
     """
     if chunk_size is None or not isinstance(logits, FactoredLogits) or logits.computed is not None:
         return compute(logits, slice(0, len(logits)))
-    value: Tensor = _ChunkedSum.apply(  # type: ignore[no-untyped-call]
+    value: Tensor = _ChunkedSum.apply(
         (compute, gradient, logits.after), chunk_size, logits.hidden, logits.weight, logits.bias
     )
     return value

@@ -70,7 +70,7 @@ class TokenCrossEntropy(nn.Module):
 
 
 def label_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the cross-entropy summed over rows of logits (n, V), which are overwritten, and its gradient q - onehot."""
+    """Return the summed cross-entropy of rows of logits (n, V), which are overwritten, and its gradient q - onehot."""
     log_q, places = normalize_(logits), labels[:, None]
     value = -log_q.gather(1, places).sum()
     return value, log_q.exp_().scatter_add_(1, places, -torch.ones_like(places, dtype=log_q.dtype))

@@ -35,11 +35,10 @@ class ForwardKL(TokenLoss):
     Raises:
         InputError: a number out of range; the networks differ in vocabulary or positions.
 
-    Paper: Y. Kim, A. M. Rush, "Sequence-Level Knowledge Distillation", EMNLP 2016, arXiv 1606.07947. DistilBERT: V. Sanh,
-    L. Debut, J. Chaumond, T. Wolf, "DistilBERT, a distilled version of BERT: smaller, faster, cheaper and lighter", 2019,
-    arXiv 1910.01108; its released code has this value, over all attended tokens. MiniLLM's baseline and DistiLLM's
-    ``forward_kl`` give the cross-entropy: the same gradient, and the teacher's entropy more. NVIDIA's and Liger's
-    defaults for the mean differ by V and the batch.
+    Paper: Y. Kim, A. M. Rush, "Sequence-Level Knowledge Distillation", EMNLP 2016, arXiv 1606.07947. DistilBERT: V.
+    Sanh, L. Debut, J. Chaumond, T. Wolf, "DistilBERT, a distilled version of BERT: smaller, faster, cheaper and
+    lighter", 2019, arXiv 1910.01108; its released code has this value, over all attended tokens. MiniLLM's baseline and
+    DistiLLM's ``forward_kl`` give the cross-entropy: the same gradient, and the teacher's entropy more.
 
     >>> import torch
     >>> from kdlab.outputs import Outputs

@@ -34,9 +34,9 @@ class ReverseKL(TokenLoss):
     Raises:
         InputError: a number out of range; the networks differ in vocabulary or positions.
 
-    Paper: Y. Gu, L. Dong, F. Wei, M. Huang, "MiniLLM: Knowledge Distillation of Large Language Models", ICLR 2024, arXiv
-    2306.08543, which minimizes it over whole sequences that the student samples, by policy gradient; this is the term of a
-    single step, on given sequences. DistiLLM's ``reverse_kl`` and TRL with beta = 1 have this value.
+    Paper: Y. Gu, L. Dong, F. Wei, M. Huang, "MiniLLM: Knowledge Distillation of Large Language Models", ICLR 2024,
+    arXiv 2306.08543, which minimizes it over whole sequences that the student samples, by policy gradient; this is the
+    term of a single step, on given sequences. DistiLLM's ``reverse_kl`` and TRL with beta = 1 have this value.
 
     >>> import torch
     >>> from kdlab.outputs import Outputs

@@ -63,9 +63,7 @@ def test_knowledge_for_text(name: str) -> None:
     knowledge = {key: Knowledge(**built(value)) for key, value in options.pop("knowledge").items()}
     classifier = name in CLASSIFIERS
     networks = network(4 if name == "tinybert" else 6, classifier, 1), network(12, classifier, 2)
-    module = Distiller(
-        *networks, knowledge, optimizer=lambda p: torch.optim.SGD(p, lr=0.01), **built(options)
-    )
+    module = Distiller(*networks, knowledge, optimizer=lambda p: torch.optim.SGD(p, lr=0.01), **built(options))
     trainer(max_steps=2, max_epochs=14).fit(module, batches(classifier))
     terms = module.dry_run.terms
     assert {*terms} >= {*knowledge}
