@@ -77,4 +77,5 @@ class EmbedDistill(Lazy):
             return F.mse_loss(ours, theirs)
         if self.distance == "cosine":
             return (1 - F.cosine_similarity(ours, theirs, -1)).mean()
-        return torch.linalg.vector_norm(ours - theirs, dim=1).mean()
+        distances: Tensor = torch.linalg.vector_norm(ours - theirs, dim=1)
+        return distances.mean()

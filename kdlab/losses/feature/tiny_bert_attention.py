@@ -95,4 +95,5 @@ class TinyBERTAttention(nn.Module):
 
     def _scores(self, query: Tensor, key: Tensor, name: str) -> Tensor:
         left, right = (split_heads(x, self.heads or 1, name) for x in (query, key))
-        return left @ right.mT / left.shape[-1] ** 0.5
+        scores: Tensor = left @ right.mT / left.shape[-1] ** 0.5
+        return scores
