@@ -17,8 +17,8 @@ import sys
 import time
 from typing import Any
 
-# For the memory, blocks from 1 MiB on go back to the system once they are free, so that the resident size is what is in use;
-# that takes time of its own, so the time is taken in another process, with the allocator as it is.
+# For the memory, blocks from 1 MiB on go back to the system once they are free: the resident size is what is in use.
+# That takes time of its own, so the time is taken in another process, with the allocator as it is.
 EXACT = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "0"}
 LOSSES = ("forward", "reverse", "skew", "jsd", "top-k", "task")
 
