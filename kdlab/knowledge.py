@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kdlab.errors import InputError, nearest
 from kdlab.losses.functional import full_precision, widens
 from kdlab.losses.response.logits import kinds_of
-from kdlab.members.member import Learner
+from kdlab.members.member import Learner, NetworkMember
 from kdlab.outputs import Batch, Outputs
 from kdlab.outputs.containers import gathered
 from kdlab.outputs.task_format import TaskFormat
@@ -66,6 +66,7 @@ class Knowledge(Callback):
         needs: what the loss declares that it needs.
         views: further views of the batch that the loss reads.
         reads_logits: whether both sides need the same classes: as the loss declares, else if it has no layers to read.
+        reads_sequences: whether the loss selects the positions that count itself.
         reads_only_layers: whether the loss is known to read nothing of the teacher but layers.
         reads_embedding: whether the loss may read the teacher's embedding.
         reads_student: whether the loss reads the student, and is no preparation from the teacher alone.
@@ -102,6 +103,7 @@ class Knowledge(Callback):
         self.teachers = tuple(teachers)
         self.needs, self.views = tuple(needs), tuple(getattr(loss, "views", ()))
         self.reads_logits = "logits" in needs or not (needs or self.student_layers)
+        self.reads_sequences: bool = getattr(loss, "reads_sequences", False)
         self.reads_only_layers = bool(needs) and set(needs) <= LAYERS_ALONE
         self.reads_embedding = not needs or bool({"embedding", "teacher_embedding"} & set(needs))
         self.reads_student = not needs or bool({"logits", "layers", "student_layers", "embedding"} & set(needs))
@@ -121,6 +123,10 @@ class Knowledge(Callback):
                 "target_kind), and a loss of your own declares kinds."
             )
         self.form = None
+        if self.reads_sequences:
+            return
+        if getattr(self.loss, "positions", "") == "attended":
+            form = form._replace(ignore_index=None)
         if student.logits.dim() != 2 and reads_positions and form.kind != "other":
             if rest := sorted(needs - {"logits", "classes"}):
                 raise InputError(
@@ -261,8 +267,13 @@ def pair_of(edge: Edge) -> Pair:
     return source_of(edge.student), source_of(edge.teacher)
 
 
-def set_taps(plan: Plan, knowledge: Mapping[str, Knowledge]) -> None:
-    """Let every member tap the layers, and run the views, that the knowledge reads on its edges."""
+def set_taps(plan: Plan, knowledge: Mapping[str, Knowledge], task: nn.Module | None = None) -> None:
+    """Let every member tap the layers, and run the views, that the knowledge reads on its edges.
+
+    Networks give factored logits where a loss, or the task, compares them in chunks.
+    """
+    losses = [task, *(loss for each in knowledge.values() for _, loss in each.edges)]
+    chunked = any(getattr(part, "chunk_size", None) for loss in losses if loss is not None for part in loss.modules())
     reading = [(each, edge) for each in knowledge.values() for edge, _ in each.edges]
     for member in plan.members.values():
         layers, views, only_layers = list[str](), list[str](), True
@@ -276,3 +287,5 @@ def set_taps(plan: Plan, knowledge: Mapping[str, Knowledge]) -> None:
                 only_layers &= own.reads_only_layers
         layers += plan.student_taps if isinstance(member, Learner) else ()
         member.set_taps(layers, list(dict.fromkeys(views)), bool(layers) and only_layers)
+        if isinstance(member, NetworkMember):
+            member.factors = chunked

@@ -56,7 +56,9 @@ def evaluate(case: Case, method: Method) -> list[str]:
             leaves[name].requires_grad_()
     target = _target(case, result)
     try:
-        loss, parameters = _loss(case, method, result["hyper_parameters"], leaves)
+        shapes = {name: tuple(array.shape) for name, array in arrays.items()}
+        hyper = {**result["hyper_parameters"], "shapes": shapes, "symbol": result.get("symbol", "")}
+        loss, parameters = _loss(case, method, hyper, leaves)
     except InputError as error:
         return [] if target is None else [f"loss: got InputError ({error}), expected {target!r}"]
     if loss.requires_grad:
@@ -76,11 +78,11 @@ def _loss(case: Case, method: Method, hyper: Case, leaves: dict[str, Tensor]) ->
     constants = {name: leaf.detach() for name, leaf in leaves.items()}
     method.setup(loss, constants)
     parameters: dict[str, Tensor] = {}
-    if method.parameters:
+    if names := method.names(leaves):
         with torch.no_grad():
             _value(loss, method, constants)  # sizes the parameters
-            for name in [name for name in method.parameters if name in leaves]:  # a case may have fewer layers
-                parameters[name] = loss.get_parameter(method.parameters[name])
+            for name, own in names.items():
+                parameters[name] = loss.get_parameter(own)
                 if parameters[name].shape != leaves[name].shape:
                     raise ValueError(
                         f"{name} is {tuple(leaves[name].shape)} but kdlab's is {tuple(parameters[name].shape)}"

@@ -16,7 +16,7 @@ from kdlab.errors import InputError
 HEADER = ("class", "method", "paper", "family", "needs", "weight")
 WAYS_HEADER = ("teaching", "method", "paper", "configs/recipes/")
 TEACHING = "teaching"
-FAMILIES = ("response", "feature", "relation", "plug-in", "teachers", "optimizer")
+FAMILIES = ("response", "feature", "relation", "tokens", "plug-in", "teachers", "optimizer")
 
 
 class Entry(NamedTuple):

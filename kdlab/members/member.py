@@ -98,9 +98,12 @@ class NetworkMember(Member):
     Attributes:
         inputs: names of the views that the network sees in training, one after the other; ``""`` is the batch itself.
         views: names of views that run in the same forward, given as outputs ``NAME@VIEW``.
+        factors: whether logits are given as hidden states and their head in training, for losses that compare them in
+            chunks.
     """
 
     in_evaluation: ClassVar[bool] = True
+    factors: bool = False
     kinds = ALL_KINDS
     any_shape: ClassVar[bool] = True
     network: nn.Module
@@ -141,6 +144,7 @@ class NetworkMember(Member):
 
     def forward(self, batch: Batch, seen: Seen) -> dict[str, Outputs]:
         """Return the outputs of all heads and views; in evaluation those on the batch itself."""
+        self.observer.factors = self.factors and batch.progress is not None
         if batch.progress is None or self._sees_batch_alone:
             observed = replace(self.observe(batch.inputs, batch), index=batch.index, mask=batch.mask)
         else:

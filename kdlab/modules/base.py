@@ -25,6 +25,7 @@ from kdlab.modules.first_batch import first_batch
 from kdlab.modules.guards import Guards, scale_and_share
 from kdlab.modules.loss_logging import LossLog, Terms
 from kdlab.modules.monitors import MonitorCheck
+from kdlab.modules.position_weights import PositionWeights
 from kdlab.modules.run_length import RunLength
 from kdlab.modules.seeding import SeededModule, reseed
 from kdlab.modules.sharding import shard
@@ -95,7 +96,8 @@ class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
         self.length = RunLength()
         self._planned: tuple[float | None, int | None] = None, None
         self._turn: str | None = None
-        self._log, self._guards = LossLog(), Guards(skip_nonfinite, watch_gradients)
+        self._log, self._guards, self._positions = LossLog(), Guards(skip_nonfinite, watch_gradients), PositionWeights()
+        self._guards.callbacks.insert(0, self._positions)
         self._split: DOT | None = None
         self._parts: tuple[Tensor | None, Tensor | None] = None, None
 
@@ -265,7 +267,7 @@ class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
             self._parts = weighted.pop("task", None), reduce(add, weighted.values()) if weighted else None
         for member in self.plan.members.values():
             member.record(batch, seen)
-        return total
+        return self._positions.weighted(total, batch, self)
 
     def _log_terms(self, terms: Terms, total: Tensor, seen: Mapping[str, Outputs], batch: Batch, due: bool) -> None:
         logits = {name: seen[name].logits for name in self.plan.students}

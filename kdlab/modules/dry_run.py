@@ -96,7 +96,7 @@ def dry_run(module: Any, data: FirstBatch) -> DryRun:
         if schedule is not None:
             schedule(progress)
     batch, result = data.few._replace(progress=progress), DryRun(data.batches, len(data.batch.target))
-    set_taps(plan, knowledge)
+    set_taps(plan, knowledge, module.task)
     values: dict[str, Tensor] = {}
     constant: dict[str, Tensor] = {}
     with isolate_rng(), torch.enable_grad(), _dry(module, plan):

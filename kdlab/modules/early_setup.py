@@ -23,7 +23,7 @@ class EarlySetup(pl.Callback):
         """Agree on the seed of all processes, tap modules that SyncBatchNorm replaced, precompute what losses need."""
         pl_module.length.check(trainer)
         pl_module.agree_on_seed()
-        set_taps(pl_module.plan, pl_module.knowledge)
+        set_taps(pl_module.plan, pl_module.knowledge, pl_module.task)
         for knowledge in pl_module.knowledge.values():
             for pair, teacher in {pair_of(edge): edge.teacher for edge, _ in knowledge.edges}.items():
                 for precompute in knowledge.parts("precompute", pair):

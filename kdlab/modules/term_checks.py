@@ -35,7 +35,7 @@ def checked_term(
         raise InputError(f"{what} needs {missing}.")
     if missing := knowledge.missing_of(teacher):
         raise InputError(f"{what} needs {missing}, but {called(edge.teacher).lower()} gives none.")
-    if knowledge.reads_logits and student.logits.shape != teacher.logits.shape:
+    if knowledge.reads_logits and not knowledge.reads_sequences and student.logits.shape != teacher.logits.shape:
         widths = [form.rows(each.logits).shape[1] for each in (student, teacher)]
         raise InputError(
             f"{what} compares class scores, but the student gives {widths[0]} classes and the teacher {widths[1]}: "

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kdlab.compat import is_compiled, reset_compiler, uncompiled, version_of
 from kdlab.errors import InputError, form_of, nearest
 from kdlab.outputs.containers import Batch, Outputs, inputs_of
+from kdlab.outputs.factored import factored
 from kdlab.outputs.network_layers import heads_of, layer_names, split_call
 
 
@@ -68,6 +69,7 @@ class Observer:
     """
 
     plain = only_layers = False  # see kdlab.members.fast_inference.FastObserver
+    factors = False  # let classifiers return kdlab.outputs.factored.FactoredLogits
     checks_values = True
 
     def __init__(self, network: nn.Module, layers: Sequence[str] = ()) -> None:
@@ -107,6 +109,8 @@ class Observer:
         with ExitStack() as hooks:
             for name, classifier in self._classifiers.items():
                 hooks.enter_context(classifier.register_forward_pre_hook(self._hooks[name]))
+                if self.factors and not self._is_compiled:
+                    hooks.enter_context(factored(classifier))
             for name, module in self._modules.items():
                 hooks.enter_context(module.register_forward_hook(self._hooks[name]))
             raw = self.network(inputs) if isinstance(inputs, Tensor) else run(self.network, inputs)

@@ -17,6 +17,14 @@ NUM_CLASSES = 5
 SAMPLES = 12
 WIDTH = 4
 VIEWS = {"rotations": 3}
+MAPS = ((3, 4, 4), (WIDTH, 3, 3))
+SEQUENCES = {
+    **dict.fromkeys(("HiddenCosine", "TinyBERTHidden", "PKD"), ((5, 6), (5, 6))),
+    "TinyBERTAttention": ((2, 5, 5), (2, 5, 5)),
+    "MiniLM": 3 * ((5, 24),),
+    "MiniLMv2": 3 * ((5, 48),),
+}
+"""The layers of one sample, for losses on sequences: hidden states (L, D), or attention (heads, L, L)."""
 
 
 def seed(value: int) -> None:
@@ -36,22 +44,25 @@ class Net(nn.Module):
             nn.init.normal_(norm.bias)
 
 
-def draw(batch: int, seed: int, scale: float = 1.0, views: Sequence[str] = ()) -> Outputs:
-    """All outputs that a network can have, in float64."""
+def draw(batch: int, seed: int, scale: float = 1.0, views: Sequence[str] = (), kind: str = "") -> Outputs:
+    """All outputs that a network can have, in float64; sequences with padding where the loss ``kind`` reads some."""
+    shapes = SEQUENCES.get(kind, MAPS)
     generator = torch.Generator().manual_seed(seed)
 
     def normal(rows: int, *shape: int) -> Tensor:
         return scale * torch.randn(rows, *shape, generator=generator, dtype=torch.float64)
 
     def once(rows: int) -> Outputs:
-        layers = (normal(rows, 3, 4, 4), normal(rows, WIDTH, 3, 3))
-        return Outputs(normal(rows, NUM_CLASSES), layers, normal(rows, WIDTH), names=("one", "two"))
+        layers = tuple(normal(rows, *shape) for shape in shapes)
+        names = ("one", "two", "three")[: len(layers)]
+        return Outputs(normal(rows, NUM_CLASSES), layers, normal(rows, WIDTH), names=names)
 
     seen = {view: once(batch * VIEWS.get(view, 1)) for view in views}
     if "mixed" in seen:
         mix = Mix(torch.arange(batch).roll(1), torch.linspace(0.2, 0.9, batch, dtype=torch.float64))
         seen["mixed"] = replace(seen["mixed"], mix=mix)
-    return replace(once(batch), index=torch.arange(batch), views=seen)
+    mask = (torch.arange(5) < 3 + torch.arange(batch)[:, None] % 3).long() if kind in SEQUENCES else None
+    return replace(once(batch), index=torch.arange(batch), views=seen, mask=mask)
 
 
 def context(names: Sequence[str] = ("one", "two"), dtype: torch.dtype = torch.float64) -> Context:

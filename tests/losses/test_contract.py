@@ -44,7 +44,7 @@ def seen_by(kind: type[nn.Module], outputs: Outputs, side: str) -> Outputs:
 def sides(kind: type[nn.Module], batch: int = 6, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> Sides:
     views = getattr(kind(), "views", ())
     student, teacher = (
-        seen_by(kind, draw(batch, seed, scale, views), side).map(lambda x: x.to(dtype).requires_grad_())
+        seen_by(kind, draw(batch, seed, scale, views, kind.__name__), side).map(lambda x: x.to(dtype).requires_grad_())
         for side, seed in (("student", 1), ("teacher", 2))
     )
     return student, teacher, torch.arange(batch) % NUM_CLASSES
@@ -75,7 +75,8 @@ def sized(kind: type[nn.Module], dtype: torch.dtype = torch.float64, **options: 
 @functools.cache
 def _sized(kind: type[nn.Module], dtype: torch.dtype, **options: float) -> nn.Module:
     seed(0)
-    names = seen_by(kind, draw(1, 0), "student").names or seen_by(kind, draw(1, 0), "teacher").names
+    seen = draw(1, 0, kind=kind.__name__)
+    names = seen_by(kind, seen, "student").names or seen_by(kind, seen, "teacher").names
     loss = setup(kind(**options), context(names, dtype)).to(dtype)
     with torch.no_grad():
         loss.eval()(*sides(kind))
@@ -254,7 +255,10 @@ def test_batch_order_does_not_matter(kind):
         views = {name: turn(view, VIEWS.get(name, 1)) for name, view in side.views.items()}
         return replace(replace(side, views={}).map(lambda x: x[rows]), views=views)
 
-    turned = [replace(turn(side), index=side.index[order]) for side in (student, teacher)]
+    turned = [
+        replace(turn(side), index=side.index[order], mask=None if side.mask is None else side.mask[order])
+        for side in (student, teacher)
+    ]
     assert loss(*turned, target[order]).item() == pytest.approx(loss(student, teacher, target).item(), rel=1e-10)
 
 

@@ -11,13 +11,13 @@ from kdlab import losses
 from kdlab.losses.context import Context
 from kdlab.losses.feature.review_kd import hierarchical_distance
 from kdlab.outputs import Outputs
-from tests.oracle_methods.method import Arrays, Method, side
+from tests.oracle_methods.method import Arrays, Method, Weighted, count, side
 
 
 def take_margins(loss: Any, arrays: Arrays) -> None:
     """Set the margins of batch normalizations with the file's weights, which are tapped themselves."""
     norms = nn.Sequential()
-    for i in range(sum(name.startswith("teacher_feature") for name in arrays)):
+    for i in range(count(arrays, "teacher_feature")):
         weight, bias = arrays[f"teacher_bn_weight_{i}"], arrays[f"teacher_bn_bias_{i}"]
         norm = nn.BatchNorm2d(len(weight))
         norm.weight, norm.bias = nn.Parameter(weight), nn.Parameter(bias)
@@ -27,13 +27,15 @@ def take_margins(loss: Any, arrays: Arrays) -> None:
 
 def fix_mask(loss: Any, arrays: Arrays) -> None:
     """Use the file's random numbers; their shape selects what is masked."""
+    (loss,) = loss.losses
     loss.uniform = lambda x: arrays["mask_uniform"]
     loss.masked = "positions" if arrays["mask_uniform"].shape[1] == 1 else "channels"
 
 
 def give_paraphraser(loss: Any, arrays: Arrays) -> None:
     """Set a paraphraser with the file's weights; the file's indices include a missing normalization."""
-    paraphraser = losses.Paraphraser()
+    factors, channels = arrays["paraphraser_encoder_3_weight"].shape[:2]
+    paraphraser = losses.Paraphraser((factors + 0.5) / channels)
     paraphraser.encode(arrays["teacher_feature"])
     with torch.no_grad():
         for part in ("encoder", "decoder"):
@@ -45,9 +47,18 @@ def give_paraphraser(loss: Any, arrays: Arrays) -> None:
 
 
 def fused_layers(arrays: Arrays) -> tuple[Outputs, Outputs]:
-    """The file's two layers a side, from shallow to deep."""
-    layers = {name: (arrays[f"{name}_shallow"], arrays[f"{name}_deep"]) for name in ("student", "teacher")}
-    return Outputs(torch.zeros(1, 1), layers["student"]), Outputs(torch.zeros(1, 1), layers["teacher"])
+    """The file's layers of each side, from shallow to deep."""
+    sides = [
+        Outputs(torch.zeros(1, 1), tuple(arrays[f"{side}_{name}"] for name in depths(arrays)))
+        for side in ("student", "teacher")
+    ]
+    return sides[0], sides[1]
+
+
+def depths(arrays: Arrays) -> list[str]:
+    """The file's names of the layers, from shallow to deep: from the largest map to the smallest."""
+    names = [name.removeprefix("student_") for name in arrays if name.startswith("student_")]
+    return sorted(names, key=lambda name: -arrays[f"student_{name}"].shape[2])
 
 
 def distances(loss: Any, arrays: Arrays) -> Tensor:
@@ -81,19 +92,23 @@ METHODS: dict[str, Method] = {
     ),
     "OFD": Method(
         lambda h: losses.OFD(),
-        {
+        lambda arrays: {
             f"connector_{i}_{theirs}_{part}": f"connectors.{i}.{ours}.{part}"
-            for i in range(2)
+            for i in range(count(arrays, "student_feature"))
             for theirs, ours, part in (("conv", "conv", "weight"), ("bn", "norm", "weight"), ("bn", "norm", "bias"))
         },
         setup=take_margins,
     ),
     "MGD": Method(
-        lambda h: losses.MGD(h["lambda_mgd"]),
+        lambda h: Weighted((h.get("alpha_mgd", 1.0), losses.MGD(h["lambda_mgd"]))),
         {
-            "align_weight": "aligned.0.weight",
-            "align_bias": "aligned.0.bias",
-            **{f"generation_{i}_{part}": f"generators.0.{i}.{part}" for i in (0, 2) for part in ("weight", "bias")},
+            "align_weight": "losses.0.aligned.0.weight",
+            "align_bias": "losses.0.aligned.0.bias",
+            **{
+                f"generation_{i}_{part}": f"losses.0.generators.0.{i}.{part}"
+                for i in (0, 2)
+                for part in ("weight", "bias")
+            },
         },
         setup=fix_mask,
     ),
@@ -114,9 +129,9 @@ METHODS: dict[str, Method] = {
     "ReviewKD-HCL": Method(lambda h: losses.ReviewKD(), compute=distances),
     "ReviewKD-ABF": Method(
         lambda h: losses.ReviewKD(h["mid_channel"], embedding=False),
-        {
+        lambda arrays: {
             f"abf_{name}_{theirs}_{part}": f"fusions.{i}.{ours}.{part}"
-            for i, name in enumerate(("shallow", "deep"))
+            for i, name in enumerate(depths(arrays))
             for theirs, ours, parts in (
                 ("conv1_0", "enter.conv", ("weight",)),
                 ("conv1_1", "enter.norm", ("weight", "bias")),

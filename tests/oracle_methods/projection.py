@@ -13,7 +13,7 @@ from kdlab.losses.context import Context
 from kdlab.losses.feature.sem_ckd import combined
 from kdlab.models import projected
 from kdlab.outputs import observe
-from tests.oracle_methods.method import Arrays, Method
+from tests.oracle_methods.method import Arrays, Method, count
 
 
 def network(channels: int, classes: int) -> nn.Module:
@@ -36,12 +36,14 @@ def with_teacher(loss: Any, arrays: Arrays) -> None:
 
 
 class SimKD(nn.Module):
-    """A student of 6 channels for a teacher of 8, and the loss that trains it."""
+    """A student and the loss that projects it to the teacher's width."""
 
-    def __init__(self, factor: int) -> None:
+    def __init__(self, h: dict[str, Any]) -> None:
         super().__init__()
+        shapes = h["shapes"]
+        classes, width = shapes["teacher_classifier_weight"]
         self.loss = losses.SimKD()
-        self.student = projected(network(6, 10), "map", width=8, factor=factor)
+        self.student = projected(network(shapes["student_feature"][1], classes), "map", width=width, factor=h["factor"])
 
     def forward(self, arrays: Arrays) -> Tensor:
         """The loss as in a training step."""
@@ -53,24 +55,31 @@ class SimKD(nn.Module):
         return value
 
 
-def sem_ckd() -> dict[str, str]:
-    """The authors' names of two student and two teacher layers, and ours."""
-    names = {}
-    for i in range(2):
-        for theirs, ours in (("key", "keys"), ("query", "queries")):
+def sem_ckd(arrays: Arrays) -> dict[str, str]:
+    """The authors' names of the parts of each student layer and each teacher layer, and ours."""
+    names, students, teachers = {}, count(arrays, "student_feature"), count(arrays, "teacher_feature")
+    for theirs, ours, layers in (("query", "queries", students), ("key", "keys", teachers)):
+        for i in range(layers):
             for linear, place in (("linear1", 0), ("linear2", 2)):
                 for part in ("weight", "bias"):
                     names[f"self_{theirs}_weight{i}_{linear}_{part}"] = f"{ours}.{i}.{place}.{part}"
-        for j in range(2):
-            for place, parts in ((0, ("weight",)), (1, ("weight", "bias")), (3, ("weight",)), (4, ("weight", "bias"))):
-                for part in parts:
+    for i in range(students):
+        for j in range(teachers):
+            for place in (0, 1, 3, 4, 6):
+                for part in ("weight", "bias"):
                     names[f"self_regressor{i}{j}_regressor_{place}_{part}"] = f"projections.{i}.{j}.{place}.{part}"
-            names[f"self_regressor{i}{j}_regressor_6_weight"] = f"projections.{i}.{j}.6.weight"
     return names
 
 
+def full_batch(loss: Any, arrays: Arrays) -> None:
+    """Set SemCKD up for the batch that its perceptrons read."""
+    size = arrays["self_query_weight0_linear1_weight"].shape[1]
+    loss.setup(Context(nn.Identity(), (nn.Identity(),), batch_size=size))
+
+
 def pairs(arrays: Arrays, name: str) -> list[list[Tensor]]:
-    return [[arrays[f"{name}{i}{j}"] for j in range(2)] for i in range(2)]
+    students, teachers = arrays["attention"].shape[1:]
+    return [[arrays[f"{name}{i}{j}"] for j in range(teachers)] for i in range(students)]
 
 
 METHODS: dict[str, Method] = {
@@ -80,8 +89,12 @@ METHODS: dict[str, Method] = {
     ),
     "ICKD": Method(lambda h: losses.ICKD()),
     "PEFD": Method(
-        lambda h: losses.PEFD(),
-        {f"projector_{i}_{part}": f"projectors.{i}.{part}" for i in range(3) for part in ("weight", "bias")},
+        lambda h: losses.PEFD(count(h["shapes"], "projector_") // 2),
+        lambda arrays: {
+            f"projector_{i}_{part}": f"projectors.{i}.{part}"
+            for i in range(count(arrays, "projector_") // 2)
+            for part in ("weight", "bias")
+        },
     ),
     "SRRL": Method(
         lambda h: losses.SRRL(beta=h["weight"]),
@@ -94,15 +107,15 @@ METHODS: dict[str, Method] = {
     ),
     "SemCKD": Method(
         lambda h: losses.SemCKD(h["factor"]),
-        sem_ckd(),
-        setup=lambda loss, arrays: loss.setup(Context(nn.Identity(), (nn.Identity(),), batch_size=8)),
+        sem_ckd,
+        setup=full_batch,
     ),
     "SemCKD-combination": Method(
         lambda h: losses.SemCKD(),
         compute=lambda loss, arrays: combined(pairs(arrays, "s"), pairs(arrays, "t"), arrays["attention"]),
     ),
     "SimKD": Method(
-        lambda h: SimKD(h["factor"]),
+        SimKD,
         {
             f"projector_transfer_{place}_{part}": f"student.projector.{place}.{part}"
             for place in (0, 1, 3, 4, 6, 7)

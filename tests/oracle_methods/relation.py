@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,15 +12,15 @@ from kdlab import losses
 from kdlab.losses.feature.camkd import weighted
 from kdlab.losses.relation.self_supervision import cosines
 from kdlab.outputs import Outputs
-from tests.oracle_methods.method import Arrays, Method
+from tests.oracle_methods.method import Arrays, Method, Weighted
 
 
 def stages(arrays: Arrays) -> tuple[Outputs, Outputs]:
-    """Both networks with their logits, their embedding and two stages."""
+    """Both networks with their logits, their embedding and their stages."""
     sides = (
         Outputs(
             arrays[f"{name}_logits"],
-            (arrays[f"{name}_stage_1"], arrays[f"{name}_stage_2"]),
+            tuple(value for key, value in arrays.items() if key.startswith(f"{name}_stage_")),
             arrays[f"{name}_embedding"],
         )
         for name in ("student", "teacher")
@@ -59,9 +61,13 @@ def camkd(loss: losses.CAMKDFeatures, arrays: Arrays) -> Tensor:
     return weighted(*parts, arrays["labels"])
 
 
+def rkd(h: dict[str, Any]) -> Weighted:
+    return Weighted((h["w_d"], losses.RKDDistance()), (h["w_a"], losses.RKDAngle()))
+
+
 METHODS: dict[str, Method] = {
-    "RKD-distance": Method(lambda h: losses.RKDDistance()),
-    "RKD-angle": Method(lambda h: losses.RKDAngle()),
+    "RKD-distance": Method(rkd),
+    "RKD-angle": Method(rkd),
     "SP": Method(lambda h: losses.SimilarityPreserving()),
     "PKT": Method(lambda h: losses.PKT(h["eps"])),
     "CC": Method(

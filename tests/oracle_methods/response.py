@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdlab import losses
 from kdlab.outputs import Outputs
-from tests.oracle_methods.method import Arrays, Method, side
+from tests.oracle_methods.method import Arrays, Method, Weighted, side
 
 
 def _with_labels(loss: losses.WSLD, arrays: Arrays) -> Tensor:
@@ -17,6 +17,13 @@ def _with_labels(loss: losses.WSLD, arrays: Arrays) -> Tensor:
     sides = side(arrays, "student"), side(arrays, "teacher"), arrays["labels"]
     value: Tensor = losses.Labels()(*sides) + 2.5 * loss(*sides)
     return value
+
+
+def _ctkd(h: dict[str, Any]) -> losses.CurriculumTemperature:
+    """The loss in the epoch whose factor on the temperature's gradient is the file's."""
+    loss = losses.CurriculumTemperature(None, h["t_start"], h["t_end"])
+    loss.reversal = h["lambda_"]
+    return loss
 
 
 def _rld(h: dict[str, Any]) -> losses.RLD:
@@ -43,18 +50,16 @@ METHODS: dict[str, Method] = {
     "DKD": Method(lambda h: losses.DKD(h["alpha"], h["beta"], h["T"])),
     "DIST": Method(lambda h: losses.DIST(h["tau"], h["beta"], h["gamma"])),
     "NKD": Method(lambda h: losses.NKD(h["gamma"], h["T"])),
-    "WSLD": Method(lambda h: losses.WSLD(h["T"])),
+    "WSLD": Method(lambda h: Weighted((h.get("alpha", 1.0), losses.WSLD(h["T"])))),
     "WSLD-authors-total": Method(lambda h: losses.WSLD(h["T"]), compute=_with_labels),
     "TTM": Method(lambda h: losses.TTM(h["l"])),
     "WTTM": Method(lambda h: losses.WTTM(h["l"])),
     "RLD": Method(_rld),
     "LSKD": Method(lambda h: losses.LogitStandardization(losses.SoftTargets(h["T"]))),
-    "MLKD": Method(lambda h: losses.MLKD(tuple(h["temperatures"])), outputs=_two_views),
-    "CTKD": Method(
-        lambda h: losses.CurriculumTemperature(None, h["t_start"], h["t_end"], length=10),
-        {"global_T": "theta"},
-        setup=lambda loss, arrays: loss.advance(4, 0),  # the file's factor -0.5: epoch 5, counted from 1
+    "MLKD": Method(
+        lambda h: Weighted((h.get("kd_weight", 1.0), losses.MLKD(tuple(h["temperatures"])))), outputs=_two_views
     ),
+    "CTKD": Method(_ctkd, {"global_T": "theta"}),
     "SDD": Method(lambda h: losses.ScaleDecoupled(losses.DKD(h["alpha"], h["beta"], h["T"])), compute=_regions),
     "OFA-loss": Method(lambda h: losses.OFA(h["eps"], h["T"])),
 }

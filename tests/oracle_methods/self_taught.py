@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from kdlab import losses
 from kdlab.outputs import Outputs
-from tests.oracle_methods.method import Arrays, Method, side
+from tests.oracle_methods.method import Arrays, Method, Weighted, side
 
 
 class PSKD(nn.Module):
@@ -33,7 +33,16 @@ def _past(arrays: Arrays) -> tuple[Outputs, Outputs]:
 
 METHODS: dict[str, Method] = {
     "label-smoothing": Method(lambda h: losses.LabelSmoothing(h["label_smoothing"]), outputs=_alone),
-    "Tf-KD-reg": Method(lambda h: losses.VirtualTeacher(temperature=h["T"], form="released"), outputs=_alone),
+    "Tf-KD-reg": Method(
+        lambda h: Weighted(
+            (1 - h.get("alpha", 1.0), losses.Labels()),
+            (
+                h.get("alpha", 1.0) * h.get("multiplier", 1.0),
+                losses.VirtualTeacher(temperature=h["T"], form="released"),
+            ),
+        ),
+        outputs=_alone,
+    ),
     "Zipf-LS": Method(
         lambda h: losses.ZipfLabelSmoothing(h["power"], only_correct=h["loss_mask"]),
         outputs=_alone,

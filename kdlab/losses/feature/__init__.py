@@ -5,9 +5,11 @@ from kdlab.losses.feature.attention_transfer import AttentionTransfer
 from kdlab.losses.feature.camkd import CAMKDFeatures
 from kdlab.losses.feature.cat_kd import CATKD
 from kdlab.losses.feature.cwd import CWD
+from kdlab.losses.feature.embed_distill import EmbedDistill
 from kdlab.losses.feature.factor_transfer import FactorTransfer
 from kdlab.losses.feature.frskd import FRSKD
 from kdlab.losses.feature.fsp import FSP
+from kdlab.losses.feature.hidden_cosine import HiddenCosine
 from kdlab.losses.feature.hint import Hint
 from kdlab.losses.feature.ickd import ICKD
 from kdlab.losses.feature.kd_svd import KDSVD
@@ -19,10 +21,13 @@ from kdlab.losses.feature.nst import NST
 from kdlab.losses.feature.ofd import OFD
 from kdlab.losses.feature.paraphraser import Paraphraser
 from kdlab.losses.feature.pefd import PEFD
+from kdlab.losses.feature.pkd import PKD
 from kdlab.losses.feature.review_kd import ReviewKD
 from kdlab.losses.feature.sem_ckd import SemCKD
 from kdlab.losses.feature.sim_kd import SimKD
 from kdlab.losses.feature.srrl import SRRL
+from kdlab.losses.feature.tiny_bert_attention import TinyBERTAttention
+from kdlab.losses.feature.tiny_bert_hidden import TinyBERTHidden
 from kdlab.losses.feature.vid import VID
 from kdlab.losses.feature.vkd import VkD
 
@@ -32,9 +37,11 @@ __all__ = [
     "CAMKDFeatures",
     "CATKD",
     "CWD",
+    "EmbedDistill",
     "FRSKD",
     "FSP",
     "FactorTransfer",
+    "HiddenCosine",
     "Hint",
     "ICKD",
     "KDSVD",
@@ -45,11 +52,14 @@ __all__ = [
     "NormAndDirection",
     "OFD",
     "PEFD",
+    "PKD",
     "Paraphraser",
     "ReviewKD",
     "SRRL",
     "SemCKD",
     "SimKD",
+    "TinyBERTAttention",
+    "TinyBERTHidden",
     "VID",
     "VkD",
 ]

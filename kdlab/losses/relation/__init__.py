@@ -7,6 +7,8 @@ from kdlab.losses.relation.irg import IRG
 from kdlab.losses.relation.itrd import ITRD
 from kdlab.losses.relation.mcl import MCL
 from kdlab.losses.relation.mean_difference import MeanDifference
+from kdlab.losses.relation.minilm import MiniLM
+from kdlab.losses.relation.minilm_v2 import MiniLMv2
 from kdlab.losses.relation.pkt import PKT
 from kdlab.losses.relation.rkd import RKDAngle, RKDDistance
 from kdlab.losses.relation.self_supervision import SelfSupervision
@@ -21,6 +23,8 @@ __all__ = [
     "ITRD",
     "MCL",
     "MeanDifference",
+    "MiniLM",
+    "MiniLMv2",
     "PKT",
     "RKDAngle",
     "RKDDistance",

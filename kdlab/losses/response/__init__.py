@@ -3,11 +3,13 @@
 from kdlab.losses.response.consistency import Consistency
 from kdlab.losses.response.curriculum_temperature import CurriculumTemperature
 from kdlab.losses.response.dist import DIST
+from kdlab.losses.response.distill_kl import DistillKL
 from kdlab.losses.response.dkd import DKD
 from kdlab.losses.response.hard_labels import HardLabels
 from kdlab.losses.response.label_smoothing import LabelSmoothing
 from kdlab.losses.response.labels import Labels
 from kdlab.losses.response.logit_standardization import LogitStandardization
+from kdlab.losses.response.margin_mse import MarginMSE
 from kdlab.losses.response.mlkd import MLKD
 from kdlab.losses.response.nkd import NKD
 from kdlab.losses.response.ofa import OFA
@@ -28,11 +30,13 @@ __all__ = [
     "CurriculumTemperature",
     "DIST",
     "DKD",
+    "DistillKL",
     "HardLabels",
-    "Labels",
     "LabelSmoothing",
+    "Labels",
     "LogitStandardization",
     "MLKD",
+    "MarginMSE",
     "NKD",
     "OFA",
     "OnView",

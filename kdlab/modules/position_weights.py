@@ -1,0 +1,57 @@
+"""Micro-batches and processes that count by the number of their labeled positions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from kdlab.modules.run_length import accumulates
+from kdlab.outputs import Batch
+
+SCALE = 1024.0
+"""Positions that a loss is scaled for, which keeps the scaled losses of fp16-mixed in range."""
+
+
+class PositionWeights(pl.Callback):
+    r"""Make the gradient of a step that of the mean over all its labeled positions.
+
+    Lightning averages over accumulated batches, and DDP over processes, whatever they hold. Where labels may be
+    ignored a batch i with n_i labels therefore counts n_i times, and the gradient of a step is divided by their sum
+    before it is clipped:
+
+    .. math:: \nabla L = \frac{\sum_i n_i \nabla L_i}{\sum_i n_i}
+
+    over all accumulated batches of all processes. Every term counts like this; logged values stay those of each batch.
+    With one batch a step and one process, without ignored labels, or under DOT, nothing is done.
+    """
+
+    def __init__(self) -> None:
+        self._count: Tensor | None = None
+
+    def weighted(self, total: Tensor, batch: Batch, module: Any) -> Tensor:
+        """Return the loss of a batch times the number of its labels, where batches of a step may differ in it."""
+        trainer = module.trainer
+        alone = trainer.world_size == 1 and not accumulates(trainer)
+        if alone or module.ignore is None or module._split is not None:
+            return total
+        count = batch.target.ne(module.ignore).sum()
+        self._count = count if self._count is None else self._count + count
+        return total * (count / SCALE)
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Divide the gradient by the number of labels."""
+        if self._count is None:
+            return
+        count, self._count = self._count.double(), None
+        if trainer.world_size > 1:
+            dist.all_reduce(count)
+        factor = trainer.accumulate_grad_batches * trainer.world_size * SCALE / max(float(count), 1.0)
+        for parameter in pl_module.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
