@@ -16,7 +16,7 @@ import kdlab
 ROOT = Path(kdlab.__file__).parent
 LAYERS = (  # each imports from those before it alone
     ("errors", "compat", "aliases", "deprecation"),
-    ("distributed", "files", "schedules"),
+    ("distributed", "files", "schedules", "tokenization"),
     ("outputs",),
     ("models", "data"),
     ("losses", "metrics", "optimizers"),
@@ -33,7 +33,7 @@ LAYERS = (  # each imports from those before it alone
 FLOORS = {name: floor for floor, names in enumerate(LAYERS) for name in names}
 WITHOUT_LIGHTNING = {name for name, floor in FLOORS.items() if floor < FLOORS["knowledge"]} - {"compat", "data"}
 LIGHTNING = {"pytorch_lightning", "lightning_fabric", "lightning"}
-OPTIONAL = {"timm", "transformers", "ray"}
+OPTIONAL = {"timm", "transformers", "tokenizers", "peft", "datasets", "pyarrow", "ray"}
 HEAVY = ["torch", "torchvision", "pytorch_lightning", "torchmetrics", "numpy", "wandb", "sklearn", "matplotlib", "rich"]
 
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
