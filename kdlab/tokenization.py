@@ -26,7 +26,7 @@ def transformers_package(what: str) -> Any:
         raise InputError(f"{what} needs transformers: install it with `pip install 'kdlab[text]'`.") from error
     # Loader processes fork after the first use of a tokenizer, which makes it warn and turn its threads off.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     return transformers
 
 
@@ -134,7 +134,9 @@ def check_cut(cut: Any, old: Mapping[str, int]) -> list[int]:
     if sorted(new.values()) != list(range(len(new))):
         raise InputError(f"The ids of the cut tokenizer are not 0 to {len(new) - 1}.")
     if unknown := new.keys() - old.keys():
-        raise InputError(f"The cut tokenizer has {len(unknown)} tokens that the old one lacks, such as {min(unknown)!r}.")
+        raise InputError(
+            f"The cut tokenizer has {len(unknown)} tokens that the old one lacks, such as {min(unknown)!r}."
+        )
     return [old[token] for token in sorted(new, key=new.__getitem__)]
 
 

@@ -69,7 +69,7 @@ class Batch(NamedTuple):
         themselves, see :func:`kdlab.data.text.packing.block_mask`.
         """
         mask = self.inputs.get("attention_mask") if isinstance(self.inputs, Mapping) else None
-        if mask is None or mask.dim() != 4:
+        if not isinstance(mask, Tensor) or mask.dim() != 4:
             return mask
         diagonal = mask[:, 0].diagonal(dim1=-2, dim2=-1)
         return diagonal if diagonal.dtype == torch.bool else diagonal >= 0

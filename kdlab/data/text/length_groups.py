@@ -35,11 +35,11 @@ class LengthGroups(Shuffled):
     def order(self, epoch: int) -> Tensor:
         """Return all positions in the order of an epoch, (size,) int64."""
         shuffled = super().order(epoch)
-        pools = shuffled.split(self.batch_size * BATCHES)
+        pools = torch.split(shuffled, self.batch_size * BATCHES)
         batches = [
             batch
             for pool in pools
-            for batch in pool[self.lengths[pool].argsort(descending=True, stable=True)].split(self.batch_size)
+            for batch in torch.split(pool[self.lengths[pool].argsort(descending=True, stable=True)], self.batch_size)
         ]
         full = len(batches) - (len(batches[-1]) < self.batch_size)
         places = counter_rng.bits(self.seed, epoch, torch.arange(full), GROUPS).argsort(stable=True).tolist()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
@@ -179,7 +178,7 @@ class TextData(OrderedData):
             labels = torch.tensor([cast(Any, values["train"])[row] for row in train.tolist()])
         rows, held_out = training_rows(labels, self.validation, self.train_size, [], self.seed)
         self._sets["train"] = texts("train", train[rows], training=True)
-        others = {split: texts(split, used[split]) for split in ("val", "test") if split in read}
+        others: dict[str, Texts] = {split: texts(split, used[split]) for split in ("val", "test") if split in read}
         if self.validation:
             others["val"] = texts("train", train[held_out])
         elif not others:

@@ -47,7 +47,8 @@ def sources(root: str | Mapping[str, Any]) -> dict[str, Any]:
             if len(paths) > 1:
                 listed = ", ".join(path.name for path in paths)
                 raise InputError(f"{root!r} has several files for {split}: {listed}. Name one for each split.")
-            chosen |= {split: str(path) for path in paths}
+            if paths:
+                chosen[split] = str(paths[0])
     if "train" not in chosen:
         raise InputError(f"{root!r} has no train{'|'.join(SUFFIXES)}.", key="data.root")
     return chosen
@@ -164,4 +165,6 @@ def _of_table(path: Path, wanted: Mapping[str, Column | None], header: bool | No
 
 
 def _no_column(column: Any, where: str, names: Sequence[Any]) -> InputError:
-    return InputError(f"{where} has no column {column!r}; the nearest names are {nearest(str(column), map(str, names))}.")
+    return InputError(
+        f"{where} has no column {column!r}; the nearest names are {nearest(str(column), map(str, names))}."
+    )

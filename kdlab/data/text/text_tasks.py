@@ -130,7 +130,7 @@ class Texts(Dataset[Any]):
 
 
 def masked(ids: Tensor, form: Form, epoch: int, position: int) -> tuple[Tensor, Tensor]:
-    """Return the ids (L,) with masked tokens, and labels that are the true ids there; a function of (seed, epoch, index).
+    """Return the ids (L,) with masked tokens, and as labels the true ids there, by (seed, epoch, index).
 
     Of the chosen tokens (never special ones) 80 % become the mask token, 10 % any token, 10 % stay (J. Devlin, M.
     Chang, K. Lee, K. Toutanova, "BERT", NAACL 2019). A text in which none is drawn has no label.

@@ -28,21 +28,21 @@ class Tokens(NamedTuple):
     """The tokens of all texts of a split, one after the other.
 
     Attributes:
+        cut: how many texts were longer than the longest allowed.
         ids: (T,) int32.
         types: (T,) int32, which sentence of a pair a token is of; empty if the tokenizer gives no types.
         words: (T,) int32, the word that a token begins, -1 for special tokens and the rest of a word; empty unless
             texts are lists of words.
         ends: (N,) int64, where each text ends.
         rows: (N,) int64, the row of the source that each text is of.
-        cut: how many texts were longer than the longest allowed.
     """
 
+    cut: int
     ids: Tensor
     types: Tensor
     words: Tensor
     ends: Tensor
     rows: Tensor
-    cut: int
 
     @property
     def lengths(self) -> Tensor:
@@ -95,7 +95,7 @@ def _load(path: Path) -> Tokens | None:
         return None
     with contextlib.suppress(Exception), safe_open(path, "pt") as file:  # safetensors has an exception of its own
         names = [name for name in Tokens._fields if name != "cut"]
-        return Tokens(*(file.get_tensor(name) for name in names), cut=int(file.metadata()["cut"]))
+        return Tokens(int(file.metadata()["cut"]), *(file.get_tensor(name) for name in names))
     return None
 
 
@@ -116,16 +116,18 @@ def _tokenize(rows: Rows, tokenizer: Any, settings: TokenSettings) -> Tokens:
         parts.append(_chunk(texts, pairs, first, tokenizer, settings, rows.source))
     starts = torch.tensor([0, *(len(part.ids) for part in parts)]).cumsum(0)
     ends = [part.ends + start for part, start in zip(parts, starts, strict=False)]
-    ids, types, words, _, places, _ = (list(column) for column in zip(*parts, strict=True))
-    joined = (torch.cat(column) for column in (ids, types, words, ends, places))
-    return Tokens(*joined, cut=sum(part.cut for part in parts))
+    _, ids, types, words, _, places = (list(column) for column in zip(*parts, strict=True))
+    joined: list[Tensor] = [torch.cat(column) for column in (ids, types, words, ends, places)]
+    return Tokens(sum(part.cut for part in parts), *joined)
 
 
 def _checked(texts: Sequence[Any], words: bool, source: str, first: int) -> list[Any]:
     """Return texts, or lists of words, of which a file of tables has only text."""
     checked = [text.split() if words and isinstance(text, str) else text for text in texts]
     for row, text in enumerate(checked, first + 1):
-        right = isinstance(text, list) and all(isinstance(word, str) for word in text) if words else isinstance(text, str)
+        right = (
+            isinstance(text, list) and all(isinstance(word, str) for word in text) if words else isinstance(text, str)
+        )
         if not right:
             what = "a list of words" if words else "text"
             raise InputError(f"{source}, row {row}: the text is a {type(text).__name__}, where {what} is needed.")
@@ -162,12 +164,12 @@ def _chunk(
     types = [encoded["token_type_ids"][place] for place in chosen] if "token_type_ids" in encoded else []
     words = [_first_of_words(encoded.word_ids(place)) for place in chosen] if settings.words else []
     return Tokens(
+        len(too_long),
         _flat(ids),
         _flat(types),
         _flat(words),
         torch.tensor([len(each) for each in ids]).cumsum(0),
         torch.tensor([first + origin[place] for place in chosen]),
-        len(too_long),
     )
 
 
