@@ -14,7 +14,7 @@ from kdlab.errors import InputError, check_word
 from kdlab.models.transformer_cut import cut_vocabulary
 from kdlab.models.weights import load_weights
 from kdlab.outputs import Head
-from kdlab.tokenization import transformers_package
+from kdlab.tokenization import load_tokenizer, transformers_package, vocabulary_of
 
 _log = logging.getLogger("kdlab.models")
 
@@ -35,6 +35,7 @@ def hugging_face(
     pretrained: bool = True,
     weights: str | None = None,
     vocabulary: str | None = None,
+    trim_vocabulary: bool = True,
     pooling: str = "mean",
     attn_implementation: str | None = None,
     local_files_only: bool = False,
@@ -57,6 +58,9 @@ def hugging_face(
         vocabulary: folder of a tokenizer that :func:`kdlab.tokenization.cut_tokenizer` cut from the network's: only
             its tokens stay, with its ids. On texts of these tokens the network is the same function; a language
             model's logits are those of the kept tokens.
+        trim_vocabulary: of a language model whose embeddings are padded beyond its tokenizer's size (151,936 rows for
+            151,665 tokens) drop the padding, so that logits are those of tokens alone, whatever each size was padded
+            to. Needs a tokenizer in the folder ``path``.
         pooling: of ``"embedding"``: the ``"mean"`` of the tokens' vectors, or the first token's (``"first"``).
         attn_implementation: ``"eager"`` or ``"sdpa"``; ``None`` for transformers' choice.
         local_files_only: never ask the hub; a name is then looked up in its local cache.
@@ -76,6 +80,7 @@ def hugging_face(
         settings = package.AutoConfig.from_pretrained(name, local_files_only=local_files_only, **values)
         if settings.pad_token_id is None and task == "sequence-classification":  # where a decoder's text ends
             settings.pad_token_id = settings.eos_token_id
+        settings.use_cache = False  # of no use but in generation, whose own config has it
         new: list[str] = []
         if pretrained and weights is None:
             options |= {"local_files_only": local_files_only, "output_loading_info": True}
@@ -95,9 +100,21 @@ def hugging_face(
         network = SentenceEncoder(network, pooling)
     if vocabulary is not None:
         network = cut_vocabulary(network, vocabulary, local_files_only)
+    elif trim_vocabulary and task in ("causal-lm", "masked-lm") and (folder / "tokenizer.json").is_file():
+        _trim(network, max(vocabulary_of(load_tokenizer(name, local_files_only=True)).values()) + 1)
     network.new_parameters = tuple(new)
     built: nn.Module = network
     return built if weights is None else load_weights(built, weights)
+
+
+def _trim(network: Any, tokens: int) -> None:
+    """Drop embeddings that belong to no token."""
+    if network.config.vocab_size > tokens:
+        _log.info(
+            "%s: %d of %d embeddings belong to tokens; the others are dropped.",
+            *(type(network).__name__, tokens, network.config.vocab_size),
+        )
+        network.resize_token_embeddings(tokens)
 
 
 class SentenceEncoder(nn.Module):

@@ -257,9 +257,7 @@ def _narrowed(value: Tensor, shape: Sequence[int], name: str, old: Any, new: Any
         if headed:
             blocks = 3 if "c_attn" in name else 1
             dims = [_head_size(config) for config in (old, new)]
-            view: Tensor = value.unflatten(  # type: ignore[no-untyped-call]
-                axis, (blocks, value.shape[axis] // blocks // dims[0], dims[0])
-            )
+            view: Tensor = value.unflatten(axis, (blocks, value.shape[axis] // blocks // dims[0], dims[0]))
             view = view.narrow(axis + 1, 0, size // blocks // dims[1]).narrow(axis + 2, 0, dims[1])
             value = view.flatten(axis, axis + 2)
         else:

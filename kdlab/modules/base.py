@@ -28,6 +28,7 @@ from kdlab.modules.monitors import MonitorCheck
 from kdlab.modules.run_length import RunLength
 from kdlab.modules.seeding import SeededModule, reseed
 from kdlab.modules.sharding import shard
+from kdlab.modules.text_checks import check_texts
 from kdlab.optimizers import DOT
 from kdlab.outputs import Batch, Outputs
 from kdlab.schedules import Progress, Schedule
@@ -120,6 +121,7 @@ class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
         if stage == "fit":
             self.form = None
             setup_checks.request_views(self.trainer, self.plan)
+            check_texts(self.trainer, self.plan, self.knowledge)
             data = first_batch(self)
             self.length.plan(self.trainer, data.batches)
             self.dry_run = dry_run(self, data)

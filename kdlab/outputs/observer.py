@@ -195,6 +195,8 @@ class Observer:
                 value = value[int(key)]
             elif hasattr(value, key) and not isinstance(value, (Tensor, Sequence)):
                 value = getattr(value, key)
+            elif isinstance(value, Sequence) and key.lstrip("-").isdigit():
+                raise InputError(f"{class_of(self.network)} has no output {name!r}: it returns {len(value)} of them.")
             else:
                 near = nearest(name, layer_names(self.network))
                 raise InputError(f"{class_of(self.network)} has no layer {name!r}; the nearest names are {near}.")
