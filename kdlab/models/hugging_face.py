@@ -103,7 +103,7 @@ def hugging_face(
     elif trim_vocabulary and task in ("causal-lm", "masked-lm") and (folder / "tokenizer.json").is_file():
         _trim(network, max(vocabulary_of(load_tokenizer(name, local_files_only=True)).values()) + 1)
     network.new_parameters = tuple(new)
-    built: nn.Module = network
+    built: nn.Module = network.train()  # transformers loads in eval mode, which Lightning keeps: no dropout
     return built if weights is None else load_weights(built, weights)
 
 

@@ -230,8 +230,7 @@ def _cut(teacher: Any, layers: Sequence[int], widths: dict[str, int], kept: Sequ
         started[name] = _narrowed(given, value.shape, name, old, config)
     student.load_state_dict(started)
     student.name_or_path = teacher.name_or_path
-    student.train(teacher.training)
-    return student
+    return student.train()  # whatever mode the teacher is in
 
 
 def _vocabulary_tables(network: Any) -> set[str]:

@@ -28,7 +28,6 @@ from kdlab.modules.monitors import MonitorCheck
 from kdlab.modules.run_length import RunLength
 from kdlab.modules.seeding import SeededModule, reseed
 from kdlab.modules.sharding import shard
-from kdlab.modules.text_checks import check_texts
 from kdlab.optimizers import DOT
 from kdlab.outputs import Batch, Outputs
 from kdlab.schedules import Progress, Schedule
@@ -120,8 +119,7 @@ class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
             network.to(memory_format=torch.channels_last)
         if stage == "fit":
             self.form = None
-            setup_checks.request_views(self.trainer, self.plan)
-            check_texts(self.trainer, self.plan, self.knowledge)
+            setup_checks.prepare_data(self.trainer, self.plan, self.knowledge)
             data = first_batch(self)
             self.length.plan(self.trainer, data.batches)
             self.dry_run = dry_run(self, data)

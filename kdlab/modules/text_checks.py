@@ -60,7 +60,7 @@ def _check_network(name: str, network: Any, data: TextData) -> None:
         if other:
             raise InputError(
                 f"{name}'s tokenizer ({folder!r}) is not that of the data ({data.tokenizer!r}): {other}. Ids would "
-                "mean other tokens: give all networks one tokenizer (vocabulary=FOLDER of kdlab.models cuts a network's)."
+                "mean other tokens: give all networks one tokenizer (vocabulary=FOLDER cuts a network's)."
             )
     limit = _positions(network)
     if limit is not None and data.longest > limit:

@@ -31,6 +31,7 @@ def test_depth_cut_has_the_teachers_layers(kind: str, layers: Any, taken: list[i
     teacher = tiny(kind)
     before = copy.deepcopy(teacher.state_dict())
     student: Any = student_from_teacher(teacher, layers)
+    assert all(module.training for module in student.modules())
     # By hand: the teacher without its other layers.
     expected = copy.deepcopy(teacher)
     blocks = expected.get_submodule(FAMILIES[kind])

@@ -101,7 +101,10 @@ def _load(path: Path) -> Tokens | None:
 
 def _key(rows: Rows, tokenizer: Any, settings: TokenSettings) -> str:
     digest = hashlib.sha256(repr((settings, tokenizer.padding_side, tokenizer.truncation_side)).encode())
-    digest.update(tokenizer.backend_tokenizer.to_str().encode())
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()  # what an earlier call set is no part of the tokenizer
+    backend.no_padding()
+    digest.update(backend.to_str().encode())
     digest.update(importlib.metadata.version("tokenizers").encode())
     for column in (rows.text, rows.pair or ()):
         digest.update(json.dumps(column, ensure_ascii=False).encode("utf-8", "surrogatepass"))
