@@ -50,7 +50,7 @@ def lora(
     options: dict[str, Any] = {"target_modules": targets, "modules_to_save": trained, "task_type": kind}
     try:
         config = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, **options)
-        adapted: nn.Module = peft.get_peft_model(network, config)
+        adapted: nn.Module = peft.get_peft_model(network, config).train()
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(f"peft cannot adapt {name}: {reason}.") from error

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from kdlab.data.text.text_files import Rows
@@ -84,18 +84,15 @@ def tokens_of(rows: Rows, tokenizer: Any, settings: TokenSettings, cache: str | 
         if (stored := _load(path)) is not None:
             return stored
         made = _tokenize(rows, tokenizer, settings)
-        tensors = {name: value for name, value in made._asdict().items() if isinstance(value, Tensor)}
         with atomic_write(path) as file:
-            file.write(save(tensors, metadata={"cut": str(made.cut)}))
+            file.write(save({**made._asdict(), "cut": torch.tensor(made.cut)}))
     return made
 
 
 def _load(path: Path) -> Tokens | None:
-    if not path.is_file():
-        return None
-    with contextlib.suppress(Exception), safe_open(path, "pt") as file:  # safetensors has an exception of its own
-        names = [name for name in Tokens._fields if name != "cut"]
-        return Tokens(int(file.metadata()["cut"]), *(file.get_tensor(name) for name in names))
+    with contextlib.suppress(OSError, SafetensorError):
+        tensors = load(path.read_bytes())
+        return Tokens(**{**tensors, "cut": int(tensors["cut"])})  # type: ignore[arg-type]
     return None
 
 
