@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from pytorch_lightning.strategies.launchers import multiprocessing
 
@@ -68,6 +69,7 @@ def recipe(kind: str, folder: Path) -> dict[str, Any]:
 
 def _text(folder: Path) -> dict[str, Any]:
     """Write a teacher of four layers, its tokenizer and 54 sentences; return the data."""
+    torch.set_num_threads(1)  # a fork does not copy OpenMP's threads, which transformers would wait for
     tiny("Bert").save_pretrained(folder / "bert")
     tokenizer = tokenizer_folder(folder / "bert")
     root = sentences(folder / "sentences", SENTENCES * 6)

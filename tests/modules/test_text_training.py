@@ -43,6 +43,7 @@ def distiller(**networks: Any) -> Distiller:
     return Distiller(**({"knowledge": knowledge, "optimizer": sgd} | defaults | networks))
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 @pytest.mark.parametrize("task", ["classification", "masked"])
 def test_resume_mid_epoch_is_bit_exact(task: Any, folder: str, tokenizer: str, tmp_path: Path) -> None:
     """Four batches an epoch; saved after the sixth step, in the middle of the second epoch."""
