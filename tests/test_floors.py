@@ -34,6 +34,8 @@ FLOORS = {name: floor for floor, names in enumerate(LAYERS) for name in names}
 WITHOUT_LIGHTNING = {name for name, floor in FLOORS.items() if floor < FLOORS["knowledge"]} - {"compat", "data"}
 LIGHTNING = {"pytorch_lightning", "lightning_fabric", "lightning"}
 OPTIONAL = {"timm", "transformers", "tokenizers", "peft", "datasets", "pyarrow", "ray"}
+OF_TORCHMETRICS = {"transformers", "tokenizers"}
+"""What torchmetrics imports where it is installed."""
 HEAVY = ["torch", "torchvision", "pytorch_lightning", "torchmetrics", "numpy", "wandb", "sklearn", "matplotlib", "rich"]
 
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
@@ -122,7 +124,7 @@ import kdlab
 assert kdlab.__version__
 print([name for name in {[*HEAVY, *sorted(OPTIONAL)]} if name in sys.modules])
 import kdlab.knowledge, kdlab.losses, kdlab.metrics, kdlab.models, kdlab.modules, kdlab.outputs, kdlab.teaching
-print([name for name in {["wandb", "sklearn", *sorted(OPTIONAL)]} if name in sys.modules])
+print([name for name in {["wandb", "sklearn", *sorted(OPTIONAL - OF_TORCHMETRICS)]} if name in sys.modules])
 for name in kdlab.__all__:
     assert getattr(kdlab, name) is not None
 """

@@ -144,7 +144,7 @@ def cut_vocabulary(network: nn.Module, vocabulary: str, local_files_only: bool =
     """
     holder = getattr(network, "network", None)  # of a SentenceEncoder
     inner: Any = network if holder is None else holder
-    count = len(inner.get_submodule(layers_name(inner)))  # type: ignore[arg-type]
+    count = len(inner.get_submodule(layers_name(inner)))
     made: nn.Module = _cut(inner, list(range(count)), {}, _kept(inner, vocabulary, local_files_only))
     _name(made, vocabulary)
     if holder is None:
@@ -256,7 +256,7 @@ def _narrowed(value: Tensor, shape: Sequence[int], name: str, old: Any, new: Any
         if headed:
             blocks = 3 if "c_attn" in name else 1
             dims = [_head_size(config) for config in (old, new)]
-            view: Tensor = value.unflatten(axis, (blocks, value.shape[axis] // blocks // dims[0], dims[0]))
+            view = torch.unflatten(value, axis, (blocks, value.shape[axis] // blocks // dims[0], dims[0]))
             view = view.narrow(axis + 1, 0, size // blocks // dims[1]).narrow(axis + 2, 0, dims[1])
             value = view.flatten(axis, axis + 2)
         else:

@@ -20,6 +20,7 @@ from kdlab.data.text.text_files import Rows
 from kdlab.errors import InputError
 from kdlab.files import atomic_write, locked
 
+FORMAT = 1  # of the cache; raise it when tokens of the same text become others
 CHUNK = 1024
 """Texts that are tokenized at once."""
 
@@ -90,14 +91,14 @@ def tokens_of(rows: Rows, tokenizer: Any, settings: TokenSettings, cache: str | 
 
 
 def _load(path: Path) -> Tokens | None:
-    with contextlib.suppress(OSError, SafetensorError):
+    with contextlib.suppress(OSError, SafetensorError, KeyError, TypeError):
         tensors = load(path.read_bytes())
         return Tokens(**{**tensors, "cut": int(tensors["cut"])})  # type: ignore[arg-type]
     return None
 
 
 def _key(rows: Rows, tokenizer: Any, settings: TokenSettings) -> str:
-    digest = hashlib.sha256(repr((settings, tokenizer.padding_side, tokenizer.truncation_side)).encode())
+    digest = hashlib.sha256(repr((FORMAT, settings, tokenizer.padding_side, tokenizer.truncation_side)).encode())
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()  # what an earlier call set is no part of the tokenizer
     backend.no_padding()
