@@ -8,12 +8,13 @@ import pytest
 
 from kdlab.cli import main
 from kdlab.studies.preflight import resolve
-from tests.config_files import CONFIGS, IMAGENET, KNOWLEDGE, RECIPES, layers, tiered
+from tests.config_files import CONFIGS, IMAGENET, KNOWLEDGE, RECIPES, layers, names, tiered
 
 DISTIL = [CONFIGS / "cifar100/distil.yaml"]
 PARTS = ("trainer/gpu", "teacher/cache", "logger/wandb")
 LAYERS = {
     **{name: [CONFIGS / f"{name}.yaml"] for name in ("kd_digits", "dml_digits", "cifar100/train")},
+    **{f"text/{name}": [CONFIGS / f"text/{name}.yaml"] for name in names("text")},
     **{f"recipes/base/{name}": [CONFIGS / f"recipes/base/{name}.yaml"] for name in ("self", "online")},
     **{f"recipes/{name}": layers(name) for name in RECIPES},
     **{f"knowledge/{name}": [*DISTIL, CONFIGS / f"knowledge/{name}.yaml"] for name in KNOWLEDGE},

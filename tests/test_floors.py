@@ -16,7 +16,7 @@ import kdlab
 ROOT = Path(kdlab.__file__).parent
 LAYERS = (  # each imports from those before it alone
     ("errors", "compat", "aliases", "deprecation"),
-    ("distributed", "files", "schedules"),
+    ("distributed", "files", "schedules", "tokenization"),
     ("outputs",),
     ("models", "data"),
     ("losses", "metrics", "optimizers"),
@@ -33,7 +33,9 @@ LAYERS = (  # each imports from those before it alone
 FLOORS = {name: floor for floor, names in enumerate(LAYERS) for name in names}
 WITHOUT_LIGHTNING = {name for name, floor in FLOORS.items() if floor < FLOORS["knowledge"]} - {"compat", "data"}
 LIGHTNING = {"pytorch_lightning", "lightning_fabric", "lightning"}
-OPTIONAL = {"timm", "transformers", "ray"}
+OPTIONAL = {"timm", "transformers", "tokenizers", "peft", "datasets", "pyarrow", "ray"}
+OF_TORCHMETRICS = {"transformers", "tokenizers"}
+"""What torchmetrics imports where it is installed."""
 HEAVY = ["torch", "torchvision", "pytorch_lightning", "torchmetrics", "numpy", "wandb", "sklearn", "matplotlib", "rich"]
 
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
@@ -122,7 +124,7 @@ import kdlab
 assert kdlab.__version__
 print([name for name in {[*HEAVY, *sorted(OPTIONAL)]} if name in sys.modules])
 import kdlab.knowledge, kdlab.losses, kdlab.metrics, kdlab.models, kdlab.modules, kdlab.outputs, kdlab.teaching
-print([name for name in {["wandb", "sklearn", *sorted(OPTIONAL)]} if name in sys.modules])
+print([name for name in {["wandb", "sklearn", *sorted(OPTIONAL - OF_TORCHMETRICS)]} if name in sys.modules])
 for name in kdlab.__all__:
     assert getattr(kdlab, name) is not None
 """

@@ -7,6 +7,7 @@ from kdlab.data.images import ImageData
 from kdlab.data.mixing import CutMix, Mixing, MixUp
 from kdlab.data.mnist import MNIST
 from kdlab.data.paired_views import LastBatch, SameClass, SecondView
+from kdlab.data.text import TextData
 from kdlab.data.views import Mixed, RandAugment, Rotations, View
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "Rotations",
     "SameClass",
     "SecondView",
+    "TextData",
     "View",
 ]

@@ -6,20 +6,19 @@ import hashlib
 import sys
 import warnings
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
-import pytorch_lightning as pl
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from kdlab.data import counter_rng
 from kdlab.data.augment import augment, normalize
 from kdlab.data.fingerprint import library, of_code, of_images, of_views, refuse_unknown
 from kdlab.data.in_memory import Images
-from kdlab.data.loader import Loader, loader
+from kdlab.data.loader import Loader
 from kdlab.data.mixing import Mixing, mixed_labels
+from kdlab.data.ordered import OrderedData
 from kdlab.data.paired_views import LastBatch, SecondView, with_companions
-from kdlab.data.samplers import InOrder, Shuffled, check_batch_size
+from kdlab.data.samplers import Shuffled
 from kdlab.data.subsets import check_labels, training_rows
 from kdlab.data.views import View
 from kdlab.errors import InputError
@@ -27,7 +26,7 @@ from kdlab.outputs import Batch
 from kdlab.outputs.containers import inputs_of, with_inputs
 
 
-class ImageData(pl.LightningDataModule):
+class ImageData(OrderedData):
     """The base class of image data: batches of (images, labels, index), split, ordered and augmented by ``seed``.
 
     Batches leave the loader as uint8 and are augmented (in training only) and normalized on the device. Order, crops
@@ -70,7 +69,7 @@ class ImageData(pl.LightningDataModule):
 
     num_classes: int
     shape: tuple[int, int, int]
-    num_workers: int = 0
+    samples: ClassVar[str] = "images"
 
     def __init__(
         self,
@@ -90,13 +89,9 @@ class ImageData(pl.LightningDataModule):
         mixing: Mixing | None = None,
         drop_last: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, eval_batch_size, seed, drop_last)
         self.mean = list(mean)
         self.std = list(std)
-        self.batch_size = check_batch_size("batch_size", batch_size)
-        self.eval_batch_size = check_batch_size("eval_batch_size", eval_batch_size)
-        self.drop_last = drop_last
-        self.seed = seed
         self.padding = padding
         self.flip = flip
         self.validation = validation
@@ -110,9 +105,7 @@ class ImageData(pl.LightningDataModule):
         self.mixing = mixing
         self._requested: dict[str, View] = {}
         self.provide({})
-        self.sizes: dict[str, int] = {}
         self.host_index: Tensor | None = None
-        self._sets: dict[str, Dataset[Batch]] = {}
 
     def provide(self, views: Mapping[str, View]) -> None:
         """Also make these views, until the next call; a view of the same name in ``self.views`` takes precedence.
@@ -167,54 +160,13 @@ class ImageData(pl.LightningDataModule):
 
     def train_dataloader(self) -> Loader:
         """Return a loader of the training split, shuffled anew each epoch."""
-        rank, world_size, epoch, overfit = 0, 1, 0, False
-        if self.trainer is not None:
-            rank, world_size, epoch = self.trainer.global_rank, self.trainer.world_size, self.trainer.current_epoch
-            overfit = getattr(self.trainer, "overfit_batches", 0) > 0  # the same batches each epoch
         views = self.all_views
         dataset = with_companions(
             self._split("train"), views, self.streams, self.augmentation_seed, self.distinct_epochs
         )
-        kind = InOrder if overfit else Shuffled
-        order = kind(self.sizes["train"], self.batch_size, self.seed, rank, world_size, self.drop_last)
-        order.set_epoch(epoch)
-        order.remembers = any(isinstance(view, LastBatch) for view in views.values())
-        batches = loader(dataset, order, self.num_workers)
-        if self.trainer is not None:
-            order.ran, batches.true_epoch = self._ran, self._true_epoch
+        batches = self.train_loader(dataset)
+        cast(Shuffled, batches.sampler).remembers = any(isinstance(view, LastBatch) for view in views.values())
         return batches
-
-    def _ran(self) -> float:
-        return cast(Any, self.trainer).num_training_batches  # type: ignore[no-any-return]
-
-    def _true_epoch(self, epoch: int) -> int:
-        # After resuming a run that max_steps ended together with an epoch, Lightning runs an empty epoch, and from then
-        # on sets the sampler's epoch to one above current_epoch, which is the right one.
-        progress = cast(Any, self.trainer).fit_loop.epoch_progress.current
-        return int(progress.completed) if epoch == progress.processed else epoch
-
-    def val_dataloader(self) -> Loader:
-        """Return a loader of the validation split, each sample once."""
-        return self._eval_loader("val")
-
-    def test_dataloader(self) -> Loader:
-        """Return a loader of the test split, each sample once."""
-        return self._eval_loader("test")
-
-    def predict_dataloader(self) -> Loader:
-        """Return a loader of the test split, each sample once."""
-        return self._eval_loader("test")
-
-    def _eval_loader(self, split: str) -> Loader:
-        rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-        dataset = self._split(split)
-        order = InOrder(self.sizes[split], self.eval_batch_size, self.seed, rank, world_size)
-        return loader(dataset, order, self.num_workers)
-
-    def _split(self, name: str) -> Dataset[Batch]:
-        if name not in self._sets:
-            raise InputError(f"The {name} images are not read yet: call setup() first.")
-        return self._sets[name]
 
     def prepare(self, batch: Batch, epoch: int | None = None) -> Batch:
         """Return the batch for the networks: augmented as in ``epoch`` (``None``: not at all) and normalized.

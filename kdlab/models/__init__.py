@@ -6,9 +6,12 @@ networks need nothing from kdlab; :func:`with_weights` loads a weights file into
 :class:`WithExits` add heads.
 """
 
+from kdlab.models.bilstm import BiLSTM, bilstm
 from kdlab.models.bottleneck import FourStageResNet, cifar_resnet18, cifar_resnet50
 from kdlab.models.branched import Branched
 from kdlab.models.exits import WithExits
+from kdlab.models.hugging_face import SentenceEncoder, hugging_face
+from kdlab.models.lora import lora
 from kdlab.models.mlp import MLP, mlp
 from kdlab.models.mobilenet import MobileNetV1, MobileNetV2, mobilenet_v1, mobilenet_v2_half
 from kdlab.models.normed import Normed, normed
@@ -28,11 +31,13 @@ from kdlab.models.resnet import (
 from kdlab.models.shufflenet import ShuffleNetV1, ShuffleNetV2, shuffle_v1, shuffle_v2, shuffle_v2_x1_5
 from kdlab.models.surgery import embedded, without_bias
 from kdlab.models.timm import timm_model
+from kdlab.models.transformer_cut import student_from_teacher
 from kdlab.models.vgg import VGG, vgg8, vgg11, vgg13, vgg16, vgg19
 from kdlab.models.weights import load_weights, save_weights, with_weights
 from kdlab.models.wrn import WideResNet, wrn_16_1, wrn_16_2, wrn_40_1, wrn_40_2
 
 __all__ = [
+    "BiLSTM",
     "Branched",
     "FourStageResNet",
     "MLP",
@@ -40,16 +45,20 @@ __all__ = [
     "MobileNetV2",
     "Normed",
     "Projected",
+    "SentenceEncoder",
     "ResNet",
     "ShuffleNetV1",
     "ShuffleNetV2",
     "VGG",
     "WideResNet",
     "WithExits",
+    "bilstm",
     "cifar_resnet18",
     "cifar_resnet50",
     "embedded",
+    "hugging_face",
     "load_weights",
+    "lora",
     "mlp",
     "mobilenet_v1",
     "mobilenet_v2_half",
@@ -68,6 +77,7 @@ __all__ = [
     "shuffle_v1",
     "shuffle_v2",
     "shuffle_v2_x1_5",
+    "student_from_teacher",
     "timm_model",
     "vgg8",
     "vgg11",

@@ -125,7 +125,7 @@ class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
             network.to(memory_format=torch.channels_last)
         if stage == "fit":
             self.form = None
-            setup_checks.request_views(self.trainer, self.plan)
+            setup_checks.prepare_data(self.trainer, self.plan, self.knowledge)
             data = first_batch(self)
             self.length.plan(self.trainer, data.batches)
             self.dry_run = dry_run(self, data)

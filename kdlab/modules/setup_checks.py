@@ -17,11 +17,13 @@ from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge
 from kdlab.modules.dry_run import DryRun
 from kdlab.modules.run_length import accumulates
+from kdlab.modules.text_checks import check_texts
 from kdlab.teaching.plan import Plan
 
 
-def request_views(trainer: pl.Trainer, plan: Plan) -> None:
-    """Request the plan's views from the data; refuse accumulated gradients where networks take turns."""
+def prepare_data(trainer: pl.Trainer, plan: Plan, knowledge: Mapping[str, Knowledge]) -> None:
+    """Request the plan's views; check networks against texts; refuse accumulation where networks take turns."""
+    check_texts(trainer, plan, knowledge)
     data = getattr(trainer, "datamodule", None)
     if isinstance(data, ImageData):
         data.provide(dict(plan.views))

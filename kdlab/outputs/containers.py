@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from kdlab.distributed import first_row, gather
@@ -62,8 +63,16 @@ class Batch(NamedTuple):
 
     @property
     def mask(self) -> Tensor | None:
-        """Return the attention mask of the inputs, (B, L), if they are a mapping that has one."""
-        return self.inputs.get("attention_mask") if isinstance(self.inputs, Mapping) else None
+        """Return which positions count, (B, L), if the inputs are a mapping with an attention mask.
+
+        Of a mask of pairs of positions, (B, 1, L, L) bool or additive, these are the positions that attend to
+        themselves, see :func:`kdlab.data.text.packing.block_mask`.
+        """
+        mask = self.inputs.get("attention_mask") if isinstance(self.inputs, Mapping) else None
+        if not isinstance(mask, Tensor) or mask.dim() != 4:
+            return mask
+        diagonal = mask[:, 0].diagonal(dim1=-2, dim2=-1)
+        return diagonal if diagonal.dtype == torch.bool else diagonal >= 0
 
     def view(self, name: str) -> Tensor | Batch:
         """Return a view by name."""

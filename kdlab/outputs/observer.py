@@ -17,6 +17,7 @@ from kdlab.errors import InputError, form_of, nearest
 from kdlab.outputs.containers import Batch, Outputs, inputs_of
 from kdlab.outputs.factored import factored
 from kdlab.outputs.network_layers import heads_of, layer_names, split_call
+from kdlab.outputs.transformer_outputs import last_token, requested
 
 
 def logits_of(raw: Any) -> Tensor:
@@ -39,10 +40,14 @@ def class_of(network: nn.Module) -> str:
     return type(uncompiled(network)).__name__
 
 
-def run(network: nn.Module, inputs: Any) -> Any:
-    """Call the network on a tensor, or on a mapping of keyword arguments without those it does not take."""
+def run(network: nn.Module, inputs: Any, requests: Mapping[str, bool] | None = None) -> Any:
+    """Call the network on a tensor, or on a mapping of keyword arguments without those it does not take.
+
+    With ``requests``, such as ``{"output_attentions": True}``, it is asked to return more than it would.
+    """
     if not isinstance(inputs, Mapping):
-        return network(inputs)
+        return network(inputs, **(requests or {}))
+    inputs = {**inputs, **(requests or {})}
     parameters = inspect.signature(uncompiled(network).forward).parameters
     if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
         return network(**inputs)
@@ -56,7 +61,7 @@ class Observer:
     compiled. A layer that runs several times in one forward has one name for each call, in order: ``"relu@0"``,
     ``"relu@1"``; its own name is then refused. A layer whose output is overwritten in place afterwards (torchvision's
     ``bn2`` before ``out += identity``) gives the value it had when it left the layer. A name that is no layer is looked
-    up in what the network returns: ``"hidden_states.6"``.
+    up in what the network returns: ``"hidden_states.6"``, see :func:`kdlab.outputs.transformer_outputs.requested`.
 
     Args:
         network: any module that returns a tensor, a tuple or list (logits first), a mapping or a data class with
@@ -95,6 +100,7 @@ class Observer:
         wanted = dict.fromkeys(name for names in self._names.values() for name in names)
         self._taps = {name: layer for name in wanted if (layer := split_call(name)[0]) in modules}
         self._modules = {layer: modules[layer] for layer in self._taps.values()}
+        self._requests = requested(self.network, wanted.keys() - self._taps.keys())
         self._classifiers = {f"<{name}>": head.classifier for name, head in heads.items() if head.classifier}
         self._wanted = {*self._taps, *self._classifiers}
         for name in (*self._modules, *self._classifiers):
@@ -113,7 +119,8 @@ class Observer:
                     hooks.enter_context(factored(classifier))
             for name, module in self._modules.items():
                 hooks.enter_context(module.register_forward_hook(self._hooks[name]))
-            raw = self.network(inputs) if isinstance(inputs, Tensor) else run(self.network, inputs)
+            is_plain = isinstance(inputs, Tensor) and not self._requests
+            raw = self.network(inputs) if is_plain else run(self.network, inputs, self._requests)
         if self._calls != self._settled:
             if self._is_compiled and not self._was_reset and not self._hooks.keys() <= self._calls.keys():
                 self._was_reset = True  # what was compiled without these hooks ignores them
@@ -126,6 +133,8 @@ class Observer:
             self._copied |= overwritten
             return self(inputs)
         outputs = self._outputs(raw, "")
+        if outputs.embedding is not None and outputs.embedding.dim() == 3 and outputs.logits.dim() == 2:
+            outputs = dataclasses.replace(outputs, embedding=last_token(outputs.embedding, inputs))
         if len(self._names) > 1:
             heads = {head: self._outputs(raw[head], head) for head in self._names if head}
             outputs = dataclasses.replace(outputs, heads=heads)
@@ -190,6 +199,8 @@ class Observer:
                 value = value[int(key)]
             elif hasattr(value, key) and not isinstance(value, (Tensor, Sequence)):
                 value = getattr(value, key)
+            elif isinstance(value, Sequence) and key.lstrip("-").isdigit():
+                raise InputError(f"{class_of(self.network)} has no output {name!r}: it returns {len(value)} of them.")
             else:
                 near = nearest(name, layer_names(self.network))
                 raise InputError(f"{class_of(self.network)} has no layer {name!r}; the nearest names are {near}.")

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from pytorch_lightning.strategies.launchers import multiprocessing
 
@@ -22,6 +23,7 @@ from kdlab.studies.ledger import FINISHED, Ledger
 from kdlab.studies.preflight import Trials
 from kdlab.studies.scheduler import Work
 from tests.faults.forks import Job, alive
+from tests.tiny_transformers import SENTENCES, sentences, tiny, tokenizer_folder
 
 MLP = {"class_path": "kdlab.models.mlp", "init_args": {"in_features": 64, "hidden": [16], "num_classes": 10}}
 WIDE = {"class_path": "kdlab.models.mlp", "init_args": {"in_features": 64, "hidden": [32], "num_classes": 10}}
@@ -54,9 +56,25 @@ def recipe(kind: str, folder: Path) -> dict[str, Any]:
         content["model"]["init_args"] = {**options, "networks": networks}
     if kind == "cached":
         options["teacher_cache"] = {"folder": str(folder / "cache"), "views": 2}
+    if kind == "text":
+        content["data"] = _text(folder)
+        network = {"path": str(folder / "bert"), "config": {"hidden_dropout_prob": 0.1}, "local_files_only": True}
+        teacher = {"class_path": "kdlab.models.hugging_face", "init_args": network}
+        cut = {"class_path": "kdlab.models.student_from_teacher", "init_args": {"teacher": teacher, "layers": 2}}
+        options |= {"student": cut, "teacher": teacher}
     if kind == "ddp":
         content["trainer"] |= {"strategy": "ddp_fork", "devices": 2}
     return content
+
+
+def _text(folder: Path) -> dict[str, Any]:
+    """Write a teacher of four layers, its tokenizer and 54 sentences; return the data."""
+    torch.set_num_threads(1)  # a fork does not copy OpenMP's threads, which transformers would wait for
+    tiny("Bert").save_pretrained(folder / "bert")
+    tokenizer = tokenizer_folder(folder / "bert")
+    root = sentences(folder / "sentences", SENTENCES * 6)
+    options = {"root": root, "tokenizer": tokenizer, "batch_size": 8, "group_by_length": True}
+    return {"class_path": "kdlab.data.TextData", "init_args": {**options, "cache": str(folder / "tokens")}}
 
 
 def job(kind: str, folder: Path) -> Job:

@@ -12,7 +12,7 @@ import pytest
 from tests.faults.forks import compare, fork, killed
 from tests.faults.jobs import job, ledger, run_folders
 
-KINDS = ("offline", "cotraining", "cached", "study", "ddp")
+KINDS = ("offline", "cotraining", "cached", "study", "ddp", "text")
 PER_RUN = 4
 """Kills of one run; then it goes on to its end."""
 
