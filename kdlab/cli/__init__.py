@@ -16,6 +16,8 @@ COMMANDS = {
     "test": "evaluate on the test set",
     "predict": "write the predictions of the student, or of what is deployed",
     "demo": "distill a small student from a teacher on real digits, in under three minutes",
+    "recipes": "list the recipes that ship with kdlab",
+    "init": "copy a recipe, with what it is laid over, to make it your own",
     "check": "run one dry batch of a config: parts, layers, loss terms, memory, warnings",
     "layers": "list the layers of a network that can be tapped",
     "methods": "list the losses and what each needs",
@@ -24,7 +26,7 @@ COMMANDS = {
     "report": "print and write the table of a study, beside the published numbers",
     "generations": "train a student again and again, each time taught by the one before",
 }
-FILES = {"export": "export_command", **dict.fromkeys(("reproduce", "report", "generations"), "study_commands")}
+FILES = {"export": "export_command", "init": "recipes", **dict.fromkeys(("reproduce", "report", "generations"), "study_commands")}
 """Files of commands that are not named like the command: no two modules of kdlab have the same name."""
 
 RANKS = ("LOCAL_RANK", "RANK", "SLURM_PROCID")

@@ -39,7 +39,7 @@ def parser_error(error: Exception) -> InputError:
         hint = _did_you_mean(name, names)
         return InputError(f"{module} has no {name!r}{hint}.", value=f"{module}.{name}")
     if re.search(r"required: (\w+\.)?model", text):
-        hint = "name a config with -c CONFIG (configs/ has some), or --model CLASS_PATH"
+        hint = "name a config with -c CONFIG (kdlab recipes lists some), or --model CLASS_PATH"
         return InputError(f"there is no model to train: {hint}.")
     if denied := re.search(r"Importing '([\w.]+)' is not allowed, denied by the '([\w.]+)'", text):
         return is_denied(*denied.groups())
