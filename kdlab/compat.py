@@ -130,3 +130,4 @@ def has_version(logger: Any) -> bool:
 def next_version(logger: Any) -> None:
     """Let a logger choose the next free version."""
     logger._version = None
+

@@ -13,6 +13,7 @@ from jsonargparse import get_loader
 
 from kdlab.config.located_yaml import Source
 from kdlab.config.recipe_files import with_recipes
+from kdlab.config.resumption import with_run_folders
 from kdlab.errors import InputError, form_of
 
 DATA = "--data=kdlab.data.Digits"
@@ -24,8 +25,9 @@ GROUP = re.compile(r"(--model(?:\.init_args)?\.parameter_groups\..+)\.(\w+)=([^{
 
 
 def merge_configs(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments of ``kdlab fit`` with five changes, which LightningCLI does not make; files are read once.
+    """Return the arguments of ``kdlab fit`` with six changes, which LightningCLI does not make; files are read once.
 
+    - A run's folder as ``--ckpt_path`` becomes its last checkpoint, and brings its config if no other is named.
     - The name of a recipe that ships with kdlab, where there is no such file, becomes its path.
     - The knowledge of a config is added to that of the configs before it, where a knowledge of the same name is
       replaced. For every other key the last value counts, as in LightningCLI.
@@ -35,7 +37,7 @@ def merge_configs(arguments: Sequence[str]) -> list[str]:
     - :data:`DATA` precedes all others where no data is named. As a default of the parser, its own options (no padding,
       no flip) would stay when a config names another class.
     """
-    arguments = _with_groups(with_recipes(arguments))
+    arguments = _with_groups(with_recipes(with_run_folders(arguments)))
     merged, known, indices = list(arguments), dict[str, Any](), list[int]()
     has_model, has_data = _has_option(arguments, "--model"), _has_option(arguments, "--data")
     for index, path, content in _configs(arguments):
