@@ -78,8 +78,9 @@ def _command(name: str) -> Callable[[list[str]], Any]:
     """Import what a command needs; return the function of its arguments."""
     if name in ("fit", "validate", "test", "predict"):
         from kdlab.config.lightning_cli import build
+        from kdlab.config.part_help import print_part_help
 
-        return lambda rest: build([name, *rest])
+        return lambda rest: print_part_help(rest) or build([name, *rest])
     from kdlab.cli.command import call
 
     function = getattr(import_module(f"kdlab.cli.{FILES.get(name, name)}"), name)

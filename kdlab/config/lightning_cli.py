@@ -245,7 +245,7 @@ def build(
             run=run,
         )
     except Exception as error:
-        if refused := input_error(error):
+        if refused := input_error(error, () if isinstance(arguments, Mapping) else arguments):
             raise refused from error
         raise
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +48,7 @@ def announced(trainer: pl.Trainer, folder: Path | None) -> Iterator[None]:
         yield
         return
     print(f"Run folder: {folder}", flush=True)
+    start = time.time()
     try:
         yield
     except SystemExit as error:  # Lightning's, of Ctrl-C and SIGTERM
@@ -54,8 +56,9 @@ def announced(trainer: pl.Trainer, folder: Path | None) -> Iterator[None]:
         by_signal = signal.SIGTERM if isinstance(error, SIGTERMException) else signal.SIGINT
         raise SystemExit(128 + by_signal) from error
     except Exception as error:
-        add_note = getattr(error, "add_note", print)
-        add_note(resume_text(trainer, "Stopped."))
+        path = checkpoint_of(trainer)
+        if path is not None and path.stat().st_mtime >= start:  # else it failed where a resumed run would fail again
+            getattr(error, "add_note", print)(resume_text(trainer, "Stopped."))
         raise
     finish_loggers(trainer)
     print(resume_text(trainer, ""), flush=True)
@@ -63,10 +66,7 @@ def announced(trainer: pl.Trainer, folder: Path | None) -> Iterator[None]:
 
 def resume_text(trainer: pl.Trainer, start: str) -> str:
     """Return the folder of a run and the command that resumes it; without a checkpoint only that there is none."""
-    folder = run_folder(trainer)
-    callback = trainer.checkpoint_callback
-    paths = [getattr(callback, name, "") for name in ("last_model_path", "best_model_path")]
-    path = next((Path(path) for path in paths if path and Path(path).is_file()), None)
+    folder, path = run_folder(trainer), checkpoint_of(trainer)
     if path is None:
         return f"{start} {folder} has no checkpoint yet.".strip()
     short = path.resolve() == last_checkpoint(folder).resolve()
@@ -76,6 +76,12 @@ def resume_text(trainer: pl.Trainer, start: str) -> str:
     if start:
         return f"{start} Resume: {command}"
     return f"Done: {shown(folder)}. To train longer: {command} --trainer.max_epochs=N"
+
+
+def checkpoint_of(trainer: pl.Trainer) -> Path | None:
+    """Return the checkpoint that a run is resumed from; ``None`` if it has none yet."""
+    paths = [getattr(trainer.checkpoint_callback, name, "") for name in ("last_model_path", "best_model_path")]
+    return next((Path(path) for path in paths if path and Path(path).is_file()), None)
 
 
 def shown(path: Path) -> Path:
