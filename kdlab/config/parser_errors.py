@@ -79,6 +79,9 @@ def _hint(key: str, text: str, options: Sequence[str]) -> str:
     """Return where an unknown key belongs, or the nearest right names."""
     full = next((option for option in options if ends_with(option, key)), key)
     *rest, last = [part for part in full.split(".") if part != "init_args"]
+    known = list(dict.fromkeys([*ROOTS, *(option for names in _homes().values() for option in names)]))
+    if (wrong := _wrong_part(full, known)) != last:
+        return _did_you_mean(wrong, known)
     name, here = "NAME", re.sub(r"(knowledge)\.\w+", r"\1.NAME", ".".join(rest))
     if "knowledge" in rest[:-1]:
         name = rest[rest.index("knowledge") + 1]
@@ -94,8 +97,7 @@ def _hint(key: str, text: str, options: Sequence[str]) -> str:
         return WRAPPED if last == "weights" else ""
     if homes:
         return f" (did you mean {f'{homes[0]}.{last}'.replace('NAME', name)!r}?)"
-    known = list(dict.fromkeys([*ROOTS, *(option for names in _homes().values() for option in names)]))
-    return _did_you_mean(_wrong_part(key, known), known)
+    return _did_you_mean(last, known)
 
 
 def _innermost(text: str) -> tuple[str, str] | None:
