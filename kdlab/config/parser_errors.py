@@ -20,7 +20,10 @@ from kdlab.errors import InputError
 
 ROOTS = ("model", "data", "trainer", "checkpoint", "seed_everything", "ckpt_path", "class_path", "init_args")
 KNOWLEDGE = "model.knowledge.NAME"
-KINDS = {"float": "a number", "int": "a whole number", "str": "text", "bool": "true or false", "Sequence": "a list", "dict": "a mapping of names"}
+KINDS = {
+    **{"float": "a number", "int": "a whole number", "str": "text", "bool": "true or false"},
+    **{"Sequence": "a list", "dict": "a mapping of names"},
+}
 UNKNOWN = (
     r"does not accept option '([^']+)'|[Oo]ption '([^']+)' is not accepted|Key '([^']+)' is not expected"
     r"|[Uu]nrecognized arguments?: (\S+)"
@@ -53,12 +56,12 @@ def parser_error(error: Exception, arguments: Sequence[str] = ()) -> InputError:
     if denied := re.search(r"Importing '([\w.]+)' is not allowed, denied by the '([\w.]+)'", text):
         return is_denied(*denied.groups())
     if bare := re.search(r"disabled for Knowledge, thus '([\w.]+)'", text):
-        text = f"A knowledge is no {bare[1]}, but has it as its loss: knowledge.NAME.loss={bare[1]}."
-        return InputError(text, value=bare[1])
+        hint = f"A knowledge is no {bare[1]}, but has it as its loss: knowledge.NAME.loss={bare[1]}."
+        return InputError(hint, value=bare[1])
     if weights := re.search(ENUM, text):
-        builder, names, file = weights.groups()
+        builder, own, file = weights.groups()
         return InputError(
-            f"{builder} takes the name of weights of its own ({names.replace(',', ', ')}), not a file: write "
+            f"{builder} takes the name of weights of its own ({own.replace(',', ', ')}), not a file: write "
             f"{{class_path: kdlab.models.with_weights, init_args: {{network: {builder}, weights: {file}}}}}.",
             value=file,
         )
