@@ -30,7 +30,11 @@ COMMANDS = {
     "report": "print and write the table of a study, beside the published numbers",
     "generations": "train a student again and again, each time taught by the one before",
 }
-FILES = {"export": "export_command", "init": "recipes", **dict.fromkeys(("reproduce", "report", "generations"), "study_commands")}
+FILES = {
+    "export": "export_command",
+    "init": "recipes",
+    **dict.fromkeys(("reproduce", "report", "generations"), "study_commands"),
+}
 """Files of commands that are not named like the command: no two modules of kdlab have the same name."""
 
 QUICK = ("recipes", "init")

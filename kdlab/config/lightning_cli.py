@@ -22,8 +22,8 @@ from torch import Tensor
 
 from kdlab.config.class_paths import check_config
 from kdlab.config.config_merge import merge_configs
-from kdlab.config.located_yaml import Source
 from kdlab.config.csv_log import Continued
+from kdlab.config.located_yaml import Source
 from kdlab.config.messages import quietly, silence
 from kdlab.config.part_summary import PartSummary
 from kdlab.config.resumption import announced
@@ -53,6 +53,7 @@ SILENT = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model
 QUIET_TRAINER = {**dict.fromkeys(SILENT, False), "num_sanity_val_steps": 2}
 """Options of a Trainer that writes nothing."""
 QUIET = [f"--trainer.{name}={json.dumps(value)}" for name, value in QUIET_TRAINER.items()]
+
 
 def _plain(value: Any) -> Any:
     """Return a copy with lists for tuples, as YAML would read it."""

@@ -21,8 +21,12 @@ from kdlab.errors import InputError
 ROOTS = ("model", "data", "trainer", "checkpoint", "seed_everything", "ckpt_path", "class_path", "init_args")
 KNOWLEDGE = "model.knowledge.NAME"
 KINDS = {
-    **{"float": "a number", "int": "a whole number", "str": "text", "bool": "true or false"},
-    **{"Sequence": "a list", "dict": "a mapping of names"},
+    "float": "a number",
+    "int": "a whole number",
+    "str": "text",
+    "bool": "true or false",
+    "Sequence": "a list",
+    "dict": "a mapping of names",
 }
 UNKNOWN = (
     r"does not accept option '([^']+)'|[Oo]ption '([^']+)' is not accepted|Key '([^']+)' is not expected"

@@ -70,8 +70,10 @@ def resume_text(trainer: pl.Trainer, start: str) -> str:
     if path is None:
         return f"{start} {folder} has no checkpoint yet.".strip()
     short = path.resolve() == last_checkpoint(folder).resolve()
-    command = f"kdlab fit {CHECKPOINT}={shown(folder)}" if short else (
-        f"kdlab fit -c {shown(folder)}/config.yaml {CHECKPOINT}={shown(path)}"
+    command = (
+        f"kdlab fit {CHECKPOINT}={shown(folder)}"
+        if short
+        else (f"kdlab fit -c {shown(folder)}/config.yaml {CHECKPOINT}={shown(path)}")
     )
     if start:
         return f"{start} Resume: {command}"

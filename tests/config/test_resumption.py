@@ -87,9 +87,7 @@ def test_interrupted_run_ends_with_the_command_that_resumes_it(
     assert all(torch.equal(first[key], second[key]) for key in second)
 
 
-def test_error_after_the_first_checkpoint_ends_with_the_command(
-    work: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_error_after_the_first_checkpoint_ends_with_the_command(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(stopped("input"))
     shown = capsys.readouterr().err.splitlines()
@@ -161,4 +159,3 @@ def test_a_csv_log_is_added_and_comes_first(tmp_path: Path) -> None:
     assert kept is csv_log  # its version was chosen
     moved, _ = run_loggers([CSVLogger(tmp_path, name=""), other], tmp_path, Continued(tmp_path / "old"))
     assert Path(str(moved.log_dir)) == tmp_path / "old"
-

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from kdlab import Distiller
-from kdlab.modules.evaluation import RememberedLogits
-from tests.modules.tiny import trainer
+from kdlab.modules.evaluation import RememberedLogits, warn_of_constant
+from tests.modules.tiny import digits, trainer
 
 
 def not_again() -> Tensor:
@@ -152,9 +152,10 @@ def test_one_class_in_validation_is_warned_of(ranges: list[list[int]], accuracy:
 
 def test_a_batchnorm_that_fails_in_eval_mode_is_warned_of() -> None:
     torch.manual_seed(0)
-    student = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.BatchNorm1d(64, momentum=0.0), nn.ReLU(), nn.Linear(64, 10))
-    with torch.no_grad():
-        student[1].weight.mul_(1e-3)  # train mode rescales, eval mode does not  # type: ignore[operator, union-attr]
+    first, norm = nn.Linear(64, 64), nn.BatchNorm1d(64, momentum=0.0)
+    nn.init.normal_(first.weight, std=1e-4)  # train mode rescales, eval mode does not
+    first.requires_grad_(False)
+    student = nn.Sequential(nn.Flatten(), first, norm, nn.ReLU(), nn.Linear(64, 10))
     run = trainer(12, limit_val_batches=1.0)
     with pytest.warns(UserWarning, match=r"every prediction is class \d, while .* most likely a BatchNorm"):
         run.fit(Distiller(student=student), digits(train_size=320))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+
+import pytest
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
+from kdlab import Distiller
 from kdlab.modules.first_batch import SAMPLES, FirstBatch, _cast
 from kdlab.outputs.containers import Batch, Mix
-from tests.modules.tiny import distiller, pairs, trainer
+from tests.modules.tiny import digits, distiller, network, pairs, trainer
 
 
 def batch_of(count: int, mix: Mix | None = None) -> Batch:
