@@ -123,7 +123,7 @@ import kdlab
 assert kdlab.__version__
 print([name for name in {[*HEAVY, *sorted(OPTIONAL)]} if name in sys.modules])
 import kdlab.knowledge, kdlab.losses, kdlab.metrics, kdlab.models, kdlab.modules, kdlab.outputs, kdlab.teaching
-print([name for name in {["wandb", "sklearn", *sorted(OPTIONAL)]} if name in sys.modules])
+print([name for name in {["wandb", "sklearn", *sorted(OPTIONAL - {"transformers"})]} if name in sys.modules])
 for name in kdlab.__all__:
     assert getattr(kdlab, name) is not None
 """
