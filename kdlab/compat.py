@@ -130,3 +130,16 @@ def has_version(logger: Any) -> bool:
 def next_version(logger: Any) -> None:
     """Let a logger choose the next free version."""
     logger._version = None
+
+
+def shorten_help(most: int) -> None:
+    """Let the help of jsonargparse list the subclasses that an option takes only where there are at most ``most``."""
+    from jsonargparse._typehints import ActionTypeHint, get_all_subclass_paths
+
+    def extra_help(action: Any) -> str:
+        paths = get_all_subclass_paths(action._typehint, closed_types=False)
+        if len(paths) > most:
+            return ", any by class path"
+        return f", known subclasses: {', '.join(paths)}" if paths else ""
+
+    ActionTypeHint.extra_help = extra_help  # type: ignore[method-assign]

@@ -64,8 +64,10 @@ def failed_import(error: BaseException) -> InputError | None:
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """Iterate over an error, what it was raised from, and so on."""
+    """Iterate over an error, what it was raised from, and so on; one that is raised from itself ends it."""
     cause: BaseException | None = error
-    while cause is not None:
+    passed = set[int]()
+    while cause is not None and id(cause) not in passed:
+        passed.add(id(cause))
         yield cause
         cause = cause.__cause__ or cause.__context__

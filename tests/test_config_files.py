@@ -11,7 +11,7 @@ from kdlab.studies.preflight import resolve
 from tests.config_files import CONFIGS, IMAGENET, KNOWLEDGE, RECIPES, layers, names, tiered
 
 DISTIL = [CONFIGS / "cifar100/distil.yaml"]
-PARTS = ("trainer/gpu", "teacher/cache", "logger/wandb")
+PARTS = ("trainer/gpu", "teacher/cache", "teacher/torchvision", "logger/wandb")
 LAYERS = {
     **{name: [CONFIGS / f"{name}.yaml"] for name in ("kd_digits", "dml_digits", "cifar100/train")},
     **{f"text/{name}": [CONFIGS / f"text/{name}.yaml"] for name in names("text")},

@@ -118,6 +118,7 @@ def test_files_are_short_and_open_with_one_sentence() -> None:
 
 
 def test_import_kdlab_loads_nothing_heavy() -> None:
+    """What torchmetrics itself imports, such as transformers where it is installed, is not kdlab's to choose."""
     code = f"""
 import sys
 import kdlab

@@ -39,8 +39,8 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_first_two_commands_are_demo_and_test() -> None:
     makefile = (ROOT / "Makefile").read_text()
     assert [line.split("#")[0].strip() for line in SHELL[:2]] == ["make demo", "make test"]
-    assert "\ndemo: $(READY)" in makefile
-    assert "\ntest: $(READY)" in makefile
+    assert "\ndemo: $(CORE)" in makefile  # no Ray, mypy or Jupyter
+    assert "\ntest: $(DEV)" in makefile
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Lightning's advice on workers and log intervals

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
 
-from kdlab.errors import InputError, nearest
+from kdlab.errors import InputError, causes, nearest
 
 COMMANDS = {
     "fit": "train a student, or networks that learn together",
@@ -16,6 +20,8 @@ COMMANDS = {
     "test": "evaluate on the test set",
     "predict": "write the predictions of the student, or of what is deployed",
     "demo": "distill a small student from a teacher on real digits, in under three minutes",
+    "recipes": "list the recipes that ship with kdlab",
+    "init": "copy a recipe, with what it is laid over, to make it your own",
     "check": "run one dry batch of a config: parts, layers, loss terms, memory, warnings",
     "layers": "list the layers of a network that can be tapped",
     "methods": "list the losses and what each needs",
@@ -24,8 +30,15 @@ COMMANDS = {
     "report": "print and write the table of a study, beside the published numbers",
     "generations": "train a student again and again, each time taught by the one before",
 }
-FILES = {"export": "export_command", **dict.fromkeys(("reproduce", "report", "generations"), "study_commands")}
+FILES = {
+    "export": "export_command",
+    "init": "recipes",
+    **dict.fromkeys(("reproduce", "report", "generations"), "study_commands"),
+}
 """Files of commands that are not named like the command: no two modules of kdlab have the same name."""
+
+QUICK = ("recipes", "init")
+"""Commands that import neither PyTorch nor Lightning, which takes seconds."""
 
 RANKS = ("LOCAL_RANK", "RANK", "SLURM_PROCID")
 """Variables with the number of this process, where there are several; Lightning or torchrun sets them."""
@@ -50,28 +63,64 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     command, rest, parent = arguments[0], arguments[1:], os.getppid()
     try:
-        if command in ("fit", "validate", "test", "predict"):
-            from kdlab.config.lightning_cli import build
-
-            build([command, *rest])
-        elif command in COMMANDS:
-            from kdlab.cli.command import call
-
-            call(command, getattr(import_module(f"kdlab.cli.{FILES.get(command, command)}"), command), rest)
-        else:
+        if command not in COMMANDS:
             raise InputError(f"There is no command {command!r}; the nearest are {nearest(command, COMMANDS)}.")
+        with _loading(command):
+            run = _command(command)
+        run(rest)
     except InputError as error:
         if _is_reporting(parent):
-            print(f"kdlab {command}: {error}", file=sys.stderr)
+            notes = [note for cause in causes(error) for note in getattr(cause, "__notes__", ())]
+            print("\n".join([f"kdlab {command}: {error}", *notes]), file=sys.stderr)
         raise SystemExit(2) from error
     except KeyboardInterrupt:
         print(f"kdlab {command}: interrupted.", file=sys.stderr)
         raise SystemExit(130) from None
 
 
+def _command(name: str) -> Callable[[list[str]], Any]:
+    """Import what a command needs; return the function of its arguments."""
+    if name in ("fit", "validate", "test", "predict"):
+        from kdlab.config.lightning_cli import build
+        from kdlab.config.part_help import print_part_help
+
+        return lambda rest: print_part_help(rest) or build([name, *rest])
+    from kdlab.cli.command import call
+
+    function = getattr(import_module(f"kdlab.cli.{FILES.get(name, name)}"), name)
+    return lambda rest: call(name, function, rest)
+
+
+@contextmanager
+def _loading(command: str) -> Iterator[None]:
+    """Say that imports take a while; at Ctrl-C exit at once, since libraries turn the interrupt into errors."""
+
+    def interrupted(*_: object) -> None:
+        print(f"kdlab {command}: interrupted.", file=sys.stderr, flush=True)
+        os._exit(130)
+
+    if command not in QUICK and "pytorch_lightning" not in sys.modules and _is_first():
+        from kdlab import __version__
+
+        print(f"kdlab {__version__}: loading PyTorch and Lightning ...", file=sys.stderr, flush=True)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _is_first() -> bool:
+    """Return whether this is the first of several processes, or the only one."""
+    return all(os.environ.get(name, "0") == "0" for name in RANKS)
+
+
 def _is_reporting(parent: int) -> bool:
     """Return whether this process reports an error: of several the first, another only where its parent goes on."""
-    is_first = all(os.environ.get(name, "0") == "0" for name in RANKS)
+    is_first = _is_first()
     end = time.monotonic() + PATIENCE
     while not is_first and os.getppid() == parent:
         if time.monotonic() > end:

@@ -8,14 +8,13 @@ from collections.abc import Iterator
 from contextvars import copy_context
 
 from rich.console import Console
-from torch import nn
 
 from kdlab.cli.printing import titled_table
 from kdlab.config.first_step import fit_to_first_step
 from kdlab.config.lightning_cli import QUIET, build
+from kdlab.config.part_summary import parts
 from kdlab.errors import InputError
 from kdlab.export.layer_shapes import shape_text
-from kdlab.members.member import NetworkMember
 from kdlab.modules.base import DistillationModule
 from kdlab.modules.cotrainer import CoTrainer
 from kdlab.modules.memory_estimate import memory_of
@@ -48,8 +47,9 @@ def _check(arguments: list[str]) -> None:
     assert module.dry_run is not None
     numbers, values = ("parameters", "trained"), ("raw", "weight", "weighted")
     taps = [(network, layer, shape_text(shape)) for network, layer, shape in module.dry_run.taps]
+    rows = [(name, kind, f"{size:,}", f"{trained:,}") for name, kind, size, trained in parts(module)]
     console = Console()
-    console.print(titled_table("Parts", ("part", "class", *numbers), parts(module), numbers))
+    console.print(titled_table("Parts", ("part", "class", *numbers), rows, numbers))
     console.print(titled_table("What the losses see", ("network", "layer", "shape"), taps))
     console.print(titled_table("Loss terms on the first samples", ("term", "loss", *values), terms(module), values))
     if module.form is not None:
@@ -64,24 +64,6 @@ def _check(arguments: list[str]) -> None:
 
 def _warning(text: str) -> str:
     return f"[yellow]warning:[/] {text}"
-
-
-def parts(module: DistillationModule) -> Iterator[tuple[str, str, str, str]]:
-    """Yield every part with its class, its parameters and how many of them are trained."""
-    rows: list[tuple[str, str, nn.Module]] = [(name, type(x).__name__, x) for name, x in module.learners.items()]
-    rows += [(f"losses.{name}", type(x.loss).__name__, module.losses[name]) for name, x in module.knowledge.items()]
-    for name, member in module.plan.members.items():
-        if name not in module.learners:
-            role = "frozen" if member.is_frozen else type(member).__name__  # such as a copy, EMA
-            networks = member.networks_of(name) if isinstance(member, NetworkMember) else ()
-            rows += [(name, f"{type(network).__name__} ({role})", network) for network, _ in networks]
-            if not networks and [*member.parameters()]:
-                rows.append((name, type(member).__name__, member))
-    trainable = {id(parameter) for parameter in module.trainable().values()}
-    for name, kind, part in rows:
-        sizes = {id(parameter): parameter.numel() for parameter in part.parameters()}
-        trained = sum(size for key, size in sizes.items() if key in trainable)
-        yield name, kind, f"{sum(sizes.values()):,}", f"{trained:,}"
 
 
 def terms(module: DistillationModule) -> Iterator[tuple[str, str, str, str, str]]:

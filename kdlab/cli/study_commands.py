@@ -20,6 +20,7 @@ from rich.table import Column, Table
 
 from kdlab.cli.command import options_of
 from kdlab.cli.printing import csv_text, number_table
+from kdlab.config import recipe_files
 from kdlab.errors import InputError
 from kdlab.files import locked, write_text
 from kdlab.studies import tables
@@ -62,12 +63,14 @@ class OpenStudy:
         for name, file in self.weights.items():
             if not file.is_file():
                 raise InputError(f"There is no file '{file}' for the teacher {name!r}: write --teacher NAME=FILE.")
-        self.study = read(path, self.weights)
+        self.study = read(recipe_files.study(str(path)), self.weights)
         self.folder = runs / self.study.name
         resolve = Resolved(self.folder / ".configs.json")
         self.runs: list[Run] = runs_of(self.study, resolve, overrides)
         resolve.close()
-        self.ledger = Ledger(ledger or self.study.folder / "ledger.csv")
+        is_installed = recipe_files.PACKAGE in self.study.folder.resolve().parents  # nothing is written into a package
+        self.results = self.folder if is_installed else self.study.folder
+        self.ledger = Ledger(ledger or self.results / "ledger.csv")
         self.as_published = all(override.startswith(PLACES) for override in overrides)
 
     def table(self) -> tables.Table:
@@ -115,10 +118,10 @@ def reproduce(
     status is 1 if a run failed.
 
     Args:
-        study: folder with a study.yaml, or a study file
+        study: folder with a study.yaml, a study file, or the name of a study of kdlab
         overrides: options of ``kdlab fit``
         runs: folder of all studies' runs
-        ledger: CSV file (default: ledger.csv beside the study file)
+        ledger: CSV file (default: beside the study file; in the runs' folder for a study of an installed kdlab)
         teacher: NAME=FILE, a teacher's weights, instead of training it
         dry_run: print the plan with its time and memory; train nothing
         launcher: where runs happen
@@ -164,12 +167,12 @@ def report(
     between them. Cells that were not run are empty, and runs of another recipe are left out.
 
     Args:
-        study: folder with a study.yaml, or a study file
+        study: folder with a study.yaml, a study file, or the name of a study of kdlab
         overrides: options of ``kdlab fit``
         runs: folder of all studies' runs
-        ledger: CSV file (default: ledger.csv beside the study file)
+        ledger: CSV file (default: beside the study file; in the runs' folder for a study of an installed kdlab)
         teacher: NAME=FILE, a teacher's weights, instead of training it
-        out: folder to write to (default: the study's)
+        out: folder to write to (default: that of the ledger)
         wandb: project of Weights & Biases to log the table to, in the study's group
     """
     opened = OpenStudy(report, study, overrides, runs, ledger, teacher)
@@ -178,7 +181,7 @@ def report(
         console.print(Markdown(markdown(table)))
     else:  # a pipe or a file gets the Markdown itself
         print(markdown(table))
-    for path in write(table, out or opened.study.folder):
+    for path in write(table, out or opened.results):
         print(path)
     if wandb:
         log_table(table, wandb, opened.folder)

@@ -23,6 +23,7 @@ from pytorch_lightning.strategies import Strategy
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 
+from kdlab.compat import shorten_help
 from kdlab.errors import InputError, failed_import, nearest
 
 KINDS = (
@@ -50,6 +51,7 @@ INSTALLED += [Path(__file__).resolve().parents[1]]
 
 # The parser imports no path below a denied one, nor an object that is defined below one, whatever path leads to it.
 set_parsing_settings(import_path_denylist=[*DENIED])
+shorten_help(12)  # nn.Module has hundreds of subclasses
 
 
 def _tensor(values: Any) -> Tensor:

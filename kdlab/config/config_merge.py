@@ -12,6 +12,8 @@ import yaml
 from jsonargparse import get_loader
 
 from kdlab.config.located_yaml import Source
+from kdlab.config.recipe_files import with_recipes
+from kdlab.config.resumption import with_run_folders
 from kdlab.errors import InputError, form_of
 
 DATA = "--data=kdlab.data.Digits"
@@ -21,10 +23,16 @@ ADDED = re.compile(r"--model(\.init_args)?\.knowledge\.\w")
 GROUP = re.compile(r"(--model(?:\.init_args)?\.parameter_groups\..+)\.(\w+)=([^{].*)")
 """Option of a parameter group, with the group's name and the optimizer's option."""
 
+LOSS = re.compile(r"(--model(?:\.init_args)?\.knowledge\.\w+)=(kdlab\.losses\.[\w.]+)")
+"""Knowledge that is written as its loss alone."""
+
 
 def merge_configs(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments of ``kdlab fit`` with four changes, which LightningCLI does not make; files are read once.
+    """Return the arguments of ``kdlab fit`` with seven changes, which LightningCLI does not make; files are read once.
 
+    - A run's folder as ``--ckpt_path`` becomes its last checkpoint, and brings its config if no other is named.
+    - The name of a recipe that ships with kdlab, where there is no such file, becomes its path.
+    - ``knowledge.NAME=kdlab.losses.DKD`` becomes ``knowledge.NAME.loss=kdlab.losses.DKD``.
     - The knowledge of a config is added to that of the configs before it, where a knowledge of the same name is
       replaced. For every other key the last value counts, as in LightningCLI.
     - An empty knowledge precedes the first option that adds to it, such as ``knowledge.mine.loss``, if no config has
@@ -33,7 +41,8 @@ def merge_configs(arguments: Sequence[str]) -> list[str]:
     - :data:`DATA` precedes all others where no data is named. As a default of the parser, its own options (no padding,
       no flip) would stay when a config names another class.
     """
-    arguments = _with_groups(arguments)
+    arguments = _with_groups(with_recipes(with_run_folders(arguments)))
+    arguments = [LOSS.sub(r"\1.loss=\2", argument) for argument in arguments]
     merged, known, indices = list(arguments), dict[str, Any](), list[int]()
     has_model, has_data = _has_option(arguments, "--model"), _has_option(arguments, "--data")
     for index, path, content in _configs(arguments):
@@ -45,7 +54,7 @@ def merge_configs(arguments: Sequence[str]) -> list[str]:
         if not has_model:
             raise InputError(
                 f"{path!r} is a part of a recipe and names no model: put a whole one before it, as in "
-                f"-c configs/cifar100/distil.yaml -c {path}."
+                f"-c cifar100/distil -c {path}."
             )
         if isinstance(knowledge := options.get("knowledge"), dict):
             indices.append(index)

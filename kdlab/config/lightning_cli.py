@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
-import logging
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -19,23 +16,29 @@ import yaml
 from jsonargparse import get_loader, set_dumper, set_loader
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor
 
 from kdlab.config.class_paths import check_config
 from kdlab.config.config_merge import merge_configs
+from kdlab.config.csv_log import Continued
 from kdlab.config.located_yaml import Source
+from kdlab.config.messages import quietly, silence
+from kdlab.config.part_summary import PartSummary
+from kdlab.config.resumption import announced
 from kdlab.config.run_errors import about, construction_error, input_error
 from kdlab.config.run_folder import (
     CSV,
     LAST,
     claimed_folder,
+    continued_run,
     join_group,
     last_checkpoint,
     note_group,
     refuse_other_job,
     run_folder,
+    run_loggers,
 )
 from kdlab.config.step_checkpoint import ModelCheckpoint
 from kdlab.errors import InputError
@@ -50,15 +53,6 @@ SILENT = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model
 QUIET_TRAINER = {**dict.fromkeys(SILENT, False), "num_sanity_val_steps": 2}
 """Options of a Trainer that writes nothing."""
 QUIET = [f"--trainer.{name}={json.dumps(value)}" for name, value in QUIET_TRAINER.items()]
-SILENCED = (
-    "LightningCLI's args parameter is intended",
-    r".*isinstance\(treespec, LeafSpec\)",
-    r"Precision .* is not supported by the model summary",
-    "Experiment logs directory .* exists",  # claimed_folder checks it
-    "Checkpoint directory .* exists and is not empty",  # likewise
-    "The dirpath has changed from",  # a resumed run has a folder of its own
-)
-"""Warnings of Lightning that no user of kdlab can act on."""
 
 
 def _plain(value: Any) -> Any:
@@ -90,7 +84,6 @@ def _null(value: Any) -> Any:
 
 set_loader("yaml", _load, (yaml.YAMLError,))
 set_dumper("object", _plain)  # parser.dump without text
-logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
 
 
 class _SaveConfig(pl.Callback):
@@ -114,6 +107,8 @@ class KdlabCLI(LightningCLI):
 
     resolved: dict[str, Any]
     checkpoint: dict[str, Any] | None = None  # what a run begins with: names and shapes are read before it
+    _is_command = True  # not a run of a study, whose config is a dict
+    _continued: Continued | None = None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the checkpoint's options as ``--checkpoint.*``."""
@@ -122,6 +117,7 @@ class KdlabCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and check the seed before it is set."""
+        self._is_command = not isinstance(args, dict)
         super().parse_arguments(parser, args)
         chosen = self.config.get("subcommand")
         seed = (self.config[chosen] if chosen else self.config).get("seed_everything")
@@ -141,6 +137,8 @@ class KdlabCLI(LightningCLI):
         if path is not None and not words and is_local(path) and self.resolved["weights_only"] is not False:
             with about("ckpt_path", str(path)):
                 self.checkpoint = check_checkpoint(Path(path), resume=self.subcommand == "fit")
+        if path is not None and not words and is_local(path) and self.subcommand == "fit":
+            self._continued = continued_run(Path(path), self.checkpoint)
 
     def _parse_ckpt_path(self) -> None:
         """Leave the config as it is: Lightning would change it to the hyperparameters in a checkpoint."""
@@ -161,7 +159,7 @@ class KdlabCLI(LightningCLI):
         if not self.resolved["ckpt_path"]:
             refuse_other_job(trainer)
         join_group(trainer, self.resolved["ckpt_path"])
-        with claimed_folder(trainer, resumed=bool(self.resolved["ckpt_path"])):
+        with claimed_folder(trainer) as folder, announced(trainer, folder if self._is_command else None):
             trainer.fit(**options)
 
     def before_test(self) -> None:
@@ -196,6 +194,12 @@ class KdlabCLI(LightningCLI):
             callbacks.clear()
             if isinstance(config.get("logger"), CSVLogger):
                 config["logger"] = None
+        if loggers := [logger for logger in _listed(config.get("logger")) if isinstance(logger, Logger)]:
+            config["logger"] = run_loggers(loggers, Path(config.get("default_root_dir") or "runs"), self._continued)
+        if isinstance(self.model, DistillationModule) and config.get("enable_model_summary") is not False:
+            config["enable_model_summary"] = False
+            if not config.get("barebones"):
+                callbacks.append(PartSummary())
         config["plugins"] = _listed(config.get("plugins"))
         if not any(isinstance(plugin, CheckpointIO) for plugin in config["plugins"]):
             config["plugins"].append(AtomicCheckpointIO())
@@ -226,8 +230,7 @@ def build(
         args = merge_configs(arguments)
         if args == list(arguments) == sys.argv[1:]:
             args = None  # DDP starts its other processes from sys.argv
-    for message in SILENCED:
-        warnings.filterwarnings("ignore", message)
+    silence()
     try:
         return kind(
             model_class=pl.LightningModule,
@@ -243,7 +246,7 @@ def build(
             run=run,
         )
     except Exception as error:
-        if refused := input_error(error):
+        if refused := input_error(error, () if isinstance(arguments, Mapping) else arguments):
             raise refused from error
         raise
 
@@ -260,18 +263,6 @@ def take_up(config: Config, folder: Path) -> KdlabCLI:
     if not last.exists():  # else the folder of a run stopped before its first checkpoint would count as another run's
         (folder / "config.yaml").unlink(missing_ok=True)
     return build({**config, "ckpt_path": str(last) if last.exists() else None})
-
-
-@contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """Suppress Lightning's notes, which would appear once for each config."""
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def _listed(value: Any) -> list[Any]:

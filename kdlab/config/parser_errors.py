@@ -10,28 +10,44 @@ import inspect
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import pytorch_lightning as pl
 
 from kdlab.config.class_paths import is_denied
+from kdlab.config.located_yaml import ends_with
 from kdlab.errors import InputError
 
 ROOTS = ("model", "data", "trainer", "checkpoint", "seed_everything", "ckpt_path", "class_path", "init_args")
-KINDS = {"float": "a number", "int": "a whole number", "str": "text", "bool": "true or false", "Sequence": "a list"}
+KNOWLEDGE = "model.knowledge.NAME"
+KINDS = {
+    "float": "a number",
+    "int": "a whole number",
+    "str": "text",
+    "bool": "true or false",
+    "Sequence": "a list",
+    "dict": "a mapping of names",
+}
 UNKNOWN = (
     r"does not accept option '([^']+)'|[Oo]ption '([^']+)' is not accepted|Key '([^']+)' is not expected"
     r"|[Uu]nrecognized arguments?: (\S+)"
 )
+ENUM = (
+    r"class_path '([\w.]+)':\s+Parser key \"weights\":[^{]+Expected a member of <enum '\w+'>: {([\w,]+)}"
+    r"[\s\S]+?Given value: (\S+)"
+)
+WRAPPED = " (kdlab.models.with_weights loads a file into any network)"
 NOISE = r"Given value type|Given value: {|Subtypes|Errors:|Expected a <class 'NoneType'>|Does not validate"
 
 
-def parser_error(error: Exception) -> InputError:
-    """Return what is wrong, where, and the nearest right names."""
+def parser_error(error: Exception, arguments: Sequence[str] = ()) -> InputError:
+    """Return what is wrong, where, and the nearest right names; ``arguments`` are those of the command line."""
     text = str(error)
     text = re.sub(r"Group '([\w.]+)' does not accept option '(?:\1\.)?([\w.]+)'", r"Key '\1.\2' is not expected", text)
     if unknown := re.search(UNKNOWN, text):
         name = next(filter(None, unknown.groups())).lstrip("-").split("=")[0]
-        hint = _hint(name, text)
+        options = [argument.lstrip("-").partition("=")[0] for argument in arguments if argument.startswith("--")]
+        hint = _hint(name, text, options)
         return InputError(f"the config has the unknown key {name!r}{hint}.", key=name)
     if missing := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", text):
         module, name = missing.groups()
@@ -39,12 +55,20 @@ def parser_error(error: Exception) -> InputError:
         hint = _did_you_mean(name, names)
         return InputError(f"{module} has no {name!r}{hint}.", value=f"{module}.{name}")
     if re.search(r"required: (\w+\.)?model", text):
-        hint = "name a config with -c CONFIG (configs/ has some), or --model CLASS_PATH"
+        hint = "name a config with -c CONFIG (kdlab recipes lists some), or --model CLASS_PATH"
         return InputError(f"there is no model to train: {hint}.")
     if denied := re.search(r"Importing '([\w.]+)' is not allowed, denied by the '([\w.]+)'", text):
         return is_denied(*denied.groups())
     if bare := re.search(r"disabled for Knowledge, thus '([\w.]+)'", text):
-        return InputError(f"A knowledge is no {bare[1]}, but has it as its loss: NAME.loss={bare[1]}.", value=bare[1])
+        hint = f"A knowledge is no {bare[1]}, but has it as its loss: knowledge.NAME.loss={bare[1]}."
+        return InputError(hint, value=bare[1])
+    if weights := re.search(ENUM, text):
+        builder, own, file = weights.groups()
+        return InputError(
+            f"{builder} takes the name of weights of its own ({own.replace(',', ', ')}), not a file: write "
+            f"{{class_path: kdlab.models.with_weights, init_args: {{network: {builder}, weights: {file}}}}}.",
+            value=file,
+        )
     keys = [key for key in re.findall(r'Parser key "([^"]+)"', text) if key != "config"]
     nested = re.findall(r"NestedArg\(key='([^']+)'", text)
     key = f"{keys[0]}.{nested[-1]}" if keys and nested else ".".join(keys)  # as on the command line, if there is one
@@ -58,13 +82,29 @@ def parser_error(error: Exception) -> InputError:
     return InputError(message[:600], key=exact)
 
 
-def _hint(key: str, text: str) -> str:
-    """Return the nearest right names of an unknown key, or the option of a knowledge's loss that it is."""
-    *rest, last = key.split(".")
-    known = _known_keys()
-    if (rest[-2:-1] == ["knowledge"] or "'kdlab.Knowledge'" in text) and last in _options_of_losses():
-        return f" (did you mean {'.'.join([*rest[-1:], 'loss', last])!r}?)"
-    return _did_you_mean(_wrong_part(key, known), known)
+def _hint(key: str, text: str, options: Sequence[str]) -> str:
+    """Return where an unknown key belongs, or the nearest right names."""
+    full = next((option for option in options if ends_with(option, key)), key)
+    *rest, last = [part for part in full.split(".") if part != "init_args"]
+    known = list(dict.fromkeys([*ROOTS, *(option for names in _homes().values() for option in names)]))
+    if (wrong := _wrong_part(full, known)) != last:
+        return _did_you_mean(wrong, known)
+    name, here = "NAME", re.sub(r"(knowledge)\.\w+", r"\1.NAME", ".".join(rest))
+    if "knowledge" in rest[:-1]:
+        name = rest[rest.index("knowledge") + 1]
+    elif here != KNOWLEDGE and "'kdlab.Knowledge'" in text:
+        here = KNOWLEDGE
+    homes = [home for home, names in _homes().items() if last in names]
+    if here == KNOWLEDGE and f"{KNOWLEDGE}.loss" in homes:
+        homes = [f"{KNOWLEDGE}.loss"]
+    if homes == ["model of kdlab.CoTrainer"]:
+        return " (an argument of kdlab.CoTrainer)"
+    here = here.replace("model.teacher", "model.student")
+    if here in homes and (here, homes[0]) != (f"{KNOWLEDGE}.loss", KNOWLEDGE):  # it is right for another class
+        return WRAPPED if last == "weights" else ""
+    if homes:
+        return f" (did you mean {f'{homes[0]}.{last}'.replace('NAME', name)!r}?)"
+    return _did_you_mean(last, known)
 
 
 def _innermost(text: str) -> tuple[str, str] | None:
@@ -92,18 +132,32 @@ def _wrong_part(key: str, known: Sequence[str]) -> str:
     return wrong[0] if wrong else parts[-1]
 
 
-def _known_keys() -> list[str]:
+def _homes() -> dict[str, list[str]]:
+    """Return the parts of a config with the names of their options, the likeliest first."""
+    from torch import optim
+
     from kdlab import CoTrainer, Distiller, Knowledge, data, losses, models, teaching
 
-    classes = [CoTrainer, Distiller, Knowledge, pl.Trainer]
-    classes += [getattr(package, name) for package in (losses, teaching, data, models) for name in package.__all__]
-    return list(dict.fromkeys([*ROOTS, *(name for known in classes for name in inspect.signature(known).parameters)]))
+    def every(package: Any) -> list[Any]:
+        return [getattr(package, name) for name in package.__all__]
 
-
-def _options_of_losses() -> set[str]:
-    from kdlab import losses
-
-    return {option for name in losses.__all__ for option in inspect.signature(getattr(losses, name)).parameters}
+    schedulers = (optim.lr_scheduler.OneCycleLR, optim.lr_scheduler.MultiStepLR, optim.lr_scheduler.CosineAnnealingLR)
+    classes: dict[str, Sequence[Any]] = {
+        "trainer": [pl.Trainer],
+        "data": every(data),
+        "model": [Distiller],
+        KNOWLEDGE: [Knowledge],
+        f"{KNOWLEDGE}.loss": every(losses),
+        "model.optimizer": [optim.SGD, optim.AdamW],
+        "model.lr_scheduler": schedulers,
+        "model.student": every(models),
+        "model of kdlab.CoTrainer": [CoTrainer],
+        "model.teaching": every(teaching),
+    }
+    return {
+        home: [*dict.fromkeys(option for kind in kinds for option in inspect.signature(kind).parameters)]
+        for home, kinds in classes.items()
+    }
 
 
 def _did_you_mean(name: str, names: Iterable[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from jsonargparse import ArgumentError
 from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -15,12 +15,12 @@ from kdlab.errors import InputError, causes, failed_import, refusal_in
 from kdlab.files import unwritable
 
 
-def input_error(error: Exception) -> InputError | None:
-    """Return what a user has to change; ``None`` for any other error."""
+def input_error(error: Exception, arguments: Sequence[str] = ()) -> InputError | None:
+    """Return what a user has to change; ``None`` for any other error. ``arguments`` are those of the command line."""
     if refused := refusal_in(error):  # jsonargparse wraps what a constructor raises
         return refused
     if isinstance(error, ArgumentError):
-        return failed_import(error) or parser_error(error)
+        return failed_import(error) or parser_error(error, arguments)
     if isinstance(error, MisconfigurationException):  # the Trainer's: no GPU here, options that exclude each other
         return InputError(str(error).strip().splitlines()[0])
     if isinstance(error, ImportError | SyntaxError):  # in a file that the config names

@@ -13,10 +13,11 @@ from uuid import uuid4
 import pytorch_lightning as pl
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger, WandbLogger
+from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_info
 
 from kdlab.compat import has_version, next_version, wandb_options
+from kdlab.config import csv_log
 from kdlab.errors import InputError
 from kdlab.files import locked, write_text
 
@@ -43,21 +44,54 @@ def last_checkpoint(folder: Path) -> Path:
     return folder / "checkpoints" / "last.ckpt"
 
 
+def continued_run(path: Path, checkpoint: Mapping[str, Any] | None) -> csv_log.Continued | None:
+    """Return where the run of a checkpoint goes on; ``None`` if the checkpoint is in no run's folder.
+
+    Args:
+        path: of the checkpoint.
+        checkpoint: its content; ``None`` if it was not read, and then the log keeps all rows.
+    """
+    folder = path.parent.parent
+    if path.parent.name != last_checkpoint(folder).parent.name or not (folder / "config.yaml").is_file():
+        return None
+    if checkpoint is None:
+        return csv_log.Continued(folder)
+    return csv_log.Continued(folder, checkpoint["global_step"], (checkpoint.get("kdlab_log") or {}).get("row"))
+
+
+def run_loggers(loggers: Sequence[Logger], root: Path, continued: csv_log.Continued | None) -> list[Logger]:
+    """Return the loggers of a run: a CSV log comes first, and is added where there are others alone.
+
+    A resumed run goes on in its folder, unless its CSV log was given another ``version``.
+    """
+    logs = [logger for logger in loggers if isinstance(logger, CSVLogger)] or [csv_log.CSVLogger(root, name="")]
+    others = [logger for logger in loggers if not isinstance(logger, CSVLogger)]
+    if continued is not None:
+        first, folder = logs[0], continued.folder
+        if not has_version(first) or Path(first.log_dir).resolve() == folder.resolve():
+            log = csv_log.CSVLogger(folder.parent, name="", version=folder.name)
+            log.continued = continued
+            logs[0] = log
+    return [*logs, *others]
+
+
 @contextmanager
-def claimed_folder(trainer: pl.Trainer, resumed: bool) -> Iterator[None]:
+def claimed_folder(trainer: pl.Trainer) -> Iterator[Path | None]:
     """Give a run a folder of its own, locked; what fails before the first step leaves no new folder.
 
-    A resumed run keeps its earlier numbers in ``metrics.N.csv``.
+    Yields:
+        The folder; ``None`` in other processes than the first, and without a CSV log.
     """
     logger = trainer.logger
     if not trainer.is_global_zero or not isinstance(logger, CSVLogger):
-        yield
+        yield None
         return
     folder, created = _create(logger)
     try:
         with locked(folder / LOCK, f"another process is training in {str(folder)!r}"):
-            _check(folder, resumed)
-            yield
+            if getattr(logger, "continued", None) is None:
+                _check(folder)
+            yield folder
     except BaseException:
         if created and trainer.fit_loop.total_batch_idx < 0:
             shutil.rmtree(folder, ignore_errors=True)
@@ -85,14 +119,12 @@ def _create(logger: CSVLogger) -> tuple[Path, list[Path]]:
             return folder, created
 
 
-def _check(folder: Path, resumed: bool) -> None:
-    if not resumed and (folder / "config.yaml").exists():
+def _check(folder: Path) -> None:
+    if (folder / "config.yaml").exists():
         last = last_checkpoint(folder)
-        way = f"resume it with --ckpt_path={last}" if last.exists() else "it left no checkpoint, so delete it"
+        way = f"resume it with --ckpt_path={folder}" if last.exists() else "it left no checkpoint, so delete it"
         hint = f"{way}, or give this one another logger.init_args.version"
         raise InputError(f"{str(folder)!r} holds a run already: {hint}.", key="logger.init_args.version")
-    if resumed and (folder / "metrics.csv").exists():  # CSVLogger would delete it
-        (folder / "metrics.csv").rename(folder / f"metrics.{len(list(folder.glob('metrics.*.csv')))}.csv")
 
 
 def refuse_other_job(trainer: pl.Trainer) -> None:

@@ -128,7 +128,7 @@ class FastObserver(Observer):
             self._values = self._sampled()
         outputs = self._runner(inputs, self.only_layers)
         if self.only_layers and self._runner.last:
-            self._tell(logging.INFO, f"its forward stops after {self._runner.last!r}, the last layer that is read")
+            self._tell(logging.DEBUG, f"its forward stops after {self._runner.last!r}, the last layer that is read")
         return outputs
 
     def _seen(self) -> Any:
@@ -176,7 +176,8 @@ class FastObserver(Observer):
         done = [f"{len(pairs)} BatchNorm{'s' * (len(pairs) != 1)} folded"] * bool(pairs)
         done += [f"{tapped} not, since the layer before is tapped"] * bool(tapped) + ["channels_last"] * channels_last
         done += [str(dtype).removeprefix("torch.")] * bool(dtype) + ["compiled"] * fast.compile
-        self._tell(logging.INFO, ", ".join(done), f"; {found}")
+        level = logging.DEBUG if fast == Fast() else logging.INFO  # news only where something was asked for
+        self._tell(level, ", ".join(done), f"; {found}")
         return runner
 
     def _lower(self, device: torch.device) -> torch.dtype | None:

@@ -112,8 +112,16 @@ def _tied(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[s
 def with_weights(network: nn.Module, weights: str, prefix: str = "") -> nn.Module:
     """Return any network (torchvision's, timm's, a user's) with the weights of a file: :func:`load_weights` in YAML.
 
-    Example: ``{class_path: kdlab.models.with_weights, init_args: {network: {class_path: torchvision.models.resnet18},
-    weights: teacher.pt}}``.
+    In a config, as ``configs/teacher/torchvision.yaml`` has it::
+
+        teacher:
+          class_path: kdlab.models.with_weights
+          init_args:
+            network: {class_path: torchvision.models.resnet34, init_args: {num_classes: 100}}
+            weights: teacher.pth
+
+    On the command line: ``--model.teacher=kdlab.models.with_weights --model.teacher.network=torchvision.models.resnet34
+    --model.teacher.network.num_classes=100 --model.teacher.weights=teacher.pth``.
 
     Args:
         network: the network.

@@ -21,7 +21,7 @@ from kdlab.modules.checkpoint_io import CheckpointedModule, use_atomic_io
 from kdlab.modules.dry_run import DryRun, dry_run
 from kdlab.modules.early_setup import EarlySetup
 from kdlab.modules.evaluation import EvaluatedModule
-from kdlab.modules.first_batch import first_batch
+from kdlab.modules.first_batch import first_batch, warn_of_pixels
 from kdlab.modules.guards import Guards, scale_and_share
 from kdlab.modules.loss_logging import LossLog, Terms
 from kdlab.modules.monitors import MonitorCheck
@@ -127,6 +127,8 @@ class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
             self.form = None
             setup_checks.prepare_data(self.trainer, self.plan, self.knowledge)
             data = first_batch(self)
+            if self.plan.frozen:
+                warn_of_pixels(self.trainer, data.batch)
             self.length.plan(self.trainer, data.batches)
             self.dry_run = dry_run(self, data)
         else:

@@ -38,6 +38,7 @@ class EvaluatedModule(pl.LightningModule):
         self._losses = nn.ModuleList()
         self._repeated = RepeatedSamples()
         self._further = nn.ModuleList()  # metrics of all loaders but the first
+        self._ranges: list[Tensor] = []  # of each batch: least and largest predicted class, least and largest label
 
     def evaluate_batch(self, batch: Batch, metrics: Any) -> tuple[Tensor, TaskFormat]:
         """Add a batch to the metrics; return the logits whose loss is reported, and what they mean."""
@@ -57,6 +58,8 @@ class EvaluatedModule(pl.LightningModule):
         weight = form.weight(self.task, batch.target)
         loss, is_sum = self.task(logits, batch.target), getattr(self.task, "reduction", "mean") == "sum"
         self._losses[dataloader_idx].update(loss, weight, is_sum)  # type: ignore[operator]
+        if form.kind == "classes" and batch.target.numel():
+            self._ranges.append(torch.stack([*form.rows(logits).argmax(1).aminmax(), *batch.target.aminmax()]))
 
     test_step = validation_step
 
@@ -86,6 +89,9 @@ class EvaluatedModule(pl.LightningModule):
             loss.reset()  # type: ignore[operator]
             metrics.reset()
         self._losses, self._further = nn.ModuleList(), nn.ModuleList()
+        if self._ranges and stage == "val" and not self.trainer.sanity_checking:
+            warn_of_constant(torch.stack(self._ranges), self.trainer.callback_metrics)
+        self._ranges = []
         for name, value in values.items():
             if name.startswith("loss") and not value.isfinite():
                 rank_zero_warn(
@@ -160,3 +166,20 @@ def warn_of_teacher(values: Mapping[str, Tensor], predictions: Sequence[tuple[Te
             rank_zero_warn(
                 f"{told}, and on {reordered:.1%} with its classes in another order: do its classes have the same order?"
             )
+
+
+def warn_of_constant(ranges: Tensor, logged: Mapping[str, Tensor]) -> None:
+    """Warn of a network that gives one class for a whole validation set and learns its training batches all the same.
+
+    Args:
+        ranges: (batches, 4): least and largest predicted class, least and largest label of each batch.
+        logged: what the training logged, with the accuracy on the training batches.
+    """
+    low, high = ranges.amin(0), ranges.amax(0)
+    trained = [float(x) for name, x in logged.items() if name.startswith("train/") and name.endswith("_accuracy")]
+    if low[0] == high[1] and low[2] < high[3] and max(trained, default=0.0) > 0.5:
+        rank_zero_warn(
+            f"In validation every prediction is class {int(low[0])}, while {max(trained):.0%} of the training batches "
+            "are right: a layer acts otherwise in eval mode, most likely a BatchNorm whose running statistics are not "
+            "those of the data (too few steps, a small momentum, or frozen ones)."
+        )

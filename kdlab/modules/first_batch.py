@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.data import sized_len
+from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.combined_loader import CombinedLoader
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import BatchSampler
 
 from kdlab.compat import is_lazy, process_train_dataloader, train_dataloader, transfer_batch
+from kdlab.data import ImageData
 from kdlab.data.samplers import Shuffled
 from kdlab.errors import InputError
 from kdlab.outputs.containers import Batch, Mix, inputs_of
@@ -73,6 +75,27 @@ def first_batch(module: pl.LightningModule) -> FirstBatch:
     usable = labels is not None and labels.dim() == 1 and not labels.is_floating_point()
     smallest = _last_size(loader.flattened[0], module.trainer) if len(loader.flattened) == 1 else None
     return FirstBatch(batch, sized_len(loader), samples, labels if usable else None, smallest)
+
+
+def warn_of_pixels(trainer: pl.Trainer, batch: Batch) -> None:
+    """Warn of images that are far from mean 0 and standard deviation 1, on which a trained teacher loses accuracy.
+
+    Args:
+        trainer: whose data normalizes the images by its ``mean`` and ``std``.
+        batch: the first one, normalized.
+    """
+    data, images = getattr(trainer, "datamodule", None), batch.inputs
+    if not isinstance(data, ImageData) or not isinstance(images, Tensor) or images.dim() != 4:
+        return
+    std, mean = torch.std_mean(images.detach().float(), (0, 2, 3))
+    if mean.mean().abs() > 0.5 or not 0.5 <= std.mean() <= 2:
+        scale, shift = torch.tensor(data.std).to(std), torch.tensor(data.mean).to(mean)
+        raw = [[round(x, 3) for x in values.tolist()] for values in (mean * scale + shift, std * scale)]
+        rank_zero_warn(
+            f"After normalization the images of the first batch have mean {mean.mean():.2f} and standard deviation "
+            f"{std.mean():.2f}, far from 0 and 1; a teacher needs the data.mean and data.std that it was trained with. "
+            f"They are {data.mean} and {data.std}, those of these images {raw[0]} and {raw[1]}."
+        )
 
 
 def every_batch(module: pl.LightningModule) -> Iterator[Batch]:

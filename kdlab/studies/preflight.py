@@ -15,7 +15,8 @@ import torch
 
 import kdlab
 from kdlab.config.class_paths import check_class_path
-from kdlab.config.lightning_cli import QUIET_TRAINER, build, quietly, resolve
+from kdlab.config.lightning_cli import QUIET_TRAINER, build, resolve
+from kdlab.config.messages import quietly
 from kdlab.errors import InputError, refusal_in
 from kdlab.files import read_json, write_json
 from kdlab.models import load_weights

@@ -54,7 +54,7 @@ def killed(config: str, moment: str) -> None:
         ),
     ],
 )
-def test_kills_change_no_bit(here: Path, moments: list[str]) -> None:
+def test_kills_change_no_bit(here: Path, moments: list[str], caplog: pytest.LogCaptureFixture) -> None:
     dropping = {**NET, "init_args": {**NET["init_args"], "dropout": 0.2}}  # type: ignore[dict-item]
     content = recipe({"student": dropping}, callbacks=["tests.cli.test_generations_kills.Die"], padding=1)
     config = write(here, content)
@@ -70,9 +70,11 @@ def test_kills_change_no_bit(here: Path, moments: list[str]) -> None:
             kept = torch.load(last, weights_only=True)["global_step"] if last.exists() else 0
             assert kept == int(step) // 10 * 10
     main(["generations", "-c", config, "--count=2", "--out=killed"])
+    assert "Restoring states" in caplog.text  # it went on, and did not begin again
     main(["generations", "-c", config, "--count=2", "--out=whole"])
-    assert (here / "killed/generation_1/metrics.0.csv").exists()  # it went on, and did not begin again
     for number in (0, 1):
+        logs = [(here / f"{name}/generation_{number}/metrics.csv").read_text() for name in ("killed", "whole")]
+        assert logs[0] == logs[1]
         assert same(weights(here / "killed", number), weights(here / "whole", number))
         steps = [
             torch.load(here / f"{name}/generation_{number}/checkpoints/last.ckpt", weights_only=True)["global_step"]

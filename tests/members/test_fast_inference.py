@@ -23,7 +23,7 @@ ONLY_STOP = Fast(False, False, "same", False)
 
 @pytest.fixture(autouse=True)
 def _no_grad_and_heard(caplog: pytest.LogCaptureFixture) -> Any:
-    caplog.set_level(logging.INFO, "kdlab.teaching")
+    caplog.set_level(logging.DEBUG, "kdlab.teaching")
     with torch.no_grad():
         yield
 

@@ -157,6 +157,7 @@ def test_other_teacher_or_other_inputs_are_evaluated_anew() -> None:
     assert not torch.equal(first, second)
 
 
+@pytest.mark.filterwarnings("ignore:After normalization")
 def test_inputs_that_do_not_come_again_are_forgotten() -> None:
     class Jitter(type(digits())):  # type: ignore[misc]
         def prepare(self, batch: Batch, epoch: int | None = None) -> Batch:

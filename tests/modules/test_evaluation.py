@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from kdlab import Distiller
-from kdlab.modules.evaluation import RememberedLogits
-from tests.modules.tiny import trainer
+from kdlab.modules.evaluation import RememberedLogits, warn_of_constant
+from tests.modules.tiny import digits, trainer
 
 
 def not_again() -> Tensor:
@@ -132,3 +132,30 @@ def test_a_good_teacher_of_two_classes_is_not_near_chance() -> None:
     assert sanity_warnings(9 * F.one_hot(1 - labels).float(), labels)
     wrong = torch.arange(200) % 10 < 3  # 70 % of two classes: nearer to chance than to all
     assert sanity_warnings(9 * F.one_hot(labels ^ wrong.long()).float(), labels)
+
+
+@pytest.mark.parametrize(
+    ("ranges", "accuracy", "warned"),
+    [
+        ([[3, 3, 0, 5], [3, 3, 1, 9]], 0.96, True),
+        ([[3, 3, 0, 5], [4, 4, 1, 9]], 0.96, False),  # another class in the second batch
+        ([[3, 3, 0, 5], [3, 3, 1, 9]], 0.12, False),  # nothing learned yet
+        ([[3, 3, 3, 3]], 0.96, False),  # there is one class
+    ],
+)
+@pytest.mark.filterwarnings("always")
+def test_one_class_in_validation_is_warned_of(ranges: list[list[int]], accuracy: float, warned: bool) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warn_of_constant(torch.tensor(ranges), {"train/student_accuracy": torch.tensor(accuracy)})
+    assert ["every prediction is class 3, while 96%" in str(warning.message) for warning in caught] == [True] * warned
+
+
+def test_a_batchnorm_that_fails_in_eval_mode_is_warned_of() -> None:
+    torch.manual_seed(0)
+    first, norm = nn.Linear(64, 64), nn.BatchNorm1d(64, momentum=0.0)
+    nn.init.normal_(first.weight, std=1e-4)  # train mode rescales, eval mode does not
+    first.requires_grad_(False)
+    student = nn.Sequential(nn.Flatten(), first, norm, nn.ReLU(), nn.Linear(64, 10))
+    run = trainer(12, limit_val_batches=1.0)
+    with pytest.warns(UserWarning, match=r"every prediction is class \d, while .* most likely a BatchNorm"):
+        run.fit(Distiller(student=student), digits(train_size=320))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+
+import pytest
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
+from kdlab import Distiller
 from kdlab.modules.first_batch import SAMPLES, FirstBatch, _cast
 from kdlab.outputs.containers import Batch, Mix
-from tests.modules.tiny import distiller, pairs, trainer
+from tests.modules.tiny import digits, distiller, network, pairs, trainer
 
 
 def batch_of(count: int, mix: Mix | None = None) -> Batch:
@@ -67,3 +72,24 @@ def test_the_loaders_own_generator_is_as_before() -> None:
     loader = DataLoader(pairs().dataset, 8, shuffle=True, generator=generator)
     trainer(max_steps=1, callbacks=[Watch()]).fit(distiller(), loader)
     assert torch.equal(states[0], before)
+
+
+@pytest.mark.parametrize(("mean", "warned"), [([0.3], False), ([3.0], True)])
+@pytest.mark.filterwarnings("always")
+def test_images_far_from_normalized_are_warned_of(mean: list[float], warned: bool) -> None:
+    data = digits()
+    data.mean = mean
+    with warnings.catch_warnings(record=True) as caught:
+        trainer(max_steps=1).fit(Distiller(network(), network(1)), data)
+    texts = [str(warning.message) for warning in caught if "After normalization" in str(warning.message)]
+    assert len(texts) == warned
+    if warned:  # digits are 16 gray levels with mean 0.305 and standard deviation 0.376
+        found = re.search(r"those of these images \[([\d.]+)\] and \[([\d.]+)\]", texts[0])
+        assert found is not None
+        assert [float(x) for x in found.groups()] == pytest.approx([0.305, 0.376], abs=0.03)
+
+
+def test_students_without_a_teacher_take_any_images() -> None:
+    data = digits()
+    data.mean = [3.0]
+    trainer(max_steps=1).fit(Distiller(network()), data)  # a warning is an error
