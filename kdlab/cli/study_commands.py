@@ -246,19 +246,20 @@ def plan(work: Work, estimates: Mapping[str, Estimate]) -> tuple[Table, str]:
     numbers = [Column(name, justify="right") for name in ("epochs", "time", "memory MB")]
     shown = Table("run", "state", *numbers, box=SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
     states = {run.key: work.state(run) for run in work.runs}
-    total, largest = 0.0, 0.0
+    total = start = largest = 0.0
     for run in work.runs:
         cells = ["", ""]
         if run.key in estimates and states[run.key] != FINISHED:
-            seconds, memory = estimates[run.key]
-            total, largest = total + seconds * run.epochs, max(largest, memory)
-            cells = [_time(seconds * run.epochs), _megabytes(memory)]
+            seconds, memory, fixed = estimates[run.key]
+            seconds = fixed + seconds * run.epochs
+            total, start, largest = total + seconds, start + fixed, max(largest, memory)
+            cells = [_time(seconds), _megabytes(memory)]
         shown.add_row(run.name, states[run.key], str(run.epochs), *cells)
     count = sum(state != FINISHED for state in states.values())
     summary = (
         f"{len(work.runs)} runs, {count} to do, about {_time(total)} one after the other on this machine, "
-        f"{_megabytes(largest)} MB at most.\nEstimated from a step on few samples, without "
-        f"the start of a run and data in memory. Ledger: {work.ledger.path}"
+        f"{_megabytes(largest)} MB at most, without data in memory.\nEstimated from a step on few samples and from the "
+        f"start of one process: {_time(start)} of it are starts. Ledger: {work.ledger.path}"
     )
     return shown, summary
 

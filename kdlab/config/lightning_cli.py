@@ -177,10 +177,12 @@ class KdlabCLI(LightningCLI):
             raise InputError(text, key="trainer.devices")
         from kdlab.config.predictions import Predictions, folder_of, write_rows
 
-        predictions = Predictions()
+        folder, predictions = folder_of(self.resolved), Predictions()
+        if folder:
+            self.trainer.loggers = []  # which create a new folder, with nothing in it
         self.trainer.callbacks.append(predictions)  # type: ignore[attr-defined]
         self.trainer.predict(**{**options, "return_predictions": False})
-        path = folder_of(self.trainer, self.resolved["ckpt_path"]) / "predictions.csv"
+        path = (folder or run_folder(self.trainer)) / "predictions.csv"
         write_rows(predictions.rows, path)
         print(path)
 

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 
-from kdlab.compat import has_version, tree_leaves
-from kdlab.config.run_folder import run_folder
+from kdlab.compat import tree_leaves
 from kdlab.files import atomic_write
 from kdlab.outputs import Batch
 from kdlab.outputs.task_format import TaskFormat, task_format
@@ -72,14 +71,16 @@ def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         writer.writerows(rows)
 
 
-def folder_of(trainer: pl.Trainer, checkpoint: str | None) -> Path:
-    """Return where results belong: the logger's version if one is chosen, else the run of the checkpoint."""
-    logger: Any = trainer.logger
-    chosen = logger is not None and hasattr(logger, "_version") and has_version(logger)
-    if checkpoint and not chosen and Path(checkpoint).is_file():
-        folder = Path(checkpoint).parent
-        return folder.parent if folder.name == "checkpoints" else folder
-    return run_folder(trainer)
+def folder_of(config: Mapping[str, Any]) -> Path | None:
+    """Return the folder of the checkpoint's run; ``None`` without one, or where a logger's version is chosen."""
+    loggers = config["trainer"].get("logger")
+    listed = loggers if isinstance(loggers, list) else [loggers]
+    options = [one.get("init_args") or {} for one in listed if isinstance(one, dict)]
+    if not config.get("ckpt_path") or any(one.get("version") is not None for one in options):
+        return None
+    path = Path(config["ckpt_path"])
+    folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    return folder if path.is_file() else None
 
 
 def names_of(data: Any, loader: Any) -> tuple[Sequence[str], Sequence[str]]:

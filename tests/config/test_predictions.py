@@ -32,9 +32,16 @@ def test_rows_of_classes() -> None:
     student, teacher = [[HALF, THIRD]] * 3, [[HALF, THIRD], [THIRD, HALF], [HALF, THIRD]]
     first, second, unlabeled = rows(task, student, teacher, target, ("cat", "dog"))
     assert first == {
-        **{"label": 1, "label_name": "dog", "class": 1, "class_name": "dog", "confidence": 0.75},
-        **{"teacher_class": 1, "teacher_class_name": "dog", "teacher_confidence": 0.75},
-        **{"correct": 1, "teacher_correct": 1},
+        "label": 1,
+        "label_name": "dog",
+        "class": 1,
+        "class_name": "dog",
+        "confidence": 0.75,
+        "teacher_class": 1,
+        "teacher_class_name": "dog",
+        "teacher_confidence": 0.75,
+        "correct": 1,
+        "teacher_correct": 1,
     }
     assert (second["correct"], second["teacher_correct"], second["teacher_class_name"]) == (0, 1, "cat")
     assert (unlabeled["label"], unlabeled["label_name"], unlabeled["correct"]) == ("", "", "")
@@ -55,14 +62,24 @@ def test_rows_of_binary_and_several_labels() -> None:
 def test_rows_of_regression_and_of_pixels() -> None:
     (one,) = rows(nn.MSELoss(), [[1.0, 2.0]], [[1.0, 5.0]], torch.tensor([[1.0, 4.0]]))
     assert one == {
-        **{"target_0": 1.0, "target_1": 4.0, "output_0": 1.0, "output_1": 2.0},
-        **{"teacher_output_0": 1.0, "teacher_output_1": 5.0, "squared_error": 2.0, "teacher_squared_error": 0.5},
+        "target_0": 1.0,
+        "target_1": 4.0,
+        "output_0": 1.0,
+        "output_1": 2.0,
+        "teacher_output_0": 1.0,
+        "teacher_output_1": 5.0,
+        "squared_error": 2.0,
+        "teacher_squared_error": 0.5,
     }
     student = [[[THIRD, HALF, THIRD], [HALF, THIRD, HALF]]]  # (1, 2 classes, 3 pixels): classes 0, 1, 0
     teacher = [[[THIRD, THIRD, THIRD], [HALF, HALF, HALF]]]
     (pixels,) = rows(nn.CrossEntropyLoss(), student, teacher, torch.tensor([[0, 1, -100]]))
     assert pixels == {
-        **{"positions": 2, "accuracy": 1.0, "confidence": 0.75, "teacher_accuracy": 0.5, "teacher_confidence": 0.75},
+        "positions": 2,
+        "accuracy": 1.0,
+        "confidence": 0.75,
+        "teacher_accuracy": 0.5,
+        "teacher_confidence": 0.75,
         "agreement": 0.5,
     }
 
@@ -89,8 +106,6 @@ def test_predictions_name_files_in_the_runs_own_folder(work: Path) -> None:  # n
     assert [row["label_name"] for row in written] == ["cat"] * 3 + ["dog"] * 3
     assert all(row["correct"] == str(int(row["label"] == row["class"])) for row in written)
     assert {"sample", "class_name", "teacher_class_name", "teacher_confidence"} <= written[0].keys()
-    main(["predict", "-c", "pets.yaml", "--ckpt_path=runs/version_0/checkpoints/last.ckpt"] + [
-        "--trainer.logger=CSVLogger", "--trainer.logger.save_dir=elsewhere", "--trainer.logger.version=mine"
-    ])
-    (elsewhere,) = (work / "elsewhere").rglob("predictions.csv")
-    assert elsewhere.parent.name == "mine"
+    checkpoint = "--ckpt_path=runs/version_0/checkpoints/last.ckpt"
+    main(["predict", "-c", "pets.yaml", checkpoint, "--trainer.logger.init_args.version=mine"])
+    assert (work / "runs/mine/predictions.csv").exists()

@@ -78,9 +78,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_exported_network_is_a_teacher_to_the_bit(
-    kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_exported_network_is_a_teacher_to_the_bit(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "downloaded" in kind:
         states = [torchvision.models.squeezenet1_1().state_dict()]  # a second download fails
         monkeypatch.setattr(_api, "load_state_dict_from_url", lambda *_, **__: states.pop())
