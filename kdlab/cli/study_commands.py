@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import difflib
 import itertools
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from functools import partial
@@ -33,6 +35,7 @@ from kdlab.studies.render import log_table, markdown, write
 from kdlab.studies.runs import Run
 from kdlab.studies.scheduler import Loggers, Work
 from kdlab.studies.study import read
+from kdlab.studies.study_figures import write_figures
 
 # Options that say where data is and where runs take place: published values stay comparable.
 PLACES = (
@@ -63,6 +66,7 @@ class OpenStudy:
             if not file.is_file():
                 raise InputError(f"There is no file '{file}' for the teacher {name!r}: write --teacher NAME=FILE.")
         self.study = read(path, self.weights)
+        find_code(self.study.folder)
         self.folder = runs / self.study.name
         resolve = Resolved(self.folder / ".configs.json")
         self.runs: list[Run] = runs_of(self.study, resolve, overrides)
@@ -92,6 +96,22 @@ class OpenStudy:
                 with self.study.source.errors_at(run.place, f"{run.name}: "):
                     estimates[run.key] = trials.estimate(run.config)
         return work, estimates
+
+
+def find_code(folder: Path) -> None:
+    """Let class paths name files in a study's folder, and in the project around it, from any working directory.
+
+    The project is the nearest folder above with a ``pyproject.toml`` or a repository. Runs in processes of their own
+    get the same folders.
+    """
+    folder = folder.resolve()
+    above = (path for path in folder.parents if (path / "pyproject.toml").exists() or (path / ".git").exists())
+    for path in map(str, (folder, *itertools.islice(above, 1))):
+        if path not in sys.path:
+            sys.path.append(path)  # behind the working directory and what is installed
+        listed = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        if path not in listed:
+            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*listed, path]))
 
 
 def reproduce(
@@ -157,8 +177,9 @@ def report(
     teacher: list[str] = [],  # noqa: B006
     out: Path | None = None,
     wandb: str | None = None,
+    figures: bool = False,
 ) -> None:
-    """Print a study's table and write report.md, report.csv and report.png.
+    """Print a study's table and write report.md, report.csv and report.png; the last lines name what was written.
 
     A README.md there that has the marks <!-- kdlab report: begin --> and <!-- kdlab report: end --> gets the table
     between them. Cells that were not run are empty, and runs of another recipe are left out.
@@ -171,6 +192,7 @@ def report(
         teacher: NAME=FILE, a teacher's weights, instead of training it
         out: folder to write to (default: the study's)
         wandb: project of Weights & Biases to log the table to, in the study's group
+        figures: also draw the runs that are on this machine, as kdlab plot does, into OUT/figures
     """
     opened = OpenStudy(report, study, overrides, runs, ledger, teacher)
     table, console = opened.table(), Console(highlight=False)
@@ -178,8 +200,10 @@ def report(
         console.print(Markdown(markdown(table)))
     else:  # a pipe or a file gets the Markdown itself
         print(markdown(table))
-    for path in write(table, out or opened.study.folder):
-        print(path)
+    out = out or opened.study.folder
+    drawn = write_figures(opened.runs, opened.ledger, opened.folder, out / "figures") if figures else ()
+    for path in (*write(table, out), *drawn):
+        print(f"written: {path}")
     if wandb:
         log_table(table, wandb, opened.folder)
 

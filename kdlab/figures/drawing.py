@@ -1,4 +1,4 @@
-"""Drawing of the figures from their rows; colors are those of Okabe and Ito, which color-blind people can tell apart."""
+"""Drawing of the figures from their rows, in colors that color-blind people can tell apart."""
 
 from __future__ import annotations
 
@@ -82,7 +82,9 @@ def agreement(rows: Rows) -> Figure:
     signs = {"agreement": ("o", COLORS[2]), "student_accuracy": ("|", COLORS[0]), "teacher_accuracy": ("x", COLORS[1])}
     for key, (sign, color) in signs.items():
         label = key.replace("_", " ")
-        axes.plot([100 * row[key] for row in shown], places, sign, color=color, label=label, markersize=8, mew=2)
+        axes.plot(
+            [100 * row[key] for row in shown], places, sign, color=color, label=label, markersize=8, mew=2, mfc="none"
+        )
     axes.set_yticks(places, [str(row["class"]) for row in shown], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("% of the samples of a class")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 
-from kdlab.config.lightning_cli import QUIET, build, quietly
+from kdlab.config.lightning_cli import QUIET, KdlabCLI, build, quietly
 from kdlab.config.run_folder import last_checkpoint
 from kdlab.errors import InputError
 from kdlab.figures import drawing
@@ -36,14 +36,11 @@ def evaluated(run: Path, options: Sequence[str] = ()) -> Iterator[Plot]:
     for path in (config, checkpoint):
         if not path.is_file():
             raise InputError(f"{str(run)!r} has no {path.name}: draw the curves alone with --curves-only.")
+    arguments = ["test", f"--config={config}", f"--ckpt_path={checkpoint}", "--verbose=false", *options, *QUIET]
     with quietly():
-        cli = build(["--config", str(config), *options, *QUIET], run=False, save_config=False)
-        if not isinstance(cli.model, DistillationModule):
-            raise InputError(f"kdlab plot takes a run of a kdlab module, not of {type(cli.model).__name__}.")
-        collect = _Collect()
-        cli.trainer.callbacks.append(collect)  # type: ignore[attr-defined]
-        cli.trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), verbose=False)
-    yield from collect.evidence.plots(getattr(cli.datamodule, "classes", None))
+        cli = build(arguments, save_config=False, kind=_CollectingCLI)
+    assert isinstance(cli, _CollectingCLI)
+    yield from cli.collected.evidence.plots(getattr(cli.datamodule, "classes", None))
 
 
 class _Collect(pl.Callback):
@@ -53,6 +50,16 @@ class _Collect(pl.Callback):
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object) -> None:
         assert isinstance(pl_module, DistillationModule)
         self.evidence.add(pl_module, args[1])
+
+
+class _CollectingCLI(KdlabCLI):
+    def before_test(self) -> None:
+        """Check the checkpoint, and collect what the networks give."""
+        super().before_test()
+        if not isinstance(self.model, DistillationModule):
+            raise InputError(f"kdlab plot takes a run of a kdlab module, not of {type(self.model).__name__}.")
+        self.collected = _Collect()
+        self.trainer.callbacks.append(self.collected)  # type: ignore[attr-defined]
 
 
 def write(plot: Plot, folder: Path, suffix: str = "png") -> list[Path]:
