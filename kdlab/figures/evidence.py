@@ -102,12 +102,23 @@ class Evidence:
             yield Plot("cka", rows, drawing.cka(rows))
 
 
+def parts_of(network: nn.Module) -> dict[str, nn.Module]:
+    """Return the direct parts of a network, or of the one network inside a wrapper; lists by their elements."""
+    parts = [*network.named_children()]
+    while len(parts) == 1 and [*parts[0][1].named_children()]:
+        parts = [(f"{parts[0][0]}.{name}", child) for name, child in parts[0][1].named_children()]
+    layers: dict[str, nn.Module] = {}
+    for name, part in parts:
+        if isinstance(part, nn.ModuleList | nn.ModuleDict):
+            layers |= {f"{name}.{inner}": child for inner, child in part.named_children()}
+        elif not isinstance(part, nn.modules.dropout._DropoutNd):  # the identity in evaluation
+            layers[name] = part
+    return layers
+
+
 @contextmanager
 def tapped(network: nn.Module, layers: dict[str, list[Tensor]]) -> Iterator[None]:
-    """Keep, in a forward, what the direct parts of a network return."""
-    parts = [*network.named_children()]
-    while len(parts) == 1 and [*parts[0][1].named_children()]:  # a wrapper around one network
-        parts = [(f"{parts[0][0]}.{name}", child) for name, child in parts[0][1].named_children()]
+    """Keep, in a forward, what the parts of a network return."""
 
     def keep(name: str, module: nn.Module, args: Any, output: Any) -> None:
         if isinstance(output, Tensor) and name not in seen:  # a layer that runs again counts once
@@ -115,7 +126,7 @@ def tapped(network: nn.Module, layers: dict[str, list[Tensor]]) -> Iterator[None
             layers.setdefault(name, []).append(output.flatten(1).float().cpu().clone())
 
     seen: set[str] = set()
-    handles = [part.register_forward_hook(partial(keep, name)) for name, part in parts]
+    handles = [part.register_forward_hook(partial(keep, name)) for name, part in parts_of(network).items()]
     try:
         yield
     finally:
