@@ -36,11 +36,11 @@ class Setting(NamedTuple):
         batch: images in a step.
     """
 
-    labeled: int = 200
+    labeled: int = 50
     epochs: int = 200
     rate: float = 0.01
-    temperature: float = 4.0
-    weight: float = 0.9
+    temperature: float = 8.0
+    weight: float = 0.5
     batch: int = 50
 
 
