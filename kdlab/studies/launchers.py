@@ -142,7 +142,7 @@ class OnRay:
         self._running.clear()
 
 
-def _train_in(folder: str, directory: str, python_path: str = "") -> int:
+def _train_in(folder: str, directory: str, python_path: str) -> int:
     """Run a Ray task; when its worker is killed, the pipe to the run's process closes and that process ends too."""
     os.chdir(directory)
     os.environ["PYTHONPATH"] = python_path
