@@ -47,6 +47,7 @@ def batch_of(data: Any) -> Any:
     return data.prepare(next(iter(data.test_dataloader())))
 
 
+@pytest.mark.full
 def test_every_figure_has_its_numbers_beside_it(tmp_path: Path) -> None:
     module, evidence = distiller(), Evidence()
     batch = batch_of(digits())
@@ -54,7 +55,7 @@ def test_every_figure_has_its_numbers_beside_it(tmp_path: Path) -> None:
     plots = {plot.name: plot for plot in evidence.plots()}
     assert list(plots) == ["reliability", "agreement", "confusion", "class_correlations", "cka"]
     for plot in plots.values():
-        for suffix in ("png", "svg", "pdf"):
+        for suffix in ("png", "svg", "pdf") if plot.name == "agreement" else ("png",):
             drawn, numbers = write(plot, tmp_path, suffix)
             assert drawn.stat().st_size > 1000
         with numbers.open() as file:
@@ -94,6 +95,7 @@ class Wandb(WandbLogger):
     log_hyperparams = log_graph = save = finalize = after_save_checkpoint = log_metrics  # type: ignore[assignment]
 
 
+@pytest.mark.full
 def test_one_key_logs_the_figures_after_validation_and_test(tmp_path: Path) -> None:
     logger = Wandb()
     run = trainer(callbacks=[LogFigures()], logger=logger, limit_val_batches=1.0, default_root_dir=tmp_path)
