@@ -45,7 +45,7 @@ class LogFigures(pl.Callback):
         if trainer.is_global_zero and (due or trainer.testing) and isinstance(pl_module, DistillationModule):
             self._evidence.add(pl_module, batch)
 
-    on_test_batch_end = on_validation_batch_end
+    on_test_batch_end = on_validation_batch_end  # type: ignore[assignment]  # further arguments as they come
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw and log."""

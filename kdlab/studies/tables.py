@@ -105,7 +105,7 @@ def table(study: Study, runs: Sequence[Run], ledger: Ledger, with_published: boo
 
     def values(pair: str, method: str, column: str = "accuracy", scale: float = 100.0) -> list[float]:
         texts = [rows[key][column] for key in cells.get((pair, method), ()) if key in rows]
-        other = elsewhere.get((*networks[pair], method))  # type: ignore[call-overload]
+        other = elsewhere.get((networks[pair][0], networks[pair][1], method))
         if not texts and other and column == "accuracy":
             taken[other.source] = None
             return [scale * value for seed, value in other.accuracies.items() if seed in seeds.get((pair, method), ())]
