@@ -26,6 +26,7 @@ LAYERS = (  # each imports from those before it alone
     ("modules",),
     ("export",),
     ("config",),
+    ("figures",),
     ("studies",),
     ("cli",),
     ("__main__",),

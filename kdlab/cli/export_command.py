@@ -10,7 +10,8 @@ from kdlab.export.student import export as write
 def export(run: Path, out: Path | None = None, learner: str | None = None) -> None:
     """Write the student of a run, or the network that a co-training deploys.
 
-    The files are student.safetensors, with the network's original key names, and student.yaml, its config.
+    The files are student.safetensors, with the network's original key names, and student.yaml, its config, which builds
+    it with these weights: kdlab fit -c RECIPE --model.teacher=student.yaml
 
     Args:
         run: folder of a run, or one of its checkpoints
@@ -20,4 +21,4 @@ def export(run: Path, out: Path | None = None, learner: str | None = None) -> No
     weights, config = write(run, out, learner)
     print(f"{weights} ({weights.stat().st_size / 1e6:.2f} MB)")
     if config:
-        print(f"{config} names the network: use it as a student or teacher in a config.")
+        print(f"{config} builds it with these weights in any config: --model.teacher={config}")

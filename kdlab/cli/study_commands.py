@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import difflib
 import itertools
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from functools import partial
@@ -34,6 +36,7 @@ from kdlab.studies.render import log_table, markdown, write
 from kdlab.studies.runs import Run
 from kdlab.studies.scheduler import Loggers, Work
 from kdlab.studies.study import read
+from kdlab.studies.study_figures import write_figures
 
 # Options that say where data is and where runs take place: published values stay comparable.
 PLACES = (
@@ -64,6 +67,7 @@ class OpenStudy:
             if not file.is_file():
                 raise InputError(f"There is no file '{file}' for the teacher {name!r}: write --teacher NAME=FILE.")
         self.study = read(recipe_files.study(str(path)), self.weights)
+        find_code(self.study.folder)
         self.folder = runs / self.study.name
         resolve = Resolved(self.folder / ".configs.json")
         self.runs: list[Run] = runs_of(self.study, resolve, overrides)
@@ -95,6 +99,22 @@ class OpenStudy:
                 with self.study.source.errors_at(run.place, f"{run.name}: "):
                     estimates[run.key] = trials.estimate(run.config)
         return work, estimates
+
+
+def find_code(folder: Path) -> None:
+    """Let class paths name files in a study's folder, and in the project around it, from any working directory.
+
+    The project is the nearest folder above with a ``pyproject.toml`` or a repository. Runs in processes of their own
+    get the same folders.
+    """
+    folder = folder.resolve()
+    above = (path for path in folder.parents if (path / "pyproject.toml").exists() or (path / ".git").exists())
+    for path in map(str, (folder, *itertools.islice(above, 1))):
+        if path not in sys.path:
+            sys.path.append(path)  # behind the working directory and what is installed
+        listed = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        if path not in listed:
+            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*listed, path]))
 
 
 def reproduce(
@@ -160,8 +180,9 @@ def report(
     teacher: list[str] = [],  # noqa: B006
     out: Path | None = None,
     wandb: str | None = None,
+    figures: bool = False,
 ) -> None:
-    """Print a study's table and write report.md, report.csv and report.png.
+    """Print a study's table and write report.md, report.csv and report.png; the last lines name what was written.
 
     A README.md there that has the marks <!-- kdlab report: begin --> and <!-- kdlab report: end --> gets the table
     between them. Cells that were not run are empty, and runs of another recipe are left out.
@@ -174,6 +195,7 @@ def report(
         teacher: NAME=FILE, a teacher's weights, instead of training it
         out: folder to write to (default: that of the ledger)
         wandb: project of Weights & Biases to log the table to, in the study's group
+        figures: also draw the runs that are on this machine, as kdlab plot does, into OUT/figures
     """
     opened = OpenStudy(report, study, overrides, runs, ledger, teacher)
     table, console = opened.table(), Console(highlight=False)
@@ -181,8 +203,10 @@ def report(
         console.print(Markdown(markdown(table)))
     else:  # a pipe or a file gets the Markdown itself
         print(markdown(table))
-    for path in write(table, out or opened.results):
-        print(path)
+    out = out or opened.results
+    drawn = write_figures(opened.runs, opened.ledger, opened.folder, out / "figures") if figures else ()
+    for path in (*write(table, out), *drawn):
+        print(f"written: {path}")
     if wandb:
         log_table(table, wandb, opened.folder)
 
@@ -249,19 +273,20 @@ def plan(work: Work, estimates: Mapping[str, Estimate]) -> tuple[Table, str]:
     numbers = [Column(name, justify="right") for name in ("epochs", "time", "memory MB")]
     shown = Table("run", "state", *numbers, box=SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
     states = {run.key: work.state(run) for run in work.runs}
-    total, largest = 0.0, 0.0
+    total = start = largest = 0.0
     for run in work.runs:
         cells = ["", ""]
         if run.key in estimates and states[run.key] != FINISHED:
-            seconds, memory = estimates[run.key]
-            total, largest = total + seconds * run.epochs, max(largest, memory)
-            cells = [_time(seconds * run.epochs), _megabytes(memory)]
+            seconds, memory, fixed = estimates[run.key]
+            seconds = fixed + seconds * run.epochs
+            total, start, largest = total + seconds, start + fixed, max(largest, memory)
+            cells = [_time(seconds), _megabytes(memory)]
         shown.add_row(run.name, states[run.key], str(run.epochs), *cells)
     count = sum(state != FINISHED for state in states.values())
     summary = (
         f"{len(work.runs)} runs, {count} to do, about {_time(total)} one after the other on this machine, "
-        f"{_megabytes(largest)} MB at most.\nEstimated from a step on few samples, without "
-        f"the start of a run and data in memory. Ledger: {work.ledger.path}"
+        f"{_megabytes(largest)} MB at most, without data in memory.\nEstimated from a step on few samples and from the "
+        f"start of one process: {_time(start)} of it are starts. Ledger: {work.ledger.path}"
     )
     return shown, summary
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import sys
@@ -11,14 +12,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
-import torch
 import yaml
 from jsonargparse import get_loader, set_dumper, set_loader
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.plugins.io import CheckpointIO
-from torch import Tensor
 
 from kdlab.config.class_paths import check_config
 from kdlab.config.config_merge import merge_configs
@@ -172,18 +171,19 @@ class KdlabCLI(LightningCLI):
     before_fit = before_validate = before_predict = before_test
 
     def predict(self, **options: Any) -> None:
-        """Run the Trainer's predict and write ``predictions.csv``: sample, class, confidence."""
+        """Run the Trainer's predict and write ``predictions.csv`` into the run's folder; see ``sample_rows``."""
         if self.trainer.world_size > 1:
             text = "Predictions are numbered in the order of one process: set trainer.devices to 1."
             raise InputError(text, key="trainer.devices")
-        batches = cast("list[Tensor]", self.trainer.predict(**options) or [])
-        confidence, classes = torch.cat([batch.float() for batch in batches]).softmax(-1).max(-1)
-        path = Path(self.trainer.log_dir or self.trainer.default_root_dir) / "predictions.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shares = [round(share, 6) for share in confidence.tolist()]
-        with path.open("w", newline="") as file:
-            rows = zip(range(len(shares)), classes.tolist(), shares, strict=True)
-            csv.writer(file).writerows([("sample", "class", "confidence"), *rows])
+        from kdlab.config.predictions import Predictions, folder_of, write_rows
+
+        folder, predictions = folder_of(self.resolved), Predictions()
+        if folder:
+            self.trainer.loggers = []  # which create a new folder, with nothing in it
+        self.trainer.callbacks.append(predictions)  # type: ignore[attr-defined]
+        self.trainer.predict(**{**options, "return_predictions": False})
+        path = (folder or run_folder(self.trainer)) / "predictions.csv"
+        write_rows(predictions.rows, path)
         print(path)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:

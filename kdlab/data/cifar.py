@@ -44,6 +44,8 @@ class CIFAR10(ImageData):
         super().__init__(mean=mean, std=std, padding=padding, flip=flip, **options)
         self.root = root
         self.download = download
+        self.classes: list[str] = []
+        self._names: dict[str, list[str]] = {}
 
     def prepare_data(self) -> None:
         """Download missing files if ``download`` is set; Lightning calls it in one process."""
@@ -54,6 +56,8 @@ class CIFAR10(ImageData):
         """Return the images, (N, 3, 32, 32) uint8, and labels, (N,) int64, of the training or the test set."""
         if (trees := self._class_folders()) is not None:
             tree = trees["train" if train else "test"]
+            self.classes = tree.classes
+            self._names |= {} if train else {"test": tree.names}
             return decode(tree, (32, 32)), tree.labels
         try:
             raw = self._dataset()(self.root, train=train)
@@ -61,7 +65,12 @@ class CIFAR10(ImageData):
             name = type(self).__name__
             remedy = "pass download=true to fetch it, or root=... to look elsewhere"
             raise InputError(f"{name} is missing or damaged in {self.root!r}; {remedy}.") from error
+        self.classes = list(raw.classes)
         return torch.from_numpy(raw.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(raw.targets)
+
+    def file_names(self, split: str) -> list[str]:
+        """Return the files of the test images where they are in class folders; see :meth:`ImageData.file_names`."""
+        return self._names.get(split, [])
 
     def _class_folders(self) -> dict[str, Tree] | None:
         """Return the splits of class folders; ``None`` if ``root`` has the original files or no class folders."""

@@ -159,6 +159,11 @@ class ImageFolder(ImageData):
             return Streamed(tree, rows, self.size, self.resize, name == "train", self.flip, self.augmentation_seed)
         return Images(self._decoded[self._path(name)], tree.labels, rows)
 
+    def file_names(self, split: str) -> list[str]:
+        """Return the file of each sample, from the class folder on; see :meth:`ImageData.file_names`."""
+        tree, rows = self._trees[split], self._rows[split]
+        return list(tree.names) if rows is None else [tree.names[row] for row in rows.tolist()]
+
     def _path(self, name: str) -> str:
         return str(self._trees[name].path)
 

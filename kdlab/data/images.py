@@ -134,6 +134,10 @@ class ImageData(OrderedData):
         """Return the images, (N, C, H, W) uint8, and labels, (N,) int64, of the training or the test set."""
         raise NotImplementedError(f"{type(self).__name__} must define read().")
 
+    def file_names(self, split: str) -> list[str]:
+        """Return the file of each sample of "train", "val" or "test" by its index; empty where there are no files."""
+        return []
+
     def setup(self, stage: str | None = None) -> None:
         """Read the data and draw the subsets, once."""
         if not self._sets:

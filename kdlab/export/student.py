@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,16 @@ from kdlab.models.checkpoint_reader import read_tensors
 from kdlab.models.weights import save_tensors
 from kdlab.modules.cotrainer import DEPLOYED
 
+WITH_WEIGHTS = "kdlab.models.with_weights"
+CHANGED_BY_WEIGHTS = ("googlenet", "inception_v3")
+"""Networks of torchvision whose layers or forward depend on the argument ``weights``; so do those of SWAG weights."""
+
 
 def export(run: Path, out: Path | None = None, learner: str | None = None) -> tuple[Path, Path | None]:
     """Write ``student.safetensors`` and, where the run has a ``config.yaml``, ``student.yaml``; return both paths.
 
-    The student of a co-training is the network that the run deploys, without what exists in training only.
+    The student of a co-training is the network that the run deploys, without what exists in training only. The config
+    builds the network with these weights wherever a config takes a network.
 
     Args:
         run: a run's folder, or a checkpoint in it; a folder means its newest checkpoint.
@@ -37,10 +43,45 @@ def export(run: Path, out: Path | None = None, learner: str | None = None) -> tu
     save_tensors(tensors, weights)
     if network is None:
         return weights, None
-    if "weights" in network.get("init_args", {}):
-        network["init_args"]["weights"] = str(weights)
-    write_text(config, yaml.safe_dump(network, sort_keys=False))
+    write_text(config, yaml.safe_dump(loaded(network, weights), sort_keys=False))
     return weights, config
+
+
+def loaded(network: Mapping[str, Any], weights: Path) -> dict[str, Any]:
+    """Return the config of a network with the weights of a file in place of those that it starts training from.
+
+    kdlab's networks load the file themselves; any other is wrapped in :func:`~kdlab.models.with_weights`.
+    """
+    while network["class_path"] == WITH_WEIGHTS:
+        network = network["init_args"]["network"]
+    network = _uninitialized(network)
+    options, file = network.get("init_args") or {}, str(weights.resolve())
+    if network["class_path"].startswith("kdlab.") and "weights" in options:
+        return {**network, "init_args": {**options, "weights": file}}
+    return {"class_path": WITH_WEIGHTS, "init_args": {"network": network, "weights": file}}
+
+
+def _uninitialized(value: Any) -> Any:
+    """Return a config whose networks load or download no weights, where that leaves the networks as they are."""
+    if isinstance(value, list):
+        return [_uninitialized(inner) for inner in value]
+    if not isinstance(value, Mapping):
+        return value
+    path, options = str(value.get("class_path", "")), value.get("init_args") or {}
+    if path == WITH_WEIGHTS:
+        return _uninitialized(options["network"])
+    package, name = path.partition(".")[0], path.rpartition(".")[2]
+    bare: dict[str, Any] = {}
+    is_classifier = path.startswith("torchvision.models.") and not any(
+        f".{task}." in path for task in ("detection", "optical_flow", "quantization", "segmentation", "video")
+    )
+    changed = name in CHANGED_BY_WEIGHTS or "SWAG" in str(options.get("weights"))
+    if options.get("weights") and (package == "kdlab" or (is_classifier and not changed)):
+        bare["weights"] = None
+    if options.get("pretrained") and package in ("kdlab", "timm"):
+        bare["pretrained"] = False
+    inner = {key: _uninitialized(part) for key, part in value.items()}
+    return {**inner, "init_args": {**inner["init_args"], **bare}} if bare else inner
 
 
 def _read(path: Path) -> dict[str, Any]:

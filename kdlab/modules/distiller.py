@@ -147,7 +147,7 @@ class Distiller(DistillationModule):
     def evaluate_batch(self, batch: Batch, metrics: Any) -> tuple[Tensor, TaskFormat]:
         """Compare student and teacher on one batch; return the student's logits."""
         student = logits_of(self(batch.inputs))
-        teacher = self._remembered.look(batch.inputs, lambda: self._teacher_logits(batch)) if self.teacher else None
+        teacher = self._remembered.look(batch.inputs, lambda: self._logits_of_teacher(batch)) if self.teacher else None
         form = task_format(self.task, student, batch.target, batch.mask)
         metrics.update(student, teacher, batch.target, form, batch.mask)
         if self.trainer.sanity_checking and teacher is not None and form.kind == "classes":
@@ -156,7 +156,11 @@ class Distiller(DistillationModule):
             self._predictions.append((rows[labelled].cpu(), labels[labelled].cpu()))
         return student, form
 
-    def _teacher_logits(self, batch: Batch) -> Tensor:
+    def teacher_logits(self, batch: Batch) -> Tensor | None:
+        """Return the teacher's logits on a batch, of several teachers those of their ensemble; ``None`` without one."""
+        return self._logits_of_teacher(batch) if self.teacher else None
+
+    def _logits_of_teacher(self, batch: Batch) -> Tensor:
         return self.observe(batch._replace(progress=None), self.plan.frozen)["teacher"].logits
 
     def _report(self, stage: str) -> dict[str, Tensor]:

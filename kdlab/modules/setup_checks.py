@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import pytorch_lightning as pl
 from pytorch_lightning.strategies import DDPStrategy
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from kdlab.compat import BatchNorm, ddp_options, ignore_in_ddp
@@ -73,9 +73,15 @@ def report_batch(module: pl.LightningModule, knowledge: Mapping[str, Knowledge],
         if not name.startswith(gathered)
     ]
     if norms:
-        rank_zero_info(
+        synchronized = (
+            "trainer.sync_batchnorm=true normalizes with all of them."
+            if module.device.type == "cuda"
+            else "Its statistics stay those of each process: torch synchronizes BatchNorm on GPUs only "
+            "(trainer.sync_batchnorm=true)."
+        )
+        rank_zero_warn(
             f"BatchNorm normalizes with {part}, so this run differs from that of one process: {', '.join(norms[:3])}"
-            f"{f' and {len(norms) - 3} more' if norms[3:] else ''}. On GPUs trainer.sync_batchnorm=true mends it."
+            f"{f' and {len(norms) - 3} more' if norms[3:] else ''}. {synchronized}"
         )
     for name, own in knowledge.items():
         if not own.gather and any(getattr(loss, "couples_samples", False) for loss in own.loss.modules()):

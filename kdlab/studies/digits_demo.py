@@ -19,12 +19,32 @@ from kdlab.modules import Distiller
 
 TEACHER, ALONE, DISTILLED = "teacher", "student alone", "student distilled"
 TEACHER_EPOCHS = 15
-LABELED, BATCH = 200, 50  # images that a student gets (the teacher gets all 1,297), and how many at once
-# Epochs, learning rate and shifts are about the best ones for the student ALONE, so that it is no weak baseline.
-EPOCHS, RATE = 200, 0.01
 
 Progress = Callable[[str, int, int], pl.Callback]
 """Returns a callback that shows the training of a network by name, seed and number of epochs."""
+
+
+class Setting(NamedTuple):
+    """How a student is trained; every value was chosen on held-out training images by ``experiments/demo/choose.py``.
+
+    Attributes:
+        labeled: images that a student gets; the teacher gets all.
+        epochs: of training; fewer than the command line's default are for trying.
+        rate: largest learning rate of Adam, best for the student ALONE, so that it is no weak baseline.
+        temperature: of the soft targets.
+        weight: of the soft targets; the labels have the rest.
+        batch: images in a step.
+    """
+
+    labeled: int = 50
+    epochs: int = 200
+    rate: float = 0.01
+    temperature: float = 8.0
+    weight: float = 0.5
+    batch: int = 50
+
+
+SETTING = Setting()
 
 
 class Run(NamedTuple):
@@ -54,30 +74,37 @@ class Run(NamedTuple):
 
 def train_all(seeds: int, epochs: int, progress: Progress) -> Iterator[Run]:
     """Train the teacher once, then with each seed 0, 1, ... the student alone and the student distilled."""
+    setting = SETTING._replace(epochs=epochs)
+    teacher = train_teacher(Digits, min(TEACHER_EPOCHS, epochs), progress)
+    yield teacher
+    for seed in range(seeds):
+        for name in (ALONE, DISTILLED):
+            yield train_student(name, seed, teacher.network, setting, Digits, progress)
+
+
+def train_teacher(data: type[Digits], epochs: int, progress: Progress) -> Run:
+    """Train the teacher on all training images."""
     pl.seed_everything(0, verbose=False)
     module = Distiller(student=resnet14(10, in_channels=1), lr_scheduler=partial(OneCycleLR, max_lr=0.1))
-    yield _train(TEACHER, 0, module, Digits(padding=1), min(TEACHER_EPOCHS, epochs), progress)
-    for seed in range(seeds):
-        yield _train_student(ALONE, seed, module.student, {}, epochs, progress)
-        soft = {"soft": Knowledge(SoftTargets(4.0), weight=0.9)}
-        yield _train_student(DISTILLED, seed, module.student, soft, epochs, progress)
+    return _train(TEACHER, 0, module, data(padding=1), epochs, progress)
 
 
-def _train_student(
-    name: str, seed: int, teacher: nn.Module, knowledge: dict[str, Knowledge], epochs: int, progress: Progress
+def train_student(
+    name: str, seed: int, teacher: nn.Module, setting: Setting, data: type[Digits], progress: Progress
 ) -> Run:
-    """Train one student; without knowledge the teacher serves evaluation only."""
+    """Train one student; the teacher of the one that is :data:`ALONE` serves evaluation only."""
     pl.seed_everything(seed, verbose=False)
+    soft = {"soft": Knowledge(SoftTargets(setting.temperature), weight=setting.weight)}
     module = Distiller(
         student=mlp(64, [256], 10),
         teacher=teacher,
-        knowledge=knowledge,
-        task_weight=0.1 if knowledge else 1.0,
+        knowledge=soft if name == DISTILLED else {},
+        task_weight=1 - setting.weight if name == DISTILLED else 1.0,
         optimizer=torch.optim.Adam,
-        lr_scheduler=partial(OneCycleLR, max_lr=RATE),
+        lr_scheduler=partial(OneCycleLR, max_lr=setting.rate),
     )
-    data = Digits(batch_size=BATCH, padding=1, train_size=LABELED, seed=seed)
-    return _train(name, seed, module, data, epochs, progress)
+    images = data(batch_size=setting.batch, padding=1, train_size=setting.labeled, seed=seed)
+    return _train(name, seed, module, images, setting.epochs, progress)
 
 
 def _train(name: str, seed: int, module: Distiller, data: Digits, epochs: int, progress: Progress) -> Run:

@@ -126,7 +126,7 @@ class OnRay:
 
     def start(self, folder: Path) -> None:
         """Submit the run to the cluster."""
-        self._running[self._task.remote(str(folder.resolve()), os.getcwd())] = folder
+        self._running[self._task.remote(str(folder.resolve()), os.getcwd(), os.environ.get("PYTHONPATH", ""))] = folder
 
     def ended(self, seconds: float) -> list[Path]:
         """Return the folder of a run that ended; see :class:`Launcher`."""
@@ -142,9 +142,10 @@ class OnRay:
         self._running.clear()
 
 
-def _train_in(folder: str, directory: str) -> int:
+def _train_in(folder: str, directory: str, python_path: str) -> int:
     """Run a Ray task; when its worker is killed, the pipe to the run's process closes and that process ends too."""
     os.chdir(directory)
+    os.environ["PYTHONPATH"] = python_path
     process = process_of(Path(folder))
     try:
         while process.poll() is None:

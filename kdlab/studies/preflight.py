@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import gc
 import math
+import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,10 +38,17 @@ TRIAL = {**QUIET_TRAINER, **STEPS, "limit_val_batches": 0, "num_sanity_val_steps
 
 
 class Estimate(NamedTuple):
-    """Seconds of one epoch; bytes of weights, gradients, optimizer and activations of one process."""
+    """Time and memory of a run.
+
+    Attributes:
+        seconds: of one epoch.
+        memory: bytes of weights, gradients, optimizer and activations of one process.
+        fixed: seconds before the first epoch: start of a process, imports, reading the data, dry run.
+    """
 
     seconds: float
     memory: float
+    fixed: float
 
 
 class Resolved:
@@ -77,6 +86,8 @@ class Trials:
     def __init__(self, path: Path) -> None:
         self.path, self.known = path, read_json(path) or {}
         self._data: dict[str, pl.LightningDataModule] = {}
+        self._reading: dict[int, float] = {}  # seconds, by the identity of the data
+        self._start: float | None = None
 
     def data(self, config: Mapping[str, Any]) -> pl.LightningDataModule:
         """Return the data of a config, read, whatever its seed; an :class:`InputError` if it cannot be."""
@@ -84,11 +95,11 @@ class Trials:
         (options.get("init_args") or {}).pop("seed", None)
         key = digest(options)
         if key not in self._data:
-            data = instantiate(options)
+            before, data = time.perf_counter(), instantiate(options)
             assert isinstance(data, pl.LightningDataModule)
             data.prepare_data()
             data.setup("fit")
-            self._data[key] = data
+            self._data[key], self._reading[id(data)] = data, time.perf_counter() - before
         return self._data[key]
 
     def fingerprint(self, config: Mapping[str, Any]) -> str:
@@ -111,7 +122,7 @@ class Trials:
     def estimate(self, config: Mapping[str, Any]) -> Estimate:
         """Set a config up, take a few steps on few samples and measure; an :class:`InputError` if it cannot work."""
         key = of_config(seeded(config, 0, fixed_data=False))
-        if key not in self.known:
+        if "fixed" not in self.known.get(key, {}):  # tried, and by this version
             self.known[key] = self._tried(config)._asdict()
             gc.collect()  # trainer and module refer to each other, and a study has hundreds
             write_json(self.path, self.known)
@@ -119,7 +130,9 @@ class Trials:
 
     def _tried(self, config: Mapping[str, Any]) -> Estimate:
         data: Any = self.data(config)
-        whole = getattr(data, "batch_size", None)
+        if self._start is None:
+            self._start = process_start()
+        whole, before = getattr(data, "batch_size", None), time.perf_counter()
         with quietly():
             cli = build(_untrained(config), run=False, save_config=False)
             few = min(whole, SAMPLES * cli.trainer.world_size) if whole is not None else None
@@ -137,7 +150,15 @@ class Trials:
                 data.trainer = None
         size = getattr(data, "sizes", {}).get("train", 0)
         batches = math.ceil(size / whole) if whole else 0
-        return Estimate(batches * watch.step(), watch.memory)
+        fixed = self._start + self._reading[id(data)] + watch.ready - before
+        return Estimate(batches * watch.step(), watch.memory, fixed)
+
+
+def process_start() -> float:
+    """Return the seconds that a run's process takes to start and to import what it needs."""
+    before = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import kdlab.studies.worker"], check=True, capture_output=True)
+    return time.perf_counter() - before
 
 
 class _Watch(pl.Callback):
@@ -146,8 +167,10 @@ class _Watch(pl.Callback):
     def __init__(self, data: Any, few: int | None, whole: int | None) -> None:
         self.data, self.few, self.whole, self.memory, self._since = data, few, whole, 0.0, 0.0
         self.steps: list[float] = []
+        self.ready = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.ready = time.perf_counter()
         if isinstance(pl_module, DistillationModule):
             self.memory = sum(memory_of(pl_module, self.whole).values())
 

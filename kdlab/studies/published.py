@@ -1,4 +1,4 @@
-"""Published numbers, with their sources."""
+"""Published numbers, and those measured outside a study's runs, with their sources."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import NamedTuple
 from kdlab.errors import InputError
 
 FIELDS = ("dataset", "teacher", "student", "method", "top1", "std", "teacher_top1", "student_top1", "source")
+MEASURED = ("teacher", "student", "method", "seed", "accuracy", "source")
 
 
 class Published(NamedTuple):
@@ -45,4 +46,40 @@ def read(path: Path) -> dict[tuple[str, str, str], Published]:
             if key in values:
                 raise InputError(f"{where}: there is a value for {', '.join(key)} already: keep one source.")
             values[key] = Published(top1, source)
+    return values
+
+
+class Measured(NamedTuple):
+    """Accuracies in [0, 1] of one cell or teacher, by seed, and how they were measured."""
+
+    accuracies: dict[int, float]
+    source: str
+
+
+def read_measured(path: Path) -> dict[tuple[str, str, str], Measured]:
+    """Return accuracies by (teacher, student, method), from a CSV file with the columns :data:`MEASURED`.
+
+    A teacher's own line has no student and the method "teacher".
+
+    Raises:
+        InputError: the file has other columns, no number, a line without a source, or a seed twice.
+    """
+    values: dict[tuple[str, str, str], Measured] = {}
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != MEASURED:
+            raise InputError(f"{path} has to have the columns {','.join(MEASURED)}.")
+        for row in reader:
+            where = f"{path}, line {reader.line_num}"
+            try:
+                seed, accuracy = int(row["seed"]), float(row["accuracy"])
+            except (TypeError, ValueError) as error:
+                raise InputError(f"{where}: seed and accuracy are numbers.") from error
+            if not 0 <= accuracy <= 1 or not row["source"]:
+                raise InputError(f"{where}: an accuracy is from 0 to 1 and has a source.")
+            key = row["teacher"], row["student"], row["method"]
+            cell = values.setdefault(key, Measured({}, row["source"]))
+            if seed in cell.accuracies:
+                raise InputError(f"{where}: seed {seed} of {', '.join(key)} is there twice.")
+            cell.accuracies[seed] = accuracy
     return values

@@ -13,7 +13,7 @@ from kdlab.errors import InputError, nearest
 
 KEYS = (
     *("title", "paper", "recipe", "networks", "teachers", "pairs", "methods", "baseline", "reference", "seeds"),
-    *("published", "note"),
+    *("published", "measured", "note"),
 )
 TEACHER = {"model.student": "student", "model.teacher": "teacher"}
 QUOTED = re.compile(r"\$(\w+)\.(\w+)")
@@ -69,6 +69,7 @@ class Study:
     Attributes:
         teachers: changes for teachers; ``None`` where teachers are used as their class paths build them.
         weights: files of teachers that are not trained here, by the network's name.
+        measured: file of accuracies that were measured here, but not as runs of the study.
     """
 
     source: Source
@@ -83,6 +84,7 @@ class Study:
     reference: str | None
     published: Path | None
     note: str
+    measured: Path | None = None
 
     @property
     def folder(self) -> Path:
@@ -143,6 +145,7 @@ class _Reader:
             reference=reference,
             published=self.file(content["published"], ("published",)) if content.get("published") else None,
             note=str(content.get("note", "")),
+            measured=self.file(content["measured"], ("measured",)) if content.get("measured") else None,
         )
 
     def known(self, kind: str, name: Any, names: Collection[str], place: Place) -> None:

@@ -16,6 +16,7 @@ from kdlab.studies.statistics import Difference, Spread, difference, relative_im
 from kdlab.studies.study import Pair, Study
 
 Row = Mapping[str, str]
+ROLES = ("teacher", "student")
 NAMED = 8
 """Cells that a note names before it counts the others."""
 
@@ -92,13 +93,22 @@ def table(study: Study, runs: Sequence[Run], ledger: Ledger, with_published: boo
     data = Counter(row["data"] for row in fitting).most_common(1)
     rows = {row["config"]: row for row in fitting if row["data"] == data[0][0]}
     known = published.read(study.published) if study.published and with_published else {}
+    elsewhere = published.read_measured(study.measured) if study.measured and with_published else {}
+    networks = {pair.name: tuple(pair.roles[r].name if r in pair.roles else "" for r in ROLES) for pair in study.pairs}
     cells: dict[tuple[str, str], list[str]] = {}
+    seeds: dict[tuple[str, str], set[int]] = {}
     for run in runs:
         for cell in run.cells:
             cells.setdefault((cell.pair, cell.method), []).append(run.key)
+            seeds.setdefault((cell.pair, cell.method), set()).add(cell.seed)
+    taken: dict[str, None] = {}  # sources of values that are no runs of the study
 
     def values(pair: str, method: str, column: str = "accuracy", scale: float = 100.0) -> list[float]:
         texts = [rows[key][column] for key in cells.get((pair, method), ()) if key in rows]
+        other = elsewhere.get((networks[pair][0], networks[pair][1], method))
+        if not texts and other and column == "accuracy":
+            taken[other.source] = None
+            return [scale * value for seed, value in other.accuracies.items() if seed in seeds.get((pair, method), ())]
         return [scale * float(text) for text in texts if text]
 
     entries = []
@@ -113,7 +123,11 @@ def table(study: Study, runs: Sequence[Run], ledger: Ledger, with_published: boo
     teachers = {
         run.network: 100 * float(rows[run.key]["accuracy"]) for run in runs if run.key in taught and run.key in rows
     }
-    notes = _notes(done, fitting, list(rows.values()), ledger, keys)
+    for (teacher, student, _), other in elsewhere.items():
+        if not student and teacher not in teachers:
+            teachers[teacher] = 100 * next(iter(other.accuracies.values()))
+    notes = [f"Measured here, but not as a run of this study: {source}." for source in taken]
+    notes += _notes(done, fitting, list(rows.values()), ledger, keys)
     return Table(study, tuple(entries), teachers, _improvements(study, entries), tuple(notes))
 
 

@@ -71,9 +71,12 @@ def test_what_two_processes_compute_otherwise_is_named(caplog: pytest.LogCapture
     student = nn.Sequential(nn.Linear(64, 10), nn.BatchNorm1d(10), nn.SyncBatchNorm(10))
     knowledge = {"near": Knowledge(RKDDistance()), "all": Knowledge(RKDDistance(), gather=True)}
     assert "student.1" not in reported(caplog, 1, student=student, knowledge=knowledge)
-    text = reported(caplog, 2, student=student, knowledge=knowledge)
+    with pytest.warns(UserWarning, match="BatchNorm normalizes") as warned:
+        text = reported(caplog, 2, student=student, knowledge=knowledge)
     part = "the 16 samples of one process, not all 32"
-    assert f"BatchNorm normalizes with {part}, so this run differs from that of one process: student.1." in text
+    (message,) = [str(one.message) for one in warned]
+    assert f"BatchNorm normalizes with {part}, so this run differs from that of one process: student.1." in message
+    assert "Its statistics stay those of each process: torch synchronizes BatchNorm on GPUs only" in message
     assert f"Knowledge 'near' (RKDDistance) compares {part}: gather=true compares all." in text
     assert "Knowledge 'all'" not in text
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kdlab.errors import InputError
-from kdlab.studies.published import FIELDS, Published, read
+from kdlab.studies.published import FIELDS, MEASURED, Published, read, read_measured
 
 ROWS = """\
 cifar100,resnet56,resnet20,KD,70.66,,72.34,69.06,RepDistiller README
@@ -62,3 +62,19 @@ def test_a_mistake_is_refused_with_its_line(old: str, new: str, line: int, said:
 def test_other_columns_are_refused(header: str, tmp_path: Path) -> None:
     path = written(tmp_path, ROWS, header)
     assert refusal(path) == f"{path} has to have the columns {','.join(FIELDS)}."
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("big,tiny,KD,0,91.5,script\n", "from 0 to 1"),
+        ("big,tiny,KD,0,0.9,\n", "has a source"),
+        ("big,tiny,KD,0,0.9,script\nbig,tiny,KD,0,0.8,script\n", "seed 0 of big, tiny, KD is there twice"),
+        ("big,tiny,KD,x,0.9,script\n", "are numbers"),
+    ],
+)
+def test_measured_values_need_number_and_source(lines: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "measured.csv"
+    path.write_text(f"{','.join(MEASURED)}\n{lines}")
+    with pytest.raises(InputError, match=said):
+        read_measured(path)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torchvision.io import write_png
 
+from kdlab.cli import main
 from kdlab.studies import published
 from kdlab.studies.preflight import Trials
 from kdlab.studies.render import BEGIN, END
@@ -120,6 +122,30 @@ def test_readme_says_how_it_is_run_and_takes_the_report(name: str) -> None:
     text = (ROOT / "experiments" / name / "README.md").read_text()
     assert text.count(BEGIN) == text.count(END) == 1
     assert f"$ kdlab reproduce experiments/{name} " in text
+
+
+def test_hintons_report_compares_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))  # and the path are as before afterwards
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(ROOT))])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "experiments"]:
+        monkeypatch.delitem(sys.modules, name)
+    main(["report", str(ROOT / "experiments/hinton2015_mnist/study.yaml"), "--out", "out"])
+    assert "written: out/report.md" in capsys.readouterr().out
+    with (tmp_path / "out/report.csv").open(newline="") as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    with (ROOT / "experiments/hinton2015_mnist/results.csv").open(newline="") as file:
+        errors: dict[str, list[int]] = {}
+        for row in csv.DictReader(file):
+            errors.setdefault(row["net"], []).append(int(row["errors"]))
+    for method, published_errors in (("plain", 146), ("soft", 74), ("soft, no 3s", 206)):
+        assert float(rows[method]["top1"]) == pytest.approx(100 - sum(errors[method]) / 3 / 100)
+        assert float(rows[method]["published"]) == pytest.approx(100 - published_errors / 100)
+    text = (tmp_path / "out/report.md").read_text()
+    assert "Teacher mlp 1200, trained here: 99.40." in text
+    assert "Measured here, but not as a run of this study: run.py with the same configs" in text
 
 
 @pytest.fixture(scope="module")

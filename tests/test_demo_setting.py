@@ -1,0 +1,50 @@
+"""The demo's setting: chosen without the test images, and the best of the recorded trials."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections import defaultdict
+
+import torch
+
+from experiments.demo.choose import HELD_OUT, SEEDS, TRIALS, HeldOut
+from kdlab.cli.demo_report import gain_text
+from kdlab.data import Digits
+from kdlab.studies.digits_demo import ALONE, DISTILLED, SETTING, Setting
+
+
+def test_held_out_images_are_training_images() -> None:
+    (train, _), (held, _) = HeldOut().read(train=True), HeldOut().read(train=False)
+    every, _ = Digits().read(train=True)
+    assert (len(train), len(held)) == (len(every) - HELD_OUT, HELD_OUT)
+    assert torch.equal(torch.cat([train, held]).flatten(1).unique(dim=0), every.flatten(1).unique(dim=0))
+
+
+def test_the_setting_is_what_the_trials_choose() -> None:
+    accuracies: dict[tuple[Setting, str], list[float]] = defaultdict(list)
+    with TRIALS.open(newline="") as file:
+        for row in csv.DictReader(file):
+            setting = Setting(**{name: type(value)(row[name]) for name, value in Setting._field_defaults.items()})
+            assert int(row["seed"]) in SEEDS
+            accuracies[setting, row["network"]].append(float(row["accuracy"]))
+    ratios: dict[Setting, float] = {}
+    for labeled in {setting.labeled for setting, _ in accuracies}:
+        alone, soft = (
+            max(
+                (one for one, name in accuracies if (name, one.labeled) == (wanted, labeled)),
+                key=lambda one: statistics.mean(accuracies[one, wanted]),
+            )
+            for wanted in (ALONE, DISTILLED)
+        )
+        assert (soft.rate, soft.epochs) == (alone.rate, alone.epochs), "the student alone is no weak baseline"
+        pairs = zip(accuracies[alone, ALONE], accuracies[soft, DISTILLED], strict=True)
+        gains = [after - before for before, after in pairs]
+        ratios[soft] = statistics.mean(gains) / statistics.stdev(gains)
+    assert max(ratios, key=lambda setting: ratios[setting]) == SETTING
+
+
+def test_the_demo_compares_each_gain_with_the_spread() -> None:
+    assert gain_text([2.0, 4.0]).endswith("the gain is larger than its spread with 2 of 2 seeds.")  # std 1.41
+    assert gain_text([1.0, 5.0]).endswith("with 1 of 2 seeds.")
+    assert gain_text([2.0]) == "+2.0 points of accuracy (seed by seed +2.0)."
