@@ -25,6 +25,7 @@ FAMILIES = {
     "response": "compare the networks' outputs",
     "feature": "compare feature maps and embeddings",
     "relation": "compare how samples relate to each other",
+    "tokens": "compare language models token by token",
     "plug-in": "change another loss, which they take as an argument",
     "teachers": "say how several teachers act together",
     "optimizer": "change the step of the optimizer",
