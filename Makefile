@@ -30,7 +30,7 @@ lint: $(DEV)  ## style and types
 	$(BIN)/mypy
 
 docs: $(DEV)  ## the documentation site, in site/; a broken link or reference fails
-	$(BIN)/mkdocs build --strict
+	$(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
 
 format: $(DEV)
 	$(BIN)/ruff check --fix .

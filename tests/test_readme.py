@@ -1,98 +1,74 @@
-"""What the README shows runs: its Python, and every kdlab command in it."""
+"""README: its size, its order, and its examples as far as the first step; test_docs_run.py runs all of it."""
 
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from kdlab import losses
-from kdlab.cli import COMMANDS, main
-from kdlab.cli.methods import WAYS_HEADER, entries, markdown_table, ways
+from kdlab.cli import main
+from kdlab.cli.methods import entries, ways
 from kdlab.models import resnet14, save_weights
+from tests.documentation import ROOT, Page
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
-SHELL = [
-    line.removeprefix("$ ")
-    for block in re.findall(r"```console\n(.*?)```", README, re.S)
-    for line in block.splitlines()
-]
-KDLAB = [line for line in SHELL if line.startswith("kdlab ")]
-
-
-@pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    (tmp_path / "my_loss.py").write_text(PYTHON[1])
-    (tmp_path / "my_teaching.py").write_text(PYTHON[3])
-    save_weights(resnet14(10, in_channels=1), tmp_path / "runs/demo/teacher.safetensors")  # as `kdlab demo` leaves it
-    return tmp_path
+PAGE = Page(ROOT / "README.md")
+PYTHON, LOSS = (block for block in PAGE.blocks if block.language == "python")
+COMMANDS = [command for block in PAGE.blocks if block.language == "console" for command in block.commands]
 
 
 def test_the_first_two_commands_are_demo_and_test() -> None:
+    assert COMMANDS[:2] == ["make demo", "make test"]
+    assert COMMANDS[2].startswith("source .venv/bin/activate")
     makefile = (ROOT / "Makefile").read_text()
-    assert [line.split("#")[0].strip() for line in SHELL[:2]] == ["make demo", "make test"]
     assert "\ndemo: $(CORE)" in makefile  # no Ray, mypy or Jupyter
     assert "\ntest: $(DEV)" in makefile
 
 
+def test_readme_is_short() -> None:
+    assert len(PAGE.text.splitlines()) <= 125
+    assert len([line for line in PYTHON.code.splitlines() if line]) <= 12
+    assert len(LOSS.code.strip().splitlines()) <= 11
+    assert "kdlab" not in LOSS.code
+
+
+def test_readme_has_as_many_methods_as_it_says() -> None:
+    stated = re.search(r"more than (\d+) methods and (\d+) ways to teach", PAGE.text)
+    assert stated
+    assert len(entries()) > int(stated[1])
+    assert len({row[0] for row in ways()}) > int(stated[2])
+
+
+def test_measured_numbers_are_those_of_the_experiments() -> None:
+    numbers = [line for line in PAGE.text.splitlines() if line.startswith("| [")]
+    for line in numbers:
+        path, values = re.search(r"\]\((.*?)\)", line), re.findall(r"\d+\.\d+(?: ± \d+\.\d+)?", line.partition(")")[2])
+        assert path
+        assert values
+        assert all(value in (ROOT / path[1]).read_text() for value in values), line
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Lightning's advice on workers and log intervals
-def test_python(work: Path) -> None:
+def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     scope: dict[str, object] = {}
-    exec(PYTHON[0].replace("max_epochs=10", "max_epochs=1, accelerator='cpu'"), scope)
-    assert {"test/student_accuracy", "test/retention"} <= set(scope["trainer"].callback_metrics)  # type: ignore[attr-defined]
+    exec(PYTHON.code.replace("max_epochs=10", "max_epochs=1, limit_train_batches=2, accelerator='cpu'"), scope)
+    assert {"val/student_accuracy", "val/retention"} <= set(scope["trainer"].callback_metrics)  # type: ignore[attr-defined]
 
 
-@pytest.mark.full
-@pytest.mark.filterwarnings("ignore::UserWarning")  # as above
-def test_python_of_networks_that_learn_together(work: Path) -> None:
-    scope: dict[str, Any] = {}
-    exec(PYTHON[2].replace("max_epochs=10", "max_epochs=1, accelerator='cpu'"), scope)
-    assert {"test/a_accuracy", "test/ensemble_gain", "test/deployed_accuracy"} <= set(scope["trainer"].callback_metrics)
-    assert type(scope["one"].deployed()).__name__ == "ResNet"
-    averaged = scope["averaged"]
-    assert averaged.deployed() is averaged.plan.networks_of("average_net")[0][0]
-
-
-def test_a_teaching_of_your_own_has_at_most_15_lines() -> None:
-    assert len(PYTHON[3].strip().splitlines()) <= 15
-
-
-def test_a_loss_of_your_own_has_at_most_15_lines() -> None:
-    assert len(PYTHON[1].strip().splitlines()) <= 15
-    assert "import kdlab" not in PYTHON[1]
-
-
-@pytest.mark.parametrize("line", KDLAB)
-def test_command(line: str, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = shlex.split(line, comments=True)[1:]
-    assert words[0] in COMMANDS
-    assert all((work / word).exists() for word in words if word.startswith("configs/"))
-    real = "cifar100" in line or "configs/recipes/" in line  # needs CIFAR-100; see test_configs.py
-    if words[0] in ("fit", "check") and not real:  # as far as the first step
-        main(["check", *(word for word in words[1:] if word not in ("-c", "--trainer.devices=2"))])
-        assert "Loss terms" in capsys.readouterr().out
-    elif words[0] == "layers":
-        main(words)
-        assert "layer3" in capsys.readouterr().out
-
-
-def test_the_table_of_methods_is_what_the_code_says() -> None:
-    shown = README.partition("<!-- methods -->\n")[2].partition("<!-- /methods -->")[0].strip()
-    assert shown == markdown_table(entries()).strip(), "put the output of `kdlab methods --markdown` into README.md"
-
-
-def test_the_table_of_ways_to_learn_together_is_what_the_code_says() -> None:
-    shown = README.partition("<!-- ways -->\n")[2].partition("<!-- /ways -->")[0].strip()
-    said = "put the output of `kdlab methods --family teaching --markdown` into README.md"
-    assert shown == markdown_table(ways(), WAYS_HEADER).strip(), said
+def test_recipe_and_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    save_weights(resnet14(10, in_channels=1), tmp_path / "runs/demo/teacher.safetensors")  # as `kdlab demo` leaves it
+    for block in PAGE.blocks:
+        if block.title:
+            (tmp_path / block.title).write_text(block.code)
+    command = next(command for command in COMMANDS if "my_loss" in command)
+    main(command.split()[1:])
+    printed = capsys.readouterr().out
+    assert all(term in printed for term in ("Loss terms", "soft", "hint", "mine"))
 
 
 def test_every_loss_has_a_config_with_its_own_weight() -> None:

@@ -3,10 +3,10 @@
     OMP_NUM_THREADS=1 python -m experiments.demo.choose
 
 300 of the 1,297 training images are held out, the same for all. First, learning rate and number of epochs are those
-with the best mean accuracy of the student ALONE on the held-out images; then temperature and weight are those with the best
-mean accuracy of the distilled student. Of several numbers of labeled images it is that with the largest mean gain, in
-units of its standard deviation over the seeds; here it is one, set beforehand. Seeds are 100 to 104, which the demo does
-not use. Every training is a row of ``trials.csv``.
+with the best mean accuracy of the student ALONE on the held-out images; then temperature and weight are those with the
+best mean accuracy of the distilled student. Of several numbers of labeled images it is that with the largest mean gain,
+in units of its standard deviation over the seeds; here it is one, set beforehand. Seeds are 100 to 104, which the demo
+does not use. Every training is a row of ``trials.csv``.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
