@@ -73,7 +73,8 @@ def test_recipe_and_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 
 def test_every_loss_has_a_config_with_its_own_weight() -> None:
     weights: dict[str, set[float]] = {}
-    for path in (*(ROOT / "configs/knowledge").glob("*.yaml"), *(ROOT / "configs/recipes").glob("*.yaml")):
+    folders = ("knowledge", "knowledge/text", "recipes")
+    for path in (path for folder in folders for path in (ROOT / "configs" / folder).glob("*.yaml")):
         model = yaml.safe_load(path.read_text()).get("model", {"init_args": {}})
         for each in model["init_args"].get("knowledge", {}).values():
             kinds = re.findall(r"kdlab\.losses\.(\w+)", str(each["loss"]))

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 
-from kdlab.config.lightning_cli import QUIET, KdlabCLI, build, quietly
+from kdlab.config.lightning_cli import QUIET, KdlabCLI, build
+from kdlab.config.messages import quietly
 from kdlab.config.run_folder import last_checkpoint
 from kdlab.errors import InputError
 from kdlab.figures import drawing

@@ -11,7 +11,8 @@ The class attribute ``needs`` lists the inputs of a loss:
 
 Further class attributes; all but the first are optional:
 
-- ``recipe_weight``: weight in the CIFAR-100 recipe beside weight 1 on the labels, unless the docstring says otherwise;
+- ``recipe_weight``: weight in its recipe, for images CIFAR-100 beside weight 1 on the labels, unless the docstring says
+  otherwise;
 - ``minimum``: value where both networks are equal, 0 by default; ``None`` where that is no minimum;
 - ``layer_count``: number of pairs of layers, any by default;
 - ``order_matters``: true where the value depends on the order of the batch (comparison with the next sample, or random

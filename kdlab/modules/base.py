@@ -211,11 +211,6 @@ class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
                 seen |= member(batch, seen)
         return seen
 
-    def evaluate(self, batch: Batch) -> dict[str, Outputs]:
-        """Return the outputs by name of all members that run in evaluation."""
-        members = [member for member in self.plan.members.values() if member.in_evaluation]
-        return self.observe(batch._replace(progress=None), members)
-
     def supervised(self, seen: Mapping[str, Outputs], batch: Batch) -> Tensor | None:
         """Return the task loss over the plan's supervision; ``None`` if nothing is supervised in this turn."""
         values = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import pytorch_lightning as pl
@@ -12,10 +12,12 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from kdlab.compat import tree_leaves
+from kdlab.members.member import Member
 from kdlab.metrics import Cohort, StudentVersusTeacher, TaskLoss
 from kdlab.modules.repeated_samples import RepeatedSamples
-from kdlab.outputs import Batch, logits_of
+from kdlab.outputs import Batch, Outputs, logits_of
 from kdlab.outputs.task_format import TaskFormat
+from kdlab.teaching.plan import Plan
 
 
 class EvaluatedModule(pl.LightningModule):
@@ -28,6 +30,7 @@ class EvaluatedModule(pl.LightningModule):
     """
 
     task: nn.Module
+    plan: Plan
     metrics: StudentVersusTeacher | Cohort
     shown: ClassVar[tuple[str, ...]]  # names of values for the progress bar
     reported: str  # whose loss it is, for the warning of a diverged training
@@ -39,6 +42,15 @@ class EvaluatedModule(pl.LightningModule):
         self._repeated = RepeatedSamples()
         self._further = nn.ModuleList()  # metrics of all loaders but the first
         self._ranges: list[Tensor] = []  # of each batch: least and largest predicted class, least and largest label
+
+    def observe(self, batch: Batch, members: Iterable[Member] | None = None) -> dict[str, Outputs]:
+        """Run members of the plan and return their outputs by name."""
+        raise NotImplementedError(f"{type(self).__name__} must define observe().")
+
+    def evaluate(self, batch: Batch) -> dict[str, Outputs]:
+        """Return the outputs by name of all members that run in evaluation."""
+        members = [member for member in self.plan.members.values() if member.in_evaluation]
+        return self.observe(batch._replace(progress=None), members)
 
     def evaluate_batch(self, batch: Batch, metrics: Any) -> tuple[Tensor, TaskFormat]:
         """Add a batch to the metrics; return the logits whose loss is reported, and what they mean."""

@@ -66,7 +66,7 @@ class Batch(NamedTuple):
         """Return which positions count, (B, L), if the inputs are a mapping with an attention mask.
 
         Of a mask of pairs of positions, (B, 1, L, L) bool or additive, these are the positions that attend to
-        themselves, see :func:`kdlab.data.text.packing.block_mask`.
+        themselves, see ``kdlab.data.text.packing.block_mask``.
         """
         mask = self.inputs.get("attention_mask") if isinstance(self.inputs, Mapping) else None
         if not isinstance(mask, Tensor) or mask.dim() != 4:

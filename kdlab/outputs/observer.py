@@ -61,7 +61,7 @@ class Observer:
     compiled. A layer that runs several times in one forward has one name for each call, in order: ``"relu@0"``,
     ``"relu@1"``; its own name is then refused. A layer whose output is overwritten in place afterwards (torchvision's
     ``bn2`` before ``out += identity``) gives the value it had when it left the layer. A name that is no layer is looked
-    up in what the network returns: ``"hidden_states.6"``, see :func:`kdlab.outputs.transformer_outputs.requested`.
+    up in what the network returns: ``"hidden_states.6"``, see ``kdlab.outputs.transformer_outputs.requested``.
 
     Args:
         network: any module that returns a tensor, a tuple or list (logits first), a mapping or a data class with

@@ -64,7 +64,7 @@ class TextData(OrderedData):
         empty: what happens to texts without any token: ``"raise"`` an error, or ``"skip"`` them. An empty text with
             special tokens is a sample like others.
         group_by_length: put texts of similar length into one training batch.
-        packing: put several texts of a batch into one row, see :func:`kdlab.data.text.packing.block_mask`; for tasks
+        packing: put several texts of a batch into one row, see ``kdlab.data.text.packing.block_mask``; for tasks
             with labels at each position and networks that take ``position_ids``.
         multiple_of: the padded length is a multiple of it; 8 suits tensor cores.
         mask_probability: part of the tokens that ``masked`` masks.

@@ -48,7 +48,7 @@ class ForwardKL(TokenLoss):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("logits",)
-    recipe_weight: ClassVar[float] = 1.0
+    recipe_weight: ClassVar[float] = 0.5
 
     def __init__(
         self, temperature: float = 1.0, positions: Positions = "labeled", chunk_size: int | None = None

@@ -56,7 +56,7 @@ class TopK(TokenLoss):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("logits",)
-    recipe_weight: ClassVar[float] = 1.0
+    recipe_weight: ClassVar[float] = 0.5
 
     def __init__(
         self,
