@@ -11,6 +11,7 @@ from kdlab.studies.preflight import resolve
 from tests.config_files import CONFIGS, IMAGENET, KNOWLEDGE, RECIPES, layers, names, tiered
 
 DISTIL = [CONFIGS / "cifar100/distil.yaml"]
+TEXT = [CONFIGS / "text/distill_sst2.yaml"]
 PARTS = ("trainer/gpu", "teacher/cache", "teacher/torchvision", "logger/wandb")
 LAYERS = {
     **{name: [CONFIGS / f"{name}.yaml"] for name in ("kd_digits", "dml_digits", "cifar100/train")},
@@ -22,6 +23,7 @@ LAYERS = {
         f"knowledge/imagenet/{name}": [CONFIGS / "imagenet/distil.yaml", CONFIGS / f"knowledge/imagenet/{name}.yaml"]
         for name in IMAGENET
     },
+    **{f"knowledge/text/{name}": [*TEXT, CONFIGS / f"knowledge/text/{name}.yaml"] for name in names("knowledge/text")},
     **{name: [*DISTIL, CONFIGS / f"{name}.yaml"] for name in PARTS},
 }
 QUICK = (

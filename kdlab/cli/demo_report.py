@@ -31,8 +31,8 @@ FAIR = """\
 The comparison is fair: with each seed, both students start from the same weights and see the same {labeled} labeled \
 images, shifted alike, in the same order, for the same {steps} steps of the same optimizer; only the loss differs, for \
 one of them also imitates the soft labels of the teacher (trained on all 1,297 images) on these images. All numbers \
-are of the last epoch, on the 500 test images; no epoch was picked, and the setting (images, rate, epochs, \
-temperature, weight) was chosen on training images held out, with other seeds (experiments/demo/choose.py).
+are of the last epoch, on the 500 test images; no epoch was picked, and rate, epochs, temperature and \
+weight were chosen on training images held out, with other seeds (experiments/demo/choose.py).
 """
 
 
@@ -51,7 +51,7 @@ def report(seeds: int, epochs: int, folder: Path) -> None:
     for path, meaning in files.items():
         console.print(f"  {path:<{width}}  {meaning}", soft_wrap=True)
     console.print(f"\nDone in {time.monotonic() - start:.0f} s. Next, a recipe to make your own:\n")
-    console.print("  kdlab fit -c configs/kd_digits.yaml\n")
+    console.print("  kdlab fit -c kd_digits\n")
 
 
 def gain_text(gains: Sequence[float]) -> str:

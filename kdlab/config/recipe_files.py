@@ -43,7 +43,7 @@ class Recipe(NamedTuple):
 
     def command(self) -> list[str]:
         """Return the command in the comment; a part without one is laid over the recipe of CIFAR-100 or ImageNet."""
-        for line in self._comment():
+        for line in re.sub(r"\\\n#\s*", "", "\n".join(self._comment())).splitlines():
             if match := COMMAND.search(line):
                 return shlex.split(match[1], comments=True)
         base = [] if self.is_whole else ["-c", f"{'imagenet' if 'imagenet' in self.name else 'cifar100'}/distil"]

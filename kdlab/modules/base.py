@@ -260,11 +260,12 @@ class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
             self._guards.add(weighted, self)
         if every:
             self._log_terms(terms, total, seen, batch, due)
+        self._positions.count(batch, self)
         if self._split is not None:
             self._parts = weighted.pop("task", None), reduce(add, weighted.values()) if weighted else None
         for member in self.plan.members.values():
             member.record(batch, seen)
-        return self._positions.weighted(total, batch, self)
+        return total
 
     def _log_terms(self, terms: Terms, total: Tensor, seen: Mapping[str, Outputs], batch: Batch, due: bool) -> None:
         logits = {name: seen[name].logits for name in self.plan.students}
@@ -290,7 +291,7 @@ class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
             # It is no backward pass of its own, since under DDP each step has one.
             self._split.split(*self._parts, *scale_and_share(self.trainer), self.trainer.world_size)
             self._parts = None, None
-        super().backward(loss, *args, **kwargs)
+        super().backward(self._positions.weighted(loss), *args, **kwargs)
 
     def on_train_epoch_end(self) -> None:
         """Log the terms of the last steps of the epoch."""

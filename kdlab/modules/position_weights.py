@@ -30,17 +30,21 @@ class PositionWeights(pl.Callback):
     """
 
     def __init__(self) -> None:
-        self._count: Tensor | None = None
+        self._count: Tensor | None = None  # of the step so far
+        self._batch: Tensor | None = None
 
-    def weighted(self, total: Tensor, batch: Batch, module: Any) -> Tensor:
-        """Return the loss of a batch times the number of its labels, where batches of a step may differ in it."""
+    def count(self, batch: Batch, module: Any) -> None:
+        """Count the labels of a batch, where batches of a step may differ in it."""
         trainer = module.trainer
         alone = trainer.world_size == 1 and not accumulates(trainer)
-        if alone or module.ignore is None or module._split is not None:
-            return total
-        count = batch.target.ne(module.ignore).sum()
-        self._count = count if self._count is None else self._count + count
-        return total * (count / SCALE)
+        same = alone or module.ignore is None or module._split is not None
+        self._batch = None if same else batch.target.ne(module.ignore).sum()
+        if self._batch is not None:
+            self._count = self._batch if self._count is None else self._count + self._batch
+
+    def weighted(self, loss: Tensor) -> Tensor:
+        """Return the loss whose gradient is computed: that of a batch times the number of its labels."""
+        return loss if self._batch is None else loss * (self._batch / SCALE)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer

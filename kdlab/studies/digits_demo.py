@@ -25,7 +25,7 @@ Progress = Callable[[str, int, int], pl.Callback]
 
 
 class Setting(NamedTuple):
-    """How a student is trained; every value was chosen on held-out training images by ``experiments/demo/choose.py``.
+    """How a student is trained; chosen on held-out training images by ``experiments/demo/choose.py``.
 
     Attributes:
         labeled: images that a student gets; the teacher gets all.

@@ -21,7 +21,7 @@ from tests.members.test_fast_inference import Small, close, fast_network, images
 
 @pytest.fixture(autouse=True)
 def _no_grad_and_heard(caplog: pytest.LogCaptureFixture) -> Any:
-    caplog.set_level(logging.INFO, "kdlab.teaching")
+    caplog.set_level(logging.DEBUG, "kdlab.teaching")
     with torch.no_grad():
         yield
 

@@ -19,7 +19,7 @@ from tests.members.test_fast_inference import ONLY_STOP, Small, close, fast_netw
 
 @pytest.fixture(autouse=True)
 def _no_grad_and_heard(caplog: pytest.LogCaptureFixture) -> Any:
-    caplog.set_level(logging.INFO, "kdlab.teaching")
+    caplog.set_level(logging.DEBUG, "kdlab.teaching")
     with torch.no_grad():
         yield
 

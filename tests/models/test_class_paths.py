@@ -91,7 +91,7 @@ def test_without_timm_the_message_says_how_to_get_it(monkeypatch):
         timm_model("resnet18", 5)
 
 
-LOWER = ("kdlab.errors", "kdlab.compat", "kdlab.files", "kdlab.outputs")
+LOWER = ("kdlab.errors", "kdlab.compat", "kdlab.files", "kdlab.outputs", "kdlab.tokenization")
 
 
 def test_models_import_only_lower_layers():

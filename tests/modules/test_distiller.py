@@ -152,7 +152,9 @@ def test_other_teacher_or_other_inputs_are_evaluated_anew() -> None:
     dot[..., 2, 3] = 1.0
     batch = Batch(dot, torch.zeros(4).long())
     flipped = batch._replace(inputs=dot.flip(-1))  # of the same mean
-    first, second = module._teacher_logits(batch), module._teacher_logits(flipped)
+    first, second = module.teacher_logits(batch), module.teacher_logits(flipped)
+    assert first is not None
+    assert second is not None
     assert torch.equal(second, module.teacher.networks[0](flipped.inputs))  # type: ignore[union-attr]
     assert not torch.equal(first, second)
 

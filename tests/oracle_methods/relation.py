@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,13 +62,13 @@ def camkd(loss: losses.CAMKDFeatures, arrays: Arrays) -> Tensor:
     return weighted(*parts, arrays["labels"])
 
 
-def rkd(h: dict[str, Any]) -> Weighted:
-    return Weighted((h["w_d"], losses.RKDDistance()), (h["w_a"], losses.RKDAngle()))
+def rkd(h: dict[str, Any], distance: float = 0.0, angle: float = 0.0) -> Weighted:
+    return Weighted((h.get("w_d", distance), losses.RKDDistance()), (h.get("w_a", angle), losses.RKDAngle()))
 
 
 METHODS: dict[str, Method] = {
-    "RKD-distance": Method(rkd),
-    "RKD-angle": Method(rkd),
+    "RKD-distance": Method(partial(rkd, distance=1.0)),
+    "RKD-angle": Method(partial(rkd, angle=1.0)),
     "SP": Method(lambda h: losses.SimilarityPreserving()),
     "PKT": Method(lambda h: losses.PKT(h["eps"])),
     "CC": Method(

@@ -44,6 +44,7 @@ class HiddenCosine(nn.Module):
 
     needs: ClassVar[tuple[str, ...]] = ("layers",)
     recipe_weight: ClassVar[float] = 1.0
+    couples_samples: ClassVar[bool] = True  # a mean over tokens, of which samples have different numbers
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:

@@ -56,6 +56,7 @@ class TinyBERTAttention(nn.Module):
 
     needs: ClassVar[tuple[str, ...]] = ("layers",)
     recipe_weight: ClassVar[float] = 1.0
+    couples_samples: ClassVar[bool] = True  # a mean over tokens, of which samples have different numbers
 
     def __init__(self, heads: int | None = None) -> None:
         super().__init__()

@@ -54,6 +54,7 @@ class TinyBERTHidden(Lazy):
 
     needs: ClassVar[tuple[str, ...]] = ("layers",)
     recipe_weight: ClassVar[float] = 1.0
+    couples_samples: ClassVar[bool] = True  # a mean over tokens, of which samples have different numbers
     minimum: ClassVar[float | None] = None  # a fresh projection is not the identity
 
     def __init__(self, project: bool = True, shared: bool = True) -> None:

@@ -48,6 +48,7 @@ class MiniLMv2(nn.Module):
 
     needs: ClassVar[tuple[str, ...]] = ("layers",)
     recipe_weight: ClassVar[float] = 1.0
+    couples_samples: ClassVar[bool] = True  # a mean over tokens, of which samples have different numbers
     layer_count: ClassVar[int] = 3
 
     def __init__(self, relation_heads: int = 48) -> None:

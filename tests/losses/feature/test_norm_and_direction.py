@@ -175,7 +175,7 @@ def test_a_wider_teacher_needs_the_wider_student():
     assert module.dry_run.idle == []
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded", "ignore:BatchNorm normalizes")
 def test_two_processes_take_the_same_means_as_one(tmp_path: Path):
     states = []
     for devices in (1, 2):

@@ -28,6 +28,14 @@ BY_SAMPLE = [
     losses.VirtualTeacher(),
     losses.LogitStandardization(),
     losses.LogitStandardization(losses.DKD()),
+    losses.ForwardKL(),
+    losses.ReverseKL(),
+    losses.SkewKL(),
+    losses.GeneralizedJSD(),
+    losses.TopK(3),
+    losses.SequenceKD(),
+    losses.DistillKL(),
+    losses.MarginMSE(),
 ]
 
 
