@@ -5,8 +5,8 @@
 300 of the 1,297 training images are held out, the same for all. First, learning rate and number of epochs are those
 with the best mean accuracy of the student ALONE on the held-out images; then temperature and weight are those with the
 best mean accuracy of the distilled student. Of several numbers of labeled images it is that with the largest mean gain,
-in units of its standard deviation over the seeds; of the sizes 50, 100 and 200 only 50 was finished, so the number is not
-chosen. Seeds are 100 to 104, which the demo does not use. Every training of that size is a row of ``trials.csv``.
+in units of its standard deviation over the seeds; of the sizes 50, 100 and 200 only 50 was finished, so the number is
+not chosen. Seeds are 100 to 104, which the demo does not use. Each training of that size is a row of ``trials.csv``.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def split_heads(states: Tensor, heads: int, name: str = "") -> Tensor:
         raise InputError(
             f"Layer {name!r} is {states.shape[2]} wide, which {heads} heads do not divide: set another number."
         )
-    return states.unflatten(2, (heads, states.shape[2] // heads)).transpose(1, 2)
+    return states.reshape(*states.shape[:2], heads, states.shape[2] // heads).transpose(1, 2)
 
 
 def relation(left: Tensor, right: Tensor, mask: Tensor | None) -> Tensor:
