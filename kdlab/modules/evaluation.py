@@ -102,7 +102,7 @@ class EvaluatedModule(pl.LightningModule):
             metrics.reset()
         self._losses, self._further = nn.ModuleList(), nn.ModuleList()
         if self._ranges and stage == "val" and not self.trainer.sanity_checking:
-            warn_of_constant(torch.stack(self._ranges), self.trainer.callback_metrics)
+            warn_of_constant(torch.stack(self._ranges), first.get(self.shown[0]), self.trainer.callback_metrics)
         self._ranges = []
         for name, value in values.items():
             if name.startswith("loss") and not value.isfinite():
@@ -180,16 +180,18 @@ def warn_of_teacher(values: Mapping[str, Tensor], predictions: Sequence[tuple[Te
             )
 
 
-def warn_of_constant(ranges: Tensor, logged: Mapping[str, Tensor]) -> None:
+def warn_of_constant(ranges: Tensor, accuracy: Tensor | None, logged: Mapping[str, Tensor]) -> None:
     """Warn of a network that gives one class for a whole validation set and learns its training batches all the same.
 
     Args:
         ranges: (batches, 4): least and largest predicted class, least and largest label of each batch.
+        accuracy: that of the validation, from 0 to 1.
         logged: what the training logged, with the accuracy on the training batches.
     """
     low, high = ranges.amin(0), ranges.amax(0)
     trained = [float(x) for name, x in logged.items() if name.startswith("train/") and name.endswith("_accuracy")]
-    if low[0] == high[1] and low[2] < high[3] and max(trained, default=0.0) > 0.5:
+    better = max(trained, default=0.0) > float(0.0 if accuracy is None else accuracy) + 0.3
+    if low[0] == high[1] and low[2] < high[3] and better:
         rank_zero_warn(
             f"In validation every prediction is class {int(low[0])}, while {max(trained):.0%} of the training batches "
             "are right: a layer acts otherwise in eval mode, most likely a BatchNorm whose running statistics are not "

@@ -85,6 +85,7 @@ def test_rows_of_regression_and_of_pixels() -> None:
 
 
 @pytest.mark.full
+@pytest.mark.filterwarnings("ignore:After normalization")
 def test_predictions_name_files_in_the_runs_own_folder(work: Path) -> None:  # noqa: F811
     for split, count in (("train", 8), ("test", 3)):
         for label, name in enumerate(("cat", "dog")):

@@ -164,6 +164,7 @@ def test_a_teachers_lists_are_part_of_the_key() -> None:
     assert describe(first) != describe(second)
 
 
+@pytest.mark.filterwarnings("ignore:After normalization")
 def test_a_transform_that_says_what_it_depends_on_is_keyed(tmp_path: Path) -> None:
     class Darker(Digits):
         by = 1

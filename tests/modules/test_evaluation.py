@@ -135,18 +135,21 @@ def test_a_good_teacher_of_two_classes_is_not_near_chance() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ranges", "accuracy", "warned"),
+    ("ranges", "share", "accuracy", "warned"),
     [
-        ([[3, 3, 0, 5], [3, 3, 1, 9]], 0.96, True),
-        ([[3, 3, 0, 5], [4, 4, 1, 9]], 0.96, False),  # another class in the second batch
-        ([[3, 3, 0, 5], [3, 3, 1, 9]], 0.12, False),  # nothing learned yet
-        ([[3, 3, 3, 3]], 0.96, False),  # there is one class
+        ([[3, 3, 0, 5], [3, 3, 1, 9]], 0.1, 0.96, True),
+        ([[3, 3, 0, 5], [4, 4, 1, 9]], 0.1, 0.96, False),  # another class in the second batch
+        ([[3, 3, 0, 5], [3, 3, 1, 9]], 0.1, 0.12, False),  # nothing learned yet
+        ([[3, 3, 2, 3], [3, 3, 2, 3]], 0.5, 0.57, False),  # two classes, and hardly better than one for all
+        ([[3, 3, 3, 3]], 1.0, 0.96, False),  # there is one class
     ],
 )
 @pytest.mark.filterwarnings("always")
-def test_one_class_in_validation_is_warned_of(ranges: list[list[int]], accuracy: float, warned: bool) -> None:
+def test_one_class_in_validation_is_warned_of(
+    ranges: list[list[int]], share: float, accuracy: float, warned: bool
+) -> None:
     with warnings.catch_warnings(record=True) as caught:
-        warn_of_constant(torch.tensor(ranges), {"train/student_accuracy": torch.tensor(accuracy)})
+        warn_of_constant(torch.tensor(ranges), torch.tensor(share), {"train/student_accuracy": torch.tensor(accuracy)})
     assert ["every prediction is class 3, while 96%" in str(warning.message) for warning in caught] == [True] * warned
 
 
