@@ -136,7 +136,7 @@ TEXTS = [
 KEYS = [
     recipe("unknown_key", "(did you mean 'max_epochs'?)", "trainer/max_epoch", 3),
     recipe("unknown_root", "(did you mean 'trainer'?)", "trainr/max_epochs", 3),
-    recipe("option_of_the_loss", "(did you mean 'model.knowledge.NAME.loss.temperature'?)", f"{ARGS}/knowledge/soft/temperature", 2),
+    recipe("option_of_the_loss", "(did you mean 'model.knowledge.NAME.loss", f"{ARGS}/knowledge/soft/temperature", 2),
     recipe("loss_as_knowledge", "NAME.loss=kdlab.losses.DKD", f"{ARGS}/knowledge/dkd", "kdlab.losses.DKD"),
     file("knowledge_3", "must be a plain word, not 3", GOOD.replace("soft:", "3:")),
     recipe("knowledge_reserved", "not 'total'", f"{ARGS}/knowledge/total", {"loss": "kdlab.losses.SoftTargets"}),
