@@ -60,11 +60,6 @@ class Page(NamedTuple):
         return self.path.read_text(encoding="utf-8")
 
     @property
-    def is_slow(self) -> bool:
-        """Whether it belongs to the nightly tests."""
-        return self.text.startswith("<!-- nightly: ")
-
-    @property
     def blocks(self) -> list[Block]:
         """Its fenced blocks."""
         return [*_blocks(self.text)]

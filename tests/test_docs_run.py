@@ -11,13 +11,9 @@ import pytest
 from kdlab.models import resnet14, save_weights
 from tests.documentation import DOCS, ROOT, Page, pages, run
 
-PAGES = [
-    pytest.param(page, id=page.name, marks=pytest.mark.nightly if page.is_slow else pytest.mark.full)
-    for page in pages()
-]
 
-
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.nightly  # some 15 minutes in all
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Lightning's advice on workers and log intervals
 def test_page(page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
