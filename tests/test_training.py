@@ -113,7 +113,7 @@ def test_it_learns_and_resumes_bit_for_bit(
     fit(tmp_path, name, images, teacher, 1)
     fit(tmp_path, name, images, teacher, STEPS, "--ckpt_path=runs/version_1/checkpoints/last.ckpt")
     whole, resumed = (
-        torch.load(tmp_path / f"runs/version_{number}/checkpoints/last.ckpt", weights_only=True) for number in (0, 2)
+        torch.load(tmp_path / f"runs/version_{number}/checkpoints/last.ckpt", weights_only=True) for number in (0, 1)
     )
     assert whole["global_step"] == resumed["global_step"] == STEPS
     for part in ("state_dict", "optimizer_states", "lr_schedulers"):
