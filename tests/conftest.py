@@ -16,8 +16,17 @@ from tests import teacher_guard
 collect_ignore = ["mutation.py"]
 """Needs the extra ``mutation``."""
 
-LARGE = 1_200_000_000
-"""Bytes of resident memory above which garbage is collected: Trainer, module and CLI form cycles."""
+GROWTH = 300_000_000
+"""Bytes by which a process may grow before garbage is collected: Trainer, module and CLI form cycles."""
+
+_resident = 0
+"""Bytes of resident memory after the last collection."""
+
+
+def pytest_collection_finish() -> None:
+    """Keep what imports made out of every later collection, which would take half a second each."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -33,10 +42,16 @@ def _frozen_teachers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
         teacher_guard.install(monkeypatch)
 
 
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
 @pytest.fixture(autouse=True)
 def _collected() -> Iterator[None]:
     """Memory of a test goes back to the system, where it is much."""
+    global _resident
     yield
-    if sys.platform == "linux" and int(Path("/proc/self/statm").read_text().split()[1]) * 4096 > LARGE:
+    if sys.platform == "linux" and _resident_bytes() > _resident + GROWTH:
         gc.collect()
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+        _resident = _resident_bytes()

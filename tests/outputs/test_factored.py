@@ -11,8 +11,9 @@ from kdlab.outputs.factored import FactoredLogits, factored
 
 @pytest.fixture
 def logits():
-    torch.manual_seed(0)
-    return FactoredLogits(torch.randn(2, 5, 4).requires_grad_(), torch.randn(7, 4).requires_grad_(), torch.randn(7))
+    """Whole numbers, whose products are exact however a library orders the sums."""
+    hidden, weight, bias = (torch.randint(-3, 4, shape).float() for shape in [(2, 5, 4), (7, 4), (7,)])
+    return FactoredLogits(hidden.requires_grad_(), weight.requires_grad_(), bias)
 
 
 KEPT = {
