@@ -170,7 +170,8 @@ def run(options: list[str], copy: Path, seconds: float) -> str:
                 os.dup2(file.fileno(), stream)
         code = 1
         try:
-            code = pytest.main(["-x", "-p", "no:cacheprovider", f"--basetemp={copy.parent / 'tmp'}", *options])
+            basic = ["-x", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+            code = pytest.main([*basic, f"--basetemp={copy.parent / 'tmp'}", *options])
         finally:
             sys.stdout.flush()
             os._exit(code)
