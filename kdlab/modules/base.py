@@ -260,7 +260,7 @@ class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
             self._guards.add(weighted, self)
         if every:
             self._log_terms(terms, total, seen, batch, due)
-        self._positions.count(batch, self)
+        self._positions.count(batch, self.ignore)
         if self._split is not None:
             self._parts = weighted.pop("task", None), reduce(add, weighted.values()) if weighted else None
         for member in self.plan.members.values():

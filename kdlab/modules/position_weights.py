@@ -30,15 +30,19 @@ class PositionWeights(pl.Callback):
     """
 
     def __init__(self) -> None:
+        self._differ = False  # whether batches of a step may
         self._count: Tensor | None = None  # of the step so far
         self._batch: Tensor | None = None
 
-    def count(self, batch: Batch, module: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Find out whether batches of a step may differ in the number of their labels."""
+        together = trainer.world_size > 1 or accumulates(trainer)
+        self._differ = together and pl_module.ignore is not None and pl_module._split is None
+        self._count = None
+
+    def count(self, batch: Batch, ignore: int | None) -> None:
         """Count the labels of a batch, where batches of a step may differ in it."""
-        trainer = module.trainer
-        alone = trainer.world_size == 1 and not accumulates(trainer)
-        same = alone or module.ignore is None or module._split is not None
-        self._batch = None if same else batch.target.ne(module.ignore).sum()
+        self._batch = batch.target.ne(ignore).sum() if self._differ else None
         if self._batch is not None:
             self._count = self._batch if self._count is None else self._count + self._batch
 
