@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
-
-import pytest
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -27,8 +23,3 @@ def layers(recipe: str) -> list[Path]:
     command = COMMAND.search((CONFIGS / f"recipes/{recipe}.yaml").read_text())
     assert command is not None, f"the comment of {recipe}.yaml names no command"
     return [ROOT / word for word in command[1].split() if word != "-c"]
-
-
-def tiered(configs: Iterable[str], quick: Sequence[str]) -> list[Any]:
-    """Parameters of a test: the ``quick`` configs in every run, the others in ``make test-all``."""
-    return [name if name in quick else pytest.param(name, marks=pytest.mark.full) for name in configs]

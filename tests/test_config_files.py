@@ -8,7 +8,8 @@ import pytest
 
 from kdlab.cli import main
 from kdlab.studies.preflight import resolve
-from tests.config_files import CONFIGS, IMAGENET, KNOWLEDGE, RECIPES, layers, names, tiered
+from tests.config_files import CONFIGS, IMAGENET, KNOWLEDGE, RECIPES, layers, names
+from tests.tiers import tiered
 
 DISTIL = [CONFIGS / "cifar100/distil.yaml"]
 TEXT = [CONFIGS / "text/distill_sst2.yaml"]
@@ -28,11 +29,8 @@ LAYERS = {
 }
 QUICK = (
     "kd_digits",
-    "dml_digits",
-    "recipes/one",
     "recipes/knowledge_transfer_graph",
     "knowledge/kd",
-    "knowledge/imagenet/kd",
     *PARTS,
 )
 

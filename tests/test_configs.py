@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from kdlab.cli import main
-from tests.config_files import CONFIGS, IMAGENET, KNOWLEDGE, RECIPES, layers, tiered
+from tests.config_files import CONFIGS, IMAGENET, KNOWLEDGE, RECIPES, layers
 from tests.data.real import DATA, needs_data
+from tests.tiers import tiered
 
 TRAINED = [name for name in RECIPES if name != "born_again"]  # kdlab generations trains that one
 
@@ -47,7 +48,7 @@ def test_knowledge(name: str, cifar: list[str], capsys: pytest.CaptureFixture[st
 
 
 @needs_data
-@pytest.mark.parametrize("name", tiered(IMAGENET, ["kd"]))
+@pytest.mark.parametrize("name", tiered(IMAGENET, []))
 def test_imagenet(name: str, cifar: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in ("imagenet/distil.yaml", f"knowledge/imagenet/{name}.yaml"):
         text = (CONFIGS / path).read_text()
@@ -57,8 +58,9 @@ def test_imagenet(name: str, cifar: list[str], tmp_path: Path, capsys: pytest.Ca
     assert "Loss terms" in capsys.readouterr().out
 
 
+@pytest.mark.full
 @needs_data
-@pytest.mark.parametrize("part", tiered(["trainer/gpu", "teacher/cache"], ["teacher/cache"]))
+@pytest.mark.parametrize("part", ["trainer/gpu", "teacher/cache"])
 def test_parts_that_make_it_faster(part: str, cifar: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     recipe = ["check", str(CONFIGS / "cifar100/distil.yaml")]
     recipe += ["-c", str(CONFIGS / "knowledge/kd.yaml"), "-c", str(CONFIGS / f"{part}.yaml")]

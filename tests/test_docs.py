@@ -67,6 +67,7 @@ def test_every_recipe_that_a_command_names_exists() -> None:
             assert study(words[2]), f"{page.name}:{block.line}"
 
 
+@pytest.mark.full
 def test_every_link_has_a_target() -> None:
     for page in pages():
         for target, _ in LINK.findall(page.text):

@@ -31,6 +31,7 @@ def test_a_sweeps_command_with_its_arguments_is_a_run(path: Path, monkeypatch: p
     assert plain["model"]["init_args"]["knowledge"]["kd"]["weight"] == 0.9
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_wandb_accepts_it(path: Path) -> None:

@@ -16,8 +16,9 @@ from torch import Tensor
 from kdlab.cli import main
 from kdlab.data import ImageFolder
 from kdlab.models import resnet32x4, save_weights
-from tests.config_files import CONFIGS, KNOWLEDGE, tiered
+from tests.config_files import CONFIGS, KNOWLEDGE
 from tests.data.real import DATA, needs_data
+from tests.tiers import tiered
 
 STEPS = 4
 STAGE = 2  # what lasts epochs in the paper lasts these steps here, and an epoch is one step

@@ -58,6 +58,7 @@ def taken(calls: Counter[str]) -> dict[str, int]:
     return counts
 
 
+@pytest.mark.full
 def test_one_run_of_a_study(tmp_path: Path, calls: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (folder := tmp_path / "study").mkdir()

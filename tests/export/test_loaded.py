@@ -17,6 +17,7 @@ from kdlab import Distiller
 from kdlab.cli import main
 from kdlab.config.lightning_cli import build
 from kdlab.export.student import loaded
+from tests.tiers import tiered
 
 MINE = """\
 import pytorch_lightning as pl
@@ -77,7 +78,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", tiered(KINDS, ["torchvision", "wrapped"]))
 def test_an_exported_network_is_a_teacher_to_the_bit(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "downloaded" in kind:
         states = [torchvision.models.squeezenet1_1().state_dict()]  # a second download fails

@@ -281,6 +281,7 @@ def learnt() -> nn.Module:
     return net.eval().requires_grad_(False)
 
 
+@pytest.mark.full
 def test_bf16_of_a_trained_network_is_used_and_not_with_a_layer_of_zeros(learnt: nn.Module, monkeypatch: Any) -> None:
     x, layers = images(8, 8), ["layer1", "layer3"]
     observer = FastObserver(learnt, layers, Fast(precision="bf16"))

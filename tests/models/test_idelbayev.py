@@ -16,6 +16,7 @@ from kdlab.cli import main
 from kdlab.data.image_tree import Tree
 from kdlab.errors import InputError
 from tests.data.real import DATA, needs_data
+from tests.tiers import tiered
 
 pytestmark = needs_data
 FILES = {20: "resnet20-12fca82f", 32: "resnet32-d509ac18", 44: "resnet44-014dd654", 56: "resnet56-4bfd9763"}
@@ -59,7 +60,7 @@ def option_a(state: dict[str, Tensor], x: Tensor, blocks: int) -> Tensor:
     return F.linear(x.mean((2, 3)), state["module.linear.weight"], state["module.linear.bias"])
 
 
-@pytest.mark.parametrize("depth", FILES)
+@pytest.mark.parametrize("depth", tiered(FILES, [20]))
 def test_published_networks_equal_their_formula(depth: int) -> None:
     network = getattr(models, f"resnet{depth}")(10, weights=file(depth), shortcut="pad").eval()
     x, labels = images(50)

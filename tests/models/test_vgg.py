@@ -9,6 +9,7 @@ from kdlab.errors import InputError
 from kdlab.outputs import observe
 from tests.models import published
 from tests.models.published import trained, unfilled
+from tests.tiers import tiered
 
 NETWORKS = {  # name: (100-class parameters, channels of each block's convolutions)
     "vgg8": (3_965_028, [[64], [128], [256], [512], [512]]),
@@ -58,13 +59,16 @@ def test_sizes_and_keys_are_the_published_ones(name):
 
 @pytest.mark.parametrize(
     ("name", "channels", "size", "sides"),
-    [(name, 3, 32, (32, 16, 8, 4, 4)) for name in NETWORKS]
-    + [
-        ("vgg8", 1, 8, (8, 4, 2, 1, 1)),
-        ("vgg8", 1, 28, (28, 14, 7, 3, 3)),
-        ("vgg8", 3, 48, (48, 24, 12, 6, 6)),
-        ("vgg13", 3, 64, (64, 32, 16, 8, 4)),
-    ],
+    tiered(
+        [
+            *((name, 3, 32, (32, 16, 8, 4, 4)) for name in NETWORKS),
+            ("vgg8", 1, 8, (8, 4, 2, 1, 1)),
+            ("vgg8", 1, 28, (28, 14, 7, 3, 3)),
+            ("vgg8", 3, 48, (48, 24, 12, 6, 6)),
+            ("vgg13", 3, 64, (64, 32, 16, 8, 4)),
+        ],
+        [("vgg8", 3, 32, (32, 16, 8, 4, 4)), ("vgg8", 1, 28, (28, 14, 7, 3, 3))],
+    ),
 )
 def test_logits_and_taps_equal_a_functional_reference(name, channels, size, sides):
     network = trained(getattr(models, name)(10, channels))

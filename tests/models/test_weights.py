@@ -14,6 +14,7 @@ from kdlab.errors import InputError
 from kdlab.models import load_weights, mlp, resnet8, resnet8x4, save_weights, with_weights, wrn_16_1
 from tests.models.published import unfilled
 from tests.models.test_class_paths import BUILDERS
+from tests.tiers import tiered
 
 
 def scrambled(network, seed=0):
@@ -116,7 +117,7 @@ def marked(network, sign):
     return {name: shared[value.dtype][i].expand(value.shape) for i, (name, value) in enumerate(state.items())}
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", tiered(BUILDERS, ["resnet8", "wrn_16_1", "vgg8", "mobilenet_v2_half", "shuffle_v1"]))
 def test_every_network_loads_from_what_the_released_codes_write(name, tmp_path):
     network = unfilled(name)
     state = marked(network, 1)

@@ -146,6 +146,7 @@ def views() -> dict[str, Any]:
     return {"knowledge": {"m": Knowledge(Turned(), 1.0)}}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("options", [embedding, views])
 def test_embeddings_and_further_views_come_from_the_cache_too(
     tmp_path: Path, options: Callable[[], dict[str, Any]]

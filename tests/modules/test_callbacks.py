@@ -21,6 +21,7 @@ from kdlab.errors import InputError
 from kdlab.losses import CRD, CurriculumTemperature, Hint, NormAndDirection, SoftTargets
 from kdlab.teaching import MovingAverage, PreviousEpoch
 from tests.modules.tiny import Logged, same, sgd, trainer, weights
+from tests.tiers import tiered
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # Lightning's callbacks warn of each other
@@ -171,7 +172,7 @@ def stateful() -> dict[str, Callable[[], pl.LightningModule]]:
     }
 
 
-@pytest.mark.parametrize("name", stateful())
+@pytest.mark.parametrize("name", tiered(stateful(), ["banks"]))
 def test_finders_leave_every_state_as_it_was(name: str, tmp_path: Path) -> None:
     results = []
     finders = [
@@ -186,6 +187,7 @@ def test_finders_leave_every_state_as_it_was(name: str, tmp_path: Path) -> None:
     assert results[0][1] == results[1][1]
 
 
+@pytest.mark.full
 def test_a_found_learning_rate_is_that_of_the_optimizer(tmp_path: Path) -> None:
     module = distiller(parameter_groups={"losses.hint": {"lr": 0.3}})
     before = weights(module.student)

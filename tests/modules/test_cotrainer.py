@@ -36,6 +36,7 @@ from kdlab.teaching.plan import source_of
 from tests.losses.slow import dot, softmax
 from tests.modules.cotraining import branched, cotrainer, image_net, peers, soft, steps
 from tests.modules.tiny import count_calls, digits, network, pairs, trainer, weights
+from tests.tiers import tiered
 
 
 class Side(nn.Module):
@@ -55,7 +56,7 @@ TEACHINGS = {
 }
 
 
-@pytest.mark.parametrize("name", TEACHINGS)
+@pytest.mark.parametrize("name", tiered(TEACHINGS, ["okddip", "byot"]))
 def test_several_outputs_learn_and_are_reported(name: str, tmp_path: Path) -> None:
     net, teaching, options = TEACHINGS[name]()
     module = cotrainer({"net": net}, teaching=teaching, knowledge=soft(3.0, **options))

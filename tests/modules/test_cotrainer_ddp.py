@@ -24,9 +24,9 @@ from kdlab.teaching import (
     Teaching,
     TwoViews,
 )
-from tests.config_files import tiered
 from tests.modules.test_ddp import train
 from tests.modules.tiny import digits, network, sgd
+from tests.tiers import tiered
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 
@@ -83,7 +83,7 @@ class BothRemember(pl.Callback):
             assert not name.endswith("known") or value.all()
 
 
-@pytest.mark.parametrize("name", tiered(METHODS, ["dml", "ema", "ps-kd", "dlb"]))
+@pytest.mark.parametrize("name", tiered(METHODS, ["dml", "ema"]))
 def test_two_processes_equal_one(name: str, tmp_path: Path) -> None:
     ends, metrics = [], []
     for devices in (1, 2):

@@ -153,6 +153,7 @@ def test_one_class_in_validation_is_warned_of(
     assert ["every prediction is class 3, while 96%" in str(warning.message) for warning in caught] == [True] * warned
 
 
+@pytest.mark.full
 def test_a_batchnorm_that_fails_in_eval_mode_is_warned_of() -> None:
     torch.manual_seed(0)
     first, norm = nn.Linear(64, 64), nn.BatchNorm1d(64, momentum=0.0)

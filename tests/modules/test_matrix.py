@@ -15,6 +15,7 @@ from kdlab.models import WithExits, normed, projected, resnet8
 from kdlab.outputs import Outputs
 from kdlab.teaching import CAMKD, DeepestExit, MovingAverage, Peers
 from tests.modules.tiny import digits, same, sgd, trainer, weights
+from tests.tiers import tiered
 
 TEACHINGS = ("frozen", "peers", "average", "exits")
 WIDTH = 64
@@ -150,9 +151,11 @@ def fitted(made: Any) -> Watch:
 OF_SEQUENCES = ("HiddenCosine", "MiniLM", "MiniLMv2", "PKD", "TinyBERTAttention", "TinyBERTHidden")
 """Losses of texts, see tests/modules/test_token_training.py."""
 CASES = [(name, teaching) for name in losses.__all__ if name not in OF_SEQUENCES for teaching in TEACHINGS]
+QUICK = {case for case in CASES if case[1] == "frozen" or case[0] in ("SoftTargets", "Hint", "CRD", "FactorTransfer")}
+"""Each loss with a frozen teacher, and each teaching with a loss of each kind; the others are full."""
 
 
-@pytest.mark.parametrize(("name", "teaching"), [case for case in CASES if case not in REFUSED])
+@pytest.mark.parametrize(("name", "teaching"), tiered([case for case in CASES if case not in REFUSED], QUICK))
 def test_it_takes_two_steps(name: str, teaching: str) -> None:
     made = module(name, teaching)
     watch = fitted(made)

@@ -15,6 +15,7 @@ from kdlab.teaching import Stale, Teaching
 from tests.modules.test_ddp import Told, train
 from tests.modules.tiny import digits, network, same, sgd, weights
 from tests.teaching.graphs import graph_module, parsed
+from tests.tiers import tiered
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 
@@ -24,7 +25,7 @@ def knowledge() -> dict[str, Knowledge]:
     return {"soft": Knowledge(SoftTargets(2.0), 0.7), "hint": hint}
 
 
-@pytest.mark.parametrize("update", ["simultaneous", "sequential"])
+@pytest.mark.parametrize("update", tiered(["simultaneous", "sequential"], ["sequential"]))
 def test_two_processes_equal_one(update: str, tmp_path: Path) -> None:
     ends, metrics = [], []
     for devices in (1, 2):
@@ -48,6 +49,7 @@ def test_two_processes_equal_one(update: str, tmp_path: Path) -> None:
     assert metrics[0] == pytest.approx(metrics[1], abs=2e-6)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("make", [parsed, lambda: Stale(2)])
 def test_trained_losses_of_edges_that_count_later(make: Callable[[], Teaching]) -> None:
     """In a first step that has no gradient for the loss: the linear gate is 0, or no snapshot is there yet."""

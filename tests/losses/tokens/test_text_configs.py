@@ -15,6 +15,7 @@ from kdlab.losses.tokens import next_token_labels
 from kdlab.modules import Distiller
 from tests.config_files import CONFIGS, names
 from tests.modules.tiny import trainer
+from tests.tiers import tiered
 
 CLASSIFIERS = {"tinybert", "pkd", "embed_distill", "margin_mse", "distill_kl"}
 VOCABULARY, LENGTH = 70, 6
@@ -57,7 +58,7 @@ def batches(classifier: bool) -> DataLoader[Any]:
     return DataLoader([{"input_ids": t, "attention_mask": m, "labels": y} for t, m, y in rows], batch_size=4)
 
 
-@pytest.mark.parametrize("name", names("knowledge/text"))
+@pytest.mark.parametrize("name", tiered(names("knowledge/text"), ["distilbert", "forward_kl", "tinybert", "uld"]))
 def test_knowledge_for_text(name: str) -> None:
     options = yaml.safe_load((CONFIGS / f"knowledge/text/{name}.yaml").read_text())["model"]["init_args"]
     knowledge = {key: Knowledge(**built(value)) for key, value in options.pop("knowledge").items()}
