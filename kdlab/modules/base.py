@@ -21,7 +21,7 @@ from kdlab.modules.checkpoint_io import CheckpointedModule, use_atomic_io
 from kdlab.modules.dry_run import DryRun, dry_run
 from kdlab.modules.early_setup import EarlySetup
 from kdlab.modules.evaluation import EvaluatedModule
-from kdlab.modules.first_batch import first_batch, warn_of_pixels
+from kdlab.modules.first_batch import first_batch
 from kdlab.modules.guards import Guards, scale_and_share
 from kdlab.modules.loss_logging import LossLog, Terms
 from kdlab.modules.monitors import MonitorCheck
@@ -29,6 +29,7 @@ from kdlab.modules.position_weights import PositionWeights
 from kdlab.modules.run_length import RunLength
 from kdlab.modules.seeding import SeededModule, reseed
 from kdlab.modules.sharding import shard
+from kdlab.modules.source_checks import check_sources
 from kdlab.optimizers import DOT
 from kdlab.outputs import Batch, Outputs
 from kdlab.schedules import Progress, Schedule
@@ -127,8 +128,7 @@ class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
             self.form = None
             setup_checks.prepare_data(self.trainer, self.plan, self.knowledge)
             data = first_batch(self)
-            if self.plan.frozen:
-                warn_of_pixels(self.trainer, data.batch)
+            check_sources(self, data)
             self.length.plan(self.trainer, data.batches)
             self.dry_run = dry_run(self, data)
         else:

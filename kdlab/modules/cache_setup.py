@@ -15,14 +15,14 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from kdlab.data import ImageData
 from kdlab.data.fingerprint import METHODS, refuse_unknown
 from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge
 from kdlab.members.frozen import Frozen
 from kdlab.members.teacher_cache import Cached, Store, TeacherCache, plan_disk
 from kdlab.modules.first_batch import FirstBatch
-from kdlab.outputs import Batch, inputs_of, observe
+from kdlab.modules.source_checks import host_index
+from kdlab.outputs import inputs_of, observe
 from kdlab.teaching.plan import Plan
 
 _OF_ANY = frozenset(vars(nn.Module()))  # attributes that say how a module is used: mode, hooks
@@ -64,18 +64,11 @@ def use_cache(
     with torch.no_grad():
         seen = observe(teachers[0].network, few.inputs)
     forms = cache.forms(seen, any(each.reads_embedding for each in knowledge.values()))
-
-    # A user's own hook may change which samples a batch has after its transfer.
-    is_own = getattr(type(data), "on_after_batch_transfer", None) is not ImageData.on_after_batch_transfer
-
-    def index_of(batch: Batch) -> Any:
-        return batch.index if is_own or data.host_index is None else data.host_index
-
     cached = {}
     for teacher in teachers:
         about = {**describe(teacher.network), "fast": teacher.fast and dataclasses.asdict(teacher.fast), **how}
         store = Store(cache, {"teacher": about, "data": fingerprint}, rows, forms)
-        cached[teacher.name] = Cached(teacher, store, index_of)
+        cached[teacher.name] = Cached(teacher, store, host_index(data))
     plan_disk([member.store for member in cached.values()], max(trainer.max_epochs or 1, 1))
     return dataclasses.replace(plan, members={**plan.members, **cached}), undo
 

@@ -32,8 +32,8 @@ class Distiller(DistillationModule):
 
     Args:
         student: the network to train.
-        teacher: the network to learn from, or several; frozen, in eval mode. ``None`` is enough to predict, or to train
-            plainly.
+        teacher: the network to learn from, or several; frozen, in eval mode. A :class:`~kdlab.members.Stored` is a file
+            of its outputs. ``None`` is enough to predict, or to train plainly.
         knowledge: what to learn from the teacher, by name; the names are log keys and checkpoint keys.
         teacher_weights: how much each of several teachers counts; all alike if not given.
         teacher_batchnorm: see :class:`~kdlab.teaching.FrozenTeacher`.
@@ -147,7 +147,9 @@ class Distiller(DistillationModule):
     def evaluate_batch(self, batch: Batch, metrics: Any) -> tuple[Tensor, TaskFormat]:
         """Compare student and teacher on one batch; return the student's logits."""
         student = logits_of(self(batch.inputs))
-        teacher = self._remembered.look(batch.inputs, lambda: self._logits_of_teacher(batch)) if self.teacher else None
+        teacher = (
+            self._remembered.look(batch.inputs, lambda: self._logits_of_teacher(batch)) if self._evaluates else None
+        )
         form = task_format(self.task, student, batch.target, batch.mask)
         metrics.update(student, teacher, batch.target, form, batch.mask)
         if self.trainer.sanity_checking and teacher is not None and form.kind == "classes":
@@ -158,7 +160,11 @@ class Distiller(DistillationModule):
 
     def teacher_logits(self, batch: Batch) -> Tensor | None:
         """Return the teacher's logits on a batch, of several teachers those of their ensemble; ``None`` without one."""
-        return self._logits_of_teacher(batch) if self.teacher else None
+        return self._logits_of_teacher(batch) if self._evaluates else None
+
+    @property
+    def _evaluates(self) -> bool:
+        return self.teacher is not None and self.teacher.in_evaluation
 
     def _logits_of_teacher(self, batch: Batch) -> Tensor:
         return self.observe(batch._replace(progress=None), self.plan.frozen)["teacher"].logits
