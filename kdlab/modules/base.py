@@ -127,8 +127,7 @@ class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
         if stage == "fit":
             self.form = None
             setup_checks.prepare_data(self.trainer, self.plan, self.knowledge)
-            data = first_batch(self)
-            check_sources(self, data)
+            data = check_sources(self, first_batch(self))
             self.length.plan(self.trainer, data.batches)
             self.dry_run = dry_run(self, data)
         else:
@@ -230,7 +229,7 @@ class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
         """Return the weighted sum of the task and of all knowledge on one batch."""
         reseed(self.device, self._seed, self.global_rank, self.current_epoch, batch_idx)
         progress = Progress(self.current_epoch, self.global_step, self.length.steps)
-        batch = Batch.of(raw)._replace(progress=progress)
+        batch = self.plan.rewritten(Batch.of(raw)._replace(progress=progress))
         active = {name: weight for name, own in self.knowledge.items() if (weight := own.weight_at(progress))}
         members: Iterable[Member] = self.plan.members.values()
         if not active and all(isinstance(member, Learner) or member.is_frozen for member in members):
@@ -269,7 +268,8 @@ class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
 
     def _log_terms(self, terms: Terms, total: Tensor, seen: Mapping[str, Outputs], batch: Batch, due: bool) -> None:
         logits = {name: seen[name].logits for name in self.plan.students}
-        self._log.add(terms, total, logits, batch.target, self._turn != self.plan.turns[0], self.form, self.ignore)
+        form = None if batch.is_generated else self.form
+        self._log.add(terms, total, logits, batch.target, self._turn != self.plan.turns[0], form, self.ignore)
         # One call every N steps: self.log costs 0.25 ms a call, whether or not a logger reads it.
         if due and self._turn == self.plan.turns[-1] and not is_accumulating(self.trainer):
             values = {**self._log.flush(), **self._guards.values(self.trainer.world_size)}

@@ -33,7 +33,8 @@ class Distiller(DistillationModule):
     Args:
         student: the network to train.
         teacher: the network to learn from, or several; frozen, in eval mode. A :class:`~kdlab.members.Stored` is a file
-            of its outputs. ``None`` is enough to predict, or to train plainly.
+            of its outputs, an :class:`~kdlab.teaching.OnPolicy` a teacher of generated texts. ``None`` is enough to
+            predict, or to train plainly.
         knowledge: what to learn from the teacher, by name; the names are log keys and checkpoint keys.
         teacher_weights: how much each of several teachers counts; all alike if not given.
         teacher_batchnorm: see :class:`~kdlab.teaching.FrozenTeacher`.
@@ -89,7 +90,13 @@ class Distiller(DistillationModule):
     ) -> None:
         teachers = [teacher] if isinstance(teacher, nn.Module) else teacher
         frozen = None
-        if teachers is not None:
+        if isinstance(teacher, FrozenTeacher):
+            frozen, teachers = teacher, teacher.networks
+            options = (teacher_weights, ensemble, teacher_cache)
+            if teacher_batchnorm != "frozen" or teacher_fast != Fast() or any(each is not None for each in options):
+                name = type(teacher).__name__
+                raise InputError(f"{name} says itself how its teacher acts: drop the options teacher_* and ensemble.")
+        elif teachers is not None:
             acting = (teacher_batchnorm, ensemble, teacher_fast, teacher_cache)
             frozen = FrozenTeacher(teachers, teacher_weights, *acting)
         options = (task, task_weight, task_schedule, optimizer, lr_scheduler, parameter_groups)

@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
-from torch import Tensor
+from pytorch_lightning.utilities.seed import isolate_rng
+from torch import Tensor, nn
 
+from kdlab.compat import uncompiled
 from kdlab.data import ImageData
 from kdlab.errors import InputError
 from kdlab.losses.tokens import TopK
@@ -18,6 +20,7 @@ from kdlab.members.output_file import OutputFile
 from kdlab.members.stored import Stored
 from kdlab.modules.first_batch import FirstBatch, warn_of_pixels
 from kdlab.outputs import Batch
+from kdlab.teaching import OnPolicy
 
 _log = logging.getLogger("kdlab.modules")
 
@@ -29,13 +32,14 @@ ROWS = 4096
 """Rows of a file that are compared with labels."""
 
 
-def check_sources(module: Any, first: FirstBatch) -> None:
-    """Check the first batch against frozen teachers and stored outputs.
+def check_sources(module: Any, first: FirstBatch) -> FirstBatch:
+    """Check the first batch against frozen teachers, stored outputs and generation; return it.
 
     Raises:
         InputError: a file does not belong to the data or to the losses.
     """
     plan = module.plan
+    _check_generation(module, first)
     if plan.frozen:
         warn_of_pixels(module.trainer, first.batch)
     data = getattr(module.trainer, "datamodule", None)
@@ -52,6 +56,51 @@ def check_sources(module: Any, first: FirstBatch) -> None:
                     *(member.path, *missing),
                 )
             member.index_of = host_index(data)
+    return first
+
+
+def _check_generation(module: Any, first: FirstBatch) -> None:
+    """Check on-policy distillation, and that labels of causal networks are those of the next token.
+
+    Raises:
+        InputError: there is no knowledge, the network cannot generate, or labels are not shifted.
+    """
+    for name, network in module.learners.items():
+        _check_shifted(name, uncompiled(network), module.task, first.batch)
+    if isinstance(teaching := module.teaching, OnPolicy):
+        if not module.knowledge:
+            raise InputError("OnPolicy needs knowledge: of generated tokens there are no labels.")
+        with isolate_rng():
+            teaching.check(first.few)
+
+
+def _check_shifted(name: str, network: Any, task: Any, batch: Batch) -> None:
+    ids = batch.inputs.get("input_ids") if isinstance(batch.inputs, Mapping) else None
+    can_generate = getattr(network, "can_generate", None)
+    if (
+        ids is None
+        or not callable(can_generate)
+        or not can_generate()
+        or getattr(network.config, "is_encoder_decoder", 0)
+    ):
+        return
+    labels = batch.target
+    if labels.shape != ids.shape or labels.is_floating_point():
+        return
+    if isinstance(task, nn.CrossEntropyLoss):
+        raise InputError(
+            f"The {name} gives logits (B, L, V), and torch.nn.CrossEntropyLoss takes classes at axis 1: set "
+            "model.task=kdlab.losses.tokens.TokenCrossEntropy.",
+            key="model.task",
+        )
+    counted = labels != -100
+    same, shifted = (labels == ids)[counted], (labels[:, :-1] == ids[:, 1:])[counted[:, :-1]]
+    if len(same) > 1 and bool(same.all()) and not bool(shifted.all()):
+        raise InputError(
+            f"The labels are the tokens themselves, but the {name} ({type(network).__name__}) predicts the next token: "
+            "shift them once, by kdlab.losses.tokens.next_token_labels (TextData with task 'causal' does), and use "
+            "kdlab.losses.tokens.TokenCrossEntropy."
+        )
 
 
 def host_index(data: Any) -> Any:

@@ -54,7 +54,7 @@ class TextData(OrderedData):
         tokenizer: folder or hub name of a tokenizer.
         task: see above.
         text: number or name of the column of texts. TSV and CSV files have a header if a column is given by name.
-        pair: column of the second texts, for pairs.
+        pair: column of the second texts, for pairs; in the task "causal" a prompt's completion, which alone is labeled.
         label: column of the labels; ``None`` if there are none.
         header: whether TSV and CSV files have one, if not as above.
         classes: names of the classes in their order; by default numbers, or all labels of the training split in
