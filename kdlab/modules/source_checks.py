@@ -146,10 +146,6 @@ def _check_data(member: Stored, data: Any) -> None:
             key="data.distinct_epochs",
         )
     if "data" not in about:
-        if "labels" not in member.file.tensors:
-            rank_zero_warn(
-                f"{path!r} has neither a fingerprint nor labels, so that samples in another order would go unnoticed."
-            )
         return
     if not callable(getattr(data, "fingerprint", None)):
         raise InputError(f"{path!r} has a fingerprint of its data, but the data has no fingerprint() to compare.")
@@ -200,28 +196,31 @@ def _has_logits(file: OutputFile) -> bool:
 
 
 def _check_labels(member: Stored, labels: Tensor | None) -> None:
-    """Compare labels of the file with those of the data; warn of outputs that agree with labels as by chance."""
-    tensors = member.file.tensors
-    if labels is None:
+    """Compare labels of the file with those of the data; warn where nothing shows that the order is right."""
+    file, agreement = member.file, ""
+    index = file.tensors.get("index", torch.arange(file.samples))
+    labels = None if labels is None else labels.cpu()[index]  # in the order of the rows
+    if (stored := file.tensors.get("labels")) is not None and labels is not None:
+        if not torch.equal(stored.long(), labels.long()):
+            row = int((stored.long() != labels).nonzero()[0])
+            raise InputError(
+                f"{member.path!r}: row {row} has the label {int(stored[row])}, and sample {int(index[row])} of the "
+                f"training set {int(labels[row])}: the rows have another order, or classes other numbers."
+            )
         return
-    index = tensors.get("index", torch.arange(len(labels)))
-    labels = labels.cpu()[index]  # in the order of the rows
-    if (stored := tensors.get("labels")) is not None and not torch.equal(stored.long(), labels.long()):
-        row = int((stored.long() != labels).nonzero()[0])
-        raise InputError(
-            f"{member.path!r}: row {row} has the label {int(stored[row])}, and sample {int(index[row])} of the "
-            f"training set {int(labels[row])}: the rows have another order, or classes other numbers."
-        )
-    scores = next((tensors[name] for name in ("logits", "probabilities") if name in tensors), None)
-    if scores is None or "ends" in tensors:
+    if "data" in file.about:
         return
-    chosen = torch.arange(0, len(labels), -(-len(labels) // ROWS))
-    predicted, true = scores[chosen].argmax(1), labels[chosen]
-    classes = int(max(scores.shape[1], true.max() + 1))
-    shares = [torch.bincount(each[each >= 0], minlength=classes).double() / len(each) for each in (predicted, true)]
-    chance, right = float((shares[0] * shares[1]).sum()), float((predicted == true).double().mean())
-    if right <= chance + 3 * math.sqrt(chance * (1 - chance) / len(chosen)):
-        rank_zero_warn(
-            f"The outputs in {member.path!r} agree with {right:.1%} of the labels, where chance gives {chance:.1%}: "
-            "are its rows in the order of the samples' index?"
-        )
+    scores = next((file.tensors[name] for name in ("logits", "probabilities") if name in file.tensors), None)
+    if scores is not None and labels is not None and "ends" not in file.tensors:
+        chosen = torch.arange(0, len(labels), -(-len(labels) // ROWS))
+        predicted, true = scores[chosen].argmax(1), labels[chosen]
+        classes = int(max(scores.shape[1], true.max() + 1))
+        shares = [torch.bincount(x[x >= 0], minlength=classes).double() / len(x) for x in (predicted, true)]
+        chance, right = float((shares[0] * shares[1]).sum()), float((predicted == true).double().mean())
+        if right > chance + 3 * math.sqrt(chance * (1 - chance) / len(chosen)):
+            return
+        agreement = f", and agrees with {right:.1%} of the labels, where chance gives {chance:.1%}"
+    rank_zero_warn(
+        f"{member.path!r} has neither a fingerprint nor labels{agreement}: are its rows in the order of the samples' "
+        "index? kdlab.members.save_outputs writes a fingerprint."
+    )

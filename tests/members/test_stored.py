@@ -164,7 +164,7 @@ def test_nothing_is_given_in_evaluation(tmp_path: Path) -> None:
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(tmp_path: Path, tensors: Any, message: str) -> None:
-    save_file({name: value.contiguous() for name, value in tensors.items()}, tmp_path / "f.safetensors")
+    save_file({name: value.clone().contiguous() for name, value in tensors.items()}, tmp_path / "f.safetensors")
     with pytest.raises(InputError) as caught:
         read_outputs(tmp_path / "f.safetensors")
     assert message in str(caught.value)

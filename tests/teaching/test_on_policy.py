@@ -210,7 +210,7 @@ def test_resume_mid_epoch_is_bit_exact(tmp_path: Path) -> None:
 
 
 def completions(folder: Path) -> str:
-    words = "the film is not good bad very dull fine plot act or and funny".split()
+    words = ["the", "film", "is", "not", "good", "bad", "very", "dull", "fine", "plot", "act", "or", "and", "funny"]
     rows = [{"prompt": f"the {a}", "completion": f"is {b} {a}"} for a in words[:4] for b in words[4:8]]
     for split in ("train", "dev"):
         lines(folder / f"{split}.jsonl", rows)
