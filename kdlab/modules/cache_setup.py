@@ -51,11 +51,8 @@ def use_cache(
     _check(data, knowledge, teachers)
     methods = (*METHODS[3:], "observe", "training_step", "on_train_batch_start")
     refuse_unknown(module, pl.LightningModule, methods)  # all that a batch passes through
-    cache, undo = _with_views_of(cache, data)
     if first.samples is None or first.batch.index is None:
         raise InputError("The teacher cache needs batches with the sample index, of a data set of known size.")
-    if not isinstance(first.batch.inputs, Tensor):
-        raise InputError("The teacher cache needs batches whose inputs are one tensor: drop teacher_cache.")
     few, rows = first.few, {"": first.samples}
     for view in dict.fromkeys(view for each in knowledge.values() for view in each.views):
         rows[view] = first.samples * (len(inputs_of(few.view(view))) // len(few.target))
@@ -64,6 +61,7 @@ def use_cache(
     with torch.no_grad():
         seen = observe(teachers[0].network, few.inputs)
     forms = cache.forms(seen, any(each.reads_embedding for each in knowledge.values()))
+    cache, undo = _with_views_of(cache, data)
     cached = {}
     for teacher in teachers:
         about = {**describe(teacher.network), "fast": teacher.fast and dataclasses.asdict(teacher.fast), **how}

@@ -92,8 +92,8 @@ class Distiller(DistillationModule):
         frozen = None
         if isinstance(teacher, FrozenTeacher):
             frozen, teachers = teacher, teacher.networks
-            options = (teacher_weights, ensemble, teacher_cache)
-            if teacher_batchnorm != "frozen" or teacher_fast != Fast() or any(each is not None for each in options):
+            is_set = any(option is not None for option in (teacher_weights, ensemble, teacher_cache))
+            if is_set or teacher_batchnorm != "frozen" or teacher_fast != Fast():
                 name = type(teacher).__name__
                 raise InputError(f"{name} says itself how its teacher acts: drop the options teacher_* and ensemble.")
         elif teachers is not None:

@@ -68,6 +68,7 @@ def write_outputs(module: Any, path: Path, choice: Choice) -> int:
         fixed["head.weight"] = factors.weight.cpu()
         fixed |= {} if factors.bias is None else {"head.bias": factors.bias.cpu()}
     count = int(fixed["ends"][-1]) if by_token else first.samples
+    shapes: dict[str, tuple[tuple[int, ...], torch.dtype]]
     shapes = {name: ((count * choice.views, value.shape[1]), value.dtype) for name, value in tensors.items()}
     shapes |= {name: (tuple(value.shape), value.dtype) for name, value in fixed.items()}
     written = torch.zeros(count * choice.views, dtype=torch.bool)

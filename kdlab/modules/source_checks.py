@@ -81,7 +81,7 @@ def _check_shifted(name: str, network: Any, task: Any, batch: Batch) -> None:
         ids is None
         or not callable(can_generate)
         or not can_generate()
-        or getattr(network.config, "is_encoder_decoder", 0)
+        or getattr(network.config, "is_encoder_decoder", False)
     ):
         return
     labels = batch.target
@@ -214,7 +214,7 @@ def _check_labels(member: Stored, labels: Tensor | None) -> None:
     if scores is not None and labels is not None and "ends" not in file.tensors:
         chosen = torch.arange(0, len(labels), -(-len(labels) // ROWS))
         predicted, true = scores[chosen].argmax(1), labels[chosen]
-        classes = int(max(scores.shape[1], true.max() + 1))
+        classes = max(scores.shape[1], int(true.max()) + 1)
         shares = [torch.bincount(x[x >= 0], minlength=classes).double() / len(x) for x in (predicted, true)]
         chance, right = float((shares[0] * shares[1]).sum()), float((predicted == true).double().mean())
         if right > chance + 3 * math.sqrt(chance * (1 - chance) / len(chosen)):

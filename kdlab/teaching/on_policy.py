@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from kdlab.compat import uncompiled
+from kdlab.data.text.text_tasks import IGNORED
 from kdlab.errors import InputError, check_word
 from kdlab.losses.tokens import next_token_labels
-from kdlab.losses.tokens.token_loss import CAUSAL
 from kdlab.members.fast_inference import Fast
 from kdlab.members.member import Learner
 from kdlab.members.stored import Stored
@@ -58,6 +58,7 @@ class OnPolicy(FrozenTeacher):
             generate, or no prompts.
     """
 
+    learner: Learner
     ways = (Way("Generalized knowledge distillation (GKD)", "Agarwal et al. 2024", ("on_policy",)),)
 
     def __init__(
@@ -87,8 +88,9 @@ class OnPolicy(FrozenTeacher):
         check_word("cache", cache, ("dynamic", "static"))
         self.share, self.schedule, self.generator = share, schedule, generator
         self.max_new_tokens, self.prompt_tokens = max_new_tokens, prompt_tokens
-        stop = None if stop_tokens is None else list(stop_tokens)
-        self.options = {"do_sample": temperature > 0, "eos_token_id": stop, "cache_implementation": cache}
+        self.stop_tokens = stop_tokens
+        self.options: dict[str, Any] = {"do_sample": temperature > 0}
+        self.options |= {"cache_implementation": cache} if cache != "dynamic" else {}
         self.options |= {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
 
     def plan(self, networks: dict[str, Learner]) -> Plan:
@@ -129,13 +131,10 @@ class OnPolicy(FrozenTeacher):
         if longest < 1:
             raise InputError(f"The longest prompt has {width} tokens, which leaves no room in {limit} positions.")
         config = network.generation_config
-        stop = self.options["eos_token_id"]
-        stop = config.eos_token_id if stop is None else stop
+        stop: Any = config.eos_token_id if self.stop_tokens is None else self.stop_tokens
         stop = [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
         pad = next((x for x in (config.pad_token_id, *stop) if x is not None), 0)
         options = {**self.options, "eos_token_id": stop or None, "pad_token_id": pad, "max_new_tokens": longest}
-        if options["cache_implementation"] == "dynamic":
-            del options["cache_implementation"]
         ids = pad_sequence(prompts, batch_first=True, padding_value=pad, padding_side="left")
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=ids.device)
         mask = (torch.arange(width, device=ids.device) >= width - lengths[:, None]).long()
@@ -150,7 +149,7 @@ class OnPolicy(FrozenTeacher):
         ids = pad_sequence(texts, batch_first=True, padding_value=pad)
         place = torch.arange(ids.shape[1], device=ids.device)
         mask = (place < (lengths + counts)[:, None]).long()
-        labels = next_token_labels(ids, mask).masked_fill(place < lengths[:, None] - 1, CAUSAL.ignore_index or -100)
+        labels = next_token_labels(ids, mask).masked_fill(place < lengths[:, None] - 1, IGNORED)
         inputs = {"input_ids": ids, "attention_mask": mask}
         return batch._replace(inputs=inputs, target=labels, views=None, is_generated=True)
 
@@ -158,18 +157,14 @@ class OnPolicy(FrozenTeacher):
         """Return the tokens of each prompt: those before the first label, or the first ``prompt_tokens``.
 
         Raises:
-            InputError: the batch has no token ids, or labels from the first token on.
+            InputError: the batch has no token ids, or no labels of each token.
         """
         if not isinstance(batch.inputs, Mapping) or "input_ids" not in batch.inputs or batch.mask is None:
             raise InputError("On-policy distillation needs batches with input_ids and attention_mask.")
         ids, mask = batch.inputs["input_ids"], batch.mask.bool()
-        labeled = batch.target != CAUSAL.ignore_index
-        if self.prompt_tokens is None and (batch.target.shape != ids.shape or bool((labeled & _first(mask)).any())):
-            raise InputError(
-                "The prompts are not marked: a text has a label at its first token. Give prompt and completion apart "
-                "(data.text and data.pair, task 'causal'), whose labels begin with the completion, or set "
-                "prompt_tokens=N to take the first N tokens of each text."
-            )
+        labeled = batch.target.ne(IGNORED)
+        if self.prompt_tokens is None and batch.target.shape != ids.shape:
+            raise InputError(f"Labels {tuple(batch.target.shape)} of tokens {tuple(ids.shape)} mark no prompts.")
         prompts = []
         for row, (attended, label) in enumerate(zip(mask, labeled, strict=True)):
             tokens = ids[row][attended]
@@ -184,15 +179,22 @@ class OnPolicy(FrozenTeacher):
         """Generate once, two tokens, before the training.
 
         Raises:
-            InputError: the network cannot generate, or its prompts leave no room.
+            InputError: the network cannot generate, its prompts leave no room, or every text has a label at its first
+                token.
         """
-        network = self.network()
+        network, prompts = self.network(), self.prompts(batch)
         if not callable(getattr(network, "generate", None)) or not getattr(network, "can_generate", lambda: True)():
             raise InputError(
                 f"The {self.generator} ({type(network).__name__}) cannot generate: use a causal language model of "
                 "transformers (kdlab.models.hugging_face with task='causal-lm')."
             )
-        longest = max(map(len, self.prompts(batch)))
+        if self.prompt_tokens is None and max(map(len, prompts)) == 1:
+            raise InputError(
+                "The prompts are not marked: each text has a label at its first token. Give prompts and completions "
+                "(data.text and data.pair, task 'causal'), whose labels begin with the completion, or set "
+                "prompt_tokens=N to take the first N tokens of each text."
+            )
+        longest = max(map(len, prompts))
         limit = positions_of(network)
         if limit is not None and longest + self.max_new_tokens > limit:
             raise InputError(
@@ -215,11 +217,6 @@ def positions_of(network: nn.Module) -> int | None:
 def _if_labeled(seen: Mapping[str, Outputs], batch: Batch) -> float:
     """Return the weight of the task: nobody labeled what the student generated."""
     return 0.0 if batch.is_generated else 1.0
-
-
-def _first(mask: Tensor) -> Tensor:
-    """Return where the first token of each row is, (B, L) bool."""
-    return mask & (mask.cumsum(1) == 1)
 
 
 @contextmanager

@@ -179,7 +179,7 @@ def test_the_teachers_tokens_are_labels() -> None:
 
 def test_a_share_of_0_is_the_frozen_teacher() -> None:
     dropping = {"resid_pdrop": 0.1}
-    off = fitted(distiller(OnPolicy(lm(seed=1), share=0.0), lm(**dropping).train()))
+    off = fitted(distiller(OnPolicy(lm(seed=1), share=0.0, max_new_tokens=5), lm(**dropping).train()))
     plain = fitted(distiller(lm(seed=1), lm(**dropping).train()))
     half = fitted(distiller(OnPolicy(lm(seed=1), share=0.5, max_new_tokens=5), lm(**dropping).train()))
     assert same(off, plain)
@@ -199,10 +199,10 @@ def test_resume_mid_epoch_is_bit_exact(tmp_path: Path) -> None:
         return distiller(None, dropping), TextData(texts, data, **options)  # type: ignore[arg-type]
 
     module, data_module = build()
-    saved = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=6, save_top_k=-1)
+    saved = ModelCheckpoint(tmp_path / "saved", filename="{step}", every_n_train_steps=6, save_top_k=-1)
     trainer(max_steps=10, callbacks=[saved], enable_checkpointing=True).fit(module, datamodule=data_module)
     again, data_module = build()
-    trainer(max_steps=10).fit(again, datamodule=data_module, ckpt_path=tmp_path / "step=6.ckpt")
+    trainer(max_steps=10).fit(again, datamodule=data_module, ckpt_path=tmp_path / "saved/step=6.ckpt")
     assert same(weights(module), weights(again))
     halfway, data_module = build()
     trainer(max_steps=6).fit(halfway, datamodule=data_module)
