@@ -45,13 +45,9 @@ def test_cache_writes_what_a_fit_takes(work: Path, capsys: pytest.CaptureFixture
         (["--model.teacher=null", "--model.knowledge={}"], "the recipe has none"),
     ],
 )
-def test_what_cannot_be_cached_is_refused(
-    options: list[str],
-    message: str,
-    work: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+@pytest.mark.usefixtures("work")
+def test_what_cannot_be_cached_is_refused(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["cache", "kd.yaml", *options])
     assert message in capsys.readouterr().err
-    assert not (work / "teacher.safetensors").exists()
+    assert not Path("teacher.safetensors").exists()
