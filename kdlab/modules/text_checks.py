@@ -14,6 +14,7 @@ from kdlab.data.text import TextData
 from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge
 from kdlab.members.member import NetworkMember
+from kdlab.members.retokenized import Retokenized
 from kdlab.modules.term_checks import called
 from kdlab.teaching.on_policy import positions_of
 from kdlab.teaching.plan import Plan
@@ -28,7 +29,7 @@ def check_texts(trainer: pl.Trainer, plan: Plan, knowledge: Mapping[str, Knowled
             takes no positions for packed texts, or is a teacher whose logits are read and whose classifier is new.
     """
     for member in plan.members.values():
-        if isinstance(member, NetworkMember):
+        if isinstance(member, NetworkMember) and not isinstance(member, Retokenized):
             network, name = uncompiled(member.network), called(member.name)
             if member.is_frozen and (new := getattr(network, "new_parameters", ())):
                 _check_new(name, new, knowledge)

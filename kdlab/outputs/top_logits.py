@@ -22,7 +22,8 @@ class TopLogits(FactoredLogits):
 
     def product(self) -> Tensor:
         """Return the log-probabilities of all tokens."""
-        return dense(*self.hidden.chunk(2, -1), self.weight.shape[0])
+        log_p, tokens = self.hidden.chunk(2, -1)
+        return dense(log_p, tokens, self.weight.shape[0])
 
 
 def top_logits(log_p: Tensor, tokens: Tensor, vocabulary: int) -> TopLogits:

@@ -29,7 +29,8 @@ class FrozenTeacher(Teaching):
     :class:`~kdlab.members.Frozen` for what keeps a teacher unchanged, and how it runs.
 
     Args:
-        networks: the teachers: networks, or :class:`~kdlab.members.Stored`, a file of a teacher's outputs.
+        networks: the teachers: networks, :class:`~kdlab.members.Frozen` with options of their own, or
+            :class:`~kdlab.members.Stored`, a file of a teacher's outputs.
         weights: one positive number per teacher, scaled to sum to 1; ``None`` counts all alike.
         batchnorm: ``"frozen"`` normalizes with the teachers' running statistics. ``"batch"`` normalizes with those of
             the batch, as the released code of OFD and ReviewKD (CIFAR) does; the running statistics still do not
@@ -68,7 +69,7 @@ class FrozenTeacher(Teaching):
         self.weights = [w / sum(shares) for w in shares]
         names = [f"teacher.{number}" for number in range(len(networks))] if len(networks) > 1 else ["teacher"]
         self.teachers = nn.ModuleList(
-            network if isinstance(network, Stored) else Frozen(network, name, batchnorm, fast)
+            network if isinstance(network, (Frozen, Stored)) else Frozen(network, name, batchnorm, fast)
             for name, network in zip(names, networks, strict=True)
         )
         for name, member in zip(names, self.members, strict=True):
