@@ -57,6 +57,7 @@ def test_the_teacher_reads_the_same_texts(tmp_path: Path, pairs: bool) -> None:
         assert seen.target[number, :count].tolist() == labels
 
 
+@pytest.mark.full
 def test_uld_compares_the_labeled_tokens_of_both(tmp_path: Path) -> None:
     data, ours, theirs = setting(tmp_path, pairs=True)
     torch.manual_seed(0)
@@ -68,7 +69,7 @@ def test_uld_compares_the_labeled_tokens_of_both(tmp_path: Path) -> None:
     own = member.retokenized(batch)
     sides = []
     for network, seen in zip(networks, (batch, own), strict=True):
-        logits = network(**{name: seen.inputs[name] for name in ("input_ids", "attention_mask")}).logits
+        logits = network(**seen.inputs).logits
         sides.append([row[label != -100].softmax(-1) for row, label in zip(logits, seen.target, strict=True)])
     values = []
     for q, p in zip(*sides, strict=True):
