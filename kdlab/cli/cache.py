@@ -53,5 +53,5 @@ def cache(
     choice = Choice(views, getattr(torch, dtype), top_k or None, hidden, embedding)
     sizes: list[int] = []
     fit_to_first_step(cli, lambda: sizes.append(write_outputs(cli.model, path, choice)))
-    print(f"{path}: {sizes[0] / 1e6:.1f} MB. A training uses it with")
+    print(f"{path}: {sizes[0]:,} bytes. A training uses it with")
     print(f"  --model.teacher=kdlab.members.Stored --model.teacher.path={path}")
