@@ -25,6 +25,7 @@ COMMANDS = {
     "check": "run one dry batch of a config: parts, layers, loss terms, memory, warnings",
     "layers": "list the layers of a network that can be tapped",
     "methods": "list the losses and what each needs",
+    "cache": "write the outputs of a recipe's teacher on every training sample to a file",
     "export": "write the student, or what is deployed, of a run: safetensors, original key names, config",
     "plot": "draw a run: curves, calibration, agreement, similarity of layers; curves of several runs",
     "reproduce": "train what is missing of a study (data, pairs, methods, seeds) and print its table",

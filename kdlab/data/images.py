@@ -202,6 +202,11 @@ class ImageData(OrderedData):
         """Return the training images (B, C, H, W) as ``epoch`` augments them, dtype unchanged."""
         return augment(images, index, self.augmentation_seed, epoch, self.padding, self.flip)
 
+    @property
+    def augments(self) -> bool:
+        """Return whether a training image looks different from epoch to epoch."""
+        return bool(self.padding or self.flip or self.streams or self.mixing is not None)
+
     def shown(self, epoch: int) -> int:
         """Return the number of the augmentation of ``epoch``."""
         return counter_rng.shown(epoch, self.distinct_epochs)

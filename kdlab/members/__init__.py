@@ -5,6 +5,10 @@ from kdlab.members.copies import EMA, Snapshot
 from kdlab.members.fast_inference import Fast
 from kdlab.members.frozen import Frozen
 from kdlab.members.member import Learner, Member
+from kdlab.members.output_file import save_outputs
+from kdlab.members.retokenized import Retokenized
+from kdlab.members.stored import Stored
 from kdlab.members.teacher_cache import Cached, TeacherCache
 
-__all__ = ["EMA", "Bank", "Cached", "Fast", "Frozen", "Learner", "Member", "Snapshot", "TeacherCache"]
+__all__ = ["EMA", "Bank", "Cached", "Fast", "Frozen", "Learner", "Member", "Snapshot", "Stored", "TeacherCache"]
+__all__ += ["Retokenized", "save_outputs"]

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from kdlab.errors import InputError
 from kdlab.losses.lazy import Lazy
 from kdlab.members.ensembles import Ensemble
-from kdlab.members.frozen import Frozen
 from kdlab.members.member import Member, Seen
 from kdlab.outputs.containers import Batch, Outputs
 from kdlab.outputs.task_format import Kind
@@ -28,11 +27,11 @@ class Ensembled(Member):
 
     is_frozen: ClassVar[bool] = True
     in_evaluation: ClassVar[bool] = True
-    teachers: tuple[Frozen, ...]
+    teachers: tuple[Member, ...]
     layers: tuple[str, ...] = ()
 
     def __init__(
-        self, name: str, teachers: Sequence[Frozen], student: str, ensemble: Ensemble, weights: Sequence[float]
+        self, name: str, teachers: Sequence[Member], student: str, ensemble: Ensemble, weights: Sequence[float]
     ) -> None:
         super().__init__(name)
         self.__dict__["teachers"] = tuple(teachers)
@@ -60,11 +59,13 @@ class Ensembled(Member):
 
     def networks_of(self, name: str) -> tuple[tuple[nn.Module, str], ...]:
         """Return the networks of all teachers."""
-        return tuple((teacher.network, "") for teacher in self.teachers)
+        return tuple((network, "") for teacher in self.teachers for network, _ in teacher.networks_of(teacher.name))
 
     @torch.no_grad()
     def forward(self, batch: Batch, seen: Seen) -> dict[str, Outputs]:
         """Return the teachers' outputs as one."""
+        if not all(teacher.name in seen for teacher in self.teachers):  # a file, in evaluation
+            return {}
         outputs = [seen[teacher.name] for teacher in self.teachers]
         together = self._together(outputs)
         views = {view: self._together([each.views[view] for each in outputs]) for view in outputs[0].views}

@@ -21,7 +21,7 @@ from kdlab.modules.checkpoint_io import CheckpointedModule, use_atomic_io
 from kdlab.modules.dry_run import DryRun, dry_run
 from kdlab.modules.early_setup import EarlySetup
 from kdlab.modules.evaluation import EvaluatedModule
-from kdlab.modules.first_batch import first_batch, warn_of_pixels
+from kdlab.modules.first_batch import first_batch
 from kdlab.modules.guards import Guards, scale_and_share
 from kdlab.modules.loss_logging import LossLog, Terms
 from kdlab.modules.monitors import MonitorCheck
@@ -29,6 +29,7 @@ from kdlab.modules.position_weights import PositionWeights
 from kdlab.modules.run_length import RunLength
 from kdlab.modules.seeding import SeededModule, reseed
 from kdlab.modules.sharding import shard
+from kdlab.modules.source_checks import check_sources
 from kdlab.optimizers import DOT
 from kdlab.outputs import Batch, Outputs
 from kdlab.schedules import Progress, Schedule
@@ -126,9 +127,7 @@ class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
         if stage == "fit":
             self.form = None
             setup_checks.prepare_data(self.trainer, self.plan, self.knowledge)
-            data = first_batch(self)
-            if self.plan.frozen:
-                warn_of_pixels(self.trainer, data.batch)
+            data = check_sources(self, first_batch(self))
             self.length.plan(self.trainer, data.batches)
             self.dry_run = dry_run(self, data)
         else:
@@ -230,7 +229,7 @@ class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
         """Return the weighted sum of the task and of all knowledge on one batch."""
         reseed(self.device, self._seed, self.global_rank, self.current_epoch, batch_idx)
         progress = Progress(self.current_epoch, self.global_step, self.length.steps)
-        batch = Batch.of(raw)._replace(progress=progress)
+        batch = self.plan.rewritten(Batch.of(raw)._replace(progress=progress))
         active = {name: weight for name, own in self.knowledge.items() if (weight := own.weight_at(progress))}
         members: Iterable[Member] = self.plan.members.values()
         if not active and all(isinstance(member, Learner) or member.is_frozen for member in members):
@@ -269,7 +268,8 @@ class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
 
     def _log_terms(self, terms: Terms, total: Tensor, seen: Mapping[str, Outputs], batch: Batch, due: bool) -> None:
         logits = {name: seen[name].logits for name in self.plan.students}
-        self._log.add(terms, total, logits, batch.target, self._turn != self.plan.turns[0], self.form, self.ignore)
+        form = None if batch.is_generated else self.form
+        self._log.add(terms, total, logits, batch.target, self._turn != self.plan.turns[0], form, self.ignore)
         # One call every N steps: self.log costs 0.25 ms a call, whether or not a logger reads it.
         if due and self._turn == self.plan.turns[-1] and not is_accumulating(self.trainer):
             values = {**self._log.flush(), **self._guards.values(self.trainer.world_size)}

@@ -15,14 +15,14 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from kdlab.data import ImageData
 from kdlab.data.fingerprint import METHODS, refuse_unknown
 from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge
 from kdlab.members.frozen import Frozen
 from kdlab.members.teacher_cache import Cached, Store, TeacherCache, plan_disk
 from kdlab.modules.first_batch import FirstBatch
-from kdlab.outputs import Batch, inputs_of, observe
+from kdlab.modules.source_checks import host_index
+from kdlab.outputs import inputs_of, observe
 from kdlab.teaching.plan import Plan
 
 _OF_ANY = frozenset(vars(nn.Module()))  # attributes that say how a module is used: mode, hooks
@@ -51,11 +51,8 @@ def use_cache(
     _check(data, knowledge, teachers)
     methods = (*METHODS[3:], "observe", "training_step", "on_train_batch_start")
     refuse_unknown(module, pl.LightningModule, methods)  # all that a batch passes through
-    cache, undo = _with_views_of(cache, data)
     if first.samples is None or first.batch.index is None:
         raise InputError("The teacher cache needs batches with the sample index, of a data set of known size.")
-    if not isinstance(first.batch.inputs, Tensor):
-        raise InputError("The teacher cache needs batches whose inputs are one tensor: drop teacher_cache.")
     few, rows = first.few, {"": first.samples}
     for view in dict.fromkeys(view for each in knowledge.values() for view in each.views):
         rows[view] = first.samples * (len(inputs_of(few.view(view))) // len(few.target))
@@ -64,18 +61,12 @@ def use_cache(
     with torch.no_grad():
         seen = observe(teachers[0].network, few.inputs)
     forms = cache.forms(seen, any(each.reads_embedding for each in knowledge.values()))
-
-    # A user's own hook may change which samples a batch has after its transfer.
-    is_own = getattr(type(data), "on_after_batch_transfer", None) is not ImageData.on_after_batch_transfer
-
-    def index_of(batch: Batch) -> Any:
-        return batch.index if is_own or data.host_index is None else data.host_index
-
+    cache, undo = _with_views_of(cache, data)
     cached = {}
     for teacher in teachers:
         about = {**describe(teacher.network), "fast": teacher.fast and dataclasses.asdict(teacher.fast), **how}
         store = Store(cache, {"teacher": about, "data": fingerprint}, rows, forms)
-        cached[teacher.name] = Cached(teacher, store, index_of)
+        cached[teacher.name] = Cached(teacher, store, host_index(data))
     plan_disk([member.store for member in cached.values()], max(trainer.max_epochs or 1, 1))
     return dataclasses.replace(plan, members={**plan.members, **cached}), undo
 

@@ -32,8 +32,9 @@ class Distiller(DistillationModule):
 
     Args:
         student: the network to train.
-        teacher: the network to learn from, or several; frozen, in eval mode. ``None`` is enough to predict, or to train
-            plainly.
+        teacher: the network to learn from, or several; frozen, in eval mode. A :class:`~kdlab.members.Stored` is a file
+            of its outputs, an :class:`~kdlab.teaching.OnPolicy` a teacher of generated texts. ``None`` is enough to
+            predict, or to train plainly.
         knowledge: what to learn from the teacher, by name; the names are log keys and checkpoint keys.
         teacher_weights: how much each of several teachers counts; all alike if not given.
         teacher_batchnorm: see :class:`~kdlab.teaching.FrozenTeacher`.
@@ -89,7 +90,13 @@ class Distiller(DistillationModule):
     ) -> None:
         teachers = [teacher] if isinstance(teacher, nn.Module) else teacher
         frozen = None
-        if teachers is not None:
+        if isinstance(teacher, FrozenTeacher):
+            frozen, teachers = teacher, teacher.networks
+            is_set = any(option is not None for option in (teacher_weights, ensemble, teacher_cache))
+            if is_set or teacher_batchnorm != "frozen" or teacher_fast != Fast():
+                name = type(teacher).__name__
+                raise InputError(f"{name} says itself how its teacher acts: drop the options teacher_* and ensemble.")
+        elif teachers is not None:
             acting = (teacher_batchnorm, ensemble, teacher_fast, teacher_cache)
             frozen = FrozenTeacher(teachers, teacher_weights, *acting)
         options = (task, task_weight, task_schedule, optimizer, lr_scheduler, parameter_groups)
@@ -147,7 +154,9 @@ class Distiller(DistillationModule):
     def evaluate_batch(self, batch: Batch, metrics: Any) -> tuple[Tensor, TaskFormat]:
         """Compare student and teacher on one batch; return the student's logits."""
         student = logits_of(self(batch.inputs))
-        teacher = self._remembered.look(batch.inputs, lambda: self._logits_of_teacher(batch)) if self.teacher else None
+        teacher = (
+            self._remembered.look(batch.inputs, lambda: self._logits_of_teacher(batch)) if self._evaluates else None
+        )
         form = task_format(self.task, student, batch.target, batch.mask)
         metrics.update(student, teacher, batch.target, form, batch.mask)
         if self.trainer.sanity_checking and teacher is not None and form.kind == "classes":
@@ -158,7 +167,11 @@ class Distiller(DistillationModule):
 
     def teacher_logits(self, batch: Batch) -> Tensor | None:
         """Return the teacher's logits on a batch, of several teachers those of their ensemble; ``None`` without one."""
-        return self._logits_of_teacher(batch) if self.teacher else None
+        return self._logits_of_teacher(batch) if self._evaluates else None
+
+    @property
+    def _evaluates(self) -> bool:
+        return self.teacher is not None and self.teacher.in_evaluation
 
     def _logits_of_teacher(self, batch: Batch) -> Tensor:
         return self.observe(batch._replace(progress=None), self.plan.frozen)["teacher"].logits

@@ -8,7 +8,9 @@ from typing import Any
 import pytorch_lightning as pl
 
 from kdlab.knowledge import pair_of, set_taps
+from kdlab.members.stored import Stored
 from kdlab.modules.first_batch import every_batch
+from kdlab.schedules import Progress
 
 
 class EarlySetup(pl.Callback):
@@ -24,10 +26,14 @@ class EarlySetup(pl.Callback):
         pl_module.length.check(trainer)
         pl_module.agree_on_seed()
         set_taps(pl_module.plan, pl_module.knowledge, pl_module.task)
+        owners = pl_module.plan.owners
         for knowledge in pl_module.knowledge.values():
             for pair, teacher in {pair_of(edge): edge.teacher for edge, _ in knowledge.edges}.items():
                 for precompute in knowledge.parts("precompute", pair):
-                    seen = ((pl_module.observe(b, pl_module.plan.frozen), b) for b in every_batch(pl_module))
+                    # A file answers in training alone.
+                    progress = Progress(trainer.current_epoch, 0) if isinstance(owners[teacher], Stored) else None
+                    batches = (batch._replace(progress=progress) for batch in every_batch(pl_module))
+                    seen = ((pl_module.observe(b, pl_module.plan.frozen), b) for b in batches)
                     precompute((outputs[teacher], batch.target) for outputs, batch in seen)
         untrained = {id(module) for module in (pl_module.teaching.modules() if pl_module.teaching else ())}
         if all(module.training or id(module) in untrained for module in pl_module.modules()):

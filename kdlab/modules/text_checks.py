@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from torch import nn
 
 from kdlab.compat import uncompiled
 from kdlab.data.text import TextData
 from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge
 from kdlab.members.member import NetworkMember
+from kdlab.members.retokenized import Retokenized
 from kdlab.modules.term_checks import called
+from kdlab.teaching.on_policy import positions_of
 from kdlab.teaching.plan import Plan
 from kdlab.tokenization import difference, load_tokenizer, vocabulary_of
 
@@ -28,7 +29,7 @@ def check_texts(trainer: pl.Trainer, plan: Plan, knowledge: Mapping[str, Knowled
             takes no positions for packed texts, or is a teacher whose logits are read and whose classifier is new.
     """
     for member in plan.members.values():
-        if isinstance(member, NetworkMember):
+        if isinstance(member, NetworkMember) and not isinstance(member, Retokenized):
             network, name = uncompiled(member.network), called(member.name)
             if member.is_frozen and (new := getattr(network, "new_parameters", ())):
                 _check_new(name, new, knowledge)
@@ -62,7 +63,7 @@ def _check_network(name: str, network: Any, data: TextData) -> None:
                 f"{name}'s tokenizer ({folder!r}) is not that of the data ({data.tokenizer!r}): {other}. Ids would "
                 "mean other tokens: give all networks one tokenizer (vocabulary=FOLDER cuts a network's)."
             )
-    limit = _positions(network)
+    limit = positions_of(network)
     if limit is not None and data.longest > limit:
         raise InputError(
             f"{name} has {limit} positions, but the longest text has {data.longest} tokens: set "
@@ -76,13 +77,3 @@ def _check_network(name: str, network: Any, data: TextData) -> None:
             "data.packing=false.",
             key="data.packing",
         )
-
-
-def _positions(network: nn.Module) -> int | None:
-    """Return how many tokens a network with learned positions can read; ``None`` if there is no limit."""
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in ("position_embeddings", "wpe"):
-            used = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa's begin after the padding's
-            return module.num_embeddings - used
-    limit = getattr(getattr(network, "config", None), "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and limit > 0 else None

@@ -37,6 +37,7 @@ class Batch(NamedTuple):
             batch itself, with their labels and index.
         mix: how the images were mixed with others of the batch, if they were.
         progress: how far the training is; ``None`` in evaluation.
+        is_generated: whether the student made the tokens, so that the labels are no truth.
     """
 
     inputs: Any
@@ -45,6 +46,7 @@ class Batch(NamedTuple):
     views: dict[str, Tensor | Batch] | None = None
     mix: Mix | None = None
     progress: Progress | None = None
+    is_generated: bool = False
 
     @staticmethod
     def of(raw: Any) -> Batch:

@@ -58,15 +58,19 @@ class FactoredLogits(Tensor):
     def with_(self, **changes: Any) -> FactoredLogits:
         """Return the same with other parts."""
         parts = {"hidden": self.hidden, "weight": self.weight, "bias": self.bias, "after": self.after}
-        return FactoredLogits(**{"dtype": self.dtype, **parts, **changes})
+        return type(self)(**{"dtype": self.dtype, **parts, **changes})
 
     def dense(self) -> Tensor:
         """Return the logits as an ordinary tensor."""
         if self.computed is None:
             device = self.hidden.device.type  # the head's own precision is in the dtypes of the factors
             with torch.autocast(device, enabled=False):
-                self.computed = self.finish(F.linear(self.hidden, self.weight, self.bias))
+                self.computed = self.finish(self.product())
         return self.computed
+
+    def product(self) -> Tensor:
+        """Return what the head puts out."""
+        return F.linear(self.hidden, self.weight, self.bias)
 
     def finish(self, product: Tensor) -> Tensor:
         """Apply what follows the head."""
@@ -150,6 +154,8 @@ def _movedim(logits: FactoredLogits, source: Any, destination: Any) -> Tensor | 
 
 def _select(logits: FactoredLogits, index: Any) -> Tensor | None:
     if isinstance(index, tuple) and len(index) == 2 and index[0] is Ellipsis and isinstance(index[1], slice):
+        if type(logits) is not FactoredLogits:
+            return None
         bias = logits.bias
         return logits.with_(weight=logits.weight[index[1]], bias=None if bias is None else bias[index[1]])
     rows = isinstance(index, slice) or (isinstance(index, Tensor) and index.dtype in (torch.bool, torch.int64))

@@ -8,6 +8,7 @@ from kdlab.teaching.ema import MovingAverage, Stale
 from kdlab.teaching.frozen_teacher import FrozenTeacher
 from kdlab.teaching.gating import Gated, Leader
 from kdlab.teaching.graph import Graph
+from kdlab.teaching.on_policy import OnPolicy
 from kdlab.teaching.pcl import PeerEnsemble
 from kdlab.teaching.peers import Alone, DeepestExit, Peers
 from kdlab.teaching.plan import Edge, Plan, Teaching
@@ -16,5 +17,15 @@ from kdlab.teaching.self_consistency import Classmate, Classmates, TwoViews
 
 __all__ = ["AEKD", "Alone", "Average", "CAMKD", "Classmate", "Classmates", "Consensus", "DeepestExit", "EBKD", "Edge"]
 __all__ += ["Ensemble", "Fast", "FrozenTeacher", "Gated", "General", "Graph", "LastMiniBatch", "Leader", "Linear"]
-__all__ += ["MeanOfLogits", "MeanOfLosses", "MinLogit", "MovingAverage", "Naive", "PeerEnsemble", "Peers", "Plan"]
+__all__ += [
+    "MeanOfLogits",
+    "MeanOfLosses",
+    "MinLogit",
+    "MovingAverage",
+    "Naive",
+    "OnPolicy",
+    "PeerEnsemble",
+    "Peers",
+    "Plan",
+]
 __all__ += ["PreviousEpoch", "Rule", "Stale", "Teaching", "TeacherCache", "TwoViews"]

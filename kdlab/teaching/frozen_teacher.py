@@ -15,6 +15,7 @@ from kdlab.members.fast_inference import Fast
 from kdlab.members.frozen import Frozen
 from kdlab.members.member import Learner, Member
 from kdlab.members.mixtures import Ensembled
+from kdlab.members.stored import Stored
 from kdlab.members.teacher_cache import TeacherCache
 from kdlab.outputs import Batch, Outputs
 from kdlab.teaching.plan import Edge, Plan, Teaching, Way, heads_of_all
@@ -28,7 +29,8 @@ class FrozenTeacher(Teaching):
     :class:`~kdlab.members.Frozen` for what keeps a teacher unchanged, and how it runs.
 
     Args:
-        networks: the teachers.
+        networks: the teachers: networks, :class:`~kdlab.members.Frozen` with options of their own, or
+            :class:`~kdlab.members.Stored`, a file of a teacher's outputs.
         weights: one positive number per teacher, scaled to sum to 1; ``None`` counts all alike.
         batchnorm: ``"frozen"`` normalizes with the teachers' running statistics. ``"batch"`` normalizes with those of
             the batch, as the released code of OFD and ReviewKD (CIFAR) does; the running statistics still do not
@@ -67,8 +69,13 @@ class FrozenTeacher(Teaching):
         self.weights = [w / sum(shares) for w in shares]
         names = [f"teacher.{number}" for number in range(len(networks))] if len(networks) > 1 else ["teacher"]
         self.teachers = nn.ModuleList(
-            Frozen(network, name, batchnorm, fast) for name, network in zip(names, networks, strict=True)
+            network if isinstance(network, (Frozen, Stored)) else Frozen(network, name, batchnorm, fast)
+            for name, network in zip(names, networks, strict=True)
         )
+        for name, member in zip(names, self.members, strict=True):
+            member.name = name
+        if cache is not None and len(self.frozen) < len(self.members):
+            raise InputError("A teacher cache keeps the outputs of networks, and a stored teacher is a file: drop it.")
         self.cache = cache
 
     @property
@@ -77,31 +84,43 @@ class FrozenTeacher(Teaching):
         return [teacher.network for teacher in self.frozen]
 
     @property
-    def frozen(self) -> list[Frozen]:
+    def members(self) -> list[Frozen | Stored]:
         """Return the teachers' members."""
-        return [teacher for teacher in self.teachers if isinstance(teacher, Frozen)]
+        return [teacher for teacher in self.teachers if isinstance(teacher, (Frozen, Stored))]
+
+    @property
+    def frozen(self) -> list[Frozen]:
+        """Return the members of teachers that are networks."""
+        return [teacher for teacher in self.members if isinstance(teacher, Frozen)]
+
+    @property
+    def in_evaluation(self) -> bool:
+        """Return whether all teachers answer samples that are not in the training set."""
+        return len(self.frozen) == len(self.members)
 
     def observe(self, inputs: Any) -> Outputs:
         """Return the outputs of the only teacher on ``inputs``, as it runs in evaluation.
 
         Raises:
-            InputError: there are several teachers.
+            InputError: there are several teachers, or none that is a network.
         """
-        if len(self.frozen) > 1:
+        if len(self.members) > 1:
             raise InputError("There are several teachers: observe one of FrozenTeacher.networks.")
+        if not self.frozen:
+            raise InputError("The teacher is a file, which answers the training samples alone, by their index.")
         (teacher,) = self.frozen
         return teacher(Batch(inputs, torch.empty(0)), {})["teacher"]  # type: ignore[no-any-return]
 
     def plan(self, networks: dict[str, Learner]) -> Plan:
         """Return a plan in which every head of every network learns from the teacher, or from the ensemble."""
         students = heads_of_all(networks)
-        members: dict[str, Member] = {**networks, **{teacher.name: teacher for teacher in self.frozen}}
+        members: dict[str, Member] = {**networks, **{teacher.name: teacher for teacher in self.members}}
         edges = []
         for number, student in enumerate(students):
             name = "teacher"
-            if len(self.frozen) > 1:
+            if len(self.members) > 1:
                 name = f"teacher@{student}" if number else name
-                members[name] = Ensembled(name, self.frozen, student, self.ensemble, self.weights)
+                members[name] = Ensembled(name, self.members, student, self.ensemble, self.weights)
             # Outputs of frozen members carry no gradient that would have to be detached.
             edges.append(Edge(student, name, detach=False))
         return Plan(members, edges, dict.fromkeys(students, 1.0))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kdlab.errors import InputError, check_word, nearest
 from kdlab.members.frozen import Frozen
 from kdlab.members.member import Learner
+from kdlab.members.stored import Stored
 from kdlab.outputs import Batch, Outputs
 from kdlab.teaching.plan import Edge, Plan, Teaching, Way, Weight, heads_of_all, share_parameters
 
@@ -57,7 +58,8 @@ class Graph(Teaching):
 
     Args:
         edges: the edges, as above.
-        members: frozen teachers by name: networks, or :class:`~kdlab.members.Frozen` with options.
+        members: frozen teachers by name: networks, :class:`~kdlab.members.Frozen` with options, or
+            :class:`~kdlab.members.Stored`.
         supervision: how much the labels count for a network or head; 1 for each if not given.
         update: whether networks are updated at once or one after another.
 
@@ -95,7 +97,7 @@ class Graph(Teaching):
                     "A member's name must be a plain word other than 'ensemble', 'deployed' and the methods of a dict, "
                     f"not {name!r}."
                 )
-            self.teachers[name] = frozen = member if isinstance(member, Frozen) else Frozen(member)
+            self.teachers[name] = frozen = member if isinstance(member, (Frozen, Stored)) else Frozen(member)
             frozen.name = name
 
     def plan(self, networks: dict[str, Learner]) -> Plan:
@@ -110,7 +112,7 @@ class Graph(Teaching):
             for name, weight in self.supervision.items():
                 _check_weight(f"supervision of {name!r}", weight)
             supervision = {name: weight for name, weight in self.supervision.items() if weight}
-        frozen = {name: member for name, member in self.teachers.items() if isinstance(member, Frozen)}
+        frozen = {name: member for name, member in self.teachers.items() if isinstance(member, (Frozen, Stored))}
         if clash := sorted(frozen.keys() & networks.keys()):
             raise InputError(f"{clash[0]!r} is both a network and a member of the graph: rename one.")
         if taught := [edge.student for edge in self.edges if edge.student in frozen]:
@@ -120,7 +122,7 @@ class Graph(Teaching):
             if not learns & {*learner.heads}:
                 raise InputError(f"The network {name!r} learns from nothing: give it supervision, or an edge.")
         for (name, learner), (other, member) in product(networks.items(), frozen.items()):
-            if share_parameters(learner.network, member.network):
+            if isinstance(member, Frozen) and share_parameters(learner.network, member.network):
                 raise InputError(f"The member {other!r} and the network {name!r} share parameters: copy them.")
         return Plan({**networks, **frozen}, self.edges, supervision, update=self.update)
 

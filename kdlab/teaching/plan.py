@@ -49,6 +49,7 @@ class Plan:
         supervision: names of outputs that the task loss compares with labels, and how much each counts (a number).
         views: the views that the data must make, by name.
         student_taps: layers of the learners that members read.
+        rewrite: what a training step's batch becomes before the members run; ``None`` for what it is.
         update: whether all learners take a step at once, or one after another with new forwards.
 
     Raises:
@@ -60,6 +61,7 @@ class Plan:
     supervision: Mapping[str, Weight]
     views: Mapping[str, View] = field(default_factory=dict)
     student_taps: tuple[str, ...] = ()
+    rewrite: Callable[[Batch], Batch] | None = None
     update: Literal["simultaneous", "sequential"] = "simultaneous"
 
     def __post_init__(self) -> None:
@@ -95,6 +97,10 @@ class Plan:
     def frozen(self) -> list[Member]:
         """Return the members whose outputs do not change in training, in order."""
         return [member for member in self.members.values() if member.is_frozen]
+
+    def rewritten(self, batch: Batch) -> Batch:
+        """Return the batch that a training step's members see."""
+        return batch if self.rewrite is None else self.rewrite(batch)
 
     def networks_of(self, name: str) -> tuple[tuple[nn.Module, str], ...]:
         """Return the networks behind an output, each with the name of its head; none of a mixture or unknown name."""

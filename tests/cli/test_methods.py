@@ -96,7 +96,8 @@ def test_a_way_is_what_its_configs_and_docstrings_say(way: tuple[str, str, str, 
     for config in configs.split(", "):
         read = [yaml.safe_load(path.read_text()) for path in layers(config)]
         options = [each["model"]["init_args"] for each in read if "model" in each]
-        kinds = [each["teaching"]["class_path"] for each in options if "class_path" in each.get("teaching", {})]
+        ways_of = [each.get(key) or {} for each in options for key in ("teaching", "teacher")]
+        kinds = [each["class_path"] for each in ways_of if each.get("class_path", "").startswith("kdlab.teaching.")]
         assert kinds[-1:] == ([] if name == "FrozenTeacher" else [f"kdlab.teaching.{name}"])
         named = re.findall(r"(kdlab\.\w+)\.([A-Z]\w+)", str(read))
         assert not paper or paper in [

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor
 
+from kdlab.data.fingerprint import refuse_unknown
 from kdlab.data.loader import Loader
 from kdlab.data.ordered import OrderedData
 from kdlab.data.samplers import Shuffled
@@ -53,7 +54,7 @@ class TextData(OrderedData):
         tokenizer: folder or hub name of a tokenizer.
         task: see above.
         text: number or name of the column of texts. TSV and CSV files have a header if a column is given by name.
-        pair: column of the second texts, for pairs.
+        pair: column of the second texts, for pairs; in the task "causal" a prompt's completion, which alone is labeled.
         label: column of the labels; ``None`` if there are none.
         header: whether TSV and CSV files have one, if not as above.
         classes: names of the classes in their order; by default numbers, or all labels of the training split in
@@ -258,6 +259,31 @@ class TextData(OrderedData):
         """Return the number of training batches in so many epochs, after ``setup``."""
         whole, rest = divmod(self.sizes["train"], self.batch_size)
         return epochs * (whole if self.drop_last else whole + math.ceil(rest / self.batch_size))
+
+    @property
+    def augments(self) -> bool:
+        """Return whether the inputs of a text change from epoch to epoch."""
+        return self.task == "masked"
+
+    @property
+    def distinct_epochs(self) -> int | None:
+        """Return after how many epochs the inputs repeat; ``None`` for never."""
+        return None if self.augments else 1
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what the inputs of a training batch depend on besides epoch, index and padding, after ``setup``.
+
+        Raises:
+            InputError: a subclass with other batches does not define it, or a row is no sample.
+        """
+        refuse_unknown(self, TextData)
+        if self.packing:
+            raise InputError("A packed row is no sample, so outputs cannot be kept by sample: set data.packing=false.")
+        train = cast(Texts, self._split("train"))
+        digest = hashlib.sha256()
+        for part in (train.tokens.ids, train.tokens.types, train.tokens.ends, train.rows):
+            digest.update(part.numpy().data)
+        return {"texts": digest.hexdigest(), "masked": repr(train.form) if self.augments else ""}
 
     def content(self) -> str:
         """Return a hash of all tokens and labels of all splits, after ``setup``, hexadecimal."""

@@ -116,6 +116,7 @@ class Texts(Dataset[Any]):
         match self.form.task:
             case "causal":
                 sample["labels"] = torch.cat([ids[1:], ids.new_full((min(1, len(ids)),), IGNORED)])
+                sample["labels"][: max(int(self.tokens.seconds[text]) - 1, 0)] = IGNORED  # the prompt
             case "masked":
                 sample["input_ids"], sample["labels"] = masked(ids, self.form, epoch, position)
             case "tokens":

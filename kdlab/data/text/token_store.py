@@ -20,7 +20,7 @@ from kdlab.data.text.text_files import Rows
 from kdlab.errors import InputError
 from kdlab.files import atomic_write, locked
 
-FORMAT = 1  # of the cache; raise it when tokens of the same text become others
+FORMAT = 2  # of the cache; raise it when tokens of the same text become others
 CHUNK = 1024
 """Texts that are tokenized at once."""
 
@@ -34,6 +34,7 @@ class Tokens(NamedTuple):
         types: (T,) int32, which sentence of a pair a token is of; empty if the tokenizer gives no types.
         words: (T,) int32, the word that a token begins, -1 for special tokens and the rest of a word; empty unless
             texts are lists of words.
+        seconds: (N,) int64, the tokens of each text before its second sentence begins; 0 where it has none.
         ends: (N,) int64, where each text ends.
         rows: (N,) int64, the row of the source that each text is of.
     """
@@ -42,6 +43,7 @@ class Tokens(NamedTuple):
     ids: Tensor
     types: Tensor
     words: Tensor
+    seconds: Tensor
     ends: Tensor
     rows: Tensor
 
@@ -117,8 +119,8 @@ def _tokenize(rows: Rows, tokenizer: Any, settings: TokenSettings) -> Tokens:
         parts.append(_chunk(texts, pairs, first, tokenizer, settings, rows.source))
     starts = torch.tensor([0, *(len(part.ids) for part in parts)]).cumsum(0)
     ends = [part.ends + start for part, start in zip(parts, starts, strict=False)]
-    _, ids, types, words, _, places = (list(column) for column in zip(*parts, strict=True))
-    joined: list[Tensor] = [torch.cat(column) for column in (ids, types, words, ends, places)]
+    _, ids, types, words, seconds, _, places = (list(column) for column in zip(*parts, strict=True))
+    joined: list[Tensor] = [torch.cat(column) for column in (ids, types, words, seconds, ends, places)]
     return Tokens(sum(part.cut for part in parts), *joined)
 
 
@@ -169,6 +171,7 @@ def _chunk(
         _flat(ids),
         _flat(types),
         _flat(words),
+        torch.tensor([_before_second(encoded.sequence_ids(place)) if pairs else 0 for place in chosen]),
         torch.tensor([len(each) for each in ids]).cumsum(0),
         torch.tensor([first + origin[place] for place in chosen]),
     )
@@ -178,6 +181,11 @@ def _first_of_words(words: Sequence[int | None]) -> list[int]:
     """Return the word that a token begins, else -1."""
     before = [None, *words[:-1]]
     return [-1 if word is None or word == last else word for word, last in zip(words, before, strict=True)]
+
+
+def _before_second(sentences: Sequence[int | None]) -> int:
+    """Return how many tokens come before those of the second sentence."""
+    return sentences.index(1) if 1 in sentences else len(sentences)
 
 
 def _flat(lists: Sequence[Sequence[int]]) -> Tensor:

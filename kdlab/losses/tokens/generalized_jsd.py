@@ -12,6 +12,7 @@ from torch import Tensor
 from kdlab.losses.checks import at_least
 from kdlab.losses.context import Context
 from kdlab.losses.tokens.token_loss import Positions, TokenLoss, dots, kl_rows, log_probabilities, normalize_
+from kdlab.schedules import Progress, Schedule
 
 _log = logging.getLogger("kdlab.losses")
 
@@ -35,6 +36,8 @@ class GeneralizedJSD(TokenLoss):
         temperature: T, positive, of both distributions.
         positions: ``"labeled"``, or ``"attended"`` for all tokens that are no padding.
         chunk_size: positions that are projected and compared at a time; ``None`` for all.
+        schedule: a factor of beta over epochs or steps, from 0 to 1, such as ``Linear(5, start=0.2)``; mind the jump of
+            the loss at exactly 0 and 1.
 
     Shapes:
         logits: (B, L, V) or (N, V), the same for both networks.
@@ -65,14 +68,23 @@ class GeneralizedJSD(TokenLoss):
         temperature: float = 1.0,
         positions: Positions = "labeled",
         chunk_size: int | None = None,
+        schedule: Schedule | None = None,
     ) -> None:
         super().__init__(positions, chunk_size)
-        self.beta = at_least("beta", beta, 0, most=1)
+        self.full_beta = at_least("beta", beta, 0, most=1)
+        self.schedule = schedule
+        self.advance(0, 0)
         self.temperature = at_least("temperature", temperature, 0, strictly=True)
+
+    def advance(self, epoch: int, step: int) -> None:
+        """Set beta to its value at this epoch and step."""
+        factor = 1.0 if self.schedule is None else self.schedule(Progress(epoch, step))
+        self.beta = at_least("beta", self.full_beta * factor, 0, most=1)
 
     def extra_repr(self) -> str:
         """Return beta with its limits."""
-        return f"beta={self.beta:g}: share of the teacher; 0 is the forward KL, 1 the reverse KL"
+        scheduled = "" if self.schedule is None else f" x {type(self.schedule).__name__}"
+        return f"beta={self.full_beta:g}{scheduled}: share of the teacher; 0 is the forward KL, 1 the reverse KL"
 
     def setup(self, context: Context) -> None:
         """Take the ignored label from the task; log what beta means."""

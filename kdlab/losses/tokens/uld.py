@@ -35,7 +35,8 @@ class ULD(nn.Module):
 
     Shapes:
         logits: (B, Ls, Vs) and (B, Lt, Vt), or (B, K) for one position a sample.
-        target: labels of the student (B, Ls), those of the teacher in its outputs' ``target`` (B, Lt), shifted once;
+        target: labels of the student (B, Ls), those of the teacher in its outputs' ``target`` (B, Lt), shifted once, as
+            :class:`~kdlab.members.Retokenized` gives them for a teacher with its own tokenizer;
             positions with the ignored label do not count, nor do those with mask 0. Without labels of its own the
             teacher has the student's, where the lengths are the same.
 
