@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import statistics
 from collections import defaultdict
 
 import torch
 
-from experiments.demo.choose import HELD_OUT, SEEDS, TRIALS, HeldOut
+from experiments.demo.choose import HELD_OUT, LABELED, SEEDS, HeldOut, recorded
 from kdlab.cli.demo_report import gain_text
 from kdlab.data import Digits
 from kdlab.studies.digits_demo import ALONE, DISTILLED, SETTING, Setting
@@ -23,11 +22,10 @@ def test_held_out_images_are_training_images() -> None:
 
 def test_the_setting_is_what_the_trials_choose() -> None:
     accuracies: dict[tuple[Setting, str], list[float]] = defaultdict(list)
-    with TRIALS.open(newline="") as file:
-        for row in csv.DictReader(file):
-            setting = Setting(**{name: type(value)(row[name]) for name, value in Setting._field_defaults.items()})
-            assert int(row["seed"]) in SEEDS
-            accuracies[setting, row["network"]].append(float(row["accuracy"]))
+    for (setting, network, seed), accuracy in recorded().items():
+        assert seed in SEEDS
+        accuracies[setting, network].append(accuracy)
+    assert {setting.labeled for setting, _ in accuracies} == {*LABELED}
     ratios: dict[Setting, float] = {}
     for labeled in {setting.labeled for setting, _ in accuracies}:
         alone, soft = (
