@@ -6,9 +6,11 @@ import statistics
 from collections import defaultdict
 
 import torch
+import yaml
 
 from experiments.demo.choose import HELD_OUT, LABELED, SEEDS, HeldOut, recorded
 from kdlab.cli.demo_report import gain_text
+from kdlab.config.recipe_files import recipe
 from kdlab.data import Digits
 from kdlab.studies.digits_demo import ALONE, DISTILLED, SETTING, Setting
 
@@ -40,6 +42,24 @@ def test_the_setting_is_what_the_trials_choose() -> None:
         gains = [after - before for before, after in pairs]
         ratios[soft] = statistics.mean(gains) / statistics.stdev(gains)
     assert max(ratios, key=lambda setting: ratios[setting]) == SETTING
+
+
+def test_the_recipe_is_the_demos_student() -> None:
+    config = yaml.safe_load(recipe("kd_digits").path.read_text())
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    soft = model["knowledge"]["soft"]
+    assert (
+        Setting(
+            labeled=data["train_size"],
+            epochs=config["trainer"]["max_epochs"],
+            rate=model["lr_scheduler"]["init_args"]["max_lr"],
+            temperature=soft["loss"]["init_args"]["temperature"],
+            weight=soft["weight"],
+            batch=data["batch_size"],
+        )
+        == SETTING
+    )
+    assert model["task_weight"] == 1 - SETTING.weight
 
 
 def test_the_demo_compares_each_gain_with_the_spread() -> None:

@@ -48,7 +48,6 @@ class SkewKL(TokenLoss):
     tensor(1.0988)
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("logits",)
     recipe_weight: ClassVar[float] = 1.0
 
     def __init__(
