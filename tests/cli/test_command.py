@@ -129,6 +129,21 @@ def test_help_and_version_import_nothing_heavy(argument: str) -> None:
     assert not {"torch", "pytorch_lightning", "jsonargparse", "rich"} & set(done.stderr.split())
 
 
+@pytest.mark.parametrize("arguments", [["fit", "-c", "gone"], ["check", "gone"], ["fit", "-c", "dkd"]])
+def test_a_mistake_in_a_config_is_reported_before_pytorch_is_imported(arguments: list[str]) -> None:
+    code = f"""
+import sys
+from kdlab.cli import main
+try:
+    main({arguments!r})
+except SystemExit as stop:
+    print(stop.code, {{"torch", "pytorch_lightning"}} & {{*sys.modules}})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "2 set()\n"
+    assert done.stderr.startswith(f"kdlab {arguments[0]}: ")
+
+
 def test_an_interrupt_while_importing_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
