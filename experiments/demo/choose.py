@@ -6,7 +6,8 @@
 number of epochs are those with the best mean accuracy of the student ALONE on the held-out images; then temperature and
 weight are those with the best mean accuracy of the distilled student. Of the numbers of labeled images it is that with
 the largest mean gain, in units of its standard deviation over the seeds. Seeds are 100 to 104, which the demo does not
-use. Each training is a row of ``trials.csv``; what has a row there is not trained again.
+use. Each training is a row of ``trials.csv``; what has a row there is not trained again. Until now 50 images alone have
+all their rows, so their number is not chosen; the command above goes on from the rows that there are.
 """
 
 from __future__ import annotations
