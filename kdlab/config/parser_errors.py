@@ -67,7 +67,8 @@ def parser_error(error: Exception, arguments: Sequence[str] = ()) -> InputError:
         hint = f"A knowledge is no {bare[1]}, but has it as its loss: knowledge.NAME.loss={bare[1]}."
         return InputError(hint, value=bare[1])
     if weights := re.search(ENUM, text):
-        return _named_weights(text, *weights.groups(), arguments)
+        builder, names, file = weights.groups()
+        return _named_weights(text, builder, names, file, arguments)
     keys = [key for key in re.findall(r'Parser key "([^"]+)"', text) if key != "config"]
     nested = re.findall(r"NestedArg\(key='([^']+)'", text)
     key = f"{keys[0]}.{nested[-1]}" if keys and nested else ".".join(keys)  # as on the command line, if there is one
