@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from kdlab.errors import InputError
+
 CHECKPOINT = "--ckpt_path"
 
 
@@ -17,6 +19,9 @@ def with_run_folders(arguments: Sequence[str]) -> list[str]:
     """Return the arguments of ``kdlab fit`` with the last checkpoint for a run's folder in ``--ckpt_path=FOLDER``.
 
     Where they name neither a config nor a model, the run's config is put first.
+
+    Raises:
+        InputError: the folder is no run's.
     """
     changed = list(arguments)
     for index, argument in enumerate(arguments):
@@ -26,6 +31,9 @@ def with_run_folders(arguments: Sequence[str]) -> list[str]:
         elif option != CHECKPOINT or not equals:
             continue
         config = Path(value) / "config.yaml"
+        if value and Path(value).is_dir() and not config.is_file() and Path(value).suffix != ".ckpt":  # else sharded
+            text = f"{CHECKPOINT}: the folder {value!r} has no config.yaml, so it is no run that kdlab trained."
+            raise InputError(text, key="ckpt_path", value=value)
         if value and config.is_file():
             changed[index] = f"{option}{equals}{last_checkpoint(Path(value))}"
             names = {other.partition("=")[0] for other in arguments}

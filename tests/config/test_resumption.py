@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 
+from kdlab import InputError
 from kdlab.cli import main
 from kdlab.config.csv_log import Continued, CSVLogger
 from kdlab.config.run_arguments import with_run_folders
@@ -156,6 +157,11 @@ def test_a_runs_folder_names_checkpoint_and_config(
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.yaml").write_text("a: 1")
     assert with_run_folders(arguments) == expanded
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"has no config\.yaml, so it is no run that kdlab trained"):
+        with_run_folders(["test", f"--ckpt_path={tmp_path}"])
 
 
 def test_rows_after_the_checkpoint_leave_the_log(tmp_path: Path) -> None:
