@@ -47,6 +47,7 @@ class ForwardKL(TokenLoss):
     tensor(1.5232)
     """
 
+    needs: ClassVar[tuple[str, ...]] = ("logits",)
     recipe_weight: ClassVar[float] = 0.5
 
     def __init__(

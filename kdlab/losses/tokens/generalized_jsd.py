@@ -56,6 +56,7 @@ class GeneralizedJSD(TokenLoss):
     GeneralizedJSD(beta=0.5: share of the teacher; 0 is the forward KL, 1 the reverse KL)
     """
 
+    needs: ClassVar[tuple[str, ...]] = ("logits",)
     recipe_weight: ClassVar[float] = 1.0
 
     def __init__(

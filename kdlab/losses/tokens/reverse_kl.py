@@ -45,6 +45,7 @@ class ReverseKL(TokenLoss):
     tensor(1.0750)
     """
 
+    needs: ClassVar[tuple[str, ...]] = ("logits",)
     recipe_weight: ClassVar[float] = 1.0
 
     def __init__(

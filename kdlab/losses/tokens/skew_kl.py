@@ -48,6 +48,7 @@ class SkewKL(TokenLoss):
     tensor(1.0988)
     """
 
+    needs: ClassVar[tuple[str, ...]] = ("logits",)
     recipe_weight: ClassVar[float] = 1.0
 
     def __init__(

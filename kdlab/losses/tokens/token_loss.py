@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +38,6 @@ class TokenLoss(nn.Module):
             head (:class:`~kdlab.outputs.factored.FactoredLogits`), as kdlab's training does with this argument set;
             ``None`` for all at once.
     """
-
-    needs: ClassVar[tuple[str, ...]] = ("logits",)
 
     def __init__(self, positions: Positions = "labeled", chunk_size: int | None = None) -> None:
         super().__init__()

@@ -55,6 +55,7 @@ class TopK(TokenLoss):
     (tensor(0.4330), tensor(1.0986))
     """
 
+    needs: ClassVar[tuple[str, ...]] = ("logits",)
     recipe_weight: ClassVar[float] = 0.5
 
     def __init__(
