@@ -67,8 +67,8 @@ def parser_error(error: Exception, arguments: Sequence[str] = ()) -> InputError:
         hint = f"A knowledge is no {bare[1]}, but has it as its loss: knowledge.NAME.loss={bare[1]}."
         return InputError(hint, value=bare[1])
     if weights := re.search(ENUM, text):
-        builder, names, file = weights.groups()
-        return _named_weights(text, builder, names, file, arguments)
+        builder, members, file = weights.groups()
+        return _named_weights(text, builder, members, file, arguments)
     keys = [key for key in re.findall(r'Parser key "([^"]+)"', text) if key != "config"]
     nested = re.findall(r"NestedArg\(key='([^']+)'", text)
     key = f"{keys[0]}.{nested[-1]}" if keys and nested else ".".join(keys)  # as on the command line, if there is one
@@ -82,9 +82,9 @@ def parser_error(error: Exception, arguments: Sequence[str] = ()) -> InputError:
     return InputError(message[:600], key=exact)
 
 
-def _named_weights(text: str, builder: str, names: str, file: str, arguments: Sequence[str]) -> InputError:
+def _named_weights(text: str, builder: str, members: str, file: str, arguments: Sequence[str]) -> InputError:
     """Return the error of a file where a network takes the name of its weights, with what loads the file, to paste."""
-    names = names.replace(",", ", ")
+    names = members.replace(",", ", ")
     message = f"{builder} takes the name of weights of its own ({names}), not a file. Write"
     option = next((x.partition(".weights=")[0] for x in arguments if x.endswith(f".weights={file}")), "")
     if option:
