@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import torch
+import yaml
 
-from experiments.demo.choose import HELD_OUT, SEEDS, TRIALS, HeldOut
+from experiments.demo.choose import HELD_OUT, LABELED, SEEDS, TEMPERATURES, WEIGHTS, HeldOut, recorded
 from kdlab.cli.demo_report import gain_text
+from kdlab.config.recipe_files import recipe
 from kdlab.data import Digits
 from kdlab.studies.digits_demo import ALONE, DISTILLED, SETTING, Setting
 
@@ -23,13 +24,12 @@ def test_held_out_images_are_training_images() -> None:
 
 def test_the_setting_is_what_the_trials_choose() -> None:
     accuracies: dict[tuple[Setting, str], list[float]] = defaultdict(list)
-    with TRIALS.open(newline="") as file:
-        for row in csv.DictReader(file):
-            setting = Setting(**{name: type(value)(row[name]) for name, value in Setting._field_defaults.items()})
-            assert int(row["seed"]) in SEEDS
-            accuracies[setting, row["network"]].append(float(row["accuracy"]))
+    for (setting, network, seed), accuracy in recorded().items():
+        assert seed in SEEDS
+        accuracies[setting, network].append(accuracy)
     ratios: dict[Setting, float] = {}
-    for labeled in {setting.labeled for setting, _ in accuracies}:
+    trained = Counter(setting.labeled for setting, network in accuracies if network == DISTILLED)
+    for labeled in (size for size in LABELED if trained[size] == len(TEMPERATURES) * len(WEIGHTS)):  # all were tried
         alone, soft = (
             max(
                 (one for one, name in accuracies if (name, one.labeled) == (wanted, labeled)),
@@ -42,6 +42,24 @@ def test_the_setting_is_what_the_trials_choose() -> None:
         gains = [after - before for before, after in pairs]
         ratios[soft] = statistics.mean(gains) / statistics.stdev(gains)
     assert max(ratios, key=lambda setting: ratios[setting]) == SETTING
+
+
+def test_the_recipe_is_the_demos_student() -> None:
+    config = yaml.safe_load(recipe("kd_digits").path.read_text())
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    soft = model["knowledge"]["soft"]
+    assert (
+        Setting(
+            labeled=data["train_size"],
+            epochs=config["trainer"]["max_epochs"],
+            rate=model["lr_scheduler"]["init_args"]["max_lr"],
+            temperature=soft["loss"]["init_args"]["temperature"],
+            weight=soft["weight"],
+            batch=data["batch_size"],
+        )
+        == SETTING
+    )
+    assert model["task_weight"] == 1 - SETTING.weight
 
 
 def test_the_demo_compares_each_gain_with_the_spread() -> None:

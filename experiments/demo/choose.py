@@ -2,11 +2,12 @@
 
     OMP_NUM_THREADS=1 python -m experiments.demo.choose
 
-300 of the 1,297 training images are held out, the same for all. First, learning rate and number of epochs are those
-with the best mean accuracy of the student ALONE on the held-out images; then temperature and weight are those with the
-best mean accuracy of the distilled student. Of several numbers of labeled images it is that with the largest mean gain,
-in units of its standard deviation over the seeds; of the sizes 50, 100 and 200 only 50 was finished, so the number is
-not chosen. Seeds are 100 to 104, which the demo does not use. Each training of that size is a row of ``trials.csv``.
+300 of the 1,297 training images are held out, the same for all. For each number of labeled images, learning rate and
+number of epochs are those with the best mean accuracy of the student ALONE on the held-out images; then temperature and
+weight are those with the best mean accuracy of the distilled student. Of the numbers of labeled images it is that with
+the largest mean gain, in units of its standard deviation over the seeds. Seeds are 100 to 104, which the demo does not
+use. Each training is a row of ``trials.csv``; what has a row there is not trained again. Until now 50 images alone have
+all their rows, so their number is not chosen; the command above goes on from the rows that there are.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import itertools
 import logging
 import statistics
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -29,8 +30,10 @@ from kdlab.studies.digits_demo import ALONE, DISTILLED, TEACHER_EPOCHS, Run, Set
 
 TRIALS = Path(__file__).with_name("trials.csv")
 SEEDS = range(100, 105)
-LABELED, RATES, EPOCHS = (50,), (0.003, 0.01, 0.03), (100, 200)
+LABELED, RATES, EPOCHS = (50, 100, 200), (0.003, 0.01, 0.03), (100, 200)
 TEMPERATURES, WEIGHTS = (2.0, 4.0, 8.0), (0.5, 0.9, 1.0)
+UNREAD = {"temperature": 4.0, "weight": 0.9}
+"""In the rows of the student alone, which reads neither."""
 HELD_OUT = 300
 
 
@@ -55,23 +58,27 @@ def main() -> None:
     """Train everything and print what is chosen."""
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
+    known = recorded()
     teacher = train_teacher(HeldOut, TEACHER_EPOCHS, _silent)
-    with TRIALS.open("w", newline="") as file:
+    with TRIALS.open("a", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*Setting._fields, "network", "seed", "accuracy"])
+        if not known:
+            writer.writerow([*Setting._fields, "network", "seed", "accuracy"])
 
         def measured(name: str, setting: Setting) -> list[float]:
             accuracies = []
             for seed in SEEDS:
-                run: Run = train_student(name, seed, teacher.network, setting, HeldOut, _silent)
-                accuracies.append(run.last("student_accuracy"))
-                writer.writerow([*setting, name, seed, accuracies[-1]])
-                file.flush()
+                if (key := (setting, name, seed)) not in known:
+                    run: Run = train_student(name, seed, teacher.network, setting, HeldOut, _silent)
+                    known[key] = run.last("student_accuracy")
+                    writer.writerow([*setting, name, seed, known[key]])
+                    file.flush()
+                accuracies.append(known[key])
             return accuracies
 
         chosen: list[tuple[float, Setting]] = []
         for labeled in LABELED:
-            plain = [Setting(labeled, epochs, rate) for rate, epochs in itertools.product(RATES, EPOCHS)]
+            plain = [Setting(labeled, epochs, rate, **UNREAD) for rate, epochs in itertools.product(RATES, EPOCHS)]
             alone = [measured(ALONE, setting) for setting in plain]
             first = best(plain, alone)
             pairs = itertools.product(TEMPERATURES, WEIGHTS)
@@ -83,6 +90,21 @@ def main() -> None:
             print(f"{soft[second]}: gain {mean:+.2f} ± {std:.2f}", flush=True)
             chosen.append((mean / std, soft[second]))
     print("chosen:", max(chosen)[1])
+
+
+def recorded() -> dict[tuple[Setting, str, int], float]:
+    """Return the accuracies in :data:`TRIALS` by setting, network and seed."""
+    if not TRIALS.is_file():
+        return {}
+    with TRIALS.open(newline="") as file:
+        return {
+            (setting_of(row), row["network"], int(row["seed"])): float(row["accuracy"]) for row in csv.DictReader(file)
+        }
+
+
+def setting_of(row: Mapping[str, str]) -> Setting:
+    """Return the setting of a row of :data:`TRIALS`."""
+    return Setting(**{name: type(value)(row[name]) for name, value in Setting._field_defaults.items()})
 
 
 def _silent(name: str, seed: int, epochs: int) -> pl.Callback:

@@ -10,6 +10,7 @@ from contextvars import copy_context
 from rich.console import Console
 
 from kdlab.cli.printing import titled_table
+from kdlab.config.config_merge import named_first
 from kdlab.config.first_step import fit_to_first_step
 from kdlab.config.lightning_cli import QUIET, build
 from kdlab.config.part_summary import parts
@@ -29,9 +30,8 @@ def check(overrides: list[str]) -> None:
     Args:
         overrides: a config, and options of ``kdlab fit``
     """
-    first = ["-c"] if overrides and not overrides[0].startswith("-") else []
     # jsonargparse keeps its last parser, and with it the trainer, in the context; trainer and module form a cycle.
-    copy_context().run(_check, [*first, *overrides])
+    copy_context().run(_check, named_first(overrides))
     gc.collect()
 
 

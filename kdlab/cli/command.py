@@ -37,6 +37,9 @@ def call(name: str, command: Callable[..., None], arguments: Sequence[str]) -> N
         if not first.startswith("-"):
             raise InputError(f"{first!r} is one argument too many.")
         raise InputError(f"There is no option {first!r}; the nearest are {nearest(first, options_of(command))}.")
+    if "--help" in known:
+        print(re.sub(r"type: <class\s+'(\w+)'>", lambda kind: f"type: {kind[1].lower()}", parser.format_help()), end="")
+        raise SystemExit(0)
     try:
         values = parser.instantiate(parser.parse_args(known))
     except ArgumentError as error:

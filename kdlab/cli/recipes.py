@@ -30,14 +30,18 @@ def init(recipe_name: str, out: Path = Path()) -> None:
 
     Args:
         recipe_name: name of a recipe, see kdlab recipes
-        out: folder to copy to
+        out: folder to copy to, or the file, NAME.yaml, where the recipe is one file
     """
     words = recipe(recipe_name).command()
+    files = words.count("-c")
+    is_file = out.suffix in (".yaml", ".yml")
+    if is_file and files > 1:
+        raise InputError(f"{recipe_name!r} is {files} files, laid over each other: give a folder as --out.")
     copies = dict[Path, str]()
     for index, word in enumerate(words):
         if words[index - 1] == "-c":
             source = recipe(word).path
-            target = out / source.name
+            target = out if is_file else out / source.name
             copies[target], words[index] = source.read_text(), str(target)
     for target, text in copies.items():
         if target.exists() and target.read_text() != text:

@@ -13,7 +13,7 @@ from jsonargparse import get_loader
 
 from kdlab.config.located_yaml import Source
 from kdlab.config.recipe_files import with_recipes
-from kdlab.config.resumption import with_run_folders
+from kdlab.config.run_arguments import with_run_folders
 from kdlab.errors import InputError, form_of
 
 DATA = "--data=kdlab.data.Digits"
@@ -69,6 +69,20 @@ def merge_configs(arguments: Sequence[str]) -> list[str]:
     if not has_data:
         merged.insert(1 if merged and not merged[0].startswith("-") else 0, DATA)  # after the command
     return merged
+
+
+def read_configs(arguments: Sequence[str]) -> list[str]:
+    """Return the config files that arguments of ``kdlab fit`` name, after :func:`merge_configs` has read them.
+
+    This imports neither PyTorch nor Lightning, so that a mistake is reported at once.
+    """
+    merge_configs(arguments)
+    return [path for _, path, _ in _configs(with_recipes(with_run_folders(arguments))) if "\n" not in path]
+
+
+def named_first(arguments: Sequence[str]) -> list[str]:
+    """Return arguments of ``kdlab check CONFIG ...`` as those of ``kdlab fit -c CONFIG ...``."""
+    return [*(["-c"] if arguments and not arguments[0].startswith("-") else []), *arguments]
 
 
 def _with_groups(arguments: Sequence[str]) -> list[str]:

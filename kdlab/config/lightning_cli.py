@@ -24,6 +24,7 @@ from kdlab.config.located_yaml import Source
 from kdlab.config.messages import quietly, silence
 from kdlab.config.part_summary import PartSummary
 from kdlab.config.resumption import announced
+from kdlab.config.run_arguments import last_checkpoint
 from kdlab.config.run_errors import about, construction_error, input_error
 from kdlab.config.run_folder import (
     CSV,
@@ -31,7 +32,6 @@ from kdlab.config.run_folder import (
     claimed_folder,
     continued_run,
     join_group,
-    last_checkpoint,
     note_group,
     refuse_other_job,
     run_folder,

@@ -5,14 +5,18 @@ This is the only module that reads jsonargparse's texts.
 
 from __future__ import annotations
 
+import ast
 import difflib
 import inspect
+import math
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
+import yaml
 
 from kdlab.config.class_paths import is_denied
 from kdlab.config.located_yaml import ends_with
@@ -63,12 +67,8 @@ def parser_error(error: Exception, arguments: Sequence[str] = ()) -> InputError:
         hint = f"A knowledge is no {bare[1]}, but has it as its loss: knowledge.NAME.loss={bare[1]}."
         return InputError(hint, value=bare[1])
     if weights := re.search(ENUM, text):
-        builder, own, file = weights.groups()
-        return InputError(
-            f"{builder} takes the name of weights of its own ({own.replace(',', ', ')}), not a file: write "
-            f"{{class_path: kdlab.models.with_weights, init_args: {{network: {builder}, weights: {file}}}}}.",
-            value=file,
-        )
+        builder, members, file = weights.groups()
+        return _named_weights(text, builder, members, file, arguments)
     keys = [key for key in re.findall(r'Parser key "([^"]+)"', text) if key != "config"]
     nested = re.findall(r"NestedArg\(key='([^']+)'", text)
     key = f"{keys[0]}.{nested[-1]}" if keys and nested else ".".join(keys)  # as on the command line, if there is one
@@ -80,6 +80,37 @@ def parser_error(error: Exception, arguments: Sequence[str] = ()) -> InputError:
     message = " ".join(line for line in lines if line and not re.match(NOISE, line))
     message = re.sub(r'^Parser key "([\w.]+)":', r"\1:", message).replace("Given value: ", "but was given ")
     return InputError(message[:600], key=exact)
+
+
+def _named_weights(text: str, builder: str, members: str, file: str, arguments: Sequence[str]) -> InputError:
+    """Return the error of a file where a network takes the name of its weights, with what loads the file, to paste."""
+    names = members.replace(",", ", ")
+    message = f"{builder} takes the name of weights of its own ({names}), not a file. Write"
+    option = next((x.partition(".weights=")[0] for x in arguments if x.endswith(f".weights={file}")), "")
+    if option:
+        further = [x.replace(option, f"{option}.network", 1) for x in arguments if x.startswith(f"{option}.")]
+        further = [x for x in further if x != f"{option}.network.weights={file}"]
+        line = [
+            f"{option}=kdlab.models.with_weights",
+            f"{option}.network={builder}",
+            *further,
+            f"{option}.weights={file}",
+        ]
+        return InputError(f"{message} {shlex.join(line)}", value=file)
+    network: Any = builder
+    for line in re.findall(r"Given value: ({.*})$", text, re.MULTILINE):
+        try:
+            value = ast.literal_eval(line)
+        except (ValueError, SyntaxError):  # an object among the values
+            continue
+        options = {key: item for key, item in value.get("init_args", {}).items() if key != "weights"}
+        if value.get("class_path") == builder and options:
+            network = {"class_path": builder, "init_args": options}
+            break
+    wrapped = {"class_path": "kdlab.models.with_weights", "init_args": {"network": network, "weights": file}}
+    flow = yaml.safe_dump(wrapped, default_flow_style=True, sort_keys=False, width=math.inf).strip()
+    keys = re.findall(r'Parser key "([^"]+)"', text.partition("Given value")[0])
+    return InputError(f"{message} {''.join(keys[-2:-1])}: {flow}", value=file)
 
 
 def _hint(key: str, text: str, options: Sequence[str]) -> str:

@@ -1,40 +1,21 @@
-"""How a run is named on the command line: its folder first, the command that resumes it last."""
+"""What a run prints of itself: its folder first, the command that resumes it last."""
 
 from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.exceptions import SIGTERMException
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from kdlab.config.run_folder import finish_loggers, last_checkpoint, run_folder
-
-CHECKPOINT = "--ckpt_path"
-
-
-def with_run_folders(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments of ``kdlab fit`` with the last checkpoint for a run's folder in ``--ckpt_path=FOLDER``.
-
-    Where they name neither a config nor a model, the run's config is put first.
-    """
-    changed = list(arguments)
-    for index, argument in enumerate(arguments):
-        option, equals, value = argument.partition("=")
-        if not equals and index and arguments[index - 1] == CHECKPOINT:
-            option, value = "", argument
-        elif option != CHECKPOINT or not equals:
-            continue
-        config = Path(value) / "config.yaml"
-        if value and config.is_file():
-            changed[index] = f"{option}{equals}{last_checkpoint(Path(value))}"
-            names = {other.partition("=")[0] for other in arguments}
-            if not names & {"-c", "--config", "--model"}:
-                changed.insert(bool(changed) and not changed[0].startswith("-"), f"--config={config}")
-    return changed
+from kdlab.config.run_arguments import CHECKPOINT, last_checkpoint
+from kdlab.config.run_folder import finish_loggers, run_folder
+from kdlab.modules.base import DistillationModule
+from kdlab.modules.run_length import RunLength
 
 
 @contextmanager
@@ -77,7 +58,20 @@ def resume_text(trainer: pl.Trainer, start: str) -> str:
     )
     if start:
         return f"{start} Resume: {command}"
-    return f"Done: {shown(folder)}. To train longer: {command} --trainer.max_epochs=N"
+    option = "max_epochs" if trainer.max_steps == -1 else "max_steps"
+    longer = "To train longer"
+    if is_planned(trainer):
+        longer = "Its schedule ends here, so a longer training begins anew"
+        command = f"kdlab fit -c {shown(folder)}/config.yaml"
+    return f"Done: {shown(folder)}. {longer}: {command} --trainer.{option}=N"
+
+
+def is_planned(trainer: pl.Trainer) -> bool:
+    """Return whether the learning rate or a weight was planned to end here: a longer run needs another plan."""
+    schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+    ended = any(isinstance(each, CosineAnnealingLR) and each.last_epoch >= each.T_max for each in schedulers)
+    module = trainer.lightning_module
+    return ended or (module.length if isinstance(module, DistillationModule) else RunLength()).counts(trainer)
 
 
 def checkpoint_of(trainer: pl.Trainer) -> Path | None:

@@ -18,6 +18,7 @@ from pytorch_lightning.utilities import rank_zero_info
 
 from kdlab.compat import has_version, next_version, wandb_options
 from kdlab.config import csv_log
+from kdlab.config.run_arguments import last_checkpoint
 from kdlab.errors import InputError
 from kdlab.files import locked, write_text
 
@@ -37,11 +38,6 @@ def run_folder(trainer: pl.Trainer) -> Path:
     if isinstance(checkpoint, ModelCheckpoint) and checkpoint.dirpath:
         return Path(checkpoint.dirpath).parent
     return Path(trainer.log_dir or trainer.default_root_dir)
-
-
-def last_checkpoint(folder: Path) -> Path:
-    """Return the path of the checkpoint that a run is resumed from; it need not exist."""
-    return folder / "checkpoints" / "last.ckpt"
 
 
 def continued_run(path: Path, checkpoint: Mapping[str, Any] | None) -> csv_log.Continued | None:
@@ -145,6 +141,8 @@ def join_group(trainer: pl.Trainer, checkpoint: str | None) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             options = wandb_options(logger)
+            if options.get("anonymous") is None:  # Lightning always passes it on, and W&B warns of it
+                options.pop("anonymous", None)
             if not options.get("group"):
                 options["group"] = known.read_text().strip() if known.is_file() else f"kdlab-{uuid4().hex[:8]}"
             if checkpoint:

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 
 from kdlab.config.lightning_cli import QUIET, KdlabCLI, build
 from kdlab.config.messages import quietly
-from kdlab.config.run_folder import last_checkpoint
+from kdlab.config.run_arguments import last_checkpoint
 from kdlab.errors import InputError
 from kdlab.figures import drawing
 from kdlab.figures.curve_rows import curve_rows, named

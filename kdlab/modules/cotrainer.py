@@ -36,6 +36,8 @@ class CoTrainer(DistillationModule):
 
     Checkpoints hold networks, losses, and the state of the teaching (averages, banks, gates), but no frozen teacher.
 
+    What a batch and a network may be: see :class:`~kdlab.modules.Distiller`.
+
     Args:
         networks: the networks to train, by name.
         knowledge: what to learn from a teacher, by name; the names are log keys and checkpoint keys.

@@ -30,6 +30,21 @@ class Distiller(DistillationModule):
     Checkpoints hold the student and the losses' own parts, never the teacher, which is no part of the module's tree
     (see :class:`~kdlab.members.Frozen`).
 
+    A batch is ``(inputs, labels)``, ``(inputs, labels, index)`` with the position of each sample in its data set, or a
+    mapping with ``"labels"``, perhaps ``"index"``, and keyword arguments: each network gets those that its ``forward``
+    names, or all if it takes ``**kwargs``. ``attention_mask`` (B, L) says which tokens count. What is no tensor (texts,
+    a number) is passed on as it is.
+
+    A network is any module. Its logits (B, K) are the tensor that it returns, the first element of a tuple or list, or
+    ``logits`` or ``out`` of a mapping, a dataclass or a model output of transformers. Its layers are tapped by the
+    names of its submodules, or of what it returns (``hidden_states.6``); its embedding is what enters the last linear
+    layer.
+
+    >>> import torch
+    >>> network = nn.Linear(4, 10)  # forward(self, input)
+    >>> Distiller(network)({"input": torch.rand(2, 4), "texts": ["a", "b"]}).shape  # inputs of a mapping's batch
+    torch.Size([2, 10])
+
     Args:
         student: the network to train.
         teacher: the network to learn from, or several; frozen, in eval mode. A :class:`~kdlab.members.Stored` is a file

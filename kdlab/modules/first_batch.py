@@ -150,14 +150,25 @@ def _batches(module: pl.LightningModule, loader: CombinedLoader) -> Iterator[Bat
 
 def first_samples(batch: Batch, count: int) -> Batch:
     """Return the first samples of a batch, without its views."""
-    inputs, index, mix = batch.inputs, batch.index, batch.mix
+    index, mix = batch.index, batch.mix
     return Batch(
-        {name: value[:count] for name, value in inputs.items()} if isinstance(inputs, Mapping) else inputs[:count],
+        _first(batch.inputs, len(batch.target), count),
         batch.target[:count],
         None if index is None else index[:count],
         # A partner that is cut off is replaced by one that is not.
         mix=None if mix is None else Mix(mix.partner[:count] % len(mix.partner[:count]), mix.share[:count]),
     )
+
+
+def _first(inputs: Any, samples: int, count: int) -> Any:
+    """Return the first entries of what has one for every sample; all else, such as a number or a word, as it is."""
+    if isinstance(inputs, Mapping):
+        return {name: _first(value, samples, count) for name, value in inputs.items()}
+    if isinstance(inputs, Tensor):
+        return inputs[:count] if inputs.dim() and len(inputs) == samples else inputs
+    if type(inputs) not in (list, tuple):
+        return inputs
+    return inputs[:count] if len(inputs) == samples else type(inputs)(_first(part, samples, count) for part in inputs)
 
 
 def _cast(inputs: Any, dtype: torch.dtype) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kdlab.errors import InputError
+from kdlab.errors import InputError, form_of
 from kdlab.knowledge import Knowledge
 from kdlab.members.member import Member
 from kdlab.optimizers.dot import reaches
@@ -130,10 +130,12 @@ def described_loss(name: str, knowledge: Knowledge) -> str:
 
 
 def shape_of(value: Any) -> str:
-    """Return shape and dtype of inputs as text."""
-    if isinstance(value, Mapping):
+    """Return shape and dtype of inputs as text; of what is no tensor its form."""
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, Mapping) and value:
         return ", ".join(f"{name} {shape_of(part)}" for name, part in value.items())
-    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    return form_of(value)
 
 
 def shapes_of(name: str, outputs: Outputs) -> list[tuple[str, str, tuple[int, ...]]]:

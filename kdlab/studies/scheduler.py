@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdlab.config.run_folder import last_checkpoint
+from kdlab.config.run_arguments import last_checkpoint
 from kdlab.files import read_json, write_json
 from kdlab.studies.columns import COLUMNS
 from kdlab.studies.launchers import Launcher

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from kdlab.config.run_folder import last_checkpoint
+from kdlab.config.run_arguments import last_checkpoint
 from kdlab.figures import drawing
 from kdlab.figures.curve_rows import curve_rows
 from kdlab.figures.evidence import Plot

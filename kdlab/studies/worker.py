@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 
 from kdlab.config.lightning_cli import take_up
-from kdlab.config.run_folder import finish_loggers, last_checkpoint
+from kdlab.config.run_arguments import last_checkpoint
+from kdlab.config.run_folder import finish_loggers
 from kdlab.errors import InputError, refusal_in
 from kdlab.export.student import student_of
 from kdlab.files import locked, read_json, write_json

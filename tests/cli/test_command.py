@@ -109,7 +109,9 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code == 0
-    assert "usage: " in capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "usage: " in shown
+    assert "<class 'Path'>" not in shown
 
 
 def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,6 +127,21 @@ def test_help_and_version_import_nothing_heavy(argument: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "kdlab" in done.stdout
     assert not {"torch", "pytorch_lightning", "jsonargparse", "rich"} & set(done.stderr.split())
+
+
+@pytest.mark.parametrize("arguments", [["fit", "-c", "gone"], ["check", "gone"], ["fit", "-c", "dkd"]])
+def test_a_mistake_in_a_config_is_reported_before_pytorch_is_imported(arguments: list[str]) -> None:
+    code = f"""
+import sys
+from kdlab.cli import main
+try:
+    main({arguments!r})
+except SystemExit as stop:
+    print(stop.code, {{"torch", "pytorch_lightning"}} & {{*sys.modules}})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "2 set()\n"
+    assert done.stderr.startswith(f"kdlab {arguments[0]}: ")
 
 
 def test_an_interrupt_while_importing_is_one_line(

@@ -202,7 +202,7 @@ ONE_CYCLE = ["--model.lr_scheduler=torch.optim.lr_scheduler.OneCycleLR", "--mode
         (["fit", "-c", "kd.yaml", "--model.knowledge.x=my_loss.CosineLogits"], "knowledge.NAME.loss=my_loss.CosineL"),
         (
             ["fit", "-c", "kd.yaml", "--model.teacher=torchvision.models.resnet18", "--model.teacher.weights=a.pth"],
-            "kdlab.models.with_weights, init_args: {network: torchvision.models.resnet18, weights: a.pth}}",
+            "--model.teacher=kdlab.models.with_weights --model.teacher.network=torchvision.models.resnet18 --",
         ),
         (["fit", "-c", "kd.yaml", "--model.teacher.weights=gone.safetensors"], "no weights file 'gone.safetensors'"),
         (["fit", "-c", "kd.yaml", '--model.knowledge.soft.student_layers=["hiden.0"]'], "'hidden.0'"),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
+import torch
+import torchvision
 import yaml
 
-from kdlab.config.lightning_cli import resolve
+from kdlab.config.lightning_cli import QUIET, build, resolve
 from kdlab.config.parser_errors import _wrong_part
 from kdlab.errors import InputError
 from tests.config.test_lightning_cli import RECIPE
@@ -51,3 +54,33 @@ def test_an_error_has_the_key_and_the_value(option: str, key: str, value: str, t
         resolve([f"--config={tmp_path / 'kd.yaml'}", option])
     assert (raised.value.key.endswith(key), raised.value.value) == (True, value)
     assert bool(raised.value.key) == bool(key)
+
+
+NETWORK = {"class_path": "torchvision.models.squeezenet1_1", "init_args": {"num_classes": 10}}
+
+
+@pytest.mark.parametrize("written", ["config", "options"])
+def test_a_file_for_named_weights_is_answered_with_a_line_to_paste(
+    written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    network = torchvision.models.squeezenet1_1(num_classes=10)
+    torch.save(network.state_dict(), "my.pth")
+    recipe = yaml.safe_load(yaml.safe_dump(RECIPE))
+    recipe["model"]["init_args"] = {"student": NETWORK}
+    options = ["--model.teacher=torchvision.models.squeezenet1_1", "--model.teacher.num_classes=10"]
+    if written == "config":
+        recipe["model"]["init_args"]["teacher"] = {**NETWORK, "init_args": {"num_classes": 10, "weights": "my.pth"}}
+        options = []
+    Path("kd.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(InputError, match=r"IMAGENET1K_V1, DEFAULT\), not a file\. Write ") as raised:
+        resolve(["-c", "kd.yaml", *options, *(["--model.teacher.weights=my.pth"] if options else [])])
+    line = str(raised.value).partition(" Write ")[2]
+    if written == "config":
+        recipe["model"]["init_args"] |= yaml.safe_load(line)
+        Path("kd.yaml").write_text(yaml.safe_dump(recipe))
+    built = build(["-c", "kd.yaml", *QUIET, *(shlex.split(line) if options else [])], run=False, save_config=False)
+    loaded, wanted = built.model.teacher.networks[0].state_dict(), network.state_dict()
+    assert loaded.keys() == wanted.keys()
+    assert all(torch.equal(loaded[name], wanted[name]) for name in wanted)

@@ -80,6 +80,15 @@ def test_init_copies_a_recipe_and_its_base(tmp_path: Path, capsys: pytest.Captur
     assert (tmp_path / "dml.yaml").read_text() == "changed: 1\n"
 
 
+def test_init_copies_one_file_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["init", "kd_digits", f"--out={tmp_path}/x.yaml"])
+    assert (tmp_path / "x.yaml").read_text() == (ROOT / "configs/kd_digits.yaml").read_text()
+    assert capsys.readouterr().out.splitlines()[-1] == f"  kdlab fit -c {tmp_path}/x.yaml"
+    with pytest.raises(SystemExit):
+        main(["init", "dml", f"--out={tmp_path}/y.yaml"])
+    assert "'dml' is 2 files, laid over each other: give a folder as --out." in capsys.readouterr().err
+
+
 def test_studies_go_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert study("smoke") == study("experiments/smoke") == ROOT / "experiments/smoke"

@@ -13,9 +13,10 @@ import pytorch_lightning as pl
 import torch
 import yaml
 
+from kdlab import InputError
 from kdlab.cli import main
 from kdlab.config.csv_log import Continued, CSVLogger
-from kdlab.config.resumption import with_run_folders
+from kdlab.config.run_arguments import with_run_folders
 from kdlab.config.run_folder import run_loggers
 from tests.config.test_lightning_cli import RECIPE
 
@@ -112,6 +113,32 @@ def test_a_finished_run_says_where_it_is(work: Path, capsys: pytest.CaptureFixtu
     assert "version: null" in (work / "runs/version_0/config.yaml").read_text()  # else the recipe could not run again
 
 
+ONE_CYCLE = "--model.lr_scheduler={class_path: torch.optim.lr_scheduler.OneCycleLR, init_args: {max_lr: 0.1}}"
+COSINE = "--model.lr_scheduler={class_path: torch.optim.lr_scheduler.CosineAnnealingLR, init_args: {T_max: %d}}"
+
+
+@pytest.mark.parametrize(
+    ("options", "longer"),
+    [
+        (["--trainer.max_epochs=1", ONE_CYCLE], "-c runs/version_0/config.yaml --trainer.max_epochs=2"),
+        (["--trainer.max_epochs=1", COSINE % 1], "-c runs/version_0/config.yaml --trainer.max_epochs=2"),
+        (["--trainer.max_epochs=1", COSINE % 2], "--ckpt_path=runs/version_0 --trainer.max_epochs=2"),
+        (["--trainer.max_steps=2", "--trainer.max_epochs=-1"], "--ckpt_path=runs/version_0 --trainer.max_steps=4"),
+    ],
+)
+@pytest.mark.full
+def test_the_command_for_a_longer_run_works(
+    options: list[str], longer: str, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["fit", "-c", "kd.yaml", *options])
+    command = capsys.readouterr().out.splitlines()[-1].rpartition("kdlab fit ")[2]
+    assert command.replace("=N", f"={longer.rpartition('=')[2]}") == longer
+    main(["fit", *shlex.split(longer)])
+    fresh = longer.startswith("-c")
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"Done: runs/version_{int(fresh)}.")
+    assert len(list((work / "runs").iterdir())) == 1 + fresh
+
+
 @pytest.mark.parametrize(
     ("arguments", "expanded"),
     [
@@ -130,6 +157,11 @@ def test_a_runs_folder_names_checkpoint_and_config(
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.yaml").write_text("a: 1")
     assert with_run_folders(arguments) == expanded
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"has no config\.yaml, so it is no run that kdlab trained"):
+        with_run_folders(["test", f"--ckpt_path={tmp_path}"])
 
 
 def test_rows_after_the_checkpoint_leave_the_log(tmp_path: Path) -> None:

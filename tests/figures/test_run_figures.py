@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning.loggers import WandbLogger
+from PIL import Image
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 
 from kdlab import InputError
 from kdlab.cli import main
@@ -109,6 +111,25 @@ def test_one_key_logs_the_figures_after_validation_and_test(tmp_path: Path) -> N
     assert logger.images[0] == "test/reliability"
     with pytest.warns(UserWarning, match="LogFigures draws nothing"):
         trainer(callbacks=[LogFigures()]).fit(module, digits())
+
+
+@pytest.mark.full
+def test_tensorboard_gets_every_figure_as_an_image(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = TensorBoardLogger(tmp_path, name="", version="run")
+    run = trainer(2, callbacks=[LogFigures(every_n_epochs=2)], logger=logger, limit_val_batches=1.0)
+    run.fit(distiller(), digits())
+    events = EventAccumulator(str(tmp_path / "run"), size_guidance={"images": 0})
+    events.Reload()
+    names = ("agreement", "cka", "class_correlations", "confusion", "reliability")
+    assert sorted(events.Tags()["images"]) == [f"val/{name}" for name in names]
+    for name in names:
+        (image,) = events.Images(f"val/{name}")  # of the second epoch alone
+        assert image.step == run.global_step
+        assert Image.open(io.BytesIO(image.encoded_image_string)).size == (image.width, image.height)
+    assert {"loss/soft", "val/student_accuracy"} <= {*events.Tags()["scalars"]}
 
 
 def test_plot_of_no_run_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

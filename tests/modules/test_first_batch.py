@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 import warnings
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from kdlab import Distiller
+from kdlab import Distiller, InputError, Knowledge
+from kdlab.losses import SoftTargets
 from kdlab.modules.first_batch import SAMPLES, FirstBatch, _cast
 from kdlab.outputs.containers import Batch, Mix
 from tests.modules.tiny import digits, distiller, network, pairs, trainer
@@ -50,6 +53,50 @@ def test_a_few_samples_take_their_views_along() -> None:
         assert torch.equal(cut.mix.share, mix.share[:SAMPLES])
     small = FirstBatch(batch_of(3, Mix(torch.tensor([2, 0, 1]), torch.rand(3))), None, None, None).few
     assert small.mix.partner.tolist() == [2, 0, 1]
+
+
+class Told(nn.Module):
+    """Reads what else than tensors a batch may hold; refuses what does not come as the loader gave it."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(64, width), nn.Linear(width, 10)
+
+    def forward(
+        self, pixels: Tensor, texts: list[str], sizes: dict[str, Tensor], scale: float, kind: str, extra: None
+    ) -> Tensor:
+        assert len(texts) == len(pixels) == len(sizes["rows"])
+        assert (texts[0], scale, kind, extra) == ("sample", 2.0, "words", None)
+        return self.head(self.body(pixels * scale).relu())
+
+
+def told(batch: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    pixels, labels = (torch.stack(parts) for parts in zip(*batch, strict=True))
+    texts, rows = ["sample"] * len(labels), torch.full((len(labels),), 8)
+    further = {"scale": 2.0, "kind": "words", "extra": None, "sizes": {"rows": rows}}
+    return {"pixels": pixels, "texts": texts, "labels": labels, **further}
+
+
+def told_data() -> DataLoader[Any]:
+    return DataLoader(pairs(40).dataset, 20, collate_fn=told)
+
+
+def test_a_batch_may_hold_other_things_than_tensors() -> None:
+    module = Distiller(Told(), Told(16), {"soft": Knowledge(SoftTargets(4.0))})
+    run = trainer(1, limit_val_batches=1.0)
+    run.fit(module, told_data(), told_data())
+    assert (run.global_step, "val/student_accuracy" in run.callback_metrics) == (2, True)
+
+
+def test_a_network_that_fails_is_reported_with_all_that_the_batch_holds() -> None:
+    form = (
+        r"The student fails on inputs pixels \(8, 64\) float32, texts a list of 8, scale a float, kind a str, "
+        r"extra a NoneType, sizes rows \(8,\) int64: "
+    )
+    network = Told()
+    network.body = nn.Linear(3, 8)
+    with pytest.raises(InputError, match=form):
+        trainer().fit(Distiller(network, Told(), {"soft": Knowledge(SoftTargets(4.0))}), told_data())
 
 
 def test_a_view_that_is_a_batch_gets_the_network_s_dtype() -> None:
