@@ -26,6 +26,7 @@ COMMANDS = {
     "layers": "list the layers of a network that can be tapped",
     "methods": "list the losses and what each needs",
     "export": "write the student of a run: safetensors, torch, ONNX, ExecuTorch or OpenVINO, checked; int8",
+    "profile": "measure networks and exported files: size, operations, latency, memory, accuracy",
     "plot": "draw a run: curves, calibration, agreement, similarity of layers; curves of several runs",
     "reproduce": "train what is missing of a study (data, pairs, methods, seeds) and print its table",
     "report": "print and write the table of a study, beside the published numbers",

@@ -80,7 +80,7 @@ def export(
             trained.preprocessing(with_preprocessing),
             trained.classes,
             trained.identity,
-            int8=quantization,
+            quantization=quantization,
         ),
         calibration=trained.calibration(calibrate, with_preprocessing) if int8 else None,
         mean=mean,

@@ -18,6 +18,7 @@ from kdlab.config.messages import quietly
 from kdlab.errors import InputError
 from kdlab.export.parity import Sample
 from kdlab.export.student import loaded, run_of, student_in, student_of
+from kdlab.models.fake_quantized import without_fake_quantization
 from kdlab.models.weights import save_tensors
 from kdlab.modules.base import DistillationModule
 from kdlab.outputs import Batch
@@ -52,12 +53,10 @@ class TrainedRun(NamedTuple):
 
     def preprocessing(self, in_graph: bool) -> dict[str, Any]:
         """Return what a file's inputs are, for its metadata."""
-        shape = getattr(self.data, "shape", None)
-        described: dict[str, Any] = {"shape": list(shape)} if shape else {}
-        if self.normalization:
-            mean, std = self.normalization
-            described |= {"scale": 1 / 255, "mean": mean, "std": std, "in_graph": in_graph}
-        return described | {"dtype": "uint8" if in_graph else "float32"}
+        if self.normalization is None:
+            return {}
+        mean, std = self.normalization
+        return {"scale": 1 / 255, "mean": mean, "std": std, "in_graph": in_graph}
 
     def samples(self, raw: bool, most: int = 0) -> Iterator[Sample]:
         """Yield the validation set in batches, with the teacher's logits.
@@ -142,7 +141,7 @@ def _network(config: dict[str, Any] | None, tensors: dict[str, Tensor], folder: 
         parsed = parser.parse_object({"network": loaded(config, weights)})
         check_config(parsed.as_dict())
         network: nn.Module = parser.instantiate(parsed).network
-    return network.eval()
+    return without_fake_quantization(network).eval()
 
 
 def _batches(

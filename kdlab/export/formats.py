@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kdlab.errors import ExportMismatchError, InputError, check_word
 from kdlab.export import executorch_program, onnx_int8, onnx_model, openvino_model, torch_program
 from kdlab.export.deployed import Deployed, about
+from kdlab.export.flops import flops_of
 from kdlab.export.parity import Checked, Run, Sample, check
 
 
@@ -93,13 +94,16 @@ def export_checked(
     deployed, example = Deployed(network, mean, std), example[:2]
     if len(example) < 2:
         raise InputError("The example needs two rows: a batch of one would fix the batch size.")
+    text = {**(metadata or about(network)), "format": format, "int8": calibration is not None}
+    text["parameters"], text["flops"] = sum(value.numel() for value in network.parameters()), _flops(deployed, example)
+    text["preprocessing"] = {"shape": [*example.shape[1:]], **text.get("preprocessing", {}), "dtype": dtype_of(example)}
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         if calibration is None:
-            form.write(deployed, example, written, metadata or about(network))
+            form.write(deployed, example, written, text)
         else:
             assert form.write_int8 is not None
-            form.write_int8(deployed, example, written, metadata or about(network), calibration)
+            form.write_int8(deployed, example, written, text, calibration)
         checked = check(form.load(written), Deployed(network), samples, int8=calibration is not None, points=points)
         _rename(form, written, failed if checked.complaint else path)
     finally:
@@ -158,6 +162,19 @@ def to_onnx(
     return export_checked(
         module, Path(path), samples, format="onnx", example=inputs, metadata=metadata, calibration=calibration
     )
+
+
+def dtype_of(inputs: Tensor) -> str:
+    """Return the name of a dtype: uint8, float32."""
+    return str(inputs.dtype).removeprefix("torch.")
+
+
+def _flops(network: nn.Module, example: Tensor) -> int | None:
+    """Return the operations of one input; ``None`` where they cannot be counted."""
+    try:
+        return flops_of(network, example)
+    except Exception:  # a network that cannot run at all is refused by the capture, with its line
+        return None
 
 
 def _rename(form: Format, source: Path, target: Path) -> None:

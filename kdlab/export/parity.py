@@ -117,6 +117,18 @@ def check(
     return Checked(differences, scores, "; ".join(complaints))
 
 
+def scores_of(run: Run, samples: Iterable[Sample]) -> dict[str, float]:
+    """Return the scores of a file or network on the validation set, and against the teacher where there is one.
+
+    They are ``accuracy``, ``ece`` (or ``mse``, ``f1``), ``retention``, ``agreement``, ``kl_to_teacher``.
+    """
+    metrics = StudentVersusTeacher()
+    for sample in samples:
+        assert sample.target is not None
+        metrics.update(run(sample.given), sample.teacher, sample.target, sample.form)
+    return {name.removeprefix("student_"): float(value) for name, value in metrics.compute().items()}
+
+
 def logits_of_network(network: nn.Module, inputs: Tensor) -> Tensor:
     """Return the network's logits, computed in eager mode."""
     with torch.no_grad():
