@@ -35,6 +35,7 @@ FLOORS = {name: floor for floor, names in enumerate(LAYERS) for name in names}
 WITHOUT_LIGHTNING = {name for name, floor in FLOORS.items() if floor < FLOORS["knowledge"]} - {"compat", "data"}
 LIGHTNING = {"pytorch_lightning", "lightning_fabric", "lightning"}
 OPTIONAL = {"timm", "transformers", "tokenizers", "peft", "datasets", "pyarrow", "ray"}
+OPTIONAL |= {"onnx", "onnxscript", "onnxruntime", "executorch", "torchao", "openvino"}
 OF_TORCHMETRICS = {"transformers", "tokenizers"}
 """What torchmetrics imports where it is installed."""
 HEAVY = ["torch", "torchvision", "pytorch_lightning", "torchmetrics", "numpy", "wandb", "sklearn", "matplotlib", "rich"]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from kdlab.export import torch_program
@@ -29,6 +30,8 @@ def write(
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
+    # Lowering narrows the range of batch sizes to those that take the kernels of the example's: the largest covers all.
+    example = example[torch.arange(LARGEST) % len(example)]
     program = torch_program.capture(network, example, LARGEST)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of deprecations inside ExecuTorch
@@ -44,7 +47,6 @@ def write(
 
 def load(path: Path) -> Callable[[Tensor], Tensor]:
     """Return a file as a function of a batch, which it takes in parts of at most :data:`LARGEST`."""
-    import torch
     from executorch.runtime import Runtime
 
     program = Runtime.get().load_program(os.fspath(path))
@@ -67,7 +69,6 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 def _quantized(graph: nn.Module, calibration: Tensor) -> nn.Module:
     """Return the graph in int8, weights per output channel, with the ranges of the calibration inputs."""
-    import torch
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
         get_symmetric_quantization_config,

@@ -91,7 +91,7 @@ def export_checked(
     if path.exists():
         raise InputError(f"{str(path)!r} exists already: move it, or name another folder with --out.")
     written, failed = (path.with_name(f"{path.stem}.{word}{path.suffix}") for word in ("unchecked", "failed"))
-    deployed, example = Deployed(network, mean, std), example[:2]
+    deployed, example = Deployed(network, mean, std), example[:2].clone()  # a file with a view has all of its memory
     if len(example) < 2:
         raise InputError("The example needs two rows: a batch of one would fix the batch size.")
     text = {**(metadata or about(network)), "format": format, "int8": calibration is not None}

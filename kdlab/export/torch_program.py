@@ -19,7 +19,7 @@ LIBRARIES = ("/torch/", "/torchao/", "/onnxscript/", "/onnx_ir/", "/executorch/"
 
 
 def capture(network: nn.Module, example: Tensor, largest: int | None = None) -> torch.export.ExportedProgram:
-    """Return the graph of a network in eval mode, whose batch size stays free.
+    """Return the graph of a network, which is in eval mode, with a free batch size.
 
     Args:
         network: takes one tensor and returns one.
@@ -39,7 +39,7 @@ def capture(network: nn.Module, example: Tensor, largest: int | None = None) -> 
     batch = torch.export.Dim("batch", min=1, max=largest)
     try:
         with torch.no_grad():
-            return torch.export.export(network.eval(), (example,), dynamic_shapes=({0: batch},))
+            return torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
     except Exception as error:
         raise refusal(error, network, "has no graph that torch.export can capture") from error
 
