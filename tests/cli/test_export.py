@@ -83,7 +83,7 @@ def test_a_run_is_exported_to_onnx_and_int8_and_profiled(
     main(["export", RUN, "--format", "onnx", "--with-preprocessing"])
     said = capsys.readouterr().out
     assert "student.onnx (" in said
-    assert "same as the network 100.00 %" in said
+    assert "agreement with the network 100.00 %" in said
     assert "teacher agreement" in said
 
     data = Digits(batch_size=128, train_size=256)

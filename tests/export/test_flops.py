@@ -25,6 +25,7 @@ def transformer(tokens: int, width: int, hidden: int, depth: int) -> int:
     return depth * (4 * tokens * width**2 + 2 * tokens**2 * width + 2 * tokens * width * hidden)
 
 
+@pytest.mark.full  # imports timm
 def test_a_vision_transformer_by_hand() -> None:
     timm = pytest.importorskip("timm")
     network = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=10)

@@ -29,6 +29,7 @@ def test_rounds_alternate_and_report_both_percentiles(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="VmHWM is Linux's")
+@pytest.mark.full
 def test_peak_memory_is_what_loading_and_running_take() -> None:
     """64 MB of weights that stay, and 32 MB while it runs."""
 
