@@ -7,7 +7,7 @@ from typing import Literal
 
 from kdlab.errors import InputError
 from kdlab.export.student import export as write
-from kdlab.export.student import run_of
+from kdlab.export.student import run_of, student_in
 
 
 def export(
@@ -21,6 +21,8 @@ def export(
     with_preprocessing: bool = False,
     points: float | None = None,
     samples: int = 0,
+    push: Path | None = None,
+    license: str = "unknown",
 ) -> None:
     """Write the student of a run, or the network that a co-training deploys.
 
@@ -42,7 +44,13 @@ def export(
         with_preprocessing: take uint8 images, and normalize them in the program
         points: percentage points of accuracy that the file may lose (default: 0.1, int8 1.0)
         samples: validation samples of the check (0: all)
+        push: write a folder as model hubs hold them: safetensors, config, preprocessing, model card with scores
+        license: license field of the model card
     """
+    if push is not None:
+        for path in _hub_folder(run, overrides, learner, push, samples, license):
+            print(path)
+        return
     if format == "safetensors":
         if int8 or with_preprocessing or overrides:
             what = "--int8" if int8 else "--with-preprocessing" if with_preprocessing else overrides[0]
@@ -91,3 +99,24 @@ def export(
     print(f"{path} ({size / 1e6:.2f} MB)")
     for line in checked.lines():
         print(line)
+
+
+def _hub_folder(
+    run: Path, overrides: list[str], learner: str | None, folder: Path, samples: int, license: str
+) -> list[Path]:
+    """Measure the student and write its folder; return its files."""
+    from kdlab.config.trained_run import trained_run
+    from kdlab.export.deployed import Deployed, about
+    from kdlab.export.hub_folder import write_hub_folder
+    from kdlab.export.parity import scores_of
+    from kdlab.export.profiling import network_subject
+
+    trained = trained_run(run, overrides, learner)
+    shape = next(trained.samples(False, 1)).inputs.shape[1:]
+    subject = network_subject("student", trained.network, shape)
+    preprocessing = {"shape": [*shape], **trained.preprocessing(False), "dtype": "float32"}
+    metadata = about(trained.network, preprocessing, trained.classes, trained.identity)
+    metadata |= {"parameters": subject.parameters, "flops": subject.flops}
+    scores = scores_of(Deployed(trained.network), trained.samples(False, samples))
+    config = student_in(trained.config, learner) or {}
+    return write_hub_folder(folder, trained.network, config, metadata, scores, trained.config, license)

@@ -32,12 +32,14 @@ class TrainedRun(NamedTuple):
         network: the student, or what a co-training deploys, in eval mode on the CPU.
         module: the Lightning module, for the teacher.
         data: the data, set up.
+        config: the run's config with every default.
         identity: run, checkpoint, epoch and step, as text for a file's metadata.
     """
 
     network: nn.Module
     module: DistillationModule
     data: pl.LightningDataModule
+    config: dict[str, Any]
     identity: dict[str, Any]
 
     @property
@@ -127,7 +129,7 @@ def trained_run(run: Path, options: Sequence[str] = (), learner: str | None = No
     cli.datamodule.setup("fit")
     network = _network(student_in(cli.resolved, learner), student_of(checkpoint, learner), folder)
     identity = {"run": folder.name, "checkpoint": checkpoint.name, "seed": cli.resolved.get("seed_everything")}
-    return TrainedRun(network, cli.model.eval(), cli.datamodule, identity)
+    return TrainedRun(network, cli.model.eval(), cli.datamodule, cli.resolved, identity)
 
 
 def _network(config: dict[str, Any] | None, tensors: dict[str, Tensor], folder: Path) -> nn.Module:

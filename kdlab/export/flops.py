@@ -45,11 +45,11 @@ def flops_of(network: nn.Module, example: Tensor) -> int:
     return total
 
 
-class _Unknown(TorchDispatchMode):
+class _Unknown(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Collects the operators that multiply and that the counter has no formula for."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names = set[str]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -22,6 +22,9 @@ SCORES = {
 }
 """Scores of :func:`~kdlab.export.parity.scores_of` in the card, all in percent."""
 
+WRAPPERS = ("kdlab.models.with_weights", "kdlab.models.fake_quantized")
+"""Builders whose network is the one that they are given, in the folder's float weights."""
+
 CARD = """---
 license: {license}
 library_name: {library}
@@ -85,6 +88,8 @@ def write_hub_folder(
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{str(folder)!r} is not empty: name another folder with --push.")
     preprocessing, classes = metadata["preprocessing"], metadata["classes"]
+    while config["class_path"] in WRAPPERS:
+        config = config["init_args"]["network"]
     path, options = config["class_path"], dict(config.get("init_args") or {})
     is_timm = path == "kdlab.models.timm_model"
     described: dict[str, Any] = {"class_path": path, "init_args": options, "kdlab": metadata}

@@ -19,7 +19,7 @@ from kdlab.cli import main
 from kdlab.data import Digits
 from kdlab.export.formats import FORMATS
 from kdlab.models import mlp
-from tests.config.test_lightning_cli import work  # noqa: F401
+from tests.config.test_lightning_cli import MLP, work  # noqa: F401
 
 RUN = "runs/version_0"
 
@@ -47,6 +47,14 @@ def test_export_gives_the_student_with_its_own_names(work: Path, capsys: pytest.
     student = (work / RUN / "student.yaml").read_text()
     (work / "next.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"teacher": yaml.safe_load(student)}}}))
     main(["check", "kd.yaml", "-c", "next.yaml"])
+
+    main(["export", RUN, "--push", "hub", "--license", "mit"])
+    hub = load_file(work / "hub/model.safetensors")
+    assert all(torch.equal(hub[name], value) for name, value in exported.items())
+    card = (work / "hub/README.md").read_text()
+    assert "license: mit" in card
+    assert "`mlp`, distilled from mlp on Digits with kdlab (SoftTargets, CosineLogits)." in card
+    assert "| parameters | 1,210 |" in card
 
 
 @pytest.mark.parametrize(("run", "said"), [("nowhere", "There is no run 'nowhere'"), (".", "has no checkpoint")])
@@ -172,3 +180,22 @@ def test_options_of_export_that_do_not_fit(
         main(["export", "nowhere", *options])
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.full
+def test_a_student_of_quantization_aware_distillation_is_exported(work: Path) -> None:  # noqa: F811
+    pytest.importorskip("onnxscript")
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    student = {"class_path": "kdlab.models.fake_quantized", "init_args": {"network": MLP}}
+    (work / "qat.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"student": student}}}))
+    main(["fit", "-c", "kd.yaml", "-c", "qat.yaml"])
+    state = torch.load(work / RUN / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    ranges = {name: value for name, value in state.items() if name.endswith("input_range")}
+    assert len(ranges) == 2
+    assert all(value[1] > value[0] for value in ranges.values())
+    main(["export", RUN, "--format", "onnx", "--int8", "--calibrate", "200", "--points", "5"])
+    types = {tensor.data_type for tensor in onnx.load(work / RUN / "student.int8.onnx").graph.initializer}
+    assert onnx.TensorProto.INT8 in types
+    main(["export", RUN])
+    assert yaml.safe_load((work / RUN / "student.yaml").read_text())["class_path"] == "kdlab.models.fake_quantized"
