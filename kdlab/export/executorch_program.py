@@ -42,7 +42,7 @@ def write(
             lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()], constant_methods=methods)
             path.write_bytes(lowered.to_executorch().buffer)
         except Exception as error:
-            raise torch_program.refusal(error, network, "cannot be lowered to ExecuTorch") from error
+            raise torch_program.refusal(error, network, "cannot be lowered to ExecuTorch", program) from error
 
 
 def load(path: Path) -> Callable[[Tensor], Tensor]:

@@ -31,7 +31,7 @@ def write(network: nn.Module, example: Tensor, path: Path, metadata: Mapping[str
             warnings.simplefilter("ignore")  # of deprecations inside the exporter
             exported = torch.onnx.export(program, dynamo=True, verbose=False, optimize=True, **names)
     except Exception as error:
-        raise torch_program.refusal(error, network, "cannot be written as ONNX") from error
+        raise torch_program.refusal(error, network, "cannot be written as ONNX", program) from error
     assert exported is not None
     exported.model.metadata_props[METADATA] = json.dumps(metadata)
     exported.save(path, external_data=False)

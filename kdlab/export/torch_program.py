@@ -69,17 +69,31 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return metadata
 
 
-def refusal(error: Exception, network: nn.Module, what: str) -> InputError:
-    """Return the error of a network that cannot be exported, with the operator and the line that are in the way."""
+def refusal(
+    error: Exception, network: nn.Module, what: str, program: torch.export.ExportedProgram | None = None
+) -> InputError:
+    """Return the error of a network that cannot be exported, with the operator and the line that are in the way.
+
+    Args:
+        error: what the exporter raised.
+        network: the network.
+        what: what is wrong with it.
+        program: the graph, whose nodes know their lines; ``None`` if there is none yet.
+    """
     inner: nn.Module = getattr(network, "network", network)
     text = "\n".join(str(cause) for cause in causes(error))
     operator = re.search(r"OpOverload\(op='([\w.]+)'|\b((?:aten|torchvision|custom|prims)(?:::|\.)\w+(?:\.\w+)?)", text)
     parts = [f"{type(inner).__name__} {what}"]
     if operator:
         parts.append(f"operator {operator[1] or operator[2]}")
+    if program is not None and operator:
+        name = (operator[1] or operator[2]).replace("::", ".")
+        nodes = [node for node in program.graph.nodes if str(node.target).startswith(f"{name}.")]
+        text += "\n".join(str(node.meta.get("stack_trace", "")) for node in nodes[:1])
     if line := _line(error, text):
         parts.append(line)
-    first = next((row.strip() for row in str(error).splitlines() if row.strip()), type(error).__name__)
+    shown = str([*causes(error)][-1] if operator else error)
+    first = next((row.strip() for row in shown.splitlines() if row.strip()), type(error).__name__)
     return InputError(f"{', '.join(parts)}: {first.rstrip('.')}. Nothing was written.")
 
 
