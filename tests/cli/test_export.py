@@ -53,7 +53,7 @@ def test_export_gives_the_student_with_its_own_names(work: Path, capsys: pytest.
     assert all(torch.equal(hub[name], value) for name, value in exported.items())
     card = (work / "hub/README.md").read_text()
     assert "license: mit" in card
-    assert "`mlp`, distilled from mlp on Digits with kdlab (SoftTargets, CosineLogits)." in card
+    assert "`mlp`, distilled from mlp on Digits with kdlab (CosineLogits, SoftTargets)." in card
     assert "| parameters | 1,210 |" in card
 
 

@@ -80,7 +80,8 @@ def test_int8_is_small_and_as_accurate(name: str, tmp_path: Path) -> None:
     batches, calibration = samples(False), normalize(images("train_10k.zip", 200)[0], MEAN, STD)
     checked = export_checked(published(), path, batches, format=name, example=batches[0].given, calibration=calibration)
     size = sum(file.stat().st_size for file in tmp_path.iterdir())
-    assert size < 0.45 * 4 * 269_722  # of a network of 1 MB the graph is a part; larger ones are at 0.27
+    # Of a network of 1 MB the graph is a part, which OpenVINO writes as text.
+    assert size < {"onnx": 0.3, "executorch": 0.45, "openvino": 0.5}[name] * 4 * 269_722
     assert checked.scores["accuracy"] > checked.scores["network_accuracy"] - 0.01
     assert 0.9 < checked.scores["agreement"] <= 1
 
