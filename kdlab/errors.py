@@ -6,7 +6,7 @@ import difflib
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 
 class InputError(ValueError):
@@ -20,9 +20,17 @@ class InputError(ValueError):
         value: text of the value that is wrong, such as a class path; empty if there is none.
     """
 
+    status: ClassVar[int] = 2
+
     def __init__(self, message: str = "", *, key: str = "", value: str = "") -> None:
         super().__init__(message)
         self.key, self.value = key, value
+
+
+class ExportMismatchError(InputError):
+    """An exported file whose outputs or accuracy differ from the network's; the command line exits with status 3."""
+
+    status: ClassVar[int] = 3
 
 
 def nearest(name: str, names: Iterable[str], count: int = 5) -> str:

@@ -27,7 +27,8 @@ COMMANDS = {
     "layers": "list the layers of a network that can be tapped",
     "methods": "list the losses and what each needs",
     "cache": "write the outputs of a recipe's teacher on every training sample to a file",
-    "export": "write the student, or what is deployed, of a run: safetensors, original key names, config",
+    "export": "write the student of a run: safetensors, torch, ONNX, ExecuTorch or OpenVINO, checked; int8",
+    "profile": "measure networks and exported files: size, operations, latency, memory, accuracy",
     "plot": "draw a run: curves, calibration, agreement, similarity of layers; curves of several runs",
     "reproduce": "train what is missing of a study (data, pairs, methods, seeds) and print its table",
     "report": "print and write the table of a study, beside the published numbers",
@@ -54,7 +55,7 @@ PATIENCE = 30.0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command; an :class:`InputError` is printed without a traceback, with exit status 2."""
+    """Run one command; an :class:`InputError` is printed without a traceback; the exit status is its own, 2 or 3."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # A console script does not import from the working directory: without this a user's own file is not found.
     if os.getcwd() not in sys.path:
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if _is_reporting(parent):
             notes = [note for cause in causes(error) for note in getattr(cause, "__notes__", ())]
             print("\n".join([f"kdlab {command}: {error}", *notes]), file=sys.stderr)
-        raise SystemExit(2) from error
+        raise SystemExit(error.status) from error
     except KeyboardInterrupt:
         print(f"kdlab {command}: interrupted.", file=sys.stderr)
         raise SystemExit(130) from None

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from torch import Tensor
 
-from kdlab.errors import InputError, form_of
+from kdlab.errors import ExportMismatchError, InputError, form_of
 from kdlab.files import write_text
 from kdlab.models.checkpoint_reader import read_tensors
 from kdlab.models.weights import save_tensors
@@ -31,8 +32,7 @@ def export(run: Path, out: Path | None = None, learner: str | None = None) -> tu
         out: folder to write to; ``None`` is the run's folder.
         learner: name of a co-training's network; ``None`` is the deployed one.
     """
-    checkpoint = run if run.is_file() else newest_checkpoint(run)
-    folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+    checkpoint, folder = run_of(run)
     recipe = folder / "config.yaml"
     network = student_in(_read(recipe) if recipe.exists() else {}, learner)
     tensors = student_of(checkpoint, learner)
@@ -41,10 +41,28 @@ def export(run: Path, out: Path | None = None, learner: str | None = None) -> tu
         if path.exists():
             raise InputError(f"{str(path)!r} exists already: move it, or name another folder with --out.")
     save_tensors(tensors, weights)
+    _check_weights(weights, tensors)
     if network is None:
         return weights, None
     write_text(config, yaml.safe_dump(loaded(network, weights), sort_keys=False))
     return weights, config
+
+
+def _check_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Compare a file's tensors bit for bit with those that were to be written."""
+    written = read_tensors(path)
+    differing = [name for name in tensors.keys() | written.keys() if not _is_same(tensors.get(name), written.get(name))]
+    if differing:
+        failed = path.rename(path.with_name(f"{path.stem}.failed{path.suffix}"))
+        text = f"{path.name} is not the network: {min(differing)!r} differs from the checkpoint's"
+        raise ExportMismatchError(f"{text}. It is kept as {str(failed)!r}.")
+
+
+def _is_same(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None or one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    left, right = (value.contiguous().flatten().view(torch.uint8) for value in (one, other))
+    return torch.equal(left, right)
 
 
 def loaded(network: Mapping[str, Any], weights: Path) -> dict[str, Any]:
@@ -92,6 +110,12 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise InputError(f"{str(path)!r} is no config of a run, but {form_of(config)}.")
     return config
+
+
+def run_of(run: Path) -> tuple[Path, Path]:
+    """Return the checkpoint and the folder of a run that is named by its folder or by a checkpoint in it."""
+    checkpoint = run if run.is_file() else newest_checkpoint(run)
+    return checkpoint, checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
 def newest_checkpoint(run: Path) -> Path:

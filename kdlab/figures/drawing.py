@@ -19,13 +19,15 @@ NAMED = 25
 """Classes whose names fit beside an axis."""
 
 
-def _figure(width: float, height: float) -> Figure:
+def sized_figure(width: float, height: float) -> Figure:
+    """Return an empty figure of a size in inches."""
     from matplotlib.figure import Figure  # takes a second to import
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _plain(axes: Axes) -> None:
+def plain(axes: Axes) -> None:
+    """Draw a faint grid, and no frame above and on the right."""
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -34,7 +36,7 @@ def curves(rows: Rows) -> Figure:
     """Draw the weighted loss terms, and the scores of student and teacher in validation, of one run or several."""
     panels = [name for name in ("loss", "score") if any(row["panel"] == name for row in rows)]
     runs = list(dict.fromkeys(row["run"] for row in rows))
-    figure = _figure(5.2 * max(1, len(panels)), 3.8)
+    figure = sized_figure(5.2 * max(1, len(panels)), 3.8)
     for axes, panel in zip(figure.subplots(1, max(1, len(panels)), squeeze=False)[0], panels, strict=False):
         series = list(dict.fromkeys(row["series"] for row in rows if row["panel"] == panel))
         for number, name in enumerate(series):
@@ -50,7 +52,7 @@ def curves(rows: Rows) -> Figure:
         axes.set(xlabel="step", ylabel="weighted loss" if panel == "loss" else "validation score")
         if panel == "loss" and all(row["value"] > 0 for row in rows if row["panel"] == panel):
             axes.set_yscale("log")
-        _plain(axes)
+        plain(axes)
         axes.legend(fontsize=8, frameon=False)
     return figure
 
@@ -58,7 +60,7 @@ def curves(rows: Rows) -> Figure:
 def reliability(rows: Rows) -> Figure:
     """Draw accuracy over confidence of each network, with the share of the samples in each bin."""
     networks = list(dict.fromkeys(row["network"] for row in rows))
-    figure = _figure(3.9 * len(networks), 4.0)
+    figure = sized_figure(3.9 * len(networks), 4.0)
     for axes, name in zip(figure.subplots(1, len(networks), squeeze=False, sharey=True)[0], networks, strict=True):
         own = [row for row in rows if row["network"] == name]
         total = sum(row["samples"] for row in own)
@@ -68,7 +70,7 @@ def reliability(rows: Rows) -> Figure:
         axes.plot([0, 1], [0, 1], "--", color="black", linewidth=1)
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence")
         axes.set_title(f"{name}: ECE {100 * own[0]['ece']:.1f} %", fontsize=10)
-        _plain(axes)
+        plain(axes)
     figure.axes[0].set_ylabel("accuracy (filled), share of samples (outline)")
     return figure
 
@@ -77,7 +79,7 @@ def agreement(rows: Rows) -> Figure:
     """Draw for each class the agreement with the teacher and both accuracies, least agreement first."""
     rows = sorted(rows, key=lambda row: float(row["agreement"]))
     shown, places = rows[:NAMED], range(len(rows[:NAMED]))
-    figure = _figure(6.4, 1.4 + 0.24 * len(shown))
+    figure = sized_figure(6.4, 1.4 + 0.24 * len(shown))
     axes = figure.add_subplot()
     signs = {"agreement": ("o", COLORS[2]), "student_accuracy": ("|", COLORS[0]), "teacher_accuracy": ("x", COLORS[1])}
     for key, (sign, color) in signs.items():
@@ -90,7 +92,7 @@ def agreement(rows: Rows) -> Figure:
     axes.set_xlabel("% of the samples of a class")
     if len(rows) > NAMED:
         axes.set_title(f"the {NAMED} classes of {len(rows)} with the least agreement", fontsize=10)
-    _plain(axes)
+    plain(axes)
     axes.legend(
         fontsize=8,
         frameon=False,
@@ -106,7 +108,7 @@ def confusion(rows: Rows) -> Figure:
     names = list(dict.fromkeys(row["teacher_class"] for row in rows))
     matrix = _matrix([row["samples"] for row in rows], len(names))
     shares = [[value / max(1, sum(line)) for value in line] for line in matrix]
-    figure = _figure(5.6, 4.8)
+    figure = sized_figure(5.6, 4.8)
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1)
     axes.set(xlabel="student's class", ylabel="teacher's class")
@@ -125,7 +127,7 @@ def cka(rows: Rows) -> Figure:
     """Draw the linear CKA of each layer of the student with each of the teacher."""
     own, taught = (list(dict.fromkeys(row[f"{name}_layer"] for row in rows)) for name in NETWORKS)
     values = _matrix([row["cka"] for row in rows], len(taught))
-    figure = _figure(2.2 + 0.62 * len(taught), 1.9 + 0.5 * len(own))
+    figure = sized_figure(2.2 + 0.62 * len(taught), 1.9 + 0.5 * len(own))
     axes = figure.add_subplot()
     image = axes.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(len(taught)), taught, rotation=45, ha="right", fontsize=8)
@@ -143,7 +145,7 @@ def correlations(rows: Rows) -> Figure:
     """Draw the student's correlations of the logits of each two classes minus the teacher's."""
     names = list(dict.fromkeys(row["class"] for row in rows))
     differences = [row["difference"] for row in rows]
-    figure = _figure(5.6, 4.8)
+    figure = sized_figure(5.6, 4.8)
     axes = figure.add_subplot()
     largest = max((abs(value) for value in differences if value == value), default=1.0) or 1.0
     image = axes.imshow(_matrix(differences, len(names)), cmap="PuOr", vmin=-largest, vmax=largest)

@@ -2,14 +2,15 @@
 
 Every builder works by class path in YAML or on the command line, as do torchvision's and ``timm_model``. Users'
 networks need nothing from kdlab; :func:`with_weights` loads a weights file into them. :func:`projected`,
-:func:`normed`, :func:`embedded` and :func:`without_bias` change a network as a method requires; :class:`Branched` and
-:class:`WithExits` add heads.
+:func:`normed`, :func:`embedded`, :func:`without_bias` and :func:`fake_quantized` change a network as a method requires;
+:class:`Branched` and :class:`WithExits` add heads.
 """
 
 from kdlab.models.bilstm import BiLSTM, bilstm
 from kdlab.models.bottleneck import FourStageResNet, cifar_resnet18, cifar_resnet50
 from kdlab.models.branched import Branched
 from kdlab.models.exits import WithExits
+from kdlab.models.fake_quantized import fake_quantized, without_fake_quantization
 from kdlab.models.hugging_face import SentenceEncoder, hugging_face
 from kdlab.models.lora import lora
 from kdlab.models.mlp import MLP, mlp
@@ -56,6 +57,7 @@ __all__ = [
     "cifar_resnet18",
     "cifar_resnet50",
     "embedded",
+    "fake_quantized",
     "hugging_face",
     "load_weights",
     "lora",
@@ -86,6 +88,7 @@ __all__ = [
     "vgg19",
     "with_weights",
     "without_bias",
+    "without_fake_quantization",
     "wrn_16_1",
     "wrn_16_2",
     "wrn_40_1",

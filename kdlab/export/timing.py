@@ -1,0 +1,110 @@
+"""Latency and memory of functions of a batch."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+ROUNDS, SECONDS = 7, 0.4
+"""Rounds of each function, and how long a round takes."""
+WARM_UP = 3
+"""Calls before the first round, which allocate and choose kernels."""
+BUSY = 0.1
+"""Share of the processors that others may use while latencies count as those of an idle machine."""
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+class Latency(NamedTuple):
+    """Milliseconds of a call: medians over rounds of the rounds' 50th and 95th percentile."""
+
+    p50: float
+    p95: float
+
+
+def latencies(functions: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, Latency]:
+    """Time functions in alternating rounds, so that a machine that slows down slows all of them.
+
+    Args:
+        functions: by name, without arguments.
+        rounds: how many.
+    """
+    times: dict[str, list[Latency]] = {name: [] for name in functions}
+    for function in functions.values():
+        for _ in range(WARM_UP):
+            function()
+    for _ in range(rounds):
+        for name, function in functions.items():
+            times[name].append(_round(function))
+    return {
+        name: Latency(*(statistics.median(column) for column in zip(*measured, strict=True)))
+        for name, measured in times.items()
+    }
+
+
+def _round(function: Callable[[], Any]) -> Latency:
+    calls, end = list[float](), time.perf_counter() + SECONDS
+    while len(calls) < 3 or time.perf_counter() < end:
+        start = time.perf_counter()
+        function()
+        calls.append(1e3 * (time.perf_counter() - start))
+    return Latency(statistics.median(calls), percentile(calls, 0.95))
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Return the smallest value that at least this share of the values does not exceed.
+
+    >>> percentile([4.0, 1.0, 3.0, 2.0], 0.5)
+    2.0
+    """
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+def others_load(seconds: float = 0.5) -> float | None:
+    """Return the share of all processors that is in use while this process sleeps; ``None`` where it is not known."""
+    before = _processor_times()
+    time.sleep(seconds)
+    after = _processor_times()
+    if before is None or after is None or after[1] == before[1]:
+        return None
+    return 1 - (after[0] - before[0]) / (after[1] - before[1])
+
+
+def _processor_times() -> tuple[int, int] | None:
+    """Return the ticks that all processors were idle, and all ticks."""
+    with suppress(OSError, ValueError):
+        ticks = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        return ticks[3] + ticks[4], sum(ticks)
+    return None
+
+
+def peak_memory(load: Callable[[], Callable[[Tensor], Any]], inputs: Tensor) -> float | None:
+    """Return by how many bytes the resident memory rises at most while a network is loaded and runs one batch.
+
+    ``None`` where the system has no such counter (it is Linux's ``VmHWM``). Memory that the process has to spare from
+    before is not seen, so it is given back first.
+    """
+    with suppress(OSError):
+        load()(inputs)  # imports the runtime
+        gc.collect()
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        CLEAR.write_text("5")
+        before = _resident("VmRSS")
+        load()(inputs)
+        return float(_resident("VmHWM") - before)
+    return None
+
+
+def _resident(name: str) -> int:
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
+    return 1024 * int(line.split()[1])
