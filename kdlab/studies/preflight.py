@@ -208,7 +208,8 @@ def check_networks(study: Study, trials: Trials, config: Mapping[str, Any], opti
         InputError: a network or a file does not fit; with the line of the study.
     """
     error, counts = study.source.error, dict[str, int | None]()
-    networks = {network.name: network for pair in study.pairs for network in pair.roles.values()}
+    roles = [several for pair in study.pairs for several in pair.roles.values()]
+    networks = {network.name: network for several in roles for network in several.networks}
     for name, network in networks.items():
         try:
             counts[name] = trials.classes(config, network.build)
@@ -216,11 +217,12 @@ def check_networks(study: Study, trials: Trials, config: Mapping[str, Any], opti
             text = f"{name} cannot be used: {str(cause).splitlines()[0]}"
             raise error(("networks", name), text) from cause
     for pair in study.pairs:
-        names = [network.name for network in pair.roles.values()]
+        names = [network.name for several in pair.roles.values() for network in several.networks]
         if len({counts[name] for name in names} - {None}) > 1:
             listed = ", ".join(f"{name} has {counts[name]}" for name in dict.fromkeys(names))
             raise error(pair.part.place, f"the networks of {pair.name} have different classes: {listed}.")
-    for name in {pair.roles["teacher"].name: 0 for pair in study.pairs if "teacher" in pair.roles}:
+    teachers = [pair.roles["teacher"] for pair in study.pairs if "teacher" in pair.roles]
+    for name in dict.fromkeys(network.name for teacher in teachers for network in teacher.networks):
         try:
             if name in study.weights:
                 load_weights(instantiate(networks[name].build), study.weights[name])
