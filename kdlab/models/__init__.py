@@ -29,6 +29,7 @@ from kdlab.models.resnet import (
     resnet110,
 )
 from kdlab.models.shufflenet import ShuffleNetV1, ShuffleNetV2, shuffle_v1, shuffle_v2, shuffle_v2_x1_5
+from kdlab.models.static_encoder import StaticEncoder, static_encoder
 from kdlab.models.surgery import embedded, without_bias
 from kdlab.models.timm import timm_model
 from kdlab.models.transformer_cut import student_from_teacher
@@ -49,6 +50,7 @@ __all__ = [
     "ResNet",
     "ShuffleNetV1",
     "ShuffleNetV2",
+    "StaticEncoder",
     "VGG",
     "WideResNet",
     "WithExits",
@@ -77,6 +79,7 @@ __all__ = [
     "shuffle_v1",
     "shuffle_v2",
     "shuffle_v2_x1_5",
+    "static_encoder",
     "student_from_teacher",
     "timm_model",
     "vgg8",

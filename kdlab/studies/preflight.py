@@ -16,7 +16,7 @@ import pytorch_lightning as pl
 import torch
 
 import kdlab
-from kdlab.config.class_paths import check_class_path
+from kdlab.config.class_paths import instantiate
 from kdlab.config.lightning_cli import QUIET_TRAINER, build, resolve
 from kdlab.config.messages import quietly
 from kdlab.errors import InputError, refusal_in
@@ -229,17 +229,6 @@ def check_networks(study: Study, trials: Trials, config: Mapping[str, Any], opti
         except InputError as cause:
             text = f"--teacher {name}: {cause}"
             raise InputError(text) if name in options else error(("teachers", "weights", name), str(cause)) from cause
-
-
-def instantiate(value: Any) -> Any:
-    """Build the objects that class paths and their arguments, nested in dicts and lists, name."""
-    if isinstance(value, list):
-        return [instantiate(inner) for inner in value]
-    if not isinstance(value, Mapping):
-        return value
-    if "class_path" not in value:
-        return {name: instantiate(inner) for name, inner in value.items()}
-    return check_class_path(str(value["class_path"]))(**instantiate(value.get("init_args") or {}))
 
 
 def _untrained(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kdlab.errors import InputError
-from kdlab.models import bilstm, hugging_face, load_weights, lora, save_weights
+from kdlab.models import bilstm, hugging_face, load_weights, lora, save_weights, static_encoder
 from kdlab.models.lora import merged
 from kdlab.outputs import observe
 from tests.tiny_transformers import TOKENS, texts, tiny, tokenizer_folder
@@ -83,6 +83,29 @@ def test_sentence_vectors_are_means_of_the_tokens_that_count(tmp_path: Path) -> 
     assert seen.layers[0].shape == (3, 7, 32)
     first = hugging_face(str(tmp_path), "embedding", pooling="first").eval()
     torch.testing.assert_close(observe(first, inputs).logits, states[:, 0])
+
+
+def test_static_encoder_is_the_mean_of_token_vectors(tmp_path: Path) -> None:
+    teacher, inputs = tiny("Bert", "Model"), texts()
+    table = teacher.embeddings.word_embeddings.weight.detach().clone()
+    network = static_encoder(teacher=teacher).eval()
+    seen = observe(network, inputs)
+    lengths = inputs["attention_mask"].sum(1).tolist()
+    rows = [table[ids[:length]].double().mean(0) for ids, length in zip(inputs["input_ids"], lengths, strict=True)]
+    torch.testing.assert_close(seen.logits.double(), torch.stack(rows), rtol=1e-6, atol=1e-7)
+    assert seen.embedding is seen.logits
+    with torch.no_grad():
+        network.embeddings.weight.zero_()
+    assert torch.equal(teacher.embeddings.word_embeddings.weight, table), "the teacher's table is not the student's"
+    save_weights(network, tmp_path / "static.safetensors")
+    again = static_encoder(83, 32, weights=str(tmp_path / "static.safetensors"))
+    assert not again.embeddings.weight.any()
+    inputs["attention_mask"][2] = 0  # no token at all
+    assert not observe(network, inputs).logits[2].any()
+    with pytest.raises(InputError, match="needs vocabulary and width"):
+        static_encoder(83)
+    with pytest.raises(InputError, match=r"\(83, 32\), not \(80, 32\)"):
+        static_encoder(80, teacher=teacher)
 
 
 def test_bilstm_reads_a_text_without_its_padding() -> None:
