@@ -134,6 +134,10 @@ class SentenceEncoder(nn.Module):
         self.network, self.pooling = network, pooling
         self.pooled = nn.Identity()
 
+    def around(self, network: Any) -> SentenceEncoder:
+        """Return a sentence encoder that pools another transformer's states as this one does."""
+        return SentenceEncoder(network, self.pooling)
+
     @property
     def config(self) -> Any:
         """Return the config of the transformer."""
