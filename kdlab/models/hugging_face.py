@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -102,9 +103,27 @@ def hugging_face(
         network = cut_vocabulary(network, vocabulary, local_files_only)
     elif trim_vocabulary and task in ("causal-lm", "masked-lm") and Path(name, "tokenizer.json").is_file():
         _trim(network, max(vocabulary_of(load_tokenizer(name, local_files_only=True)).values()) + 1)
-    network.new_parameters = tuple(new)
+    drawn = {name: value for name, value in _parameters(network).items() if name.removeprefix("network.") in new}
+    # Constant ones, such as zeros, may be the same when they are trained.
+    network.new_parameters = {n: _digest(value) for n, value in drawn.items() if bool(value.min() < value.max())}
     built: nn.Module = network.train()  # transformers loads in eval mode, which Lightning keeps: no dropout
     return built if weights is None else load_weights(built, weights)
+
+
+def new_parameters(network: nn.Module) -> tuple[str, ...]:
+    """Return the random parameters that are still as they were drawn, neither trained nor loaded."""
+    drawn: Mapping[str, str] = getattr(network, "new_parameters", {})
+    values = _parameters(network) if drawn else {}
+    return tuple(name for name, digest in drawn.items() if name in values and _digest(values[name]) == digest)
+
+
+def _parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    return dict(network.named_parameters(remove_duplicate=False))
+
+
+def _digest(value: Tensor) -> str:
+    numbers = value.detach().to("cpu", torch.float32).contiguous().numpy()
+    return hashlib.sha256(numbers.tobytes()).hexdigest()
 
 
 def _trim(network: Any, tokens: int) -> None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
+from torch import nn
 
 import kdlab
 from kdlab.config.class_paths import instantiate
@@ -28,6 +29,7 @@ from kdlab.studies.grid import seeded
 from kdlab.studies.run_id import code_of, digest, of_config
 from kdlab.studies.study import Study
 
+STAND_IN = f"{__name__}.stand_in"
 SAMPLES = 32
 """Samples in the batches of a trial; its time is scaled to the recipe's batch."""
 QUICK = 0.1
@@ -231,6 +233,13 @@ def check_networks(study: Study, trials: Trials, config: Mapping[str, Any], opti
             raise InputError(text) if name in options else error(("teachers", "weights", name), str(cause)) from cause
 
 
+def stand_in(network: nn.Module) -> nn.Module:
+    """Return a teacher of a trial, which has not the weights of its training yet, as if it had them."""
+    if hasattr(network, "new_parameters"):
+        network.new_parameters = {}
+    return network
+
+
 def _untrained(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config of a trial: randomly initialized teachers, which may not be trained yet, and no cache."""
 
@@ -241,7 +250,7 @@ def _untrained(config: Mapping[str, Any]) -> dict[str, Any]:
             return value
         options = value.get("init_args") or {}
         if str(options.get("weights", "")).startswith(("run:", "file:")):
-            return bare(options["network"])
+            return {"class_path": STAND_IN, "init_args": {"network": bare(options["network"])}}
         return {name: None if name == "teacher_cache" else bare(inner) for name, inner in value.items()}
 
     return {**config, "model": bare(config["model"]), "trainer": {**config["trainer"], **TRIAL}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 from kdlab.errors import InputError
-from kdlab.models import bilstm, hugging_face, load_weights, lora, save_weights, static_encoder
+from kdlab.models import bilstm, hugging_face, load_weights, lora, save_weights, static_encoder, with_weights
+from kdlab.models.hugging_face import new_parameters
 from kdlab.models.lora import merged
 from kdlab.outputs import observe
 from tests.tiny_transformers import TOKENS, texts, tiny, tokenizer_folder
@@ -25,7 +27,7 @@ def test_network_of_a_folder_is_what_was_saved(folder: str) -> None:
     network: Any = hugging_face(folder, local_files_only=True)
     assert all(module.training for module in network.modules())  # else Lightning trains it without dropout
     network.eval()
-    assert network.new_parameters == ()
+    assert new_parameters(network) == ()
     torch.testing.assert_close(network(**texts()).logits, tiny("Bert")(**texts()).logits, rtol=0, atol=0)
 
 
@@ -40,10 +42,23 @@ def test_weights_files_and_random_weights(folder: str, tmp_path: Path) -> None:
 
 def test_parts_without_weights_are_named(folder: str) -> None:
     network: Any = hugging_face(folder, "token-classification", config={"num_hidden_layers": 2})
-    assert network.new_parameters == ()  # the classifier has the same name and shape
+    assert new_parameters(network) == ()  # the classifier has the same name and shape
     tiny("Bert", "Model").save_pretrained(Path(folder) / "base")
     base: Any = hugging_face(str(Path(folder) / "base"))
-    assert base.new_parameters == ("classifier.bias", "classifier.weight")
+    assert new_parameters(base) == new_parameters(copy.deepcopy(base)) == ("classifier.weight",)
+    save_weights(tiny("Bert"), Path(folder) / "trained.safetensors")  # with the same bias, zeros
+    assert new_parameters(with_weights(copy.deepcopy(base), str(Path(folder) / "trained.safetensors"))) == ()
+    with torch.no_grad():
+        base.classifier.weight[0, 0] += 1
+    assert new_parameters(base) == (), "what was trained is new no more"
+
+
+def test_new_parts_of_a_sentence_encoder_are_named(folder: str) -> None:
+    bare = tiny("Bert", "Model")
+    bare.pooler = None
+    bare.save_pretrained(Path(folder) / "base")
+    encoder = hugging_face(str(Path(folder) / "base"), "embedding")
+    assert new_parameters(encoder) == ("network.pooler.dense.weight",)
 
 
 def test_unknown_folders_and_tasks_are_named(tmp_path: Path) -> None:
