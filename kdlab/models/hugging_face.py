@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,8 @@ def hugging_face(
         new: list[str] = []
         if pretrained and weights is None:
             options |= {"local_files_only": local_files_only, "output_loading_info": True}
-            network, found = builder.from_pretrained(name, config=settings, dtype=torch.float32, **options)
+            with _without_report(package):
+                network, found = builder.from_pretrained(name, config=settings, dtype=torch.float32, **options)
             new = sorted(found["missing_keys"])
         else:
             network = builder.from_config(settings, **options)
@@ -108,6 +110,17 @@ def hugging_face(
     network.new_parameters = {n: _digest(value) for n, value in drawn.items() if bool(value.min() < value.max())}
     built: nn.Module = network.train()  # transformers loads in eval mode, which Lightning keeps: no dropout
     return built if weights is None else load_weights(built, weights)
+
+
+@contextmanager
+def _without_report(package: Any) -> Iterator[None]:
+    """Let transformers not print its table of missing parts: they are logged here, and checked where they matter."""
+    logging_of, level = package.utils.logging, package.utils.logging.get_verbosity()
+    logging_of.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging_of.set_verbosity(level)
 
 
 def new_parameters(network: nn.Module) -> tuple[str, ...]:

@@ -40,11 +40,14 @@ def test_weights_files_and_random_weights(folder: str, tmp_path: Path) -> None:
     assert torch.equal(again.bert.pooler.dense.weight, other.bert.pooler.dense.weight)
 
 
-def test_parts_without_weights_are_named(folder: str) -> None:
+def test_parts_without_weights_are_named(folder: str, caplog: pytest.LogCaptureFixture) -> None:
     network: Any = hugging_face(folder, "token-classification", config={"num_hidden_layers": 2})
     assert new_parameters(network) == ()  # the classifier has the same name and shape
     tiny("Bert", "Model").save_pretrained(Path(folder) / "base")
-    base: Any = hugging_face(str(Path(folder) / "base"))
+    with caplog.at_level("INFO"):
+        base: Any = hugging_face(str(Path(folder) / "base"))
+    assert [record.name for record in caplog.records] == ["kdlab.models"], "transformers' own table is left out"
+    assert "classifier.bias, classifier.weight" in caplog.text
     assert new_parameters(base) == new_parameters(copy.deepcopy(base)) == ("classifier.weight",)
     save_weights(tiny("Bert"), Path(folder) / "trained.safetensors")  # with the same bias, zeros
     assert new_parameters(with_weights(copy.deepcopy(base), str(Path(folder) / "trained.safetensors"))) == ()
