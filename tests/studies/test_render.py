@@ -109,6 +109,20 @@ def test_costs_have_columns_where_they_were_measured(tmp_path: Path) -> None:
     assert "Teacher big, trained here: 80.00, 22.00 M parameters, 88.0 MB, 12.50 ms a sample.\n" in text
 
 
+def test_an_ensemble_of_teachers_is_shown_with_its_members(tmp_path: Path) -> None:
+    mid = "  mid: {class_path: kdlab.models.mlp, init_args: {hidden: [32]}}\nteachers:"
+    text = STUDY.replace("teachers:", mid).replace("{teacher: big,", "{name: two, teacher: [big, mid],")
+    found = named(runs(tmp_path, text))
+    ledger = Ledger(tmp_path / "ledger.csv")
+    enter(ledger, found["teacher big"], 0.75, megabytes=12.0, latency=0.003)
+    enter(ledger, found["teacher mid"], 0.5, megabytes=4.0, latency=0.001)
+    enter(ledger, found["two, KD, seed 0"], 0.6, teacher_accuracy=0.8)
+    shown = markdown(table(study(tmp_path, text), list(found.values()), ledger))
+    line = "Teacher big + mid, trained here: 80.00 (its members alone: 75.00, 50.00), 16.0 MB, 4.00 ms a sample."
+    assert f"### two\n\n{line}\n\n| method |" in shown
+    assert rows_of(shown, "### two")["KD"][4] == "75.0"
+
+
 def test_published_values_have_columns_where_there_are_any(tmp_path: Path) -> None:
     rows = rows_of(markdown(made(tmp_path, sources=SOURCES)), f"### {PAIR}")
     assert rows["method"][4:6] == ["published", "Δ published"]
