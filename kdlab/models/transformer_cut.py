@@ -149,7 +149,7 @@ def cut_vocabulary(network: nn.Module, vocabulary: str, local_files_only: bool =
     count = len(inner.get_submodule(layers_name(inner)))
     made: nn.Module = _cut(inner, list(range(count)), {}, _kept(inner, vocabulary, local_files_only))
     _name(made, vocabulary)
-    return made if inner is network else network.around(made)  # type: ignore[operator, no-any-return]
+    return made if inner is network else network.around(made)  # type: ignore[operator]
 
 
 def _transformer_in(network: Any) -> Any:

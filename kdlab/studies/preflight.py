@@ -236,7 +236,7 @@ def check_networks(study: Study, trials: Trials, config: Mapping[str, Any], opti
 def stand_in(network: nn.Module) -> nn.Module:
     """Return a teacher of a trial, which has not the weights of its training yet, as if it had them."""
     if hasattr(network, "new_parameters"):
-        network.new_parameters = {}
+        network.new_parameters = {}  # type: ignore[assignment]
     return network
 
 
