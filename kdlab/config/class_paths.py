@@ -84,6 +84,17 @@ def check_config(value: Any, key: str = "") -> None:
         raise InputError(f"{key} is {value:.3g}: whole numbers have at most 64 bits.", key=key)
 
 
+def instantiate(value: Any) -> Any:
+    """Build the objects that class paths and their arguments, nested in dicts and lists, name."""
+    if isinstance(value, list):
+        return [instantiate(inner) for inner in value]
+    if not isinstance(value, Mapping):
+        return value
+    if "class_path" not in value:
+        return {name: instantiate(inner) for name, inner in value.items()}
+    return check_class_path(str(value["class_path"]))(**instantiate(value.get("init_args") or {}))
+
+
 def check_class_path(path: str, key: str = "") -> Any:
     """Return what a class path names if a config may build it."""
     target = named(path)

@@ -16,6 +16,7 @@ from kdlab.config.class_paths import check_config
 from kdlab.config.lightning_cli import QUIET, KdlabCLI, build
 from kdlab.config.messages import quietly
 from kdlab.errors import InputError
+from kdlab.export.adapters import merge_adapters
 from kdlab.export.parity import Sample
 from kdlab.export.student import loaded, run_of, student_in, student_of
 from kdlab.models.fake_quantized import without_fake_quantization
@@ -143,7 +144,7 @@ def _network(config: dict[str, Any] | None, tensors: dict[str, Tensor], folder: 
         parsed = parser.parse_object({"network": loaded(config, weights)})
         check_config(parsed.as_dict())
         network: nn.Module = parser.instantiate(parsed).network
-    return without_fake_quantization(network).eval()
+    return merge_adapters(without_fake_quantization(network)).eval()
 
 
 def _batches(

@@ -11,6 +11,7 @@ import yaml
 from torch import Tensor
 
 from kdlab.errors import ExportMismatchError, InputError, form_of
+from kdlab.export.adapters import Build, without_adapters
 from kdlab.files import write_text
 from kdlab.models.checkpoint_reader import read_tensors
 from kdlab.models.weights import save_tensors
@@ -21,25 +22,31 @@ CHANGED_BY_WEIGHTS = ("googlenet", "inception_v3")
 """Networks of torchvision whose layers or forward depend on the argument ``weights``; so do those of SWAG weights."""
 
 
-def export(run: Path, out: Path | None = None, learner: str | None = None) -> tuple[Path, Path | None]:
+def export(
+    run: Path, out: Path | None = None, learner: str | None = None, build: Build | None = None
+) -> tuple[Path, Path | None]:
     """Write ``student.safetensors`` and, where the run has a ``config.yaml``, ``student.yaml``; return both paths.
 
     The student of a co-training is the network that the run deploys, without what exists in training only. The config
-    builds the network with these weights wherever a config takes a network.
+    builds the network with these weights wherever a config takes a network. Low-rank adapters are merged into the
+    weights (:func:`kdlab.export.adapters.without_adapters`).
 
     Args:
         run: a run's folder, or a checkpoint in it; a folder means its newest checkpoint.
         out: folder to write to; ``None`` is the run's folder.
         learner: name of a co-training's network; ``None`` is the deployed one.
+        build: makes a network of its class path and arguments; needed for students with adapters.
     """
     checkpoint, folder = run_of(run)
     recipe = folder / "config.yaml"
     network = student_in(_read(recipe) if recipe.exists() else {}, learner)
-    tensors = student_of(checkpoint, learner)
+    tensors: Mapping[str, Tensor] = student_of(checkpoint, learner)
     weights, config = ((out or folder) / name for name in ("student.safetensors", "student.yaml"))
     for path in (weights, config):
         if path.exists():
             raise InputError(f"{str(path)!r} exists already: move it, or name another folder with --out.")
+    if network is not None:
+        network, tensors = without_adapters(_uninitialized(network), tensors, build)
     save_tensors(tensors, weights)
     _check_weights(weights, tensors)
     if network is None:

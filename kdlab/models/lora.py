@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 from torch import nn
@@ -50,7 +51,9 @@ def lora(
     options: dict[str, Any] = {"target_modules": targets, "modules_to_save": trained, "task_type": kind}
     try:
         config = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, **options)
-        adapted: nn.Module = peft.get_peft_model(network, config).train()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "fan_in_fan_out is set")  # peft sets it right for each layer
+            adapted: nn.Module = peft.get_peft_model(network, config).train()
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(f"peft cannot adapt {name}: {reason}.") from error

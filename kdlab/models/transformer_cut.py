@@ -107,17 +107,20 @@ def student_from_teacher(
         InputError: the teacher is no such transformer, a layer or size is out of range, heads do not divide the width,
             or the vocabulary is no part of the teacher's.
     """
-    count = len(teacher.get_submodule(layers_name(teacher)))  # type: ignore[arg-type]
+    inner = _transformer_in(teacher)
+    count = len(inner.get_submodule(layers_name(inner)))
     chosen = (
         evenly(layers, count) if isinstance(layers, int) else list(range(count)) if layers is None else list(layers)
     )
     if not chosen or min(chosen) < 0 or max(chosen) >= count or (isinstance(layers, int) and layers > count):
         raise InputError(f"layers={layers} is out of range: the teacher has {count} layers, 0 to {count - 1}.")
-    widths = _widths(teacher, hidden, heads, intermediate)
-    kept = None if vocabulary is None else _kept(teacher, vocabulary, local_files_only)
-    student: nn.Module = _cut(teacher, chosen, widths, kept)
+    widths = _widths(inner, hidden, heads, intermediate)
+    kept = None if vocabulary is None else _kept(inner, vocabulary, local_files_only)
+    student: nn.Module = _cut(inner, chosen, widths, kept)
     if vocabulary is not None:
         _name(student, vocabulary)
+    if inner is not teacher:
+        student = teacher.around(student)  # type: ignore[operator]
     new, old = sizes_of(student), sizes_of(teacher)
     _log.info(
         "Student of %s: layers %s, %s",
@@ -142,15 +145,16 @@ def cut_vocabulary(network: nn.Module, vocabulary: str, local_files_only: bool =
     Raises:
         InputError: it is no such transformer, or the vocabulary is no part of its.
     """
-    holder = getattr(network, "network", None)  # of a SentenceEncoder
-    inner: Any = network if holder is None else holder
+    inner = _transformer_in(network)
     count = len(inner.get_submodule(layers_name(inner)))
     made: nn.Module = _cut(inner, list(range(count)), {}, _kept(inner, vocabulary, local_files_only))
     _name(made, vocabulary)
-    if holder is None:
-        return made
-    network.network = made
-    return network
+    return made if inner is network else network.around(made)  # type: ignore[operator]
+
+
+def _transformer_in(network: Any) -> Any:
+    """Return the transformer in a :class:`~kdlab.models.SentenceEncoder`, else the network itself."""
+    return getattr(network, "network", network)
 
 
 def _name(network: Any, folder: str) -> None:

@@ -15,6 +15,7 @@ from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge
 from kdlab.members.member import NetworkMember
 from kdlab.members.retokenized import Retokenized
+from kdlab.models.hugging_face import new_parameters
 from kdlab.modules.term_checks import called
 from kdlab.teaching.on_policy import positions_of
 from kdlab.teaching.plan import Plan
@@ -31,7 +32,7 @@ def check_texts(trainer: pl.Trainer, plan: Plan, knowledge: Mapping[str, Knowled
     for member in plan.members.values():
         if isinstance(member, NetworkMember) and not isinstance(member, Retokenized):
             network, name = uncompiled(member.network), called(member.name)
-            if member.is_frozen and (new := getattr(network, "new_parameters", ())):
+            if member.is_frozen and (new := new_parameters(network)):
                 _check_new(name, new, knowledge)
             data = getattr(trainer, "datamodule", None)
             if isinstance(data, TextData):

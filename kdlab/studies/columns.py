@@ -5,6 +5,7 @@ A new measurement is one line in :data:`COLUMNS`: the worker, the ledger, the re
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,13 +22,17 @@ BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class Trained(NamedTuple):
-    """A run that ended well: metrics of its test without ``test/``, and tensors of its student (none: an ensemble)."""
+    """A run that ended well: metrics of its test without ``test/``, and tensors of its student (none: an ensemble).
+
+    ``latency`` is in seconds, of one sample on the processor; ``None`` where it was not measured.
+    """
 
     metrics: Mapping[str, float]
     record: Record
     trainer: Trainer
     student: Mapping[str, Tensor]
     environment: Mapping[str, str]
+    latency: float | None = None
 
 
 class Shown(NamedTuple):
@@ -79,6 +84,17 @@ def _parameters(trained: Trained) -> int | None:
     return sum(sizes) if trained.student else None
 
 
+def _megabytes(trained: Trained) -> float | None:
+    return sum(value.nbytes for value in trained.student.values()) / 1e6 if trained.student else None
+
+
+def _perplexity(trained: Trained) -> float | None:
+    """Return exp of the mean cross-entropy of the tokens, where a language model was tested."""
+    loss = trained.metrics.get("loss")
+    of_tokens = getattr(getattr(trained.trainer, "datamodule", None), "task", None) in ("causal", "masked")
+    return math.exp(loss) if of_tokens and loss is not None and loss < 700 else None
+
+
 COLUMNS = (
     Column("run", lambda run, data: run.identity(data)),
     Column("config", lambda run, _: run.key),  # hash of the recipe with its seed and code
@@ -91,12 +107,15 @@ COLUMNS = (
     Column("accuracy", measured=_metric("deployed_accuracy", "student_accuracy"), shown=Shown("top1", "top-1")),
     Column("best_accuracy", measured=_best(1), shown=Shown("best", "best epoch")),
     Column("best_epoch", measured=_best(0)),
+    Column("perplexity", measured=_perplexity, shown=Shown("perplexity", "perplexity", 1.0)),
     Column("agreement", measured=_metric("agreement"), shown=Shown("agreement", "agreement")),
     Column("kl_to_teacher", measured=_metric("kl_to_teacher")),
     Column("ece", measured=_metric("deployed_ece", "student_ece"), shown=Shown("ece", "ECE")),
     *(Column(name, measured=_metric(name)) for name in ("teacher_accuracy", "ensemble_accuracy")),
     Column("network", lambda run, _: run.network),
-    Column("parameters", measured=_parameters),
+    Column("parameters", measured=_parameters, shown=Shown("parameters", "M parameters", 1e-6)),
+    Column("megabytes", measured=_megabytes, shown=Shown("megabytes", "MB", 1.0, "{:.1f}".format)),
+    Column("latency", measured=lambda trained: trained.latency, shown=Shown("latency", "ms a sample", 1e3)),
     Column("batch", _option("data.init_args.batch_size")),  # of all processes
     Column("rate", _option("model.init_args.optimizer.init_args.lr")),
     Column("epochs", _option("trainer.max_epochs"), lambda trained: trained.trainer.current_epoch),

@@ -49,7 +49,7 @@ class _Grid:
 
     def runs(self) -> list[Run]:
         for pair in self.study.pairs:
-            for network in pair.roles.values():
+            for network in (one for several in pair.roles.values() for one in several.networks):
                 with self.study.source.errors_at(("networks", network.name, "class_path")):
                     check_class_path(str(network.build["class_path"]))
         cells = [
@@ -64,7 +64,7 @@ class _Grid:
             for pair, method in cells:
                 if seed in method.seeds:
                     self.add(runs, pair, method, seed, configs[pair.name, method.name])
-        taught = {run.teacher.key for run in runs.values() if run.teacher is not None}
+        taught = {teacher.key for run in runs.values() for teacher in run.teachers}
         return sorted(runs.values(), key=lambda run: run.key not in taught)
 
     def add(self, runs: dict[str, Run], pair: Pair, method: Method, seed: int, config: dict[str, Any]) -> None:
@@ -78,19 +78,20 @@ class _Grid:
                 raise self.study.source.error(place, text)
             same.cells.append(cell)
             return
-        teacher = None
-        if method.taught and self.study.teachers is not None and pair.roles["teacher"].name not in self.study.weights:
-            teacher = self.teacher(pair.roles["teacher"])
-            teacher = runs.setdefault(teacher.key, teacher)  # plain training with its seed is the same
+        teachers: list[Run] = []
+        for network in pair.roles["teacher"].networks if method.taught and self.study.teachers is not None else ():
+            if network.name not in self.study.weights:
+                teacher = self.teacher(network)
+                teachers.append(runs.setdefault(teacher.key, teacher))  # plain training with its seed is the same
         shared = not method.taught and len(pair.roles) > 1
         networks = " + ".join(pair.roles[role].name for role in method.networks.values())
         name = f"{networks if shared else pair.name}, {method.name}, seed {seed}"
-        runs[key] = Run(name, config, key, teacher, place, pair.roles["student"].name, [cell], self.files)
+        runs[key] = Run(name, config, key, tuple(teachers), place, pair.roles["student"].name, [cell], self.files)
 
     def config(self, pair: Pair, method: Method) -> dict[str, Any]:
         """Return the resolved config of a cell, but for the seed."""
-        recipe, *parts = self.parts(pair, method)
-        return self.resolved([recipe, parts[0]], parts[1:], pair, method.networks, self.place(pair, method))
+        parts = self.parts(pair, method)
+        return self.resolved(parts[:3], parts[3:], pair, method.networks, self.place(pair, method))
 
     def teacher(self, network: Network) -> Run:
         """Return the training of a teacher on labels."""
@@ -98,12 +99,14 @@ class _Grid:
             part, place = self.study.teachers, ("networks", network.name)
             assert part is not None
             alone = Pair(network.name, {"student": network}, Part(()), {})
-            config = self.resolved([self.study.recipe], [part], alone, {"model.student": "student"}, place)
+            before = [self.study.recipe, network.part]
+            config = self.resolved(before, [part], alone, {"model.student": "student"}, place)
             if (config["model"].get("init_args") or {}).get("teacher") is not None:
                 raise self.study.source.error(part.place, "the recipe of teachers has a teacher itself.")
-            seed = int(part.options.get("seed_everything", TEACHER_SEED))
-            config = seeded(config, seed, self.fixes_data_seed(self.study.recipe, part))
-            run = Run(f"teacher {network.name}", config, of_config(config), None, place, network.name)
+            default = part.options.get("seed_everything", TEACHER_SEED)
+            seed = int(network.part.options.get("seed_everything", default))
+            config = seeded(config, seed, self.fixes_data_seed(*before, part))
+            run = Run(f"teacher {network.name}", config, of_config(config), (), place, network.name)
             self.teachers[network.name] = run
         return self.teachers[network.name]
 
@@ -131,10 +134,14 @@ class _Grid:
             yield Origin(self.study.source, (*part.place, "options"))
             yield from (Origin(Source(path)) for path in reversed(part.configs))
         for option, network in networks.items():
+            if network.members:
+                continue
             yield Origin(self.study.source, ("networks", network.name, "init_args"), option)
 
-    def build(self, network: Network, role: str) -> dict[str, Any]:
-        """Return the class path and arguments of a network; a teacher's with its weights."""
+    def build(self, network: Network, role: str) -> Any:
+        """Return the class path and arguments of a network; a teacher's with its weights, of an ensemble the list."""
+        if network.members:
+            return [self.build(member, role) for member in network.members]
         if role != "teacher" or (self.study.teachers is None and network.name not in self.study.weights):
             return dict(network.build)
         if network.name in self.study.weights:
@@ -169,7 +176,8 @@ class _Grid:
         return special.place if special is not None else method.part.place
 
     def parts(self, pair: Pair, method: Method) -> list[Part]:
-        return [self.study.recipe, pair.part, method.part, pair.methods.get(method.name) or Part(())]
+        student = pair.roles["student"].part
+        return [self.study.recipe, student, pair.part, method.part, pair.methods.get(method.name) or Part(())]
 
     def fixes_data_seed(self, *parts: Part) -> bool:
         overridden = any(option.startswith("--data.seed=") for option in self.overrides)

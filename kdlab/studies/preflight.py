@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
+from torch import nn
 
 import kdlab
-from kdlab.config.class_paths import check_class_path
+from kdlab.config.class_paths import instantiate
 from kdlab.config.lightning_cli import QUIET_TRAINER, build, resolve
 from kdlab.config.messages import quietly
 from kdlab.errors import InputError, refusal_in
@@ -28,6 +29,7 @@ from kdlab.studies.grid import seeded
 from kdlab.studies.run_id import code_of, digest, of_config
 from kdlab.studies.study import Study
 
+STAND_IN = f"{__name__}.stand_in"
 SAMPLES = 32
 """Samples in the batches of a trial; its time is scaled to the recipe's batch."""
 QUICK = 0.1
@@ -208,7 +210,8 @@ def check_networks(study: Study, trials: Trials, config: Mapping[str, Any], opti
         InputError: a network or a file does not fit; with the line of the study.
     """
     error, counts = study.source.error, dict[str, int | None]()
-    networks = {network.name: network for pair in study.pairs for network in pair.roles.values()}
+    roles = [several for pair in study.pairs for several in pair.roles.values()]
+    networks = {network.name: network for several in roles for network in several.networks}
     for name, network in networks.items():
         try:
             counts[name] = trials.classes(config, network.build)
@@ -216,11 +219,12 @@ def check_networks(study: Study, trials: Trials, config: Mapping[str, Any], opti
             text = f"{name} cannot be used: {str(cause).splitlines()[0]}"
             raise error(("networks", name), text) from cause
     for pair in study.pairs:
-        names = [network.name for network in pair.roles.values()]
+        names = [network.name for several in pair.roles.values() for network in several.networks]
         if len({counts[name] for name in names} - {None}) > 1:
             listed = ", ".join(f"{name} has {counts[name]}" for name in dict.fromkeys(names))
             raise error(pair.part.place, f"the networks of {pair.name} have different classes: {listed}.")
-    for name in {pair.roles["teacher"].name: 0 for pair in study.pairs if "teacher" in pair.roles}:
+    teachers = [pair.roles["teacher"] for pair in study.pairs if "teacher" in pair.roles]
+    for name in dict.fromkeys(network.name for teacher in teachers for network in teacher.networks):
         try:
             if name in study.weights:
                 load_weights(instantiate(networks[name].build), study.weights[name])
@@ -229,15 +233,11 @@ def check_networks(study: Study, trials: Trials, config: Mapping[str, Any], opti
             raise InputError(text) if name in options else error(("teachers", "weights", name), str(cause)) from cause
 
 
-def instantiate(value: Any) -> Any:
-    """Build the objects that class paths and their arguments, nested in dicts and lists, name."""
-    if isinstance(value, list):
-        return [instantiate(inner) for inner in value]
-    if not isinstance(value, Mapping):
-        return value
-    if "class_path" not in value:
-        return {name: instantiate(inner) for name, inner in value.items()}
-    return check_class_path(str(value["class_path"]))(**instantiate(value.get("init_args") or {}))
+def stand_in(network: nn.Module) -> nn.Module:
+    """Return a teacher of a trial, which has not the weights of its training yet, as if it had them."""
+    if hasattr(network, "new_parameters"):
+        network.new_parameters = {}  # type: ignore[assignment]
+    return network
 
 
 def _untrained(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -250,7 +250,7 @@ def _untrained(config: Mapping[str, Any]) -> dict[str, Any]:
             return value
         options = value.get("init_args") or {}
         if str(options.get("weights", "")).startswith(("run:", "file:")):
-            return bare(options["network"])
+            return {"class_path": STAND_IN, "init_args": {"network": bare(options["network"])}}
         return {name: None if name == "teacher_cache" else bare(inner) for name, inner in value.items()}
 
     return {**config, "model": bare(config["model"]), "trainer": {**config["trainer"], **TRIAL}}

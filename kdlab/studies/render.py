@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdlab.files import write_text
 from kdlab.studies.columns import SHOWN
+from kdlab.studies.study import Network
 from kdlab.studies.tables import Entry, Table
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 BEGIN, END = "<!-- kdlab report: begin -->", "<!-- kdlab report: end -->"
 FURTHER = [shown for shown in SHOWN.values() if shown.name not in ("top1", "best")]
-"""Columns after those of the accuracy."""
+"""Columns after those of the accuracy; each where a cell of the pair has a value."""
 
 
 def markdown(table: Table) -> str:
@@ -27,7 +28,8 @@ def markdown(table: Table) -> str:
         f"Top-1 accuracy on the test set in %, after the last epoch: mean ± standard deviation over n seeds. "
         f"The best epoch was chosen on the validation set, by default the test set itself: it is shown, and counts for "
         f"nothing. Δ: the difference from {study.baseline} with its 95 % interval (Welch). "
-        f"Agreement with the teacher and expected calibration error (ECE, 15 bins) in %.",
+        f"Retention: accuracy over the teacher's. Retention, agreement with the teacher and expected calibration error "
+        f"(ECE, 15 bins) in %.",
         "",
     ]
     if study.note:
@@ -38,8 +40,8 @@ def markdown(table: Table) -> str:
         if entries := [entry for entry in table.entries if entry.pair == pair.name]:
             lines += [f"### {pair.name}", ""]
             if (teacher := pair.roles.get("teacher")) and teacher.name in table.teachers:
-                lines += [f"Teacher {teacher.name}, trained here: {table.teachers[teacher.name]:.2f}.", ""]
-            lines += [*_part(study.baseline, entries), ""]
+                lines += [_teacher(table, teacher), ""]
+            lines += [*_part(table, entries), ""]
     lines += [f"- {note}" for note in table.notes]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -134,10 +136,22 @@ def log_table(table: Table, project: str, folder: Path) -> None:
     run.finish()
 
 
-def _part(baseline: str, entries: Sequence[Entry]) -> list[str]:
+def _teacher(table: Table, teacher: Network) -> str:
+    """Describe a teacher: accuracy, those of an ensemble's members, and what it costs."""
+    members = [table.teachers[one.name] for one in teacher.members if one.name in table.teachers]
+    alone = f" (its members alone: {', '.join(f'{accuracy:.2f}' for accuracy in members)})" if members else ""
+    shown = [(SHOWN[name], value) for name, value in table.costs.get(teacher.name, {}).items()]
+    costs = "".join(f", {column.text(value)} {column.heading}" for column, value in shown)
+    return f"Teacher {teacher.name}, trained here: {table.teachers[teacher.name]:.2f}{alone}{costs}."
+
+
+def _part(table: Table, entries: Sequence[Entry]) -> list[str]:
     published = any(entry.published for entry in entries)
-    heads = ["method", "top-1", "n", "best epoch", f"Δ {baseline}"]
+    retained = any(table.retention(entry) for entry in entries)
+    further = [shown for shown in FURTHER if any(entry.spreads[shown.name] for entry in entries)]
+    heads = ["method", "top-1", "n", "best epoch", f"Δ {table.study.baseline}"]
     heads += ["published", "Δ published"] if published else []
+    heads += ["retention"] if retained else []
     rows = []
     for entry in entries:
         done, best = len(entry.values), entry.spreads["best"]
@@ -146,9 +160,11 @@ def _part(baseline: str, entries: Sequence[Entry]) -> list[str]:
         if published:
             cells.append(f"{entry.published.top1:.2f}" if entry.published else "")
             cells.append("" if entry.beyond is None else f"{entry.beyond:+.2f}")
-        further = [(shown, entry.spreads[shown.name]) for shown in FURTHER]
-        rows.append([*cells, *(shown.text(value.mean) if value else "" for shown, value in further)])
-    return _markdown_table([*heads, *(shown.heading for shown in FURTHER)], rows)
+        if retained:
+            cells.append("" if (share := table.retention(entry)) is None else f"{share:.1f}")
+        values = [(shown, entry.spreads[shown.name]) for shown in further]
+        rows.append([*cells, *(shown.text(value.mean) if value else "" for shown, value in values)])
+    return _markdown_table([*heads, *(shown.heading for shown in further)], rows)
 
 
 def _overview(table: Table) -> list[str]:

@@ -11,7 +11,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -26,7 +26,7 @@ IGNORED = (
     "checkpoint",
     "ckpt_path",
     *(f"trainer.{name}" for name in (*SHOWN, *PLACED)),
-    *(f"data.init_args.{name}" for name in ("root", "download", "num_workers", "eval_batch_size")),
+    *(f"data.init_args.{name}" for name in ("root", "download", "num_workers", "eval_batch_size", "cache")),
     "model.init_args.teacher_cache.folder",
     "model.init_args.teacher_cache.init_args.folder",
 )
@@ -73,6 +73,13 @@ def of_config(config: dict[str, Any]) -> str:
     """
     counted = canonical(config)
     return digest(counted, kdlab.__version__, sorted(code_of(counted)))
+
+
+def of_data(config: Mapping[str, Any]) -> str:
+    """Return the hash of what a resolved config says of its data, without the seed."""
+    data = copy.deepcopy(canonical(dict(config)).get("data") or {})
+    (data.get("init_args") or {}).pop("seed", None)
+    return digest(data)
 
 
 def code_of(config: Any) -> set[tuple[str, str]]:

@@ -35,7 +35,7 @@ class Run:
         name: for people, such as "resnet56 → resnet20, KD, seed 0".
         config: resolved; weights of a teacher trained here are "run:KEY" in it, files "file:SHA-256".
         key: hash of config, kdlab's version and the code it names (:func:`kdlab.studies.run_id.of_config`).
-        teacher: the run that this one waits for.
+        teachers: the runs that this one waits for.
         place: of the line in the study that it comes from.
         network: name of the student's network.
         cells: of the table that it fills; none for a teacher.
@@ -45,7 +45,7 @@ class Run:
     name: str
     config: Mapping[str, Any]
     key: str
-    teacher: Run | None
+    teachers: tuple[Run, ...]
     place: Place
     network: str
     cells: list[Cell] = field(default_factory=list)
@@ -71,14 +71,14 @@ class Run:
         return runs / f"{slug[:80]}-{self.identity(data)}"
 
     def prepare(
-        self, runs: Path, data: str, loggers: Sequence[Mapping[str, Any]] = (), teacher: Path | None = None
+        self, runs: Path, data: str, loggers: Sequence[Mapping[str, Any]] = (), teachers: Sequence[Path] = ()
     ) -> Path:
-        """Write the run's whole config into its folder and return the folder; ``teacher`` is its teacher's."""
+        """Write the run's whole config into its folder and return the folder; ``teachers`` are its teachers'."""
         folder = self.folder(runs, data)
         weights = {text: str(path.resolve()) for text, path in self.files.items()}
-        if self.teacher is not None:
-            taught = teacher or self.teacher.folder(runs, data)
-            weights[f"run:{self.teacher.key}"] = str((taught / STUDENT).resolve())
+        folders = teachers or [teacher.folder(runs, data) for teacher in self.teachers]
+        for teacher, taught in zip(self.teachers, folders, strict=True):
+            weights[f"run:{teacher.key}"] = str((taught / STUDENT).resolve())
         config = placed(_replaced(dict(self.config), weights), folder, loggers)
         record = {"class_path": "kdlab.studies.run_callback.Record", "init_args": {"folder": str(folder)}}
         callbacks = config["trainer"]["callbacks"] or []

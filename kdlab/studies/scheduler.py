@@ -49,7 +49,7 @@ class Work:
 
     def teaches(self, run: Run) -> bool:
         """Return whether a run that is not done waits for this one's weights."""
-        students = [other for other in self.runs if other.teacher is not None and other.teacher.key == run.key]
+        students = [other for other in self.runs if any(teacher.key == run.key for teacher in other.teachers)]
         return any(not self.ledger.finished(self.identity(student)) for student in students)
 
     def state(self, run: Run) -> str:
@@ -72,11 +72,11 @@ class Work:
         try:
             while waiting or running:
                 for run in list(waiting):
-                    teacher = FINISHED if run.teacher is None else outcome.get(run.teacher.key)
-                    if teacher not in (None, FINISHED):
-                        outcome[run.key] = f"its teacher failed: {teacher}"
+                    ended = [outcome.get(teacher.key) for teacher in run.teachers]
+                    if failed := next((reason for reason in ended if reason not in (None, FINISHED)), None):
+                        outcome[run.key] = f"its teacher failed: {failed}"
                         waiting.remove(run)
-                    elif teacher == FINISHED and len(running) < launcher.capacity:
+                    elif None not in ended and len(running) < launcher.capacity:
                         waiting.remove(run)
                         folder = self._prepare(run, loggers)
                         if read_json(folder / RESULT):  # it ended when the study was killed before entering it
@@ -108,8 +108,8 @@ class Work:
         return outcome
 
     def _prepare(self, run: Run, loggers: Loggers) -> Path:
-        teacher = self.folder(run.teacher) if run.teacher is not None else None
-        folder = run.prepare(self.root, self.data(run), loggers(run), teacher)
+        teachers = [self.folder(teacher) for teacher in run.teachers]
+        folder = run.prepare(self.root, self.data(run), loggers(run), teachers)
         if self.teaches(run) and not (folder / STUDENT).exists():
             (folder / RESULT).unlink(missing_ok=True)  # its weights were deleted and are needed
         return folder

@@ -30,11 +30,23 @@ class Part:
 
 @dataclass(frozen=True)
 class Network:
-    """A network by its class path, and its variables, which options may quote as ``$student.NAME``."""
+    """A network by its class path, and its variables, which options may quote as ``$student.NAME``.
+
+    Attributes:
+        part: changes for every run that trains it.
+        members: of an ensemble, which is only a teacher and has nothing else.
+    """
 
     name: str
     build: Mapping[str, Any]
     quoted: Mapping[str, Any]
+    part: Part = Part(())
+    members: tuple[Network, ...] = ()
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        """Return the members of an ensemble, else the network itself."""
+        return self.members or (self,)
 
 
 @dataclass(frozen=True)
@@ -170,7 +182,7 @@ class _Reader:
         for path in files:
             Source(path)  # raises for what is not YAML, and for a duplicate key, with the file's own line
         options = self.mapping(content.get("options"), (*place, "options"))
-        if "seed_everything" in options and place != ("teachers",):
+        if "seed_everything" in options and place[0] not in ("teachers", "networks"):
             where = (*place, "options", "seed_everything")
             raise self.error(where, "set the seeds of students under seeds, of the study or of a method.")
         return Part(place, files, options)
@@ -181,7 +193,19 @@ class _Reader:
         if not isinstance(content.get("class_path"), str):
             raise self.error(place, f"the network {name!r} has a class_path, such as kdlab.models.resnet20.")
         build = {key: content.pop(key) for key in ("class_path", "init_args") if key in content}
-        return Network(name, build, content)
+        part = self.part({key: content.pop(key) for key in ("configs", "options") if key in content}, place)
+        return Network(name, build, content, part)
+
+    def role(self, role: str, value: Any, networks: Mapping[str, Network], place: Place) -> Network:
+        """Return the network of a role; of several teachers the ensemble."""
+        if not isinstance(value, list):
+            self.known("network", value, networks, (*place, role))
+            return networks[value]
+        if role != "teacher" or not value:
+            raise self.error((*place, role), "a role is one network; only a teacher may be a list of them.")
+        for index, name in enumerate(value):
+            self.known("network", name, networks, (*place, role, index))
+        return Network(" + ".join(value), {}, {}, members=tuple(networks[name] for name in value))
 
     def method(self, name: str, value: Any, seeds: tuple[int, ...]) -> Method:
         place = ("methods", name)
@@ -232,8 +256,7 @@ class _Reader:
     ) -> Pair:
         title, changes = content.pop("name", None), self.mapping(content.pop("methods", None), (*place, "methods"))
         part = self.part({key: content.pop(key) for key in ("configs", "options") if key in content}, place)
-        for role, name in content.items():
-            self.known("network", name, networks, (*place, role))
+        roles = {role: self.role(role, name, networks, place) for role, name in content.items()}
         special: dict[str, Part | None] = {}
         for name, change in changes.items():
             self.known("method", name, methods, (*place, "methods", name))
@@ -242,8 +265,8 @@ class _Reader:
             missing = set(method.networks.values()) - content.keys()
             if missing and special.get(method.name, part) is not None:
                 raise self.error(place, f"this pair names no {min(missing)!r}, which {method.name!r} needs.")
-        title = title or " → ".join(content[role] for role in sorted(content, key=_order))
-        return Pair(str(title), {role: networks[name] for role, name in content.items()}, part, special)
+        title = title or " → ".join(roles[role].name for role in sorted(roles, key=_order))
+        return Pair(str(title), roles, part, special)
 
 
 def _order(role: str) -> tuple[int, str]:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import kdlab
 from kdlab.studies import published
 from kdlab.studies.columns import SHOWN
 from kdlab.studies.ledger import FINISHED, Ledger
 from kdlab.studies.published import Published
+from kdlab.studies.run_id import of_data
 from kdlab.studies.runs import Run
 from kdlab.studies.statistics import Difference, Spread, difference, relative_improvement, spread
 from kdlab.studies.study import Pair, Study
 
 Row = Mapping[str, str]
 ROLES = ("teacher", "student")
+COSTS = ("parameters", "megabytes", "latency")
+"""Columns of which an ensemble has the sum over its members."""
 NAMED = 8
 """Cells that a note names before it counts the others."""
 
@@ -63,7 +66,9 @@ class Table:
     """All cells, with notes on the rows behind them.
 
     Attributes:
-        teachers: accuracies in percent of the teachers that were trained here.
+        teachers: accuracies in percent of the teachers that were trained here, of an ensemble as its students' runs
+            measured it.
+        costs: parameters, size and latency of these teachers, of an ensemble the sums over its members.
         improvements: average relative improvement of the study's reference over each other method, in percent.
     """
 
@@ -72,6 +77,13 @@ class Table:
     teachers: Mapping[str, float]
     improvements: Mapping[str, float | None]
     notes: tuple[str, ...]
+    costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def retention(self, entry: Entry) -> float | None:
+        """Return a cell's accuracy over that of its pair's teacher, in percent; ``None`` where one is not known."""
+        pair = next(pair for pair in self.study.pairs if pair.name == entry.pair)
+        teacher = self.teachers.get(pair.roles["teacher"].name) if "teacher" in pair.roles else None
+        return 100 * entry.last.mean / teacher if entry.last and teacher else None
 
     def entry(self, pair: str, method: str) -> Entry | None:
         """Return a cell; ``None`` where the study leaves it out."""
@@ -82,16 +94,18 @@ def table(study: Study, runs: Sequence[Run], ledger: Ledger, with_published: boo
     """Return the table of a study; ``with_published`` is false where the recipe was changed by options.
 
     A row counts for a cell if its config is the cell's: rows of another recipe, another code or another version of
-    kdlab are left out, and so are rows on other data than most.
+    kdlab are left out, and so are rows on other data than most of those with the same options of the data.
 
     Raises:
         InputError: the file of published values cannot be used.
     """
-    keys = {run.key for run in runs}
+    keys = {run.key: of_data(run.config) for run in runs}
     done = [row for row in ledger.rows if row["status"] == FINISHED]
     fitting = [row for row in done if row["config"] in keys]
-    data = Counter(row["data"] for row in fitting).most_common(1)
-    rows = {row["config"]: row for row in fitting if row["data"] == data[0][0]}
+    counts: dict[str, Counter[str]] = {}
+    for row in fitting:
+        counts.setdefault(keys[row["config"]], Counter())[row["data"]] += 1
+    rows = {x["config"]: x for x in fitting if x["data"] == counts[keys[x["config"]]].most_common(1)[0][0]}
     known = published.read(study.published) if study.published and with_published else {}
     elsewhere = published.read_measured(study.measured) if study.measured and with_published else {}
     networks = {pair.name: tuple(pair.roles[r].name if r in pair.roles else "" for r in ROLES) for pair in study.pairs}
@@ -111,7 +125,7 @@ def table(study: Study, runs: Sequence[Run], ledger: Ledger, with_published: boo
             return [scale * value for seed, value in other.accuracies.items() if seed in seeds.get((pair, method), ())]
         return [scale * float(text) for text in texts if text]
 
-    entries = []
+    entries, together = [], dict[str, float]()
     for pair, method in ((pair, method.name) for pair in study.pairs for method in study.methods):
         if wanted := cells.get((pair.name, method)):
             accuracies, plain = values(pair.name, method), values(pair.name, study.baseline)
@@ -119,16 +133,28 @@ def table(study: Study, runs: Sequence[Run], ledger: Ledger, with_published: boo
             shown = {to.name: spread(values(pair.name, method, column, to.scale)) for column, to in SHOWN.items()}
             value = _published(pair, method, known)
             entries.append(Entry(pair.name, method, len(wanted), tuple(accuracies), shown, gain, value))
-    taught = {run.teacher.key for run in runs if run.teacher is not None}
-    teachers = {
-        run.network: 100 * float(rows[run.key]["accuracy"]) for run in runs if run.key in taught and run.key in rows
-    }
-    for (teacher, student, _), other in elsewhere.items():
-        if not student and teacher not in teachers:
-            teachers[teacher] = 100 * next(iter(other.accuracies.values()))
+            if (teacher := pair.roles.get("teacher")) and (measured := values(pair.name, method, "teacher_accuracy")):
+                together[teacher.name] = measured[-1]  # of a frozen teacher all are the same
+    taught = {teacher.key for run in runs for teacher in run.teachers}
+    rows_of_teachers = {run.network: rows[run.key] for run in runs if run.key in taught and run.key in rows}
+    teachers = {name: 100 * float(row["accuracy"]) for name, row in rows_of_teachers.items()}
+    for (name, student, _), other in elsewhere.items():
+        if not student and name not in teachers:
+            teachers[name] = 100 * next(iter(other.accuracies.values()))
+    costs = {name: _costs([row]) for name, row in rows_of_teachers.items()}
+    ensembles = [pair.roles["teacher"] for pair in study.pairs if "teacher" in pair.roles]
+    for ensemble in (several for several in ensembles if several.members and several.name in together):
+        teachers[ensemble.name] = together[ensemble.name]
+        costs[ensemble.name] = _costs([rows_of_teachers.get(member.name, {}) for member in ensemble.members])
     notes = [f"Measured here, but not as a run of this study: {source}." for source in taken]
-    notes += _notes(done, fitting, list(rows.values()), ledger, keys)
-    return Table(study, tuple(entries), teachers, _improvements(study, entries), tuple(notes))
+    notes += _notes(done, fitting, list(rows.values()), ledger, set(keys))
+    return Table(study, tuple(entries), teachers, _improvements(study, entries), tuple(notes), costs)
+
+
+def _costs(rows: Sequence[Row]) -> dict[str, float]:
+    """Return the sums of what networks cost, scaled as they are shown, of the columns that all rows have."""
+    columns = [name for name in COSTS if all(row.get(name) for row in rows)]
+    return {name: SHOWN[name].scale * sum(float(row[name]) for row in rows) for name in columns}
 
 
 def _published(pair: Pair, method: str, known: Mapping[tuple[str, str, str], Published]) -> Published | None:

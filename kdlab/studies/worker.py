@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import yaml
 
 from kdlab.config.lightning_cli import take_up
@@ -20,8 +21,10 @@ from kdlab.errors import InputError, refusal_in
 from kdlab.export.student import student_of
 from kdlab.files import locked, read_json, write_json
 from kdlab.models.weights import save_tensors
+from kdlab.outputs import Batch
 from kdlab.studies.columns import COLUMNS, Trained
 from kdlab.studies.environment import versions
+from kdlab.studies.latency import latency
 from kdlab.studies.launchers import WATCHED
 from kdlab.studies.ledger import FAILED, FINISHED
 from kdlab.studies.run_callback import STATUS, Record
@@ -71,9 +74,19 @@ def _train(folder: Path) -> None:
         save_tensors(student, folder / STUDENT)
     metrics = {name.removeprefix("test/"): float(value) for name, value in tested.items()}
     record = next(callback for callback in trainer.callbacks if isinstance(callback, Record))  # type: ignore[attr-defined]
-    trained = Trained(metrics, record, trainer, student, versions(trainer.strategy.root_device, trainer.world_size))
+    environment = versions(trainer.strategy.root_device, trainer.world_size)
+    trained = Trained(metrics, record, trainer, student, environment, _latency(cli.model, cli.datamodule))
     result = {column.name: column.measured(trained) for column in COLUMNS if column.measured}
     write_json(folder / RESULT, {**result, "accuracies": record.accuracies, "test": metrics})
+
+
+def _latency(module: pl.LightningModule, data: pl.LightningDataModule) -> float | None:
+    """Return the time of one sample; ``None`` for data without the attribute ``eval_batch_size``."""
+    if not hasattr(data, "eval_batch_size"):
+        return None
+    data.eval_batch_size = 1
+    module.cpu().eval()
+    return latency(module, (Batch.of(raw).inputs for raw in data.test_dataloader()))
 
 
 def _exit_with_the_study() -> None:

@@ -174,4 +174,6 @@ def ledger(place: Path) -> list[dict[str, str]]:
     if not (place / "ledger.csv").exists():
         return []
     rows = [row for row in Ledger(place / "ledger.csv").rows if row["status"] == FINISHED]
-    return [{name: row[name] for name in row if name not in ("seconds", "finished", "commit")} for row in rows]
+    return [
+        {name: row[name] for name in row if name not in ("seconds", "latency", "finished", "commit")} for row in rows
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 from kdlab.errors import InputError
-from kdlab.models import bilstm, hugging_face, load_weights, lora, save_weights
+from kdlab.models import bilstm, hugging_face, load_weights, lora, save_weights, static_encoder, with_weights
+from kdlab.models.hugging_face import new_parameters
 from kdlab.models.lora import merged
 from kdlab.outputs import observe
 from tests.tiny_transformers import TOKENS, texts, tiny, tokenizer_folder
@@ -25,7 +27,7 @@ def test_network_of_a_folder_is_what_was_saved(folder: str) -> None:
     network: Any = hugging_face(folder, local_files_only=True)
     assert all(module.training for module in network.modules())  # else Lightning trains it without dropout
     network.eval()
-    assert network.new_parameters == ()
+    assert new_parameters(network) == ()
     torch.testing.assert_close(network(**texts()).logits, tiny("Bert")(**texts()).logits, rtol=0, atol=0)
 
 
@@ -38,12 +40,28 @@ def test_weights_files_and_random_weights(folder: str, tmp_path: Path) -> None:
     assert torch.equal(again.bert.pooler.dense.weight, other.bert.pooler.dense.weight)
 
 
-def test_parts_without_weights_are_named(folder: str) -> None:
+def test_parts_without_weights_are_named(folder: str, caplog: pytest.LogCaptureFixture) -> None:
     network: Any = hugging_face(folder, "token-classification", config={"num_hidden_layers": 2})
-    assert network.new_parameters == ()  # the classifier has the same name and shape
+    assert new_parameters(network) == ()  # the classifier has the same name and shape
     tiny("Bert", "Model").save_pretrained(Path(folder) / "base")
-    base: Any = hugging_face(str(Path(folder) / "base"))
-    assert base.new_parameters == ("classifier.bias", "classifier.weight")
+    with caplog.at_level("INFO"):
+        base: Any = hugging_face(str(Path(folder) / "base"))
+    assert [record.name for record in caplog.records] == ["kdlab.models"], "transformers' own table is left out"
+    assert "classifier.bias, classifier.weight" in caplog.text
+    assert new_parameters(base) == new_parameters(copy.deepcopy(base)) == ("classifier.weight",)
+    save_weights(tiny("Bert"), Path(folder) / "trained.safetensors")  # with the same bias, zeros
+    assert new_parameters(with_weights(copy.deepcopy(base), str(Path(folder) / "trained.safetensors"))) == ()
+    with torch.no_grad():
+        base.classifier.weight[0, 0] += 1
+    assert new_parameters(base) == (), "what was trained is new no more"
+
+
+def test_new_parts_of_a_sentence_encoder_are_named(folder: str) -> None:
+    bare = tiny("Bert", "Model")
+    bare.pooler = None
+    bare.save_pretrained(Path(folder) / "base")
+    encoder = hugging_face(str(Path(folder) / "base"), "embedding")
+    assert new_parameters(encoder) == ("network.pooler.dense.weight",)
 
 
 def test_unknown_folders_and_tasks_are_named(tmp_path: Path) -> None:
@@ -83,6 +101,29 @@ def test_sentence_vectors_are_means_of_the_tokens_that_count(tmp_path: Path) -> 
     assert seen.layers[0].shape == (3, 7, 32)
     first = hugging_face(str(tmp_path), "embedding", pooling="first").eval()
     torch.testing.assert_close(observe(first, inputs).logits, states[:, 0])
+
+
+def test_static_encoder_is_the_mean_of_token_vectors(tmp_path: Path) -> None:
+    teacher, inputs = tiny("Bert", "Model"), texts()
+    table = teacher.embeddings.word_embeddings.weight.detach().clone()
+    network = static_encoder(teacher=teacher).eval()
+    seen = observe(network, inputs)
+    lengths = inputs["attention_mask"].sum(1).tolist()
+    rows = [table[ids[:length]].double().mean(0) for ids, length in zip(inputs["input_ids"], lengths, strict=True)]
+    torch.testing.assert_close(seen.logits.double(), torch.stack(rows), rtol=1e-6, atol=1e-7)
+    assert seen.embedding is seen.logits
+    with torch.no_grad():
+        network.embeddings.weight.zero_()
+    assert torch.equal(teacher.embeddings.word_embeddings.weight, table), "the teacher's table is not the student's"
+    save_weights(network, tmp_path / "static.safetensors")
+    again = static_encoder(83, 32, weights=str(tmp_path / "static.safetensors"))
+    assert not again.embeddings.weight.any()
+    inputs["attention_mask"][2] = 0  # no token at all
+    assert not observe(network, inputs).logits[2].any()
+    with pytest.raises(InputError, match="needs vocabulary and width"):
+        static_encoder(83)
+    with pytest.raises(InputError, match=r"\(83, 32\), not \(80, 32\)"):
+        static_encoder(80, teacher=teacher)
 
 
 def test_bilstm_reads_a_text_without_its_padding() -> None:

@@ -13,6 +13,7 @@ import torch
 from kdlab.errors import InputError
 from kdlab.models import hugging_face, student_from_teacher
 from kdlab.models.transformer_cut import sizes_of
+from kdlab.outputs import observe
 from kdlab.tokenization import cut_tokenizer, load_tokenizer, vocabulary_of
 from tests.tiny_transformers import SENTENCES, texts, tiny, tokenizer_folder
 
@@ -101,6 +102,19 @@ def test_what_is_smaller_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 def test_sizes_out_of_range_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         student_from_teacher(tiny("Bert"), **options)
+
+
+def test_a_student_of_a_sentence_encoder_is_one(tmp_path: Path) -> None:
+    tiny("Bert", "Model").save_pretrained(tmp_path)
+    teacher: Any = hugging_face(str(tmp_path), "embedding", pooling="first")
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    student: Any = student_from_teacher(teacher, layers=[1, 3], hidden=16)
+    assert (student.pooling, len(student.network.encoder.layer), len(teacher.network.encoder.layer)) == ("first", 2, 4)
+    vectors, inputs = observe(student.eval(), texts()).logits, texts()
+    torch.testing.assert_close(vectors, student.network(**inputs).last_hidden_state[:, 0])
+    query = "network.encoder.layer.{}.attention.self.query.weight"
+    torch.testing.assert_close(student.state_dict()[query.format(1)], before[query.format(3)][:16, :16])
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
 
 
 def test_a_network_without_layers_cannot_be_cut() -> None:

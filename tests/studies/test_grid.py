@@ -91,8 +91,8 @@ def test_teacher_training_ignores_options_of_pairs(tmp_path: Path) -> None:
         7,
     )
     assert teacher.config["trainer"]["precision"] == taught.config["trainer"]["precision"] == "bf16-mixed"
-    assert (teacher.seed, teacher.network, teacher.cells, teacher.teacher) == (TEACHER_SEED, "big", [], None)
-    assert taught.teacher is teacher
+    assert (teacher.seed, teacher.network, teacher.cells, teacher.teachers) == (TEACHER_SEED, "big", [], ())
+    assert taught.teachers[0] is teacher
     assert taught.config["model"]["init_args"]["knowledge"] == KD
     assert taught.config["model"]["init_args"]["teacher"] == {
         "class_path": "kdlab.models.with_weights",
@@ -191,11 +191,11 @@ def test_weights_from_a_file_take_the_place_of_a_training(tmp_path: Path) -> Non
     keys = []
     for name in ("a.pt", "b.pt", "c.pt"):
         found = runs_of(study(tmp_path, STUDY, {"big": tmp_path / name}), resolve)
-        assert not any(run.name.startswith("teacher") or run.teacher for run in found)
+        assert not any(run.name.startswith("teacher") or run.teachers for run in found)
         assert len(found) == 4
         taught = found[1]
         weights = taught.config["model"]["init_args"]["teacher"]["init_args"]["weights"]
-        assert (taught.teacher, taught.files) == (None, {weights: tmp_path / name})
+        assert (taught.teachers, taught.files) == ((), {weights: tmp_path / name})
         keys.append([run.key for run in found])
     # SHA-256 of b"abc", from FIPS 180-2
     first = runs_of(study(tmp_path, STUDY, {"big": tmp_path / "a.pt"}), resolve)[1].config
@@ -206,7 +206,7 @@ def test_weights_from_a_file_take_the_place_of_a_training(tmp_path: Path) -> Non
 
 def test_teachers_that_come_as_their_class_paths_build_them(tmp_path: Path) -> None:
     found = runs(tmp_path, STUDY.replace("teachers:\n  options: {trainer.max_epochs: 6}\n", ""))
-    assert not any(run.name.startswith("teacher") or run.teacher for run in found)
+    assert not any(run.name.startswith("teacher") or run.teachers for run in found)
     assert found[1].config["model"]["init_args"]["teacher"] == BIG
 
 
@@ -216,11 +216,38 @@ def test_a_teacher_may_be_the_student_of_another_pair(first: bool, tmp_path: Pat
     chain = STUDY.replace(here, own + here if first else here + own)
     found = runs(tmp_path, chain.replace("options: {trainer.max_epochs: 6}", "options: {seed_everything: 0}"))
     assert len({run.key for run in found}) == len(found)
-    taught = named(found)[f"{PAIR}, KD, seed 0"].teacher
+    (taught,) = named(found)[f"{PAIR}, KD, seed 0"].teachers
     # Plain training of "big" with seed 0 is the teacher: trained once, and found where it is trained.
-    assert taught is not None
     assert any(run is taught for run in found)
     assert Cell("big → big", "plain", 0) in taught.cells
+
+
+def test_an_ensemble_of_teachers_is_trained_and_given_as_a_list(tmp_path: Path) -> None:
+    text = TWO.replace("{teacher: mid,", "{teacher: [mid, big],")
+    found = named(runs(tmp_path, text))
+    taught = found["mid + big → tiny, KD, seed 0"]
+    assert [teacher.name for teacher in taught.teachers] == ["teacher mid", "teacher big"]
+    assert all(teacher is found[teacher.name] for teacher in taught.teachers)
+    given = taught.config["model"]["init_args"]["teacher"]
+    assert [one["init_args"]["weights"] for one in given] == [f"run:{teacher.key}" for teacher in taught.teachers]
+    assert [one["init_args"]["network"]["init_args"]["hidden"] for one in given] == [[32], [64]]
+    assert list(found)[:2] == ["teacher big", "teacher mid"]
+    assert cells(found["tiny, plain, seed 0"]) == [(PAIR, "plain", 0), ("mid + big → tiny", "plain", 0)]
+
+
+def test_options_of_a_network_count_where_it_is_trained(tmp_path: Path) -> None:
+    text = STUDY.replace("hidden: [64]}", "hidden: [64]}, options: {data.batch_size: 3, seed_everything: 7}")
+    text = text.replace("hidden: [8]}", "hidden: [8]}, options: {data.batch_size: 4}")
+    found = named(runs(tmp_path, text))
+    batches = {name: run.config["data"]["init_args"]["batch_size"] for name, run in found.items()}
+    assert batches == {
+        "teacher big": 3,
+        **{f"{name}, seed {seed}": 4 for name in ("tiny, plain", f"{PAIR}, KD") for seed in (0, 1)},
+    }
+    assert found["teacher big"].seed == 7
+    twin = STUDY.replace("  tiny:", "  twin: {class_path: kdlab.models.mlp, init_args: {hidden: [64]}}\n  tiny:")
+    same = runs(tmp_path, twin.replace("teacher: big", "teacher: [big, twin]"))
+    assert len({run.key for run in same if not run.cells}) == 1, "the same network with the same seed is one training"
 
 
 def test_two_cells_that_are_the_same_training_are_refused(tmp_path: Path) -> None:

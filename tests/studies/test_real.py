@@ -48,7 +48,7 @@ STUDY: dict[str, Any] = {
     "methods": {"plain": {"networks": {"model.student": "student"}}, "KD": {"configs": [KD]}},
     "seeds": [0],
 }
-MEASURED = [name for name in FIELDS if name not in ("seconds", "finished", "device", "commit")]
+MEASURED = [name for name in FIELDS if name not in ("seconds", "latency", "finished", "device", "commit")]
 
 
 def write(folder: Path, epochs: int | None = None, **changes: Any) -> Path:
@@ -165,6 +165,9 @@ def test_what_a_finished_study_leaves(whole: Path) -> None:
     kd = next(row for row in rows if row["method"] == "KD")
     assert (kd["epochs"], kd["batch"], kd["rate"], kd["precision"]) == ("30", "50", "0.1", "32-true")
     assert int(kd["parameters"]) == 64 * 32 + 32 + 32 * 10 + 10
+    assert float(kd["megabytes"]) == pytest.approx(4e-6 * int(kd["parameters"]))
+    assert 0 < float(kd["latency"]) < 1
+    assert kd["perplexity"] == ""
     assert 0.5 < float(kd["accuracy"]) <= 1
     assert float(kd["best_accuracy"]) >= float(kd["accuracy"])  # digits are validated on the test set
     assert float(kd["agreement"]) > 0.5

@@ -19,7 +19,7 @@ from tests.studies.small import PAIR, STUDY, enter, named, runs, study
 SECOND = "tiny → big"
 COLUMNS = (
     *("pair", "method", "seeds", "of", "top1", "std", "best", "gain", "gain_low", "gain_high", "published"),
-    *("beyond_published", "agreement", "ece", "minutes", "source"),
+    *("beyond_published", "perplexity", "agreement", "ece", "parameters", "megabytes", "latency", "minutes", "source"),
 )
 TWO = STUDY.replace("student: tiny}", "student: tiny}\n  - {teacher: tiny, student: big, methods: {KD: null}}").replace(
     "seeds:", "  CRD: {configs: [kd.yaml], options: {x: 1}}\nreference: CRD\nnote: A note.\nseeds:"
@@ -60,9 +60,10 @@ def rows_of(text: str, heading: str) -> dict[str, list[str]]:
 
 def test_a_pairs_part_of_the_markdown(tmp_path: Path) -> None:
     rows = rows_of(markdown(made(tmp_path)), f"### {PAIR}")
-    assert rows["method"] == ["top-1", "n", "best epoch", "Δ plain", "agreement", "ECE", "minutes"]
-    assert rows["plain"] == ["70.25 ± 0.18", "2", "71.25", "", "80.00", "5.00", "1.5"]
-    assert rows["KD"] == ["72.00", "1 of 2", "73.00", "+1.75", "80.00", "5.00", "1.5"]
+    assert rows["method"] == ["top-1", "n", "best epoch", "Δ plain", "retention", "agreement", "ECE", "minutes"]
+    # The teacher has 87.5
+    assert rows["plain"] == ["70.25 ± 0.18", "2", "71.25", "", "80.3", "80.00", "5.00", "1.5"]
+    assert rows["KD"] == ["72.00", "1 of 2", "73.00", "+1.75", "82.3", "80.00", "5.00", "1.5"]
     # Means 73.1 and 70.25; half width 4.302653 * sqrt(0.01 + 0.015625) with freedom 1.91
     assert rows["CRD"][:3] == ["73.10 ± 0.14", "2", "74.10"]
     assert rows["CRD"][3].startswith("+2.85 [+2.1")
@@ -92,7 +93,34 @@ def test_what_else_the_markdown_says(tmp_path: Path) -> None:
     one = markdown(made(tmp_path / "one", STUDY, {}))
     assert "ARI" not in one
     assert one.count("| method |") == 1, "one pair needs no overview"
-    assert rows_of(one, f"### {PAIR}")["KD"] == [""] * 7
+    assert rows_of(one, f"### {PAIR}")["KD"] == [""] * 4, "columns without a value are left out"
+
+
+def test_costs_have_columns_where_they_were_measured(tmp_path: Path) -> None:
+    found = named(runs(tmp_path, STUDY))
+    ledger = Ledger(tmp_path / "ledger.csv")
+    costs = {"parameters": 1_234_567, "megabytes": 4.938, "latency": 0.00125, "perplexity": 7.5}
+    enter(ledger, found[f"{PAIR}, KD, seed 0"], 0.5, **costs)
+    enter(ledger, found["teacher big"], 0.8, parameters=22_000_000, megabytes=88.0, latency=0.0125)
+    text = markdown(table(study(tmp_path), list(found.values()), ledger))
+    rows = rows_of(text, f"### {PAIR}")
+    assert rows["method"][5:] == ["perplexity", "M parameters", "MB", "ms a sample"]
+    assert rows["KD"][4:] == ["62.5", "7.50", "1.23", "4.9", "1.25"]
+    assert "Teacher big, trained here: 80.00, 22.00 M parameters, 88.0 MB, 12.50 ms a sample.\n" in text
+
+
+def test_an_ensemble_of_teachers_is_shown_with_its_members(tmp_path: Path) -> None:
+    mid = "  mid: {class_path: kdlab.models.mlp, init_args: {hidden: [32]}}\nteachers:"
+    text = STUDY.replace("teachers:", mid).replace("{teacher: big,", "{name: two, teacher: [big, mid],")
+    found = named(runs(tmp_path, text))
+    ledger = Ledger(tmp_path / "ledger.csv")
+    enter(ledger, found["teacher big"], 0.75, megabytes=12.0, latency=0.003)
+    enter(ledger, found["teacher mid"], 0.5, megabytes=4.0, latency=0.001)
+    enter(ledger, found["two, KD, seed 0"], 0.6, teacher_accuracy=0.8)
+    shown = markdown(table(study(tmp_path, text), list(found.values()), ledger))
+    line = "Teacher big + mid, trained here: 80.00 (its members alone: 75.00, 50.00), 16.0 MB, 4.00 ms a sample."
+    assert f"### two\n\n{line}\n\n| method |" in shown
+    assert rows_of(shown, "### two")["KD"][4] == "75.0"
 
 
 def test_published_values_have_columns_where_there_are_any(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ SAME = [
     ("data.init_args.download", True),
     ("data.init_args.num_workers", 7),
     ("data.init_args.eval_batch_size", 7),
+    ("data.init_args.cache", "elsewhere"),
 ]
 OTHER = [
     ("seed_everything", 1),

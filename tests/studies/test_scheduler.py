@@ -127,6 +127,30 @@ def test_a_row_says_what_was_trained_and_what_came_of_it(tmp_path: Path) -> None
     assert kd["finished"].endswith("+00:00")
 
 
+@pytest.mark.parametrize("failing", ["", "teacher big", "teacher mid"])
+def test_a_student_waits_for_all_teachers_of_an_ensemble(failing: str, tmp_path: Path) -> None:
+    mid = "  mid: {class_path: kdlab.models.mlp, init_args: {hidden: [32]}}\nteachers:"
+    text = STUDY.replace("teachers:", mid).replace("{teacher: big,", "{name: two, teacher: [big, mid],")
+    study = Study(tmp_path, text)
+
+    def trains(folder: Path) -> None:
+        if failing and folder == study.folder(failing):
+            write_json(folder / STATUS, {"state": "failed", "error": "no memory"})
+        else:
+            trained(folder)
+
+    outcome = study.carry_out(Fake(trains, at_once=9))
+    assert study.seen[0][0] == ["teacher big", "teacher mid", *PLAIN]
+    if failing:
+        assert outcome["two, KD, seed 0"] == "its teacher failed: no memory"
+        return
+    assert set(outcome.values()) == {FINISHED}
+    recipe = yaml.safe_load((study.folder("two, KD, seed 0") / RECIPE).read_text())
+    teachers = recipe["model"]["init_args"]["teacher"]
+    folders = [study.folder("teacher big"), study.folder("teacher mid")]
+    assert [Path(one["init_args"]["weights"]) for one in teachers] == [folder / STUDENT for folder in folders]
+
+
 def test_failed_teacher_stops_only_its_students(tmp_path: Path) -> None:
     study = Study(tmp_path)
 

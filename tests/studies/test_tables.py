@@ -231,11 +231,43 @@ def test_plain_training_shared_by_two_pairs_counts_for_both(tmp_path: Path, ledg
     assert entry(shown, "KD", "mid → tiny").gain == Difference(18.75, None, None)
 
 
+MID = "  mid: {class_path: kdlab.models.mlp, init_args: {hidden: [32]}}\nteachers:"
+
+
+def test_an_ensembles_accuracy_is_its_students_and_its_cost_a_sum(tmp_path: Path, ledger: Ledger) -> None:
+    text = STUDY.replace("teachers:", MID).replace("{teacher: big,", "{name: two, teacher: [big, mid],")
+    found = named(runs(tmp_path, text))
+    enter(ledger, found["teacher big"], 0.75, parameters=3_000_000, megabytes=12.0, latency=0.003)
+    enter(ledger, found["teacher mid"], 0.5, parameters=1_000_000, megabytes=4.0)
+    for seed in (0, 1):
+        enter(ledger, found[f"two, KD, seed {seed}"], 0.6, teacher_accuracy=0.8)
+    shown = reported(tmp_path, ledger, text)
+    assert shown.teachers == {"big": 75.0, "mid": 50.0, "big + mid": 80.0}
+    assert shown.costs["big"] == pytest.approx({"parameters": 3.0, "megabytes": 12.0, "latency": 3.0})
+    assert shown.costs["big + mid"] == {"parameters": 4.0, "megabytes": 16.0}, "a part without a latency has no sum"
+    assert shown.retention(entry(shown, "KD", "two")) == pytest.approx(75.0)  # 60 of 80
+    assert shown.retention(entry(shown, "plain", "two")) is None
+
+
+def test_pairs_with_other_data_options_are_other_data(tmp_path: Path, ledger: Ledger) -> None:
+    text = STUDY.replace("student: tiny}", "student: tiny}\n  - {teacher: big, student: other}")
+    own = "init_args: {hidden: [9]}, options: {data.root_of: other}}"
+    text = text.replace("teachers:", f"  other: {{class_path: kdlab.models.mlp, {own}\nteachers:")
+    found = named(runs(tmp_path, text))
+    fill(ledger, found, PLAIN, [0.5, 0.625])
+    for seed, data in ((0, "cut"), (1, "cut")):
+        enter(ledger, found[f"other, plain, seed {seed}"], 0.75, data=data)
+    shown = reported(tmp_path, ledger, text)
+    assert entry(shown, "plain").values == (50.0, 62.5)
+    assert entry(shown, "plain", "big → other").values == (75.0, 75.0)
+    assert not [note for note in shown.notes if "other data" in note]
+
+
 def test_plain_training_that_teaches_is_a_teacher_too(tmp_path: Path, ledger: Ledger) -> None:
     text = STUDY.replace("trainer.max_epochs: 6", "seed_everything: 1")
     text = text.replace("student: tiny}", "student: tiny}\n  - {teacher: big, student: big}")
     for run in runs(tmp_path, text):
-        if run.network == "big" and run.teacher is None:
+        if run.network == "big" and not run.teachers:
             enter(ledger, run, 0.5 if run.seed else 0.25)
     shown = reported(tmp_path, ledger, text)
     assert shown.teachers == {"big": 50.0}
