@@ -19,7 +19,7 @@ PAGES = {
     "kdlab": Page("kdlab", (), ("kdlab.Distiller", "kdlab.CoTrainer", "kdlab.Knowledge")),
     "losses": Page(
         "kdlab.losses",
-        ("kdlab.losses",),
+        ("kdlab.losses", "kdlab.losses.tokens"),
         ("kdlab.losses.context.Context", "kdlab.losses.lazy.Lazy", "kdlab.losses.functional"),
     ),
     "teaching": Page("kdlab.teaching", ("kdlab.teaching",)),
@@ -30,7 +30,7 @@ PAGES = {
     "outputs": Page("kdlab.outputs", ("kdlab.outputs",), ("kdlab.outputs.task_format", "kdlab.outputs.factored")),
     "training": Page(
         "Modules, schedules, optimizers, metrics, errors",
-        ("kdlab.modules", "kdlab.optimizers"),
+        ("kdlab.modules", "kdlab.optimizers", "kdlab.export"),
         ("kdlab.modules.dry_run.dry_run", "kdlab.schedules", "kdlab.metrics", "kdlab.errors", "kdlab.export.student"),
     ),
 }

@@ -29,7 +29,7 @@ def export(
 
     The student of a co-training is the network that the run deploys, without what exists in training only. The config
     builds the network with these weights wherever a config takes a network. Low-rank adapters are merged into the
-    weights (:func:`kdlab.export.adapters.without_adapters`).
+    weights.
 
     Args:
         run: a run's folder, or a checkpoint in it; a folder means its newest checkpoint.
