@@ -31,7 +31,15 @@ PAGES = {
     "training": Page(
         "Modules, schedules, optimizers, metrics, errors",
         ("kdlab.modules", "kdlab.optimizers", "kdlab.export"),
-        ("kdlab.modules.dry_run.dry_run", "kdlab.schedules", "kdlab.metrics", "kdlab.errors", "kdlab.export.student"),
+        (
+            "kdlab.modules.dry_run.dry_run",
+            "kdlab.schedules",
+            "kdlab.metrics",
+            "kdlab.errors",
+            "kdlab.export.student",
+            "kdlab.export.deployed",
+            "kdlab.export.parity",
+        ),
     ),
 }
 
