@@ -47,15 +47,16 @@ class _FakeQuantized:
         return torch.where(seen, rounded, inputs)
 
 
-class FakeQuantizedConv2d(_FakeQuantized, nn.Conv2d):
+class FakeQuantizedConv2d(_FakeQuantized, nn.Conv2d):  # type: ignore[misc]
     """A convolution in simulated int8; see :func:`fake_quantized`."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the convolution of the rounded input with the rounded weight."""
-        return self._conv_forward(self.rounded_input(inputs), self.rounded_weight(), self.bias)
+        output: Tensor = self._conv_forward(self.rounded_input(inputs), self.rounded_weight(), self.bias)
+        return output
 
 
-class FakeQuantizedLinear(_FakeQuantized, nn.Linear):
+class FakeQuantizedLinear(_FakeQuantized, nn.Linear):  # type: ignore[misc]
     """A linear layer in simulated int8; see :func:`fake_quantized`."""
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class PositionWeights(pl.Callback):
 
     def count(self, batch: Batch, ignore: int | None) -> None:
         """Count the labels of a batch, where batches of a step may differ in it."""
-        self._batch = batch.target.ne(ignore).sum() if self._differ else None
+        self._batch = batch.target.ne(ignore).sum() if self._differ and ignore is not None else None
         if self._batch is not None:
             self._count = self._batch if self._count is None else self._count + self._batch
 
