@@ -53,7 +53,7 @@ def load(path: Path) -> Callable[[Tensor], Tensor]:
     method = program.load_method("forward")
 
     def run(inputs: Tensor) -> Tensor:
-        return torch.cat([method.execute([part.contiguous()])[0].clone() for part in inputs.split(LARGEST)])
+        return torch.cat([method.execute([part.contiguous()])[0].clone() for part in torch.split(inputs, LARGEST)])
 
     return run
 
@@ -78,7 +78,7 @@ def _quantized(graph: nn.Module, calibration: Tensor) -> nn.Module:
     quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
     prepared = prepare_pt2e(graph, quantizer)
     with torch.no_grad():
-        for batch in calibration.split(32):
+        for batch in torch.split(calibration, 32):
             prepared(batch)
     converted: nn.Module = convert_pt2e(prepared)
     return converted

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from kdlab.errors import ExportMismatchError, InputError, check_word
@@ -156,8 +157,8 @@ def to_onnx(
         InputError: as :func:`export_checked`.
         ExportMismatchError: likewise.
     """
-    parts = inputs.split(256)
-    targets = [None] * len(parts) if labels is None else labels.split(256)
+    parts = torch.split(inputs, 256)
+    targets = [None] * len(parts) if labels is None else torch.split(labels, 256)
     samples = [Sample(part, part, target) for part, target in zip(parts, targets, strict=True)]
     return export_checked(
         module, Path(path), samples, format="onnx", example=inputs, metadata=metadata, calibration=calibration

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from kdlab.export import onnx_model
@@ -30,7 +31,7 @@ def write(network: nn.Module, example: Tensor, path: Path, metadata: Any, calibr
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.batches: Iterator[Tensor] = iter(calibration.split(32))
+            self.batches: Iterator[Tensor] = iter(torch.split(calibration, 32))
 
         def get_next(self) -> dict[str, Any] | None:
             batch = next(self.batches, None)

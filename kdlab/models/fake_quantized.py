@@ -20,7 +20,7 @@ WEIGHT, INPUT = 127, 255
 class _FakeQuantized:
     """Rounds a layer's input and weight to int8 in the forward pass; gradients pass as if they were not rounded."""
 
-    weight: nn.Parameter
+    weight: Tensor
     input_range: Tensor
     training: bool
 
