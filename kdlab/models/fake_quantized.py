@@ -52,7 +52,8 @@ class FakeQuantizedConv2d(_FakeQuantized, nn.Conv2d):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the convolution of the rounded input with the rounded weight."""
-        return self._conv_forward(self.rounded_input(inputs), self.rounded_weight(), self.bias)
+        convolved: Tensor = self._conv_forward(self.rounded_input(inputs), self.rounded_weight(), self.bias)
+        return convolved
 
 
 class FakeQuantizedLinear(_FakeQuantized, nn.Linear):
