@@ -18,7 +18,7 @@ from kdlab.export.timing import BUSY, others_load
 from kdlab.files import write_text
 from kdlab.studies.environment import device_name
 
-SHOWN: tuple[tuple[str, Callable[[Any], str]], ...] = (
+SHOWN: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
     ("network", lambda row: str(row["name"])),
     ("runtime", lambda row: str(row["runtime"])),
     ("parameters", lambda row: _text(row["parameters"], "{:,}")),

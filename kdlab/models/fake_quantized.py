@@ -20,7 +20,7 @@ WEIGHT, INPUT = 127, 255
 class _FakeQuantized:
     """Rounds a layer's input and weight to int8 in the forward pass; gradients pass as if they were not rounded."""
 
-    weight: nn.Parameter
+    weight: Tensor
     input_range: Tensor
     training: bool
 
@@ -47,16 +47,16 @@ class _FakeQuantized:
         return torch.where(seen, rounded, inputs)
 
 
-class FakeQuantizedConv2d(_FakeQuantized, nn.Conv2d):  # type: ignore[misc]
+class FakeQuantizedConv2d(_FakeQuantized, nn.Conv2d):
     """A convolution in simulated int8; see :func:`fake_quantized`."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the convolution of the rounded input with the rounded weight."""
-        output: Tensor = self._conv_forward(self.rounded_input(inputs), self.rounded_weight(), self.bias)
-        return output
+        convolved: Tensor = self._conv_forward(self.rounded_input(inputs), self.rounded_weight(), self.bias)
+        return convolved
 
 
-class FakeQuantizedLinear(_FakeQuantized, nn.Linear):  # type: ignore[misc]
+class FakeQuantizedLinear(_FakeQuantized, nn.Linear):
     """A linear layer in simulated int8; see :func:`fake_quantized`."""
 
     def forward(self, inputs: Tensor) -> Tensor:
