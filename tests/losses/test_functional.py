@@ -1,5 +1,7 @@
 """Precision of losses, and the mathematics they share."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -101,6 +103,14 @@ def test_divergence():
     assert kl_divergence(student, teacher, 3.0, mask).item() == pytest.approx((terms[0] + terms[4]) / 2, rel=1e-12)
     with pytest.raises(InputError, match="no position"):
         kl_divergence(student, teacher, 3.0, mask * 0)
+
+
+def test_floor_is_added_to_the_teachers_probabilities():
+    (q,), (p,) = draw(1, 4, seed=1).tolist(), draw(1, 4, seed=2).tolist()
+    pairs = zip(softmax(p, 3), softmax(q, 3), strict=True)
+    expected = 9 * sum((a + 0.1) * math.log((a + 0.1) / b) for a, b in pairs)
+    value = kl_divergence(torch.tensor([q]).double(), torch.tensor([p]).double(), 3.0, floor=0.1)
+    assert value.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_pooling_takes_the_smaller_of_each_side():

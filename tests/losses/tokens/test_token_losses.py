@@ -83,6 +83,24 @@ def test_known_numbers(loss, expected):
     assert loss(student, teacher, torch.tensor([[0]])).item() == pytest.approx(expected, abs=6e-7)
 
 
+TEMPERED = [name for name in CASES if name.split("-")[0] in ("forward", "reverse", "jsd")]
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+@pytest.mark.parametrize("name", TEMPERED)
+def test_temperature_divides_the_logits(name, chunk_size):
+    build, reference = CASES[name]
+    student, teacher = draw(2, 3, 5, seed=1, scale=2), draw(2, 3, 5, seed=2, scale=2)
+    value = build(temperature=2.5, chunk_size=chunk_size)(Outputs(student), Outputs(teacher), LABELS)
+    rows = [
+        (softmax(teacher[i, j].tolist(), 2.5), softmax(student[i, j].tolist(), 2.5)) for i in (0, 1) for j in range(3)
+    ]
+    counted = [row for row, label in zip(rows, LABELS.flatten(), strict=True) if label != -100]
+    scale = 1 if name.startswith("jsd") else 2.5**2  # the released code of GKD does not scale
+    expected = scale * sum(reference(p, q) for p, q in counted) / len(counted)
+    assert value.item() == pytest.approx(expected, rel=1e-12)
+
+
 def test_jsd_near_its_ends_is_the_scaled_limit():
     student, teacher = (Outputs(torch.tensor([[row]], dtype=torch.float64)) for row in (STUDENT, TEACHER))
     near_forward, near_reverse = (GeneralizedJSD(b)(student, teacher, NO_TARGET).item() for b in (0.001, 0.999))

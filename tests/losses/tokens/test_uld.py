@@ -30,6 +30,13 @@ def test_a_known_number():
     assert ULD()(Outputs(student), Outputs(teacher), NO_TARGET).item() == pytest.approx(0.521948, abs=6e-7)
 
 
+def test_each_side_has_its_own_temperature():
+    student, teacher = draw(1, 2, 6, seed=1, scale=2), draw(1, 2, 9, seed=2, scale=2)
+    expected = slow(student / 2.5, teacher / 1.5, [[(0, 0), (1, 1)]])
+    value = ULD(2.5, 1.5)(Outputs(student), Outputs(teacher), torch.zeros(1, 2, dtype=torch.int64))
+    assert value.item() == pytest.approx(expected, rel=1e-12)
+
+
 def test_answers_are_paired_up_to_the_shorter_one():
     student, teacher = draw(3, 4, 6, seed=1, scale=2), draw(3, 5, 9, seed=2, scale=2)
     ours = torch.tensor([[-100, 1, 2, -100], [3, 3, 3, 3], [-100, -100, -100, -100]])
