@@ -121,7 +121,7 @@ def test_a_teacher_with_a_new_classifier_is_refused(folder: str, tokenizer: str,
     tiny("Bert", "Model").save_pretrained(tmp_path)
     teacher = hugging_face(str(tmp_path))
     message = refused(distiller(teacher=teacher), texts(folder, tokenizer))
-    assert "logits are read by knowledge 'soft', but its files have no classifier.bias" in message
+    assert "logits are read by knowledge 'soft', but its files have no classifier.weight" in message
 
 
 def test_padded_vocabularies_that_differ_are_refused(folder: str, tokenizer: str) -> None:
