@@ -81,9 +81,8 @@ def main(file: str) -> None:
         writer.writeheader()
         writer.writerows({**row, **about} for row in rows)
     for row in rows:
-        print(
-            f"{row['network']}: {row['parameters'] / 1e6:.2f} M, {row['megabytes']:.1f} MB, {row['milliseconds']:.2f} ms"
-        )
+        size = f"{row['parameters'] / 1e6:.2f} M, {row['megabytes']:.1f} MB"
+        print(f"{row['network']}: {size}, {row['milliseconds']:.2f} ms")
 
 
 if __name__ == "__main__":
