@@ -120,6 +120,9 @@ def test_incompatible_inputs_raise_input_error():
         ReviewKD()(whole, Outputs(torch.zeros(2, 2), maps), NO_TARGET)
     with pytest.raises(InputError, match="of one batch"):
         ReviewKD()(whole, Outputs(torch.zeros(2, 2), maps, torch.rand(1, 6)), NO_TARGET)
+    shorter = Outputs(torch.zeros(2, 2), maps, torch.rand(1, 6))
+    with pytest.raises(InputError, match="of one batch"):
+        ReviewKD()(shorter, whole, NO_TARGET)
     for layers in (maps, 2 * maps):
         fewer = Outputs(torch.zeros(2, 2), layers, torch.rand(1, 6))
         with pytest.raises(InputError, match="of one batch"):

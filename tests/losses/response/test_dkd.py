@@ -61,6 +61,8 @@ def test_any_integer_labels(dtype):
     ("logits", "target", "words"),
     [
         ((3, 4), torch.zeros(3), "integer class labels"),
+        ((3, 4), torch.zeros(3, dtype=torch.bool), "integer class labels"),
+        ((3, 4), torch.zeros(3, dtype=torch.complex64), "integer class labels"),
         ((3, 4), torch.zeros(3, 4), "integer class labels"),
         ((3, 4), torch.zeros(3, 4, dtype=torch.int64), r"\(3,\)"),
         ((3, 4), torch.zeros(2, dtype=torch.int64), r"\(3,\)"),
