@@ -127,3 +127,11 @@ def test_dry_run_runs_the_networks_themselves(how: Any) -> None:
         for number, net in enumerate(nets):
             assert torch.equal(seen[f"teacher.{number}"].logits, net(X))
     assert torch.allclose(seen_with(teacher)["teacher"].logits, seen["teacher"].logits, atol=1e-5)
+
+
+def test_the_only_teacher_can_be_observed() -> None:
+    first, second = nn.Linear(3, 4), nn.Linear(3, 4)
+    x = torch.randn(2, 3)
+    assert torch.equal(FrozenTeacher([first]).observe(x).logits, first(x))
+    with pytest.raises(InputError, match="several teachers"):
+        FrozenTeacher([first, second]).observe(x)

@@ -247,11 +247,12 @@ def of(student, layer):
 def test_invalid_inputs_raise_input_error():
     student = network(SHAPES["halves"][0])
     view = student.views["mixed"]
-    fewer = Mix(MIX.partner[:3], MIX.share)
+    fewer, more = Mix(MIX.partner[:3], MIX.share), Mix(MIX.partner, MIX.share.repeat(2))
     for wrong, words in (
         (replace(student, views={}), "reads the view 'mixed'"),
         (replace(student, views={"mixed": replace(view, mix=None)}), "with its mix"),
         (replace(student, views={"mixed": replace(view, mix=fewer)}), r"partners \(3,\)"),
+        (replace(student, views={"mixed": replace(view, mix=more)}), r"lambdas \(8,\)"),
         (replace(student, views={"mixed": replace(view, logits=draw(8, 5))}), "one mixed image for each of 4"),
         (replace(student, layers=()), "none is tapped"),
         (replace(student, layers=view.layers[:1]), "plain and mixed alike"),
