@@ -29,8 +29,8 @@ from kdlab.studies.digits_demo import ALONE, DISTILLED, TEACHER_EPOCHS, Run, Set
 TRIALS = Path(__file__).with_name("trials.csv")
 SEEDS = range(100, 105)
 MIXUPS, RATES, TEMPERATURES = (1.0, 0.0), (0.003, 0.01), (4.0, 8.0)
-UNREAD = {"temperature": 4.0}
-"""In the rows of the student alone, which does not read it."""
+UNREAD = 4.0
+"""Temperature in the rows of the student alone, which does not read it."""
 HELD_OUT = 300
 
 
@@ -75,7 +75,7 @@ def main() -> None:
 
         chosen: list[tuple[float, Setting]] = []
         for mixup in MIXUPS:
-            plain = [Setting(mixup=mixup, rate=rate, **UNREAD) for rate in RATES]
+            plain = [Setting(mixup=mixup, rate=rate, temperature=UNREAD) for rate in RATES]
             alone = [measured(ALONE, setting) for setting in plain]
             first = best(plain, alone)
             soft = [plain[first]._replace(temperature=value) for value in TEMPERATURES]
