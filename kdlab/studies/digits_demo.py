@@ -40,7 +40,7 @@ class Setting(NamedTuple):
     labeled: int = 50
     epochs: int = 400
     rate: float = 0.01
-    temperature: float = 4.0
+    temperature: float = 8.0
     weight: float = 1.0
     batch: int = 50
     mixup: float = 1.0
