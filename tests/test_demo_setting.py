@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter, defaultdict
+from collections import defaultdict
 
 import torch
 import yaml
 
-from experiments.demo.choose import HELD_OUT, LABELED, SEEDS, TEMPERATURES, WEIGHTS, HeldOut, recorded
+from experiments.demo.choose import HELD_OUT, MIXUPS, RATES, SEEDS, TEMPERATURES, HeldOut, recorded
 from kdlab.cli.demo_report import gain_text
 from kdlab.config.recipe_files import recipe
 from kdlab.data import Digits
@@ -28,11 +28,12 @@ def test_the_setting_is_what_the_trials_choose() -> None:
         assert seed in SEEDS
         accuracies[setting, network].append(accuracy)
     ratios: dict[Setting, float] = {}
-    trained = Counter(setting.labeled for setting, network in accuracies if network == DISTILLED)
-    for labeled in (size for size in LABELED if trained[size] == len(TEMPERATURES) * len(WEIGHTS)):  # all were tried
+    assert len(accuracies) == len(MIXUPS) * (len(RATES) + len(TEMPERATURES))
+    assert all(len(values) == len(SEEDS) for values in accuracies.values())
+    for mixup in MIXUPS:
         alone, soft = (
             max(
-                (one for one, name in accuracies if (name, one.labeled) == (wanted, labeled)),
+                (one for one, name in accuracies if (name, one.mixup) == (wanted, mixup)),
                 key=lambda one: statistics.mean(accuracies[one, wanted]),
             )
             for wanted in (ALONE, DISTILLED)
@@ -56,6 +57,7 @@ def test_the_recipe_is_the_demos_student() -> None:
             temperature=soft["loss"]["init_args"]["temperature"],
             weight=soft["weight"],
             batch=data["batch_size"],
+            mixup=data["mixing"]["init_args"]["alpha"],
         )
         == SETTING
     )

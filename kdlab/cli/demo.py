@@ -13,7 +13,7 @@ from kdlab.errors import InputError
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
-def demo(seeds: int = 3, epochs: int = 200, out: Path = Path("runs/demo")) -> None:
+def demo(seeds: int = 3, epochs: int = 400, out: Path = Path("runs/demo")) -> None:
     """Distill a small student on real digits, on the CPU.
 
     Args:

@@ -29,10 +29,11 @@ ACCURACY = "student_accuracy"
 COLORS = {TEACHER: "#555555", ALONE: "#D55E00", DISTILLED: "#0072B2"}
 FAIR = """\
 The comparison is fair: with each seed, both students start from the same weights and see the same {labeled} labeled \
-images, shifted alike, in the same order, for the same {steps} steps of the same optimizer; only the loss differs, for \
-one of them also imitates the soft labels of the teacher (trained on all 1,297 images) on these images. All numbers \
-are of the last epoch, on the 500 test images; no epoch was picked, and rate, epochs, temperature and \
-weight were chosen on training images held out, with other seeds (experiments/demo/choose.py).
+images, shifted and mixed in pairs (Mixup) alike, in the same order, for the same {steps} steps of the same optimizer; \
+only the loss differs: one learns from the labels, the other from the soft labels that the teacher (trained on all \
+1,297 images) gives to these images. All numbers are of the last epoch, on the 500 test images; no epoch was picked, \
+and learning rate, temperature and Mixup were chosen on training images held out, with other seeds \
+(experiments/demo/choose.py).
 """
 
 

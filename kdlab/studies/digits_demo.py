@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
-from kdlab.data import Digits
+from kdlab.data import Digits, MixUp
 from kdlab.knowledge import Knowledge
 from kdlab.losses import SoftTargets
 from kdlab.models import mlp, resnet14
@@ -34,14 +34,16 @@ class Setting(NamedTuple):
         temperature: of the soft targets.
         weight: of the soft targets; the labels have the rest.
         batch: images in a step.
+        mixup: alpha of Mixup, which both students see alike; 0 for no Mixup.
     """
 
     labeled: int = 50
-    epochs: int = 200
+    epochs: int = 400
     rate: float = 0.01
     temperature: float = 8.0
-    weight: float = 0.5
+    weight: float = 1.0
     batch: int = 50
+    mixup: float = 1.0
 
 
 SETTING = Setting()
@@ -103,7 +105,8 @@ def train_student(
         optimizer=torch.optim.Adam,
         lr_scheduler=partial(OneCycleLR, max_lr=setting.rate),
     )
-    images = data(batch_size=setting.batch, padding=1, train_size=setting.labeled, seed=seed)
+    mixing = MixUp(setting.mixup) if setting.mixup else None
+    images = data(batch_size=setting.batch, padding=1, train_size=setting.labeled, seed=seed, mixing=mixing)
     return _train(name, seed, module, images, setting.epochs, progress)
 
 
