@@ -16,8 +16,8 @@ SAMPLES, REPEATS = 32, 5
 def latency(forward: Callable[[Any], Any], inputs: Iterable[Any]) -> float | None:
     """Return the seconds of a forward of one sample on one thread: the median over 32 samples of the least of 5 each.
 
-    It is the thread's time on the processor, which is the time that passes where nothing else runs; so other work on
-    the machine hardly changes it.
+    It is the thread's time on the processor: the time that passes where nothing else runs. Other work on the machine
+    lengthens it too, by what both share (caches, the memory, a virtual machine's core).
 
     Args:
         forward: the network on the processor, in eval mode.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import threading
@@ -81,12 +82,20 @@ def _train(folder: Path) -> None:
 
 
 def _latency(module: pl.LightningModule, data: pl.LightningDataModule) -> float | None:
-    """Return the time of one sample; ``None`` for data without the attribute ``eval_batch_size``."""
+    """Return the time of one sample; ``None`` for data without the attribute ``eval_batch_size``.
+
+    What fails here leaves the time out and not the run, which is trained and tested by now.
+    """
     if not hasattr(data, "eval_batch_size"):
         return None
     data.eval_batch_size = 1
     module.cpu().eval()
-    return latency(module, (Batch.of(raw).inputs for raw in data.test_dataloader()))
+    batches = (data.on_after_batch_transfer(raw, 0) for raw in data.test_dataloader())
+    try:
+        return latency(module, (Batch.of(batch).inputs for batch in batches))
+    except Exception:
+        logging.getLogger(__name__).warning("The time of one sample could not be measured:", exc_info=True)
+        return None
 
 
 def _exit_with_the_study() -> None:
