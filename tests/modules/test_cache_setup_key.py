@@ -29,7 +29,7 @@ class Brighter(Digits):
         return images, labels
 
 
-def normalised() -> Digits:
+def normalized() -> Digits:
     data = shifted()
     data.mean = [0.4]
     return data
@@ -51,7 +51,7 @@ def other_weight() -> dict[str, Any]:
         lambda: {"data": shifted(seed=1)},
         lambda: {"data": Brighter(train_size=160, batch_size=32, padding=1)},
         lambda: {"data": shifted(train_size=192)},
-        lambda: {"data": normalised()},
+        lambda: {"data": normalized()},
         lambda: {"data": shifted(seed=1, augmentation_seed=0)},
     ],
     ids=["teacher", "padding", "flip", "seed", "pixel", "size", "mean", "other images of the same set"],
