@@ -41,10 +41,12 @@ def of_library() -> tuple[list[str], list[str]]:
 
 def _sentences(text: str) -> list[str]:
     """Return the sentences of a docstring's paragraphs, without code and lists of arguments."""
-    found = []
+    sentences_of_all = []
     for paragraph in re.split(r"\n\s*\n", text):
         if re.search(r"^\s*(>>>|[-*+|=]|\w+\s*:)", paragraph, re.MULTILINE):
             continue
         sentences = END.split(" ".join(paragraph.split()))
-        found += [one for one in sentences if len(one.split()) in WORDS and one[0].isupper() and one[-1] in ".!?"]
-    return found
+        sentences_of_all += [
+            one for one in sentences if len(one.split()) in WORDS and one[0].isupper() and one[-1] in ".!?"
+        ]
+    return sentences_of_all

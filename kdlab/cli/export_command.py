@@ -84,7 +84,7 @@ def export(
         path,
         trained.samples(with_preprocessing, samples),
         format=format,
-        example=first.given,
+        example=first.file_inputs,
         metadata=about(
             trained.network,
             trained.preprocessing(with_preprocessing),

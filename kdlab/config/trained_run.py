@@ -69,13 +69,13 @@ class TrainedRun(NamedTuple):
             most: number of samples, 0 for all.
         """
         form = None
-        for given, batch in _batches(self.data, self.data.val_dataloader(), raw, most):
+        for inputs, batch in _batches(self.data, self.data.val_dataloader(), raw, most):
             with torch.no_grad():
                 teacher = self._teacher(batch)
             if form is None:
                 with torch.no_grad():
                     form = task_format(self.module.task, self.network(batch.inputs), batch.target, batch.mask)
-            yield Sample(given, batch.inputs, batch.target, teacher, form)
+            yield Sample(inputs, batch.inputs, batch.target, teacher, form)
 
     def calibration(self, count: int, raw: bool) -> Tensor:
         """Return ``count`` inputs of the training set without augmentation, in the data's order by its seed.
@@ -83,7 +83,7 @@ class TrainedRun(NamedTuple):
         Raises:
             InputError: the training set has fewer.
         """
-        parts = [given for given, _ in _batches(self.data, self.data.train_dataloader(), raw, count)]
+        parts = [inputs for inputs, _ in _batches(self.data, self.data.train_dataloader(), raw, count)]
         inputs = torch.cat(parts)
         if len(inputs) < count:
             raise InputError(f"--calibrate is {count}, and the training set has {len(inputs)} samples.")
@@ -164,8 +164,8 @@ def _batches(
         rows = len(batch.inputs) if not most else min(most - count, len(batch.inputs))
         if raw and unprepared.inputs.dtype != torch.uint8:
             raise InputError("--with-preprocessing takes data whose loaders give uint8 images, such as kdlab's.")
-        given = unprepared.inputs if raw else batch.inputs
-        yield given[:rows], batch._replace(inputs=batch.inputs[:rows], target=batch.target[:rows], index=None)
+        file_inputs = unprepared.inputs if raw else batch.inputs
+        yield file_inputs[:rows], batch._replace(inputs=batch.inputs[:rows], target=batch.target[:rows], index=None)
         count += rows
         if most and count >= most:
             return

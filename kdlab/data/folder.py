@@ -187,7 +187,7 @@ class ImageFolder(ImageData):
         refuse_unknown(self, ImageFolder)
         return {
             "images": of_tree(train.tree, train.rows),
-            "normalised": [self.mean, self.std],
+            "normalized": [self.mean, self.std],
             "augmented": [self.size, self.flip, self.augmentation_seed],
             "code": of_code(decoding, pixels, counter_rng),
             "views": of_views(self.all_views, self.mixing),

@@ -227,7 +227,7 @@ class ImageData(OrderedData):
             )
         return {
             "images": of_images(train.images, train.rows),
-            "normalised": [self.mean, self.std],
+            "normalized": [self.mean, self.std],
             "augmented": [self.padding, self.flip, self.augmentation_seed],
             "code": of_code(sys.modules[augment.__module__], counter_rng),
             "views": of_views(self.all_views, self.mixing),

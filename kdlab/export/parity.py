@@ -28,14 +28,14 @@ class Sample(NamedTuple):
     """One batch of the validation set.
 
     Attributes:
-        given: what the file takes.
+        file_inputs: what the file takes.
         inputs: the same for the network.
         target: the labels; ``None`` to compare outputs alone.
         teacher: the teacher's logits, or ``None``.
         form: what logits and labels mean; inferred if ``None``.
     """
 
-    given: Tensor
+    file_inputs: Tensor
     inputs: Tensor
     target: Tensor | None = None
     teacher: Tensor | None = None
@@ -96,8 +96,8 @@ def check(
     for sample in samples:
         if rows < sum(SIZES):
             first.append(sample)
-            rows += len(sample.given)
-        logits, expected = run(sample.given), logits_of_network(network, sample.inputs)
+            rows += len(sample.file_inputs)
+        logits, expected = run(sample.file_inputs), logits_of_network(network, sample.inputs)
         if logits.shape != expected.shape:
             shapes = f"outputs of shape {tuple(logits.shape)}, where the network's are {tuple(expected.shape)}"
             return Checked({}, {}, shapes)
@@ -106,9 +106,9 @@ def check(
             to_teacher.update(logits, sample.teacher, sample.target, sample.form)
     if not first:
         raise InputError("There are no validation samples to check the file on.")
-    given, inputs = (torch.cat([getattr(sample, name) for sample in first]) for name in ("given", "inputs"))
+    file_inputs, inputs = (torch.cat([getattr(sample, name) for sample in first]) for name in ("file_inputs", "inputs"))
     differences = {}
-    for size, part in zip(SIZES, _parts(given, inputs), strict=True):
+    for size, part in zip(SIZES, _parts(file_inputs, inputs), strict=True):
         expected = logits_of_network(network, part[1])
         difference = (run(part[0]) - expected).abs().max() / expected.abs().max().clamp_min(1e-12)
         differences[size] = float(difference)
@@ -125,7 +125,7 @@ def scores_of(run: Run, samples: Iterable[Sample]) -> dict[str, float]:
     metrics = StudentVersusTeacher()
     for sample in samples:
         assert sample.target is not None
-        metrics.update(run(sample.given), sample.teacher, sample.target, sample.form)
+        metrics.update(run(sample.file_inputs), sample.teacher, sample.target, sample.form)
     return {name.removeprefix("student_"): float(value) for name, value in metrics.compute().items()}
 
 
@@ -147,15 +147,15 @@ def _parts(*tensors: Tensor) -> Iterator[list[Tensor]]:
 
 
 def _scores(to_network: StudentVersusTeacher, to_teacher: StudentVersusTeacher) -> dict[str, float]:
-    own = {name: float(value) for name, value in to_network.compute().items()}
+    metrics_by_name = {name: float(value) for name, value in to_network.compute().items()}
     taught = {name: float(value) for name, value in to_teacher.compute().items()}
     scores = {}
     for score in ("accuracy", "mse", "ece", "f1"):
-        if f"student_{score}" in own:
-            scores[score] = own[f"student_{score}"]
-        if f"teacher_{score}" in own:
-            scores[f"network_{score}"] = own[f"teacher_{score}"]
-    scores |= {name: own[name] for name in ("agreement",) if name in own}
+        if f"student_{score}" in metrics_by_name:
+            scores[score] = metrics_by_name[f"student_{score}"]
+        if f"teacher_{score}" in metrics_by_name:
+            scores[f"network_{score}"] = metrics_by_name[f"teacher_{score}"]
+    scores |= {name: metrics_by_name[name] for name in ("agreement",) if name in metrics_by_name}
     scores |= {name: taught[name] for name in ("teacher_accuracy", "teacher_mse", "retention") if name in taught}
     if "agreement" in taught:
         scores["teacher_agreement"] = taught["agreement"]

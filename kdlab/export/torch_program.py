@@ -102,6 +102,6 @@ def _line(error: Exception, text: str) -> str:
     frames = [frame for cause in causes(error) for frame in traceback.extract_tb(cause.__traceback__)]
     places = [(frame.filename, frame.lineno) for frame in frames]
     places += [(file, int(line)) for file, line in re.findall(r'File "([^"]+)", line (\d+)', text)]
-    own = [(file, line) for file, line in places if not any(part in file for part in (*LIBRARIES, "<"))]
-    own = [place for place in own if "/kdlab/" not in place[0] or "/kdlab/models/" in place[0]]
-    return f"{own[-1][0]}, line {own[-1][1]}" if own else ""
+    lines = [(file, line) for file, line in places if not any(part in file for part in (*LIBRARIES, "<"))]
+    lines = [place for place in lines if "/kdlab/" not in place[0] or "/kdlab/models/" in place[0]]
+    return f"{lines[-1][0]}, line {lines[-1][1]}" if lines else ""

@@ -54,9 +54,9 @@ class Retokenized(Frozen):
 
     def forward(self, batch: Batch, seen: Seen) -> dict[str, Outputs]:
         """Return the outputs on the texts, with the teacher's labels and mask."""
-        own = self.retokenized(batch)
-        outputs = super().forward(own, seen)
-        target = own.target if own.target is not batch.target else None
+        translated = self.retokenized(batch)
+        outputs = super().forward(translated, seen)
+        target = translated.target if translated.target is not batch.target else None
         return {name: replace(each, target=target) for name, each in outputs.items()}
 
     def retokenized(self, batch: Batch) -> Batch:

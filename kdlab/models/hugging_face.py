@@ -87,8 +87,8 @@ def hugging_face(
         if pretrained and weights is None:
             options |= {"local_files_only": local_files_only, "output_loading_info": True}
             with _without_report(package):
-                network, found = builder.from_pretrained(name, config=settings, dtype=torch.float32, **options)
-            new = sorted(found["missing_keys"])
+                network, report = builder.from_pretrained(name, config=settings, dtype=torch.float32, **options)
+            new = sorted(report["missing_keys"])
         else:
             network = builder.from_config(settings, **options)
             network.config._name_or_path = network.name_or_path = name

@@ -26,7 +26,7 @@ _log = logging.getLogger("kdlab.modules")
 
 CONTENT = ("images", "texts")
 """Keys of a fingerprint: the samples and their order, without what is done to them."""
-SHOWN = (*CONTENT, "normalised")
+SHOWN = (*CONTENT, "normalized")
 """Keys that matter where nothing is augmented."""
 ROWS = 4096
 """Rows of a file that are compared with labels."""

@@ -55,7 +55,7 @@ def test_each_format_runs_as_the_network(name: str, raw: bool, tmp_path: Path) -
     path = tmp_path / f"net{installed(name)}"
     batches, network = samples(raw), published()
     mean, std = (MEAN, STD) if raw else (None, None)
-    checked = export_checked(network, path, batches, format=name, example=batches[0].given, mean=mean, std=std)
+    checked = export_checked(network, path, batches, format=name, example=batches[0].file_inputs, mean=mean, std=std)
     assert set(checked.differences) == {1, 7, 32}
     assert max(checked.differences.values()) < 1e-4
     assert checked.scores["accuracy"] > 0.75
@@ -70,7 +70,7 @@ def test_each_format_runs_as_the_network(name: str, raw: bool, tmp_path: Path) -
                 torch.tensor(STD)[:, None, None]
             )[:1]
         )
-    torch.testing.assert_close(FORMATS[name].load(path)(batches[0].given[:1]), logits, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(FORMATS[name].load(path)(batches[0].file_inputs[:1]), logits, rtol=1e-3, atol=1e-3)
 
 
 @needs_data
@@ -78,7 +78,9 @@ def test_each_format_runs_as_the_network(name: str, raw: bool, tmp_path: Path) -
 def test_int8_is_small_and_as_accurate(name: str, tmp_path: Path) -> None:
     path = tmp_path / f"net{installed(name)}"
     batches, calibration = samples(False), normalize(images("train_10k.zip", 200)[0], MEAN, STD)
-    checked = export_checked(published(), path, batches, format=name, example=batches[0].given, calibration=calibration)
+    checked = export_checked(
+        published(), path, batches, format=name, example=batches[0].file_inputs, calibration=calibration
+    )
     size = sum(file.stat().st_size for file in tmp_path.iterdir())
     # Of a network of 1 MB the graph is a part, which OpenVINO writes as text.
     assert size < {"onnx": 0.3, "executorch": 0.45, "openvino": 0.5}[name] * 4 * 269_722
@@ -105,7 +107,7 @@ def test_a_broken_weight_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(FORMATS, "onnx", FORMATS["onnx"]._replace(write=broken))
     batches = samples(False, 250)
     with pytest.raises(ExportMismatchError, match=r"net\.onnx is not the network: outputs differ at batch 1, 7, 32 by"):
-        export_checked(published(), tmp_path / "net.onnx", batches, format="onnx", example=batches[0].given)
+        export_checked(published(), tmp_path / "net.onnx", batches, format="onnx", example=batches[0].file_inputs)
     assert [file.name for file in tmp_path.iterdir()] == ["net.failed.onnx"]
 
 
