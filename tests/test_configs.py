@@ -14,8 +14,18 @@ from kdlab.cli import main
 from tests.config_files import CONFIGS, IMAGENET, KNOWLEDGE, RECIPES, layers
 from tests.data.real import DATA, needs_data
 from tests.tiers import tiered
+from tests.tiny_transformers import SENTENCES, TOKENS, lines, tiny, tokenizer_folder
 
-TRAINED = [name for name in RECIPES if name != "born_again"]  # kdlab generations trains that one
+TEXT = [name for name in RECIPES if layers(name)[0].parent == CONFIGS / "text"]
+IMAGES = [name for name in RECIPES if name not in (*TEXT, "born_again")]  # kdlab generations trains that one
+QUIET = ["accelerator=cpu", "logger=false", "enable_checkpointing=false", "enable_progress_bar=false"]
+SHORT = ["max_steps=2", "limit_val_batches=0", "enable_model_summary=false", "log_every_n_steps=1"]
+TWO_STEPS = [f"--trainer.{option}" for option in (*QUIET, *SHORT)]
+
+
+def recipe(name: str) -> list[str]:
+    """The options of the command in a recipe's comment."""
+    return [word for path in layers(name) for word in ("-c", str(path))]
 
 
 @pytest.fixture(scope="session")
@@ -80,14 +90,24 @@ def test_a_missing_gpu_is_one_sentence(cifar: list[str], capsys: pytest.CaptureF
 
 
 @needs_data
-@pytest.mark.parametrize("name", tiered(TRAINED, ["one"]))
+@pytest.mark.parametrize("name", tiered(IMAGES, ["one"]))
 def test_recipes_take_two_steps(name: str, cifar: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     held_out = ["--data.validation=100"] if name == "kdcl_general" else []
-    quiet = ["accelerator=cpu", "logger=false", "enable_checkpointing=false", "enable_progress_bar=false"]
-    short = ["max_steps=2", "limit_val_batches=0", "enable_model_summary=false", "log_every_n_steps=1"]
-    options = [f"--trainer.{each}" for each in (*quiet, *short)]
-    recipe = [word for path in layers(name) for word in ("-c", str(path))]
-    main(["fit", *recipe, *cifar, *held_out, "--data.batch_size=16", *options])
+    main(["fit", *recipe(name), *cifar, *held_out, "--data.batch_size=16", *TWO_STEPS])
+    assert "error" not in capsys.readouterr().err.lower()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", TEXT)
+def test_text_recipes_take_two_steps(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tokenizer_folder(tmp_path / "large")  # the configs call the networks large and small
+    for size, depth in (("large", 3), ("small", 1)):
+        tiny("GPT2", "ForCausalLM", vocab_size=TOKENS, n_layer=depth).save_pretrained(tmp_path / size)
+    for split in ("train", "dev"):
+        rows = [{"prompt": text, "completion": "is fine" if label else "is dull"} for text, label in SENTENCES]
+        lines(tmp_path / f"{split}.jsonl", rows)
+    options = [f"--data.root={tmp_path}", "--data.batch_size=4", "--model.teacher.max_new_tokens=4"]
+    main(["fit", *recipe(name), f"--data.tokenizer={folder}", *options, *TWO_STEPS])
     assert "error" not in capsys.readouterr().err.lower()
 
 
