@@ -8,7 +8,7 @@ import itertools
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -56,6 +56,8 @@ class OpenStudy:
         runs: Path,
         ledger: Path | None,
         teachers: list[str],
+        pairs: Sequence[str] = (),
+        methods: Sequence[str] = (),
     ) -> None:
         for override in overrides:
             if not override.startswith("--") or "=" not in override or override.startswith("--config"):
@@ -66,7 +68,7 @@ class OpenStudy:
         for name, file in self.weights.items():
             if not file.is_file():
                 raise InputError(f"There is no file '{file}' for the teacher {name!r}: write --teacher NAME=FILE.")
-        self.study = read(recipe_files.study(str(path)), self.weights)
+        self.study = read(recipe_files.study(str(path)), self.weights).part(pairs, methods)
         find_code(self.study.folder)
         self.folder = runs / self.study.name
         resolve = Resolved(self.folder / ".configs.json")
@@ -123,6 +125,8 @@ def reproduce(
     runs: Path = Path("runs"),
     ledger: Path | None = None,
     teacher: list[str] = [],  # noqa: B006
+    pairs: list[str] = [],  # noqa: B006
+    methods: list[str] = [],  # noqa: B006
     dry_run: bool = False,
     launcher: Literal["local", "ray"] = "local",
     address: str | None = None,
@@ -143,6 +147,8 @@ def reproduce(
         runs: folder of all studies' runs
         ledger: CSV file (default: beside the study file; in the runs' folder for a study of an installed kdlab)
         teacher: NAME=FILE, a teacher's weights, instead of training it
+        pairs: names of the pairs to train, such as '["resnet56 → resnet20"]' (default: all)
+        methods: names of the methods to train, such as '[KD,AT]' (default: all)
         dry_run: print the plan with its time and memory; train nothing
         launcher: where runs happen
         address: of a Ray cluster; without it one is started on this machine
@@ -151,7 +157,8 @@ def reproduce(
         gpus_per_run: GPUs of the cluster for each run
         wandb: project of Weights & Biases to log runs and table to, as one group
     """
-    opened, console = OpenStudy(reproduce, study, overrides, runs, ledger, teacher), Console(highlight=False)
+    opened = OpenStudy(reproduce, study, overrides, runs, ledger, teacher, pairs, methods)
+    console = Console(highlight=False)
     work, estimates = opened.examine(console)
     if dry_run:
         for part in plan(work, estimates):
