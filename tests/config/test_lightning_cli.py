@@ -152,6 +152,24 @@ def test_saved_config_validates_tests_and_predicts(work: Path) -> None:
     assert right == pytest.approx(logged(work, "val/student_accuracy")[-1], abs=1e-6)
 
 
+@pytest.mark.full
+def test_evaluations_write_into_the_run_and_print_where(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", "-c", "kd.yaml"])
+    for command, prefix in (("test", "test/"), ("validate", "val/")):
+        main([command, "--ckpt_path=runs/version_0"])
+        assert capsys.readouterr().out.splitlines()[-1] == f"runs/version_0/{command}.csv"
+        with (work / f"runs/version_0/{command}.csv").open() as file:
+            (row,) = csv.DictReader(file)
+        assert row["checkpoint"] == "last.ckpt"
+        last = float(row[f"{prefix}student_accuracy"])  # of Digits both sets are the test images
+        assert last == pytest.approx(logged(work, "val/student_accuracy")[-1], abs=1e-6)
+    assert [path.name for path in (work / "runs").iterdir()] == ["version_0"]
+    main(["test", "-c", "runs/version_0/config.yaml"])  # no checkpoint, so no run that it is of
+    path = Path(capsys.readouterr().out.splitlines()[-1])
+    assert path == Path("runs/version_1/metrics.csv")
+    assert path.is_file()
+
+
 def test_predictions_of_two_processes_are_refused() -> None:
     two = SimpleNamespace(trainer=SimpleNamespace(world_size=2))
     with pytest.raises(InputError, match=r"set trainer\.devices to 1"):  # else rows are numbered in each process
