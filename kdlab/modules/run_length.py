@@ -124,7 +124,9 @@ class RunLength:
             ends = batches == self.batches
         else:
             ends = (batches if every is not None else (epochs - 1) * self.batches + batches) % within == 0
-        return None if ends else f"validation comes every {within} batches and the run ends {batches} into epoch {epochs}"
+        return (
+            None if ends else f"validation comes every {within} batches and the run ends {batches} into epoch {epochs}"
+        )
 
     def check_epoch(self, trainer: pl.Trainer) -> None:
         """Check that an epoch has the planned number of batches.
