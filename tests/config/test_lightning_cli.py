@@ -16,6 +16,7 @@ from kdlab import InputError
 from kdlab.cli import main
 from kdlab.config.lightning_cli import QUIET, KdlabCLI, build
 from kdlab.data import Digits
+from kdlab.export.student import student_in
 from kdlab.files import locked
 
 USER_LOSS = '''\
@@ -254,6 +255,23 @@ def test_class_weights_and_groups_from_the_command_line(work: Path) -> None:
     assert cli.resolved["model"]["init_args"]["task"]["init_args"]["weight"] == [1.0] * 9 + [5.0]
     again = build(cli.resolved, run=False, save_config=False)
     assert torch.equal(again.model.task.weight, cli.model.task.weight)
+
+
+def test_null_takes_out_networks_and_knowledge(work: Path) -> None:
+    model: dict[str, Any] = {"class_path": "kdlab.CoTrainer", "init_args": {"networks": dict.fromkeys("abc", MLP)}}
+    model["init_args"]["knowledge"] = {
+        "soft": {"loss": "kdlab.losses.SoftTargets"},
+        "more": {"loss": "kdlab.losses.DKD"},
+    }
+    (work / "co.yaml").write_text(yaml.safe_dump({"model": model}))
+    (work / "less.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"knowledge": {"more": None}}}}))
+    options = ["-c", "co.yaml", "-c", "less.yaml", "--model.networks.a=null"]
+    built = build([*options, *QUIET], run=False, save_config=False)
+    assert ([*built.model.networks], [*built.model.knowledge], built.model.deploy) == (["b", "c"], ["soft"], "b")
+    found = student_in(built.resolved)  # what kdlab export takes
+    assert found is not None
+    assert found["init_args"]["hidden"] == [16]
+    assert student_in(built.resolved, "a") is None
 
 
 def test_a_loss_where_a_knowledge_belongs_is_its_loss(work: Path) -> None:
