@@ -107,13 +107,14 @@ class RunLength:
 
         (Lightning validates after the epochs, and within them after the batches, that it is told to.)
         """
-        every, batches, within = trainer.check_val_every_n_epoch, self.batches, trainer.val_check_batch
-        if not trainer.enable_validation or not batches or not self.steps or within is None:
+        every, whole, within = trainer.check_val_every_n_epoch, self.batches, trainer.val_check_batch
+        if not trainer.enable_validation or not whole or not self.steps or within is None:
             return None
+        batches = whole
         if trainer.max_steps == -1:
             epochs = self.epochs or 0
         elif accumulation(trainer) is None:
-            epochs, rest = divmod(self.steps, math.ceil(batches / trainer.accumulate_grad_batches))
+            epochs, rest = divmod(self.steps, math.ceil(whole / trainer.accumulate_grad_batches))
             if rest:
                 epochs, batches = epochs + 1, rest * trainer.accumulate_grad_batches
         else:  # the epoch of the last step changes with the number of accumulated batches
@@ -121,9 +122,9 @@ class RunLength:
         if every is not None and epochs % every:
             return f"trainer.check_val_every_n_epoch is {every} and the run ends in epoch {epochs}"
         if math.isinf(within):
-            ends = batches == self.batches
+            ends = batches == whole
         else:
-            ends = (batches if every is not None else (epochs - 1) * self.batches + batches) % within == 0
+            ends = (batches if every is not None else (epochs - 1) * whole + batches) % within == 0
         return (
             None if ends else f"validation comes every {within} batches and the run ends {batches} into epoch {epochs}"
         )
