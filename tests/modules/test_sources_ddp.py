@@ -48,7 +48,8 @@ def test_a_stored_teacher_in_two_processes_equals_one(choice: Choice, tmp_path: 
         data: TextData = texts(folders)
         knowledge = {"kl": Knowledge(ForwardKL(chunk_size=4))}
         task = TokenCrossEntropy(chunk_size=4)
-        module = Distiller(network(0).train(), teacher, knowledge, task=task, task_weight=0.5, optimizer=sgd)
+        student = network(0).double().train()  # as which two processes give their weights back
+        module = Distiller(student, teacher, knowledge, task=task, task_weight=0.5, optimizer=sgd)
         return trained(module, data, processes, 5)  # more than an epoch, whose last batch is smaller
 
     one = fitted(Stored(file.path), 1)
@@ -84,7 +85,7 @@ def test_on_policy_in_two_processes_equals_one(generator: Any, tmp_path: Path) -
         options: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": 5, "stop_tokens": [*range(0, 83, 4)]}
         teaching = OnPolicy(lm(seed=1), share=0.5, generator=generator, **options)
         knowledge = {"jsd": Knowledge(GeneralizedJSD(0.5))}
-        module = Distiller(lm().train(), teaching, knowledge, task=TokenCrossEntropy(), optimizer=sgd)
+        module = Distiller(lm().double().train(), teaching, knowledge, task=TokenCrossEntropy(), optimizer=sgd)
         data = Data(Rows(24))
         ends.append(trained(module, data, processes, 6, use_distributed_sampler=False, callbacks=[Count(tmp_path)]))
     drawn = [torch.load(tmp_path / name) for name in ("1-0.pt", "2-0.pt", "2-1.pt")]
