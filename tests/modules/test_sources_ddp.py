@@ -53,7 +53,7 @@ def test_a_stored_teacher_in_two_processes_equals_one(choice: Choice, tmp_path: 
         return trained(module, data, processes, 5)  # more than an epoch, whose last batch is smaller
 
     one = fitted(Stored(file.path), 1)
-    assert difference(one, fitted(Stored(file.path), 2)) < 1e-9  # the file's head multiplies in float32, in other chunks
+    assert difference(one, fitted(Stored(file.path), 2)) < 1e-9  # its head multiplies in float32, in other chunks
     live = fitted(network(1), 2)  # in float64, where the file has float32
     assert difference(one, live) < 1e-5
     assert difference(one, fitted(network(2), 2)) > 1e-3
