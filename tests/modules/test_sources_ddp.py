@@ -28,8 +28,8 @@ pytest.importorskip("transformers")
 pytestmark = [pytest.mark.full, pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")]
 
 
-def trained(module: Distiller, data: pl.LightningDataModule, processes: int, steps: int, **options: Any) -> Any:
-    strategy = {"strategy": "ddp_fork", "devices": processes} if processes > 1 else {}
+def trained(module: Distiller, data: Any, processes: int, steps: int, **options: Any) -> dict[str, Tensor]:
+    strategy: dict[str, Any] = {"strategy": "ddp_fork", "devices": processes} if processes > 1 else {}
     pl.seed_everything(0, verbose=False)
     trainer(max_steps=steps, precision="64-true", **strategy, **options).fit(module, datamodule=data)
     return weights(module.student)
