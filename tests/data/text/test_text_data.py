@@ -213,23 +213,6 @@ def test_too_long_texts_are_cut_split_or_an_error(tokenizer: str, caplog: pytest
         ready(root, tokenizer, too_long="split", **options)
 
 
-def test_a_split_texts_rest_of_one_token_is_left_out(tokenizer: str, monkeypatch: Any) -> None:
-    from kdlab.data.text import text_data
-
-    backend = text_data.load_tokenizer(tokenizer)
-    backend.backend_tokenizer.post_processor = None  # no special tokens, as in GPT-2
-    monkeypatch.setattr(text_data, "load_tokenizer", lambda *_: backend)
-    rows = [{"text": "the film is good and"}, {"text": "the plot"}]
-    options: dict[str, Any] = {"text": "text", "label": None, "task": "causal", "too_long": "split", "max_length": 2}
-    data = ready({"train": rows, "test": rows}, tokenizer, **options)
-    pieces = [data.backend.decode(data._sets["train"][draw(place)]["input_ids"][0]) for place in range(3)]  # type: ignore[call-overload]
-    assert pieces == ["the film", "is good", "the plot"]
-    assert data.sizes["train"] == 3
-    rows.append({"text": "dull"})  # of one token as it is
-    with pytest.raises(InputError, match="1 texts of 5 give fewer than 2 tokens, the first in row 3"):
-        ready({"train": rows, "test": rows}, tokenizer, **options)
-
-
 def test_an_empty_text_is_a_sample_or_an_error(tokenizer: str, monkeypatch: Any, caplog: Any) -> None:
     rows = [{"text": "", "label": 1}, {"text": "dull", "label": 0}]
     root = {"train": rows, "test": rows}
