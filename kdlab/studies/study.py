@@ -51,12 +51,18 @@ class Network:
 
 @dataclass(frozen=True)
 class Method:
-    """Changes to the recipe, the role by the option that its network is put into, and the seeds."""
+    """Changes to the recipe, the role by the option that its network is put into, and the seeds.
+
+    Attributes:
+        start: the method whose student, of the same pair and seed, this one starts from; its options may quote the
+            student with these weights as ``$student.start``.
+    """
 
     name: str
     part: Part
     networks: Mapping[str, str]
     seeds: tuple[int, ...]
+    start: str | None = None
 
     @property
     def taught(self) -> bool:
@@ -133,7 +139,9 @@ class _Reader:
         seeds = self.seeds(content.get("seeds", [0]), ("seeds",))
         entries = {key: self.mapping(content[key], (key,)).items() for key in ("networks", "methods")}
         networks = {name: self.network(name, value) for name, value in entries["networks"]}
-        methods = {name: self.method(name, value, seeds) for name, value in entries["methods"]}
+        methods = dict[str, Method]()
+        for name, value in entries["methods"]:
+            methods[name] = self.method(name, value, seeds, methods)
         baseline, reference = content.get("baseline", next(iter(methods))), content.get("reference") or None
         self.known("method", baseline, methods, ("baseline",))
         if reference is not None:
@@ -207,9 +215,9 @@ class _Reader:
             self.known("network", name, networks, (*place, role, index))
         return Network(" + ".join(value), {}, {}, members=tuple(networks[name] for name in value))
 
-    def method(self, name: str, value: Any, seeds: tuple[int, ...]) -> Method:
+    def method(self, name: str, value: Any, seeds: tuple[int, ...], before: Mapping[str, Method]) -> Method:
         place = ("methods", name)
-        part, content = self.part(value, place, ("networks", "seeds")), self.mapping(value, place)
+        part, content = self.part(value, place, ("networks", "seeds", "start")), self.mapping(value, place)
         networks = self.mapping(content.get("networks", TEACHER), (*place, "networks"))
         for key, role in networks.items():
             if not isinstance(role, str):
@@ -218,7 +226,9 @@ class _Reader:
             roles = ", ".join(map(repr, networks.values())) or "nothing"
             text = f"the method {name!r} places {roles}, and the network 'student' nowhere."
             raise self.error((*place, "networks"), text)
-        return Method(name, part, networks, self.seeds(content.get("seeds", list(seeds)), (*place, "seeds")))
+        if (start := content.get("start")) is not None:
+            self.known("method before this one", start, before, (*place, "start"))
+        return Method(name, part, networks, self.seeds(content.get("seeds", list(seeds)), (*place, "seeds")), start)
 
     def seeds(self, value: Any, place: Place) -> tuple[int, ...]:
         numbers = isinstance(value, list) and all(type(seed) is int and 0 <= seed < 2**32 for seed in value)
