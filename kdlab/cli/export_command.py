@@ -119,6 +119,6 @@ def _hub_folder(
     preprocessing = {"shape": [*shape], **trained.preprocessing(False), "dtype": "float32"}
     metadata = about(trained.network, preprocessing, trained.classes, trained.identity)
     metadata |= {"parameters": subject.parameters, "flops": subject.flops}
-    scores = scores_of(Deployed(trained.network), trained.samples(False, samples))
+    (scores,) = scores_of([Deployed(trained.network)], trained.samples(False, samples))
     config = student_in(trained.config, learner) or {}
     return write_hub_folder(folder, trained.network, config, metadata, scores, trained.config, license)

@@ -132,15 +132,17 @@ def profile(
         )
         for size in BATCHES
     }
+    scores: dict[int, dict[str, float]] = {}
+    for raw in dict.fromkeys(subject.raw for subject in subjects) if samples is not None else ():
+        places = [at for at, subject in enumerate(subjects) if subject.raw == raw]
+        scores |= zip(places, scores_of([runs[at] for at in places], samples(raw)), strict=True)
     rows = []
-    for at, (run, subject) in enumerate(zip(runs, subjects, strict=True)):
+    for at, subject in enumerate(subjects):
         row: dict[str, Any] = dict.fromkeys(COLUMNS)
         row |= {name: getattr(subject, name) for name in ("name", "runtime", "parameters", "flops", "bytes")}
         row["peak_memory"] = memory[at]
         for size in BATCHES:
             row[f"p50_ms_{size}"], row[f"p95_ms_{size}"] = times[size][str(at)]
-        if samples is not None:
-            scores = scores_of(run, samples(subject.raw))
-            row |= {name: scores[name] for name in COLUMNS if name in scores}
+        row |= {name: scores[at][name] for name in COLUMNS if name in scores.get(at, ())}
         rows.append(row)
     return rows

@@ -77,8 +77,8 @@ class _Grid:
         if method.start is not None:
             before = Cell(pair.name, method.start, seed)
             if (start := next((run for run in runs.values() if before in run.cells), None)) is None:
-                text = f"{method.name!r} starts from {method.start!r}, which {pair.name} does not have with seed {seed}."
-                raise self.study.source.error(place, text)
+                text = f"{method.name!r} starts from {method.start!r}"
+                raise self.study.source.error(place, f"{text}, which {pair.name} does not have with seed {seed}.")
             config = replaced(config, {START: f"run:{start.key}"})
         key, cell = of_config(config), Cell(pair.name, method.name, seed)
         if (same := runs.get(key)) is not None:

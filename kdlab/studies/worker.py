@@ -20,12 +20,12 @@ from kdlab.config.run_arguments import last_checkpoint
 from kdlab.config.run_folder import finish_loggers
 from kdlab.errors import InputError, refusal_in
 from kdlab.export.student import student_of
+from kdlab.export.timing import one_sample
 from kdlab.files import locked, read_json, write_json
 from kdlab.models.weights import save_tensors
 from kdlab.outputs import Batch
 from kdlab.studies.columns import COLUMNS, Trained
 from kdlab.studies.environment import versions
-from kdlab.studies.latency import latency
 from kdlab.studies.launchers import WATCHED
 from kdlab.studies.ledger import FAILED, FINISHED
 from kdlab.studies.run_callback import STATUS, Record
@@ -92,7 +92,7 @@ def _latency(module: pl.LightningModule, data: pl.LightningDataModule) -> float 
     module.cpu().eval()
     batches = (data.on_after_batch_transfer(raw, 0) for raw in data.test_dataloader())
     try:
-        return latency(module, (Batch.of(batch).inputs for batch in batches))
+        return one_sample(module, (Batch.of(batch).inputs for batch in batches))
     except Exception:
         logging.getLogger(__name__).warning("The time of one sample could not be measured:", exc_info=True)
         return None
