@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from kdlab.errors import InputError
 from kdlab.export.deployed import Deployed
 from kdlab.export.flops import flops_of
-from kdlab.export.formats import FORMATS, requirements
+from kdlab.export.formats import FORMATS, requirements, size_of
 from kdlab.export.parity import Run, Sample, logits_of_network, scores_of
 from kdlab.export.timing import latencies, peak_memory
 
@@ -106,7 +105,7 @@ def file_subject(path: Path, shape: Sequence[int] | None = None) -> Subject:
         partial(form.load, path),
         tuple(shape),
         preprocessing.get("dtype") == "uint8",
-        sum(os.path.getsize(path.with_suffix(suffix)) for suffix in (form.suffix, *form.further)),
+        size_of(path, format),
         metadata.get("parameters"),
         metadata.get("flops"),
     )

@@ -98,7 +98,8 @@ class _Grid:
         networks = " + ".join(pair.roles[role].name for role in method.networks.values())
         name = f"{networks if shared else pair.name}, {method.name}, seed {seed}"
         student = pair.roles["student"].name
-        runs[key] = Run(name, config, key, tuple(teachers), place, student, [cell], self.files, start)
+        files, export = self.files, self.study.export
+        runs[key] = Run(name, config, key, tuple(teachers), place, student, [cell], files, start, export)
 
     def config(self, pair: Pair, method: Method) -> dict[str, Any]:
         """Return the resolved config of a cell, but for the seed."""
@@ -120,7 +121,8 @@ class _Grid:
             default = part.options.get("seed_everything", TEACHER_SEED)
             seed = int(network.part.options.get("seed_everything", default))
             config = seeded(config, seed, self.fixes_data_seed(*before, part))
-            run = Run(f"teacher {network.name}", config, of_config(config), (), place, network.name)
+            export, key = self.study.export, of_config(config)
+            run = Run(f"teacher {network.name}", config, key, (), place, network.name, export=export)
             self.teachers[network.name] = run
         return self.teachers[network.name]
 

@@ -12,10 +12,10 @@ import yaml
 
 from kdlab.config.located_yaml import Place
 from kdlab.config.run_folder import placed
-from kdlab.files import write_text
+from kdlab.files import write_json, write_text
 from kdlab.studies.run_id import digest
 
-RECIPE, RESULT, STUDENT = "recipe.yaml", "result.json", "student.safetensors"
+RECIPE, RESULT, STUDENT, EXPORT = "recipe.yaml", "result.json", "student.safetensors", "export.json"
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Run:
         cells: of the table that it fills; none for a teacher.
         files: paths by "file:SHA-256".
         start: the run whose student it starts from, which it waits for too.
+        export: the file that is made of its student, as the study says.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Run:
     cells: list[Cell] = field(default_factory=list)
     files: Mapping[str, Path] = field(default_factory=dict)
     start: Run | None = None
+    export: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def awaited(self) -> tuple[Run, ...]:
@@ -90,6 +92,8 @@ class Run:
         record = {"class_path": "kdlab.studies.run_callback.Record", "init_args": {"folder": str(folder)}}
         callbacks = config["trainer"]["callbacks"] or []
         config["trainer"]["callbacks"] = [*(callbacks if isinstance(callbacks, list) else [callbacks]), record]
+        if self.export:
+            write_json(folder / EXPORT, dict(self.export))
         write_text(folder / RECIPE, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         return folder
 

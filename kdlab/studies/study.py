@@ -10,10 +10,11 @@ from typing import Any
 
 from kdlab.config.located_yaml import Place, Source
 from kdlab.errors import InputError, nearest
+from kdlab.export.formats import requirements
 
 KEYS = (
     *("title", "paper", "recipe", "networks", "teachers", "pairs", "methods", "baseline", "reference", "seeds"),
-    *("published", "measured", "note"),
+    *("published", "measured", "note", "export"),
 )
 TEACHER = {"model.student": "student", "model.teacher": "teacher"}
 QUOTED = re.compile(r"\$(\w+)\.(\w+)")
@@ -88,6 +89,7 @@ class Study:
         teachers: changes for teachers; ``None`` where teachers are used as their class paths build them.
         weights: files of teachers that are not trained here, by the network's name.
         measured: file of accuracies that were measured here, but not as runs of the study.
+        export: the file that is made of each student for its ledger: format, int8, calibrate; empty for none.
     """
 
     source: Source
@@ -103,6 +105,7 @@ class Study:
     published: Path | None
     note: str
     measured: Path | None = None
+    export: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -166,6 +169,7 @@ class _Reader:
             published=self.file(content["published"], ("published",)) if content.get("published") else None,
             note=str(content.get("note", "")),
             measured=self.file(content["measured"], ("measured",)) if content.get("measured") else None,
+            export=self.export(content.get("export")),
         )
 
     def known(self, kind: str, name: Any, names: Collection[str], place: Place) -> None:
@@ -229,6 +233,13 @@ class _Reader:
         if (start := content.get("start")) is not None:
             self.known("method before this one", start, before, (*place, "start"))
         return Method(name, part, networks, self.seeds(content.get("seeds", list(seeds)), (*place, "seeds")), start)
+
+    def export(self, value: Any) -> dict[str, Any]:
+        options = self.mapping(value, ("export",), ("format", "int8", "calibrate"))
+        if options:
+            with self.source.errors_at(("export",)):
+                requirements(str(options.get("format")), int8=bool(options.get("int8")))
+        return options
 
     def seeds(self, value: Any, place: Place) -> tuple[int, ...]:
         numbers = isinstance(value, list) and all(type(seed) is int and 0 <= seed < 2**32 for seed in value)
