@@ -15,18 +15,25 @@ from kdlab.export import timing
 
 def test_rounds_alternate_and_report_both_percentiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "SECONDS", 0.0)
-    order: list[str] = []
+    order, now = list[str](), [0.0]
 
     def short() -> None:
         order.append("a")
+        now[0] += 0.0005
 
     def long() -> None:
         order.append("b")
-        time.sleep(0.002 if order.count("b") % 3 else 0.006)  # every third call takes three times as long
+        now[0] += 0.002 if order.count("b") % 3 else 0.006  # every third call takes three times as long
 
-    found = timing.latencies({"a": short, "b": long}, rounds=3)
+    found = timing.latencies({"a": short, "b": long}, rounds=3, clock=lambda: now[0])
     assert "".join(order[2 * timing.WARM_UP :]) == "aaabbb" * 3
-    assert found["a"].p50 < 1 < 2 <= found["b"].p50 < 6 <= found["b"].p95
+    assert found["a"] == pytest.approx((0.5, 0.5))
+    assert found["b"] == pytest.approx((2, 6))
+
+
+def test_milliseconds_are_those_that_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "SECONDS", 0.0)
+    assert timing.latencies({"sleeps": lambda: time.sleep(0.003)}, rounds=1)["sleeps"].p50 >= 3
 
 
 def test_time_of_one_sample_is_the_median_over_samples(monkeypatch: pytest.MonkeyPatch) -> None:
