@@ -132,9 +132,10 @@ def profile(
         for size in BATCHES
     }
     scores: dict[int, dict[str, float]] = {}
-    for raw in dict.fromkeys(subject.raw for subject in subjects) if samples is not None else ():
-        places = [at for at, subject in enumerate(subjects) if subject.raw == raw]
-        scores |= zip(places, scores_of([runs[at] for at in places], samples(raw)), strict=True)
+    if samples is not None:
+        for raw in dict.fromkeys(subject.raw for subject in subjects):
+            places = [at for at, subject in enumerate(subjects) if subject.raw == raw]
+            scores |= zip(places, scores_of([runs[at] for at in places], samples(raw)), strict=True)
     rows = []
     for at, subject in enumerate(subjects):
         row: dict[str, Any] = dict.fromkeys(COLUMNS)
