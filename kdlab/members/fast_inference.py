@@ -231,7 +231,7 @@ class _Runner(Observer):
             if overwritten:
                 self._copied |= overwritten
                 return self(inputs, only_layers)
-            outputs = self._outputs(torch.empty(0), "")
+            outputs = self._outputs(torch.empty(0), "", inputs)
             self._kept.clear()
         if only_layers and self.last:
             outputs = Outputs(outputs.layers[0].new_empty(len(first), 0), outputs.layers, names=outputs.names)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
@@ -115,6 +116,9 @@ def dry_run(module: Any, data: FirstBatch) -> DryRun:
         ignored = form.ignore_index if form.kind == "classes" else None
         may_ignore = ignored is not None and (data.labels is None or bool(data.labels.eq(ignored).any()))
         module.ignore = ignored if may_ignore else None
+        module.is_labeled = ignored is None or data.labels is None or not bool(data.labels.eq(ignored).all())
+        if not module.is_labeled:
+            rank_zero_info("No sample has a label: there is no task loss.")
         for name in plan.students:
             check_student(name, seen[name], data.batch.target, classes, form)
         for member in plan.members.values():

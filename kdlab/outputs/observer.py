@@ -16,6 +16,7 @@ from kdlab.compat import is_compiled, reset_compiler, uncompiled, version_of
 from kdlab.errors import InputError, form_of, nearest
 from kdlab.outputs.containers import Batch, Outputs, inputs_of
 from kdlab.outputs.factored import factored
+from kdlab.outputs.features import FEATURES, ForwardTrace, as_form, only_pooled, recorded_features, split_form
 from kdlab.outputs.network_layers import heads_of, layer_names, split_call
 from kdlab.outputs.transformer_outputs import last_token, requested
 
@@ -30,8 +31,11 @@ def logits_of(raw: Any) -> Tensor:
             return value
     if isinstance(raw, Sequence) and raw and isinstance(raw[0], Tensor):
         return raw[0]
+    if only_pooled(raw):
+        return raw["pooler_output"].flatten(1)  # type: ignore[no-any-return]
     raise InputError(
-        f"The network returns {form_of(raw)}; logits must be the output itself, its first element, or named 'logits'."
+        f"The network returns {form_of(raw)}; logits must be the output itself, its first element, or named 'logits', "
+        "and the embedding of a network without them 'pooler_output'."
     )
 
 
@@ -59,7 +63,8 @@ class Observer:
 
     The hooks live for one forward only, so the network stays as it was: it can be copied, pickled, exported and
     compiled. A layer that runs several times in one forward has one name for each call, in order: ``"relu@0"``,
-    ``"relu@1"``; its own name is then refused. A layer whose output is overwritten in place afterwards (torchvision's
+    ``"relu@1"``; its own name is then refused. ``"norm:tokens"`` and ``"norm:map"`` are a layer's patches, and ``"features"`` is
+    what comes before pooling, see :mod:`kdlab.outputs.features`. A layer whose output is overwritten in place afterwards (torchvision's
     ``bn2`` before ``out += identity``) gives the value it had when it left the layer. A name that is no layer is looked
     up in what the network returns: ``"hidden_states.6"``, see ``kdlab.outputs.transformer_outputs.requested``.
 
@@ -89,21 +94,27 @@ class Observer:
         self._calls: dict[str, int] = {}  # of every hooked layer in this forward
         self._settled: dict[str, int] | None = None  # those of a forward in which every tap was found
         self._was_reset = False
+        self._trace: ForwardTrace | None = ForwardTrace(network)
+        self._is_headless = False
 
     def find_layers(self) -> None:
         """Look the layers up again, after modules of the network were replaced."""
         modules, heads = layer_names(self.network), heads_of(self.network)
+        bases, self._forms = zip(*map(split_form, self.layers), strict=True) if self.layers else ((), ())
         self._names = {
-            name: tuple(head.layer(layer) + call for layer, call in map(split_call, self.layers))
+            name: tuple(head.layer(layer) + call for layer, call in map(split_call, bases))
             for name, head in heads.items()
         }
         wanted = dict.fromkeys(name for names in self._names.values() for name in names)
         self._taps = {name: layer for name in wanted if (layer := split_call(name)[0]) in modules}
         self._modules = {layer: modules[layer] for layer in self._taps.values()}
+        self._method = FEATURES in wanted and FEATURES not in modules and hasattr(self.network, "forward_features")
+        if self._method:
+            self._taps[FEATURES] = FEATURES
         self._requests = requested(self.network, wanted.keys() - self._taps.keys())
         self._classifiers = {f"<{name}>": head.classifier for name, head in heads.items() if head.classifier}
         self._wanted = {*self._taps, *self._classifiers}
-        for name in (*self._modules, *self._classifiers):
+        for name in (*self._taps.values(), *self._classifiers):
             self._hooks.setdefault(name, partial(self._keep, name))
         self._is_compiled = any(map(is_compiled, self.network.modules()))
 
@@ -119,6 +130,10 @@ class Observer:
                     hooks.enter_context(factored(classifier))
             for name, module in self._modules.items():
                 hooks.enter_context(module.register_forward_hook(self._hooks[name]))
+            if self._method:
+                hooks.enter_context(recorded_features(self.network, self._hooks[FEATURES]))
+            if self._trace is not None:
+                hooks.enter_context(self._trace.recorded())
             is_plain = isinstance(inputs, Tensor) and not self._requests
             raw = self.network(inputs) if is_plain else run(self.network, inputs, self._requests)
         if self._calls != self._settled:
@@ -132,11 +147,13 @@ class Observer:
         if overwritten:  # found on the first forward, copied on every later one
             self._copied |= overwritten
             return self(inputs)
-        outputs = self._outputs(raw, "")
+        if self._trace is not None:
+            self._is_headless, self._trace = self._trace.is_headless(raw, logits_of(raw)), None
+        outputs = self._outputs(raw, "", inputs)
         if outputs.embedding is not None and outputs.embedding.dim() == 3 and outputs.logits.dim() == 2:
             outputs = dataclasses.replace(outputs, embedding=last_token(outputs.embedding, inputs))
         if len(self._names) > 1:
-            heads = {head: self._outputs(raw[head], head) for head in self._names if head}
+            heads = {head: self._outputs(raw[head], head, inputs) for head in self._names if head}
             outputs = dataclasses.replace(outputs, heads=heads)
         self._kept.clear()
         return outputs
@@ -182,17 +199,23 @@ class Observer:
             else:
                 self._versions[tap], self._kept[tap] = version_of(value), value
 
-    def _outputs(self, raw: Any, head: str) -> Outputs:
+    def _outputs(self, raw: Any, head: str, inputs: Any) -> Outputs:
         layers = [self._kept[name] if name in self._taps else self._part(raw, name) for name in self._names[head]]
+        if any(self._forms):
+            formed = zip(layers, self._forms, self.layers, strict=True)
+            layers = [as_form(layer, form, self.network, inputs, tap) for layer, form, tap in formed]
         logits = raw if isinstance(raw, Tensor) else logits_of(raw)
-        outputs = Outputs(logits, tuple(layers), self._kept.get(f"<{head}>"), names=self.layers)
+        embedding = self._kept.get(f"<{head}>")
+        if self._is_headless and not head:
+            embedding = logits if logits.dim() == 2 else None
+        outputs = Outputs(logits, tuple(layers), embedding, names=self.layers)
         if any(map(Tensor.is_inference, (logits, *layers))) and not torch.is_inference_mode_enabled():
             return outputs.map(torch.clone)  # a forward of its own inference mode; autograd cannot save its tensors
         return outputs
 
     def _part(self, raw: Any, name: str) -> Tensor:
         value = raw
-        for key in name.split("."):
+        for key in ("last_hidden_state" if name == FEATURES else name).split("."):
             if isinstance(value, Mapping) and key in value:
                 value = value[key]
             elif isinstance(value, Sequence) and key.lstrip("-").isdigit() and -len(value) <= int(key) < len(value):
