@@ -10,7 +10,6 @@ from operator import add
 from typing import Any, final
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning import Callback
 from torch import Tensor, nn
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import kdlab
 from kdlab.data import ImageFolder, Preprocessing, UnlabeledImages
@@ -215,17 +215,15 @@ class Study:
     def likeness(self, name: str, network: nn.Module, seed: int) -> None:
         """Compare a student with both teachers on the test images of CIFAR-100."""
         data, measures = self.labeled["cifar100"], (linear_cka, mapped_cosine, neighbor_agreement)
-        ours: Tensor | None = None
+        ours = self.features(network, data, "test").embedding
         for teacher, member in self.teachers().items():
             member.normalized = (MEAN, STD)
             if all((name, str(seed), "cifar100", f"{m.__name__}_{teacher}") in self.done for m in measures):
                 continue
-            ours = self.features(network, data, "test").embedding if ours is None else ours
             theirs = self.features(observer(member), data, "test").embedding
             for measure in measures:
-                self.write(
-                    name, seed, "cifar100", f"{measure.__name__}_{teacher}", lambda m=measure, t=theirs: m(ours, t)
-                )
+                value = partial(measure, ours, theirs)
+                self.write(name, seed, "cifar100", f"{measure.__name__}_{teacher}", value)
 
     def few_labels(self, name: str, network: nn.Module, seed: int) -> None:
         """Fine-tune with 1, 10 and 100 % of the labels."""
@@ -268,7 +266,6 @@ def headless() -> nn.Module:
 
 def schedule(lr: float = 0.01) -> dict[str, Any]:
     """Return optimizer and schedule, the same for all students."""
-
     optimizer = partial(torch.optim.AdamW, lr=lr, weight_decay=0.02)
     return {"optimizer": optimizer, "lr_scheduler": partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=lr)}
 

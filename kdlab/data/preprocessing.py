@@ -49,9 +49,8 @@ class Preprocessing:
         check_word("interpolation", self.interpolation, INTERPOLATIONS)
         if (self.mean is None) != (self.std is None):
             raise InputError("A preprocessing has mean and std, or neither.")
-        if self.mean is not None and self.std is not None:
-            if len(self.mean) != len(self.std) or not all(0 < each < math.inf for each in self.std):
-                raise InputError(f"std must be a positive number for each channel of mean, not {list(self.std)}.")
+        if self.std and (len(self.mean or ()) != len(self.std) or not all(0 < each < math.inf for each in self.std)):
+            raise InputError(f"std must be a positive number for each channel of mean, not {list(self.std)}.")
         sides = (self.size,) if isinstance(self.size, int) else self.size or ()
         if any(side < 1 for side in sides) or len(sides) > 2:
             raise InputError(f"size must be one or two numbers of pixels, not {self.size}.")

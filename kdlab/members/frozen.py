@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.compat import convert
+from kdlab.data.preprocessing import Normalization, Preprocessing
 from kdlab.errors import InputError
 from kdlab.members.fast_inference import Fast, FastObserver
 from kdlab.members.member import UntrainedMember
-from kdlab.data.preprocessing import Normalization, Preprocessing
 from kdlab.outputs.containers import Batch, Outputs
 from kdlab.outputs.observer import Observer
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from kdlab.data.preprocessing import Preprocessing
 from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge
-from kdlab.data.preprocessing import Preprocessing
 from kdlab.metrics import StudentVersusTeacher
 from kdlab.modules.base import DistillationModule, sgd
 from kdlab.modules.cache_setup import use_cache
 from kdlab.modules.evaluation import RememberedLogits, warn_of_teacher
 from kdlab.modules.first_batch import first_batch
 from kdlab.outputs import Batch, logits_of, run
+from kdlab.outputs.network_layers import declares_no_classifier
 from kdlab.outputs.task_format import TaskFormat, task_format
 from kdlab.schedules import Schedule
 from kdlab.teaching import Ensemble, Fast, FrozenTeacher, Plan, TeacherCache
@@ -48,8 +50,8 @@ class Distiller(DistillationModule):
 
     Args:
         student: the network to train.
-        teacher: the network to learn from, or several, as an ensemble (a list) or each on its own (a mapping by name,
-            see :class:`~kdlab.teaching.FrozenTeacher`); frozen, in eval mode. A :class:`~kdlab.members.Stored` is a file
+        teacher: the network to learn from, or several: as an ensemble (a list), or each on its own (a mapping by name),
+            see :class:`~kdlab.teaching.FrozenTeacher`. Frozen, in eval mode. A :class:`~kdlab.members.Stored` is a file
             of its outputs, an :class:`~kdlab.teaching.OnPolicy` a teacher of generated texts. ``None`` is enough to
             predict, or to train plainly.
         knowledge: what to learn from the teacher, by name; the names are log keys and checkpoint keys.
@@ -174,6 +176,13 @@ class Distiller(DistillationModule):
             undo()
 
     # Evaluation: the student against its teacher
+
+    def scored(self, batch: Batch) -> Batch:
+        """Return a batch without labels where the student has no classifier to score."""
+        ignored = getattr(self.task, "ignore_index", None)
+        if ignored is None or batch.target.is_floating_point() or not declares_no_classifier(self.student):
+            return batch
+        return batch._replace(target=torch.full_like(batch.target, ignored))
 
     def evaluate_batch(self, batch: Batch, metrics: Any) -> tuple[Tensor, TaskFormat]:
         """Compare student and teacher on one batch; return the student's logits."""

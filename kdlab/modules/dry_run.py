@@ -120,7 +120,8 @@ def dry_run(module: Any, data: FirstBatch) -> DryRun:
         if not module.is_labeled:
             rank_zero_info("No sample has a label: there is no task loss.")
         for name in plan.students:
-            check_student(name, seen[name], data.batch.target, classes, form)
+            has_task = module.is_labeled and module.task_weight > 0
+            check_student(name, seen[name], data.batch.target, classes, form, has_task)
         for member in plan.members.values():
             if form.kind not in member.kinds or not (member.any_shape or first.logits.dim() == 2):
                 raise InputError(

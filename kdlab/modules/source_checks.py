@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from kdlab.compat import uncompiled
 from kdlab.data import ImageData
+from kdlab.data.preprocessing import Normalization
 from kdlab.errors import InputError
 from kdlab.losses.tokens import TopK
 from kdlab.members.frozen import Frozen
 from kdlab.members.output_file import OutputFile
-from kdlab.data.preprocessing import Normalization
 from kdlab.members.stored import Stored
 from kdlab.modules.first_batch import FirstBatch, warn_of_pixels
 from kdlab.outputs import Batch

@@ -9,13 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from kdlab.data.preprocessing import Preprocessing
 from kdlab.errors import InputError
 from kdlab.members.ensembles import Ensemble
 from kdlab.members.fast_inference import Fast
 from kdlab.members.frozen import Frozen
 from kdlab.members.member import Learner, Member
 from kdlab.members.mixtures import Ensembled
-from kdlab.data.preprocessing import Preprocessing
 from kdlab.members.stored import Stored
 from kdlab.members.teacher_cache import TeacherCache
 from kdlab.outputs import Batch, Outputs
