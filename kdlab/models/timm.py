@@ -51,12 +51,12 @@ def timm_model(
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         if pretrained is True:
             raise InputError(
-                f"The weights of {name!r} cannot be fetched ({reason}): give a file with weights=..., or pretrained=false "
-                "for random ones."
+                f"The weights of {name!r} cannot be fetched ({reason}): give a file with weights=..., or "
+                "pretrained=false for random ones."
             ) from error
         network = timm.create_model(name, **options)
         rank_zero_warn(
-            f"The weights of {name!r} cannot be fetched, so they are RANDOM: as a teacher it teaches nothing, give a file "
-            f"with weights=... ({reason})."
+            f"The weights of {name!r} cannot be fetched, so they are RANDOM: as a teacher it teaches nothing; give a "
+            f"file with weights=... ({reason})."
         )
     return network if weights is None else load_weights(network, weights)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from kdlab.compat import transfer_batch
 from kdlab.errors import InputError
 from kdlab.members.frozen import Frozen
 from kdlab.members.member import Member
 from kdlab.modules.base import DistillationModule
 from kdlab.outputs import Batch, Outputs
-from kdlab.probes.features import Features, features_of
+from kdlab.probes.features import Features, features_of, on_device
 from kdlab.probes.likeness import linear_cka, mapped_cosine, neighbor_agreement
 from kdlab.probes.scores import knn_accuracy, linear_probe_accuracy
 
@@ -72,14 +71,13 @@ class ProbeFeatures(pl.Callback):
         # All processes compute the same on all samples.
         data: Any = self.data or trainer.datamodule  # type: ignore[attr-defined]
         with torch.random.fork_rng(devices=[]):
-            values = self.values(pl_module, data)
+            values = self.values(pl_module, data, next(iter(pl_module.learners.values())))
         pl_module.log_dict({f"probe/{name}": value for name, value in values.items()}, sync_dist=False)
 
-    def values(self, module: DistillationModule, data: Any) -> dict[str, float]:
-        """Return the values by name."""
-        student = next(iter(module.learners.values()))
+    def values(self, module: DistillationModule, data: Any, student: nn.Module) -> dict[str, float]:
+        """Return the values of a student by name, with the teachers of a module."""
         splits = [split for split in ("train", "val") if split in data._sets]
-        features = {name: features_of(student, self._batches(module, data, name)) for name in splits}
+        features = {name: features_of(student, self.batches(module, data, name)) for name in splits}
         values: dict[str, float] = {}
         if len(features) == 2 and all(_labeled(part) for part in features.values()):
             values["knn"] = knn_accuracy(features["train"], features["val"], self.neighbors)
@@ -88,18 +86,21 @@ class ProbeFeatures(pl.Callback):
         held_out = splits[-1]
         for member in module.plan.members.values():
             if isinstance(teacher := getattr(member, "teacher", member), Frozen):
-                theirs = features_of(_observer(module, teacher), self._batches(module, data, held_out)).embedding
+                theirs = features_of(_observer(module, teacher), self.batches(module, data, held_out)).embedding
                 ours = features[held_out].embedding
                 values[f"{teacher.name}_cka"] = linear_cka(ours, theirs)
                 values[f"{teacher.name}_cosine"] = mapped_cosine(ours, theirs)
                 values[f"{teacher.name}_neighbors"] = neighbor_agreement(ours, theirs, self.neighbors)
         return values
 
-    def _batches(self, module: DistillationModule, data: Any, split: str) -> Iterator[Batch]:
-        """Iterate over samples as they look in evaluation, on the module's device."""
+    def batches(
+        self, module: DistillationModule, data: Any, split: str, change: Callable[[Batch], Batch] | None = None
+    ) -> Iterator[Batch]:
+        """Iterate over samples as they look in evaluation, on the module's device; ``change`` sees raw images."""
         seen = 0
         for raw in data._eval_loader(split):
-            batch = data.prepare(Batch.of(transfer_batch(module, raw, module.device)))
+            moved = on_device(Batch.of(raw), module.device)
+            batch = data.prepare(change(moved) if change else moved)
             left = self.samples - seen
             if left <= 0:
                 return

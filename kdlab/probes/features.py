@@ -52,3 +52,9 @@ def features_of(network: nn.Module | Callable[[Batch], Outputs], batches: Iterab
     if not rows:
         raise InputError("There is no sample to evaluate the features on.")
     return Features(torch.cat(rows), torch.cat(labels))
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """Return a batch with inputs, labels and index on a device."""
+    index = None if batch.index is None else batch.index.to(device)
+    return batch._replace(inputs=batch.inputs.to(device), target=batch.target.to(device), index=index)

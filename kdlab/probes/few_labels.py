@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdlab.data.samplers import Draw
 from kdlab.data.subsets import stratified
 from kdlab.errors import InputError
 from kdlab.outputs import Batch, Observer
+from kdlab.probes.features import on_device
 
 
 class _Classifier(nn.Module):
@@ -93,21 +95,14 @@ def fine_tuned_accuracy(
     right, seen = 0, 0
     with torch.no_grad():
         for raw in data.val_dataloader():
-            batch = data.prepare(_to(Batch.of(raw), device))
+            batch = data.prepare(on_device(Batch.of(raw), device))
             right += int((model(batch.inputs).argmax(1) == batch.target).sum())
             seen += len(batch.target)
     return right / seen
 
 
 def _batch(train: Any, rows: Tensor, epoch: int, device: torch.device) -> Batch:
-    from kdlab.data.samplers import Draw
-
-    return _to(train[Draw(rows, epoch)], device)
-
-
-def _to(batch: Batch, device: torch.device) -> Batch:
-    index = None if batch.index is None else batch.index.to(device)
-    return batch._replace(inputs=batch.inputs.to(device), target=batch.target.to(device), index=index)
+    return on_device(train[Draw(rows, epoch)], device)
 
 
 def _width(backbone: nn.Module, data: Any, train: Any, rows: Tensor, device: torch.device) -> int:
