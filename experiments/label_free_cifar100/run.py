@@ -71,11 +71,12 @@ class Study:
     """The networks, data and ledger of the study."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self.epochs, self.out = arguments.epochs, Path(arguments.out)
+        self.epochs, self.own_epochs, self.out = arguments.epochs, arguments.own_epochs, Path(arguments.out)
         self.folders = {"cifar100": self.out / "cifar100", "cifar10_jpeg": self.out / "cifar10_jpeg"}
         data = Path(arguments.data)
-        sources = {"cifar100": ("train.zip", arguments.images, 50), "cifar10_jpeg": ("train_10k.zip", 1000, 500)}
-        for name, (train, images, tested) in sources.items():
+        sources = {"cifar100": ("train.zip", arguments.images), "cifar10_jpeg": ("train_10k.zip", arguments.own_images)}
+        for name, (train, images) in sources.items():
+            tested = arguments.tested // (100 if name == "cifar100" else 10)
             subset(data / name / train, self.folders[name] / "train.zip", "train", images)
             subset(data / name / "test.zip", self.folders[name] / "test.zip", "test", tested)
         self.ledger = Path(arguments.ledger or self.out / "ledger.csv")
@@ -147,7 +148,7 @@ class Study:
                 padding=4,
                 batch_size=128,
             )
-            return kdlab.Distiller(resnet14(num_classes=10), **schedule()), data, 12
+            return kdlab.Distiller(resnet14(num_classes=10), **schedule()), data, self.own_epochs
 
         return self.trained("own_teacher", 0, build)
 
@@ -277,8 +278,11 @@ def main() -> None:
     parser.add_argument("--out", required=True)
     parser.add_argument("--ledger")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--images", type=int, default=200, help="training images of each class of CIFAR-100")
+    parser.add_argument("--images", type=int, default=100, help="training images of each class of CIFAR-100")
+    parser.add_argument("--tested", type=int, default=5000, help="test images of each data set")
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--own-images", type=int, default=1000, help="training images of each class of CIFAR-10")
+    parser.add_argument("--own-epochs", type=int, default=4, help="epochs of the project's own teacher")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
