@@ -165,6 +165,7 @@ class FastObserver(Observer):
             if fast.compile:
                 made.compile()
             runner = _Runner(made, self.layers, dtype, channels_last)
+            runner.acts_as(self._plain)
             name, off = _farthest(runner(inputs), plain)
             found = f"outputs differ most in {name}, by {off:.2g} of its std on the first batch"
             if off > allowed:

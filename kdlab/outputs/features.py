@@ -76,7 +76,7 @@ def _grid(count: int, tall: int, wide: int, prefix: int | None) -> tuple[int, in
     best = max(fitting, key=math.prod, default=None)
     if prefix is not None:
         return next((grid for grid in fitting if math.prod(grid) == count - prefix), None)
-    return best if best and count - math.prod(best) <= MOST_PREFIX else None
+    return best if best and count - math.prod(best) <= min(MOST_PREFIX, math.prod(best)) else None
 
 
 class _Ran(NamedTuple):

@@ -98,6 +98,10 @@ class Observer:
         self._trace: ForwardTrace | None = ForwardTrace(network)
         self._is_headless = False
 
+    def acts_as(self, other: Observer) -> None:
+        """Take over whether the network has a classifier, which a converted copy may not show."""
+        self._trace, self._is_headless = None, other._is_headless
+
     def find_layers(self) -> None:
         """Look the layers up again, after modules of the network were replaced."""
         modules, heads = layer_names(self.network), heads_of(self.network)

@@ -143,6 +143,7 @@ def test_names_of_teachers_and_ensembles_are_checked() -> None:
         Distiller(backbone(3, 6), {"a": backbone(1, 4)}, ensemble=MeanOfLogits())
 
 
+@pytest.mark.filterwarnings("ignore:.*neither a fingerprint nor labels")
 def test_a_teacher_from_a_file_stands_beside_a_network(tmp_path: Path) -> None:
     torch.manual_seed(0)
     rows = torch.randn(24, 5)

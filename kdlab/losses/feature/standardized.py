@@ -221,7 +221,7 @@ def _paley(size: int) -> Tensor | None:
     residues = torch.tensor([0.0, *(1.0 if n in squares else -1.0 for n in range(1, q))], dtype=torch.float64)
     places = torch.arange(q)
     matrix = torch.ones(size, size, dtype=torch.float64)
-    matrix[1:, 1:] = residues[(places[None] - places[:, None]) % q] - torch.eye(q)
+    matrix[1:, 1:] = residues[(places[None] - places[:, None]) % q] + torch.eye(q)
     matrix[1:, 0] = -1
     matrix[0, 1:] = 1
     return matrix
