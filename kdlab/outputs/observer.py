@@ -34,8 +34,7 @@ def logits_of(raw: Any) -> Tensor:
     if only_pooled(raw):
         return raw["pooler_output"].flatten(1)  # type: ignore[no-any-return]
     raise InputError(
-        f"The network returns {form_of(raw)}; logits must be the output itself, its first element, or named 'logits', "
-        "and the embedding of a network without them 'pooler_output'."
+        f"The network returns {form_of(raw)}; logits must be the output itself, its first element, or named 'logits'."
     )
 
 
@@ -139,8 +138,11 @@ class Observer:
                 hooks.enter_context(recorded_features(self.network, self._hooks[FEATURES]))
             if self._trace is not None:
                 hooks.enter_context(self._trace.recorded())
-            is_plain = isinstance(inputs, Tensor) and not self._requests
-            raw = self.network(inputs) if is_plain else run(self.network, inputs, self._requests)
+            raw = (
+                self.network(inputs)
+                if isinstance(inputs, Tensor) and not self._requests
+                else run(self.network, inputs, self._requests)
+            )
         if self._calls != self._settled:
             if self._is_compiled and not self._was_reset and not self._hooks.keys() <= self._calls.keys():
                 self._was_reset = True  # what was compiled without these hooks ignores them
