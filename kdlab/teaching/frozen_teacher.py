@@ -123,7 +123,7 @@ class FrozenTeacher(Teaching):
         if not self.frozen:
             raise InputError("The teacher is a file, which answers the training samples alone, by their index.")
         (teacher,) = self.frozen
-        return teacher(Batch(inputs, torch.empty(0)), {})["teacher"]  # type: ignore[no-any-return]
+        return teacher(Batch(inputs, torch.empty(0)), {})[teacher.name]  # type: ignore[no-any-return]
 
     def plan(self, networks: dict[str, Learner]) -> Plan:
         """Return a plan in which every head of every network learns from the teacher, or from the ensemble."""

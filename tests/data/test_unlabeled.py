@@ -79,12 +79,11 @@ def test_a_parquet_file_by_groups_of_rows(tmp_path: Path, as_struct: bool) -> No
 
 
 @pytest.mark.full
-@pytest.mark.filterwarnings("ignore:An item was larger")
 def test_shards_of_litdata_by_index(tmp_path: Path) -> None:
     pytest.importorskip("litdata")
     from litdata.streaming.writer import BinaryWriter
 
-    writer = BinaryWriter(str(tmp_path), chunk_bytes=400)
+    writer = BinaryWriter(str(tmp_path), chunk_size=2)
     for number in range(5):
         writer[number] = {"image": png(number)}
     writer.done()

@@ -136,7 +136,7 @@ def test_a_torchvision_vit_has_a_map() -> None:
 
 def test_layers_that_are_no_grid_are_refused() -> None:
     network = nn.Sequential(nn.Flatten(2), nn.Linear(1024, 7), nn.Flatten(), nn.Linear(21, 2))
-    with pytest.raises(InputError, match=r"The 3 tokens of layer '1' are no grid"):
+    with pytest.raises(InputError, match=r"The 3 tokens of layer '1:map' are no grid"):
         seen(network, "1:map")
     with pytest.raises(InputError, match="neither tokens"):
         seen(network, "2:map")
