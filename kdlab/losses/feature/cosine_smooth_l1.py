@@ -1,4 +1,4 @@
-"""Cosine and smooth L1 between projected features (AM-RADIO, Ranzinger et al. 2024; UNIC, Sariyildiz et al. 2024)."""
+"""Cosine and smooth L1: direction and value of projected features (Ranzinger et al. 2024)."""
 
 from __future__ import annotations
 

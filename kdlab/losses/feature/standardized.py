@@ -1,4 +1,4 @@
-"""Standardized teacher features: by mean and deviation, or by PHI-S (Ranzinger et al. 2024)."""
+"""Standardized features: mean 0 and variance 1, by feature or by PHI-S (Ranzinger et al. 2024)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Similarities of an image to a queue of the teacher's embeddings (lightly-train's distillation v3)."""
+"""Queue similarity: similarities to past embeddings of the teacher (lightly-train 2026)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Similarities of the tokens of an image among each other (lightly-train's distillation v3)."""
+"""Token similarity: similarities of the patches of an image among each other (lightly-train 2026)."""
 
 from __future__ import annotations
 
