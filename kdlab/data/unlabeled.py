@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -92,11 +93,16 @@ class UnlabeledImages(ImageFolder):
 
     def val_dataloader(self) -> Any:
         """Return a loader of the images that are held out; none without ``validation``."""
-        return super().val_dataloader() if self.validation else []
+        return super().val_dataloader() if self.validation else self._nothing()
 
     def test_dataloader(self) -> Any:
         """Return a loader of the images that are held out."""
-        return super().test_dataloader() if self.validation else []
+        return super().test_dataloader() if self.validation else self._nothing()
+
+    def _nothing(self) -> list[Any]:
+        """Return no loader, which Lightning takes as a mistake."""
+        warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
+        return []
 
     def predict_dataloader(self) -> Any:
         """Return a loader of the images that are held out, else of all."""

@@ -2,7 +2,7 @@
 
 from kdlab.probes.callback import ProbeFeatures
 from kdlab.probes.corruptions import CORRUPTIONS, corrupted
-from kdlab.probes.features import Features, features_of
+from kdlab.probes.extraction import Features, features_of
 from kdlab.probes.few_labels import fine_tuned_accuracy
 from kdlab.probes.likeness import linear_cka, mapped_cosine, neighbor_agreement
 from kdlab.probes.scores import knn_accuracy, linear_probe_accuracy

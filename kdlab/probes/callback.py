@@ -14,7 +14,7 @@ from kdlab.members.frozen import Frozen
 from kdlab.members.member import Member
 from kdlab.modules.base import DistillationModule
 from kdlab.outputs import Batch, Outputs
-from kdlab.probes.features import Features, features_of, on_device
+from kdlab.probes.extraction import Features, features_of, on_device
 from kdlab.probes.likeness import linear_cka, mapped_cosine, neighbor_agreement
 from kdlab.probes.scores import knn_accuracy, linear_probe_accuracy
 

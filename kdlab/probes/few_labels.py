@@ -13,7 +13,7 @@ from kdlab.data.samplers import Draw
 from kdlab.data.subsets import stratified
 from kdlab.errors import InputError
 from kdlab.outputs import Batch, Observer
-from kdlab.probes.features import on_device
+from kdlab.probes.extraction import on_device
 
 
 class _Classifier(nn.Module):

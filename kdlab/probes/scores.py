@@ -6,7 +6,7 @@ import warnings
 from typing import Any
 
 from kdlab.errors import InputError
-from kdlab.probes.features import Features
+from kdlab.probes.extraction import Features
 
 
 def knn_accuracy(train: Features, test: Features, neighbors: int = 20) -> float:

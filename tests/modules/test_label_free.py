@@ -121,7 +121,7 @@ def test_labels_without_a_classifier_are_refused(tmp_path: Path) -> None:
 def test_different_teachers_teach_different_things(tmp_path: Path) -> None:
     chosen = {
         "one": Knowledge(CosineSmoothL1(), teachers=["wide"]),
-        "two": Knowledge(QueueSimilarity(8), teachers=["large"]),
+        "two": Knowledge(QueueSimilarity(16), teachers=["large"]),
     }
     module, _ = fitted(images(tmp_path), epochs=1, knowledge=chosen)
     assert module.losses["one"].sizes == (6, 12)
