@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -155,3 +156,17 @@ def test_hugging_face_backbones_give_pooled_output_tokens_and_maps() -> None:
     assert torch.equal(outputs.embedding, raw.pooler_output)
     assert torch.equal(outputs.layers[0], raw.last_hidden_state)
     assert torch.equal(outputs.layers[1].flatten(2).transpose(1, 2), raw.last_hidden_state[:, 5:])
+
+
+@pytest.mark.full
+def test_a_configuration_of_hugging_face_makes_a_backbone_without_download(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    from kdlab.models import hugging_face
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    transformers.Dinov2Config(**sizes).save_pretrained(tmp_path)
+    network = hugging_face(str(tmp_path), "features", pretrained=False)
+    outputs, _ = seen(network, "features:map")
+    assert outputs.embedding is not None
+    assert outputs.embedding.shape == (2, 16)
+    assert outputs.layers[0].shape == (2, 16, 4, 4)
