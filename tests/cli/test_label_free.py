@@ -34,7 +34,12 @@ def test_recipe_trains_on_a_flat_folder_and_timm_loads_the_student(
     photos(tmp_path / "photos")
     options = ["-c", "label_free/distill", "--data.root=photos", "--data.size=64", "--data.batch_size=8"]
     networks = ["--model.student=timm:resnet10t", "--model.teacher=timm:vit_tiny_patch16_224"]
-    rest = ["--model.teacher.pretrained=false", "--data.num_workers=0", "--trainer.max_epochs=1"]
+    rest = [
+        "--trainer.log_every_n_steps=1",
+        "--model.teacher.pretrained=false",
+        "--data.num_workers=0",
+        "--trainer.max_epochs=1",
+    ]
     main(["fit", *options, *networks, *rest, *QUIET[1:]])
     main(["export", "runs/version_0"])
     student = timm.create_model("resnet10t", num_classes=0)
