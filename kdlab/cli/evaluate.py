@@ -14,7 +14,6 @@ from kdlab.data import ImageData
 from kdlab.errors import InputError
 from kdlab.files import write_text
 from kdlab.members.frozen import Frozen
-from kdlab.modules.source_checks import normalization_of
 from kdlab.outputs import Batch
 from kdlab.probes import CORRUPTIONS, ProbeFeatures, corrupted, features_of, fine_tuned_accuracy, knn_accuracy
 
@@ -65,7 +64,7 @@ def evaluate(
         adopt(trained.network)
     for member in trained.module.plan.frozen:
         if isinstance(member, Frozen):
-            member.normalized = normalization_of(trained.module.trainer)
+            member.normalized = data.mean, data.std
     probe = ProbeFeatures(neighbors=neighbors, samples=samples)
     values = probe.values(trained.module, data, trained.network)
     for share in shares:

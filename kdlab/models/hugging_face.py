@@ -82,7 +82,7 @@ def hugging_face(
     builder = getattr(package, CLASSES[task])
     try:
         settings = package.AutoConfig.from_pretrained(name, local_files_only=local_files_only, **values)
-        if settings.pad_token_id is None and task == "sequence-classification":  # where a decoder's text ends
+        if task == "sequence-classification" and settings.pad_token_id is None:  # where a decoder's text ends
             settings.pad_token_id = settings.eos_token_id
         settings.use_cache = False  # of no use but in generation, whose own config has it
         new: list[str] = []
