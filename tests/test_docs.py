@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import re
 import shlex
 import subprocess
 from collections.abc import Iterator
+from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from kdlab import losses, teaching
 from kdlab.cli import COMMANDS
 from kdlab.cli.methods import entries, ways
 from kdlab.config.recipe_files import recipe, study
+from kdlab.data import Digits
+from tests import documentation
 from tests.documentation import LANGUAGES, PAGES, ROOT, Block, Page, generated, pages
 
 EXAMPLES = {"RECIPE", "STUDY", "RUN", "LAST.ckpt"}
@@ -53,6 +60,64 @@ def test_every_kdlab_command_exists() -> None:
     for page, block, words in commands("make"):
         target = rf"^{words[1]}:"
         assert re.search(target, (ROOT / "Makefile").read_text(), re.M), f"{page.name}:{block.line}: {words[1]}"
+
+
+@pytest.mark.parametrize(
+    ("language", "code", "error"),
+    [("console", "$ false", AssertionError), ("python", "1 / 0", ZeroDivisionError), ("text", "1 / 0", None)],
+)
+def test_a_block_that_fails_fails_its_page(
+    language: str, code: str, error: type[Exception] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documentation, "ROOT", tmp_path)
+    page = Page(tmp_path / "page.md")
+    page.path.write_text(f'```{language} skip="why"\n{code}\n```\n')
+    documentation.run(page, tmp_path)
+    page.path.write_text(f"```{language}\n{code}\n```\n")
+    with pytest.raises(error) if error else nullcontext():
+        documentation.run(page, tmp_path)
+
+
+def _built(value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every class path in a config with its arguments."""
+    if isinstance(value, dict):
+        if isinstance(value.get("class_path"), str):
+            yield value["class_path"], value.get("init_args") or {}
+        value = [*value.values()]
+    if isinstance(value, str) and re.fullmatch(r"(kdlab|torch|torchvision|pytorch_lightning)(\.\w+)+", value):
+        yield value, {}
+    for part in value if isinstance(value, list) else ():
+        yield from _built(part)
+
+
+def test_every_class_in_a_config_takes_its_arguments() -> None:
+    checked = 0
+    for page, block in BLOCKS:
+        for path, arguments in _built(yaml.safe_load(block.code)) if block.language == "yaml" else ():
+            module, _, name = path.rpartition(".")
+            if any(other.title == f"{module}.py" for other in page.blocks) or module.startswith("my_"):
+                continue  # the reader's own
+            parameters = inspect.signature(getattr(import_module(module), name)).parameters.values()
+            takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+            unknown = arguments.keys() - {parameter.name for parameter in parameters}
+            assert takes_any or not unknown, f"{page.name}:{block.line}: {path} takes no {unknown}"
+            checked += 1
+    assert checked > 50
+
+
+def test_the_export_page_normalizes_as_a_run_does() -> None:
+    page = next(page for page in pages() if page.name.endswith("howto/export.md"))
+    block = next(block for block in page.blocks if "digits.read" in block.code)
+    scope: dict[str, Any] = {"network": lambda inputs: torch.zeros(len(inputs), 10)}
+    exec(block.code, scope)
+    data = Digits(padding=1)
+    data.setup()
+    batches = [data.on_after_batch_transfer(batch, 0) for batch in data.test_dataloader()]
+    torch.testing.assert_close(scope["inputs"], torch.cat([batch.inputs for batch in batches]))
+    assert torch.equal(scope["labels"], torch.cat([batch.target for batch in batches]))
+    stated = re.search(r"mean ([\d.]+), std ([\d.]+)", block.code)
+    assert stated
+    assert [float(stated[1]), float(stated[2])] == [*data.mean, *data.std]
 
 
 def test_every_recipe_that_a_command_names_exists() -> None:

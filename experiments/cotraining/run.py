@@ -17,6 +17,7 @@ from datasets import Bench, benches
 from methods import METHODS, Method
 from report import table
 
+from kdlab.config.lightning_cli import QUIET_TRAINER
 from kdlab.modules import DistillationModule
 
 HERE = Path(__file__).parent
@@ -42,12 +43,8 @@ def train(bench: Bench, method: Method, seed: int, state: dict[str, Any]) -> tup
     trainer = pl.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         limit_val_batches=0,
-        num_sanity_val_steps=0,
+        **QUIET_TRAINER,
     )
     begin = time.perf_counter()
     trainer.fit(module, data)

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
 
 from kdlab import Distiller, Knowledge
+from kdlab.config.lightning_cli import QUIET_TRAINER
 from kdlab.data import TextData
 from kdlab.losses import EmbedDistill
 from kdlab.models import hugging_face, static_encoder, student_from_teacher
@@ -81,7 +82,7 @@ def compared(student: Tensor, teacher: Tensor) -> tuple[float, float, float]:
     return float((one[:, 0] == other[:, 0]).float().mean()), float(same), float(correlation)
 
 
-def train(student: nn.Module, rate: float, teacher: nn.Module, data: TextData, seed: int) -> tuple[int, float]:
+def train(student: nn.Module, rate: float, teacher: nn.Module, data: TextData) -> tuple[int, float]:
     """Distill a student; return steps and seconds."""
     module = Distiller(
         student=student,
@@ -95,12 +96,8 @@ def train(student: nn.Module, rate: float, teacher: nn.Module, data: TextData, s
         max_epochs=EPOCHS,
         accelerator="cpu",
         precision="bf16-mixed",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         limit_val_batches=0,
-        num_sanity_val_steps=0,
+        **QUIET_TRAINER,
     )
     before = time.perf_counter()
     trainer.fit(module, data)
@@ -159,7 +156,7 @@ def main(root: Path, seeds: list[int]) -> None:
                 continue
             pl.seed_everything(seed, verbose=False)
             student = make(teacher)
-            steps, seconds = train(student, rate, teacher, data_of(sentences, tests["sst2"], seed), seed)
+            steps, seconds = train(student, rate, teacher, data_of(sentences, tests["sst2"], seed))
             measure(student, name, True, seed, steps, seconds)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import signal
@@ -119,6 +120,7 @@ def _loading(command: str, rest: Sequence[str]) -> Iterator[None]:
         if is_slow:
             _announce(command, rest)
             gc.disable()
+            atexit.register(gc.freeze)
         yield
     finally:
         if is_slow:

@@ -8,20 +8,18 @@ import itertools
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from datetime import timedelta
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markdown import Markdown
-from rich.table import Column, Table
 
 from kdlab.cli.command import options_of
 from kdlab.cli.printing import csv_text, number_table
+from kdlab.cli.study_plan import plan
 from kdlab.config import recipe_files
 from kdlab.errors import InputError
 from kdlab.files import locked, write_text
@@ -56,6 +54,8 @@ class OpenStudy:
         runs: Path,
         ledger: Path | None,
         teachers: list[str],
+        pairs: Sequence[str] = (),
+        methods: Sequence[str] = (),
     ) -> None:
         for override in overrides:
             if not override.startswith("--") or "=" not in override or override.startswith("--config"):
@@ -66,7 +66,7 @@ class OpenStudy:
         for name, file in self.weights.items():
             if not file.is_file():
                 raise InputError(f"There is no file '{file}' for the teacher {name!r}: write --teacher NAME=FILE.")
-        self.study = read(recipe_files.study(str(path)), self.weights)
+        self.study = read(recipe_files.study(str(path)), self.weights).part(pairs, methods)
         find_code(self.study.folder)
         self.folder = runs / self.study.name
         resolve = Resolved(self.folder / ".configs.json")
@@ -123,6 +123,8 @@ def reproduce(
     runs: Path = Path("runs"),
     ledger: Path | None = None,
     teacher: list[str] = [],  # noqa: B006
+    pairs: list[str] = [],  # noqa: B006
+    methods: list[str] = [],  # noqa: B006
     dry_run: bool = False,
     launcher: Literal["local", "ray"] = "local",
     address: str | None = None,
@@ -143,6 +145,8 @@ def reproduce(
         runs: folder of all studies' runs
         ledger: CSV file (default: beside the study file; in the runs' folder for a study of an installed kdlab)
         teacher: NAME=FILE, a teacher's weights, instead of training it
+        pairs: names of the pairs to train, such as '["resnet56 → resnet20"]' (default: all)
+        methods: names of the methods to train, such as '[KD,AT]' (default: all)
         dry_run: print the plan with its time and memory; train nothing
         launcher: where runs happen
         address: of a Ray cluster; without it one is started on this machine
@@ -151,7 +155,8 @@ def reproduce(
         gpus_per_run: GPUs of the cluster for each run
         wandb: project of Weights & Biases to log runs and table to, as one group
     """
-    opened, console = OpenStudy(reproduce, study, overrides, runs, ledger, teacher), Console(highlight=False)
+    opened = OpenStudy(reproduce, study, overrides, runs, ledger, teacher, pairs, methods)
+    console = Console(highlight=False)
     work, estimates = opened.examine(console)
     if dry_run:
         for part in plan(work, estimates):
@@ -266,34 +271,3 @@ def _wandb_loggers(study: str, project: str, work: Work, run: Run) -> list[dict[
     # The path is absolute: a client that runs already, such as a notebook's, has its own working directory.
     options |= {"resume": "allow", "save_dir": str(work.folder(run).resolve())}
     return [{"class_path": "pytorch_lightning.loggers.WandbLogger", "init_args": options}]
-
-
-def plan(work: Work, estimates: Mapping[str, Estimate]) -> tuple[Table, str]:
-    """Return every run with its state, and the time and memory of those to come on this machine."""
-    numbers = [Column(name, justify="right") for name in ("epochs", "time", "memory MB")]
-    shown = Table("run", "state", *numbers, box=SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
-    states = {run.key: work.state(run) for run in work.runs}
-    total = start = largest = 0.0
-    for run in work.runs:
-        cells = ["", ""]
-        if run.key in estimates and states[run.key] != FINISHED:
-            seconds, memory, fixed = estimates[run.key]
-            seconds = fixed + seconds * run.epochs
-            total, start, largest = total + seconds, start + fixed, max(largest, memory)
-            cells = [_time(seconds), _megabytes(memory)]
-        shown.add_row(run.name, states[run.key], str(run.epochs), *cells)
-    count = sum(state != FINISHED for state in states.values())
-    summary = (
-        f"{len(work.runs)} runs, {count} to do, about {_time(total)} one after the other on this machine, "
-        f"{_megabytes(largest)} MB at most, without data in memory.\nEstimated from a step on few samples and from the "
-        f"start of one process: {_time(start)} of it are starts. Ledger: {work.ledger.path}"
-    )
-    return shown, summary
-
-
-def _time(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds))) if seconds >= 1 else f"{seconds:.1f} s"
-
-
-def _megabytes(memory: float) -> str:
-    return f"{memory / 2**20:.{0 if memory >= 10 * 2**20 else 1}f}"

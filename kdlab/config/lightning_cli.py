@@ -169,6 +169,32 @@ class KdlabCLI(LightningCLI):
 
     before_fit = before_validate = before_predict = before_test
 
+    def validate(self, **options: Any) -> None:
+        """Evaluate on the validation set; see ``_evaluate``."""
+        self._evaluate("validate", options)
+
+    def test(self, **options: Any) -> None:
+        """Evaluate on the test set; see ``_evaluate``."""
+        self._evaluate("test", options)
+
+    def _evaluate(self, command: str, options: dict[str, Any]) -> None:
+        """Run an evaluation and print where its values are: ``test.csv`` in the checkpoint's run, else a CSV log."""
+        from kdlab.config.predictions import folder_of, write_rows
+
+        trainer, folder = self.trainer, folder_of(self.resolved)
+        log = next((logger for logger in trainer.loggers if isinstance(logger, CSVLogger)), None)
+        path = None if log is None else Path(log.log_dir) / "metrics.csv"
+        if log is not None and folder is not None:
+            path = folder / f"{command}.csv"
+            trainer.loggers = [logger for logger in trainer.loggers if logger is not log]  # it makes a new folder
+        results = getattr(trainer, command)(**options)
+        if path is None or not trainer.is_global_zero:
+            return
+        if folder is not None:
+            values = {name: value for result in results for name, value in result.items()}
+            write_rows([{"checkpoint": Path(self.resolved["ckpt_path"]).name, **values}], path)
+        print(path)
+
     def predict(self, **options: Any) -> None:
         """Run the Trainer's predict and write ``predictions.csv`` into the run's folder; see ``sample_rows``."""
         if self.trainer.world_size > 1:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
+import itertools
 import math
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -71,15 +72,42 @@ def parser_error(error: Exception, arguments: Sequence[str] = ()) -> InputError:
         return _named_weights(text, builder, members, file, arguments)
     keys = [key for key in re.findall(r'Parser key "([^"]+)"', text) if key != "config"]
     nested = re.findall(r"NestedArg\(key='([^']+)'", text)
+    innermost = _innermost(text)
+    if innermost and not nested:
+        keys = _with_names(keys, text, innermost[1])
     key = f"{keys[0]}.{nested[-1]}" if keys and nested else ".".join(keys)  # as on the command line, if there is one
     exact = key if "." in key else ""  # a root such as model is in every file
-    if innermost := _innermost(text):
+    if innermost:
         message, value = innermost
         return InputError(f"{f'{key}: ' if key else ''}{message}.", key=exact, value=value)
     lines = [re.sub(r'^Parser key "config":', "", line.strip(" -")).strip() for line in text.splitlines()]
     message = " ".join(line for line in lines if line and not re.match(NOISE, line))
     message = re.sub(r'^Parser key "([\w.]+)":', r"\1:", message).replace("Given value: ", "but was given ")
     return InputError(message[:600], key=exact)
+
+
+def _with_names(keys: Sequence[str], text: str, value: str) -> list[str]:
+    """Return the keys with the name of the entry, where a key is a mapping by name and one entry holds the value."""
+    named = []
+    for key in keys:
+        named.append(key)
+        if head := re.search(rf'^( *)Parser key "{re.escape(key)}":$', text, re.MULTILINE):
+            mapping = re.search(rf"^ {{{len(head[1]) + 2}}}Given value: ({{.*}})$", text[head.end() :], re.MULTILINE)
+            holders = [name for name, entry in _entries(mapping[1] if mapping else "") if value and value in entry]
+            named += holders if len(holders) == 1 else []
+    return named
+
+
+def _entries(mapping: str) -> Iterator[tuple[str, str]]:
+    """Yield the names of a mapping, printed as text, with the text of their values."""
+    depth, starts = 0, []
+    for part in re.finditer(r"[({\[]|[)}\]]|'(\w+)': ", mapping):
+        if part[1]:
+            starts += [(part[1], part.end())] if depth == 1 else []
+        else:
+            depth += 1 if part[0] in "({[" else -1
+    for (name, start), (_, end) in itertools.pairwise([*starts, ("", len(mapping))]):
+        yield name, mapping[start:end]
 
 
 def _named_weights(text: str, builder: str, members: str, file: str, arguments: Sequence[str]) -> InputError:

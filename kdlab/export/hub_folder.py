@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from kdlab.errors import InputError
+from kdlab.export.adapters import LORA
 from kdlab.files import write_json, write_text
 from kdlab.models.weights import save_weights
 
@@ -22,7 +23,7 @@ SCORES = {
 }
 """Scores of :func:`~kdlab.export.parity.scores_of` in the card, all in percent."""
 
-WRAPPERS = ("kdlab.models.with_weights", "kdlab.models.fake_quantized")
+WRAPPERS = ("kdlab.models.with_weights", "kdlab.models.fake_quantized", *LORA)
 """Builders whose network is the one that they are given, in the folder's float weights."""
 
 CARD = """---

@@ -161,6 +161,7 @@ def student_in(config: dict[str, Any], learner: str | None = None) -> dict[str, 
     options = (model.get("init_args") if isinstance(model, dict) else None) or {}
     student, networks = options.get("student"), options.get("networks")
     if student is None and isinstance(networks, dict) and networks:
+        networks = {name: network for name, network in networks.items() if network is not None}  # else taken out
         deployed = (learner or options.get("deploy") or next(iter(networks))).removeprefix("average_")
         # A branch or exit is deployed as NETWORK_HEAD; it is the network inside Branched or WithExits.
         name = next((name for name in networks if deployed == name or deployed.startswith(f"{name}_")), "")

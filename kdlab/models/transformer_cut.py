@@ -89,7 +89,7 @@ def student_from_teacher(
     The student has the teacher's class, and its weights wherever shapes allow; the teacher is not changed.
     Depth: whole layers, as DistilBERT (V. Sanh, L. Debut, J. Chaumond, T. Wolf, 2019, arXiv 1910.01108). Width: of
     every matrix the leading rows and columns, in attention the first heads and of each the leading dimensions. That is
-    a start for training, not a good network. Vocabulary: the rows of the kept tokens, which changes nothing on texts
+    a start for training, not a good network. Vocabulary: the rows of its tokens, which changes nothing on texts
     of these tokens. In a student that is cut in depth alone most parameters are embeddings; what is smaller is logged.
 
     Args:
@@ -115,8 +115,8 @@ def student_from_teacher(
     if not chosen or min(chosen) < 0 or max(chosen) >= count or (isinstance(layers, int) and layers > count):
         raise InputError(f"layers={layers} is out of range: the teacher has {count} layers, 0 to {count - 1}.")
     widths = _widths(inner, hidden, heads, intermediate)
-    kept = None if vocabulary is None else _kept(inner, vocabulary, local_files_only)
-    student: nn.Module = _cut(inner, chosen, widths, kept)
+    old_ids = None if vocabulary is None else _old_ids(inner, vocabulary, local_files_only)
+    student: nn.Module = _cut(inner, chosen, widths, old_ids)
     if vocabulary is not None:
         _name(student, vocabulary)
     if inner is not teacher:
@@ -147,7 +147,7 @@ def cut_vocabulary(network: nn.Module, vocabulary: str, local_files_only: bool =
     """
     inner = _transformer_in(network)
     count = len(inner.get_submodule(layers_name(inner)))
-    made: nn.Module = _cut(inner, list(range(count)), {}, _kept(inner, vocabulary, local_files_only))
+    made: nn.Module = _cut(inner, list(range(count)), {}, _old_ids(inner, vocabulary, local_files_only))
     _name(made, vocabulary)
     return made if inner is network else network.around(made)  # type: ignore[operator]
 
@@ -162,16 +162,16 @@ def _name(network: Any, folder: str) -> None:
     network.config._name_or_path = network.name_or_path = folder
 
 
-def _kept(network: Any, vocabulary: str, local_files_only: bool) -> list[int]:
+def _old_ids(network: Any, vocabulary: str, local_files_only: bool) -> list[int]:
     """Return the old id of each token of a cut tokenizer."""
     old = vocabulary_of(load_tokenizer(network.name_or_path, local_files_only))
-    kept = check_cut(load_tokenizer(vocabulary, local_files_only=True), old)
-    if max(kept) >= network.config.vocab_size:
+    old_ids = check_cut(load_tokenizer(vocabulary, local_files_only=True), old)
+    if max(old_ids) >= network.config.vocab_size:
         raise InputError(
-            f"The tokenizer of {network.name_or_path!r} has the id {max(kept)}, but the network has "
+            f"The tokenizer of {network.name_or_path!r} has the id {max(old_ids)}, but the network has "
             f"{network.config.vocab_size} embeddings."
         )
-    return kept
+    return old_ids
 
 
 def _widths(network: Any, hidden: int | None, heads: int | None, intermediate: int | None) -> dict[str, int]:
@@ -202,7 +202,7 @@ def _widths(network: Any, hidden: int | None, heads: int | None, intermediate: i
     return widths | ({name: new} if name and new != inner else {})
 
 
-def _cut(teacher: Any, layers: Sequence[int], widths: dict[str, int], kept: Sequence[int] | None) -> Any:
+def _cut(teacher: Any, layers: Sequence[int], widths: dict[str, int], old_ids: Sequence[int] | None) -> Any:
     """Build the student and copy what it starts from."""
     place, old = layers_name(teacher), teacher.config
     config = copy.deepcopy(old)
@@ -211,27 +211,26 @@ def _cut(teacher: Any, layers: Sequence[int], widths: dict[str, int], kept: Sequ
             setattr(config, name, [value[layer] for layer in layers])
     for name, number in {**widths, "num_hidden_layers": len(layers)}.items():
         setattr(config, name, number)
-    if kept is not None:
-        config.vocab_size = len(kept)
+    if old_ids is not None:
+        config.vocab_size = len(old_ids)
         for name in (f"{word}_token_id" for word in SPECIAL):
             if (special := getattr(old, name, None)) is not None:
-                new = [
-                    kept.index(each) for each in (special if isinstance(special, list) else [special]) if each in kept
-                ]
+                specials = special if isinstance(special, list) else [special]
+                new = [old_ids.index(number) for number in specials if number in old_ids]
                 setattr(config, name, new if isinstance(special, list) else new[0] if new else None)
     student = type(teacher)(config)
     student.to(dtype=teacher.dtype, device=teacher.device)
     state, tables = teacher.state_dict(), _vocabulary_tables(teacher)
-    rows = None if kept is None else torch.tensor(kept, device=teacher.device)
+    rows = None if old_ids is None else torch.tensor(old_ids, device=teacher.device)
     started = {}
     for name, value in student.state_dict().items():
         source = re.sub(rf"^{re.escape(place)}\.(\d+)\.", lambda at: f"{place}.{layers[int(at[1])]}.", name)
         if source not in state:
             raise InputError(f"The teacher has no {source!r}, which the student needs.")
-        given = state[source]
+        whole = state[source]
         if rows is not None and source in tables:
-            given = given[rows]
-        started[name] = _narrowed(given, value.shape, name, old, config)
+            whole = whole[rows]
+        started[name] = _narrowed(whole, value.shape, name, old, config)
     student.load_state_dict(started)
     student.name_or_path = teacher.name_or_path
     return student.train()  # whatever mode the teacher is in

@@ -68,7 +68,7 @@ class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
         self,
         networks: Mapping[str, nn.Module],
         teaching: Teaching | None,
-        knowledge: Mapping[str, Knowledge] | None,
+        knowledge: Mapping[str, Knowledge | None] | None,
         task: nn.Module | None,
         task_weight: float,
         task_schedule: Schedule | None,
@@ -81,7 +81,7 @@ class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
         watch_gradients: bool,
     ) -> None:
         super().__init__()
-        self.knowledge = dict(knowledge or {})
+        self.knowledge = {name: own for name, own in (knowledge or {}).items() if own is not None}
         setup_checks.check_names(self.knowledge)
         self.task = task if task is not None else nn.CrossEntropyLoss()
         self.task_weight = weight_at_least_zero(task_weight, "The task weight")

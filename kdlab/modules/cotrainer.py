@@ -39,8 +39,10 @@ class CoTrainer(DistillationModule):
     What a batch and a network may be: see :class:`~kdlab.modules.Distiller`.
 
     Args:
-        networks: the networks to train, by name.
-        knowledge: what to learn from a teacher, by name; the names are log keys and checkpoint keys.
+        networks: the networks to train, by name. ``None`` takes out one of a
+            config before (``--model.networks.c=null``).
+        knowledge: what to learn from a teacher, by name; the names are log keys and checkpoint keys. ``None`` takes out
+            one too.
         teaching: who teaches whom; :class:`~kdlab.teaching.Peers` for several students, else
             :class:`~kdlab.teaching.Alone`.
         deploy: name of the output that is deployed: a student, an average of the teaching's, or "ensemble" (the mean of
@@ -71,8 +73,8 @@ class CoTrainer(DistillationModule):
 
     def __init__(
         self,
-        networks: dict[str, nn.Module],
-        knowledge: dict[str, Knowledge] | None = None,
+        networks: Mapping[str, nn.Module | None],
+        knowledge: Mapping[str, Knowledge | None] | None = None,
         teaching: Teaching | None = None,
         deploy: str | None = None,
         task: nn.Module | None = None,
@@ -86,19 +88,20 @@ class CoTrainer(DistillationModule):
         skip_nonfinite: int = 0,
         watch_gradients: bool = False,
     ) -> None:
-        if not networks:
+        present = {name: network for name, network in networks.items() if network is not None}
+        if not present:
             raise InputError("Co-training needs at least one network.")
-        for name in networks:
+        for name in present:
             check_key("A network's", name, (ENSEMBLE, "deployed"))
-        several = len(networks) > 1 or any(len(heads_of(network)) > 1 for network in networks.values())
+        several = len(present) > 1 or any(len(heads_of(network)) > 1 for network in present.values())
         chosen = teaching or (Peers() if several else Alone())
         options = (task, task_weight, task_schedule, optimizer, lr_scheduler, parameter_groups)
         further = (channels_last, compile, skip_nonfinite, watch_gradients)
-        super().__init__(networks, chosen, knowledge, *options, *further)
+        super().__init__(present, chosen, knowledge, *options, *further)
         self.names = heads_of_all(self.plan.learners)
-        self.networks = nn.ModuleDict(networks)
+        self.networks = nn.ModuleDict(present)
         self.teaching = chosen
-        self.deploy = next(iter(networks)) if deploy is None else deploy
+        self.deploy = next(iter(present)) if deploy is None else deploy
         self.reported = f"The loss of {self.deploy!r}"
         members = [member for member in self.plan.members.values() if member.in_evaluation and not member.is_frozen]
         evaluated = [name for member in members for name in member.names]

@@ -54,7 +54,8 @@ class Distiller(DistillationModule):
             see :class:`~kdlab.teaching.FrozenTeacher`. Frozen, in eval mode. A :class:`~kdlab.members.Stored` is a file
             of its outputs, an :class:`~kdlab.teaching.OnPolicy` a teacher of generated texts. ``None`` is enough to
             predict, or to train plainly.
-        knowledge: what to learn from the teacher, by name; the names are log keys and checkpoint keys.
+        knowledge: what to learn from the teacher, by name; the names are log keys and checkpoint keys. ``None`` takes
+            out one of a config before.
         teacher_weights: how much each of several teachers counts; all alike if not given.
         teacher_batchnorm: see :class:`~kdlab.teaching.FrozenTeacher`.
         ensemble: how several teachers act together; as the mean of their probabilities if not given.
@@ -92,7 +93,7 @@ class Distiller(DistillationModule):
         self,
         student: nn.Module,
         teacher: nn.Module | list[nn.Module] | dict[str, nn.Module] | None = None,
-        knowledge: dict[str, Knowledge] | None = None,
+        knowledge: Mapping[str, Knowledge | None] | None = None,
         teacher_weights: list[float] | None = None,
         teacher_batchnorm: Literal["frozen", "batch"] = "frozen",
         ensemble: Ensemble | None = None,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning import Callback
-from pytorch_lightning.utilities import rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
 from kdlab.errors import InputError, nearest
 
@@ -50,6 +50,14 @@ class MonitorCheck(Callback):
             if not _others_log(trainer, pl_module):
                 raise error
             rank_zero_warn(f"{error} A callback of yours may log it later.")
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Report before the training that the last validation will not be of the final weights."""
+        if why := pl_module.length.unvalidated_end(trainer):
+            rank_zero_info(
+                f"No validation follows the last step, since {why}: the last val/ values, if there are any, will be of "
+                "earlier weights. Test the checkpoint, or change that."
+            )
 
 
 def _unknown(owner: str, name: str, names: Iterable[str]) -> InputError:

@@ -102,6 +102,33 @@ class RunLength:
         if short:
             raise InputError(f"{what} ends after {short[0]} steps, but this run takes {self.steps}: {SAME}.")
 
+    def unvalidated_end(self, trainer: pl.Trainer) -> str | None:
+        """Return why no validation follows the last step, as the end of a sentence; ``None`` if one does, or may.
+
+        (Lightning validates after the epochs, and within them after the batches, that it is told to.)
+        """
+        every, whole, within = trainer.check_val_every_n_epoch, self.batches, trainer.val_check_batch
+        if not trainer.enable_validation or not whole or not self.steps or within is None:
+            return None
+        batches = whole
+        if trainer.max_steps == -1:
+            epochs = self.epochs or 0
+        elif accumulation(trainer) is None:
+            epochs, rest = divmod(self.steps, math.ceil(whole / trainer.accumulate_grad_batches))
+            if rest:
+                epochs, batches = epochs + 1, rest * trainer.accumulate_grad_batches
+        else:  # the epoch of the last step changes with the number of accumulated batches
+            return None
+        if every is not None and epochs % every:
+            return f"trainer.check_val_every_n_epoch is {every} and the run ends in epoch {epochs}"
+        if math.isinf(within):
+            ends = batches == whole
+        else:
+            ends = (batches if every is not None else (epochs - 1) * whole + batches) % within == 0
+        return (
+            None if ends else f"validation comes every {within} batches and the run ends {batches} into epoch {epochs}"
+        )
+
     def check_epoch(self, trainer: pl.Trainer) -> None:
         """Check that an epoch has the planned number of batches.
 

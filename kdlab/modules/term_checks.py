@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,7 +47,8 @@ def checked_term(
     layers = student.only(knowledge.student_layers), teacher.only(knowledge.teacher_layers)
     shapes = [[layer.shape for layer in side.layers] for side in layers]
     fix = "; bring both to one shape, as kdlab.losses.Hint does with a trained regressor"
-    failure = f"{what} fails on student {described(layers[0])}, teacher {described(layers[1])}"
+    sides = [described(side, knowledge.needs) for side in layers]
+    failure = f"{what} fails on student {sides[0]}, teacher {sides[1]}"
     with explained(failure, f"{what}: ", fix if shapes[0] != shapes[1] else ""), no_broadcast():
         value = knowledge.compare(edge, loss, seen, batch)
         if value is None and callable(edge.weight):  # it weighs 0 on these samples
@@ -161,7 +162,16 @@ def shapes_of(name: str, outputs: Outputs) -> list[tuple[str, str, tuple[int, ..
     return [(name, layer, tuple(value.shape[1:])) for layer, value in parts if value is not None]
 
 
-def described(outputs: Outputs) -> str:
-    """Return the taps, or the logits, with their shapes as text."""
-    parts = [*zip(outputs.names, outputs.layers, strict=True)] or [("logits", outputs.logits)]
-    return ", ".join(f"{name!r} {tuple(value.shape)}" for name, value in parts)
+def described(outputs: Outputs, needs: Sequence[str]) -> str:
+    """Return what a loss reads of one side, with shapes, as text: the taps, and the logits and embedding it declares.
+
+    Without a declaration (``needs`` is empty) these are the taps, or logits and embedding where there are none.
+    """
+    parts = [*zip(outputs.names, outputs.layers, strict=True)]
+    undeclared = not needs and not parts
+    if "logits" in needs or undeclared:
+        parts.append(("logits", outputs.logits))
+    tapped = outputs.names and "layers" not in needs  # one layer stands for the embedding
+    if outputs.embedding is not None and (undeclared or ({"embedding", "teacher_embedding"} & {*needs} and not tapped)):
+        parts.append(("embedding", outputs.embedding))
+    return ", ".join(f"{name!r} {tuple(value.shape)}" for name, value in parts or [("logits", outputs.logits)])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,23 @@ class Study:
     def folder(self) -> Path:
         """Return the folder of the study file."""
         return self.source.path.parent
+
+    def part(self, pairs: Sequence[str] = (), methods: Sequence[str] = ()) -> Study:
+        """Return the study with these pairs and methods alone; all of them where none is named.
+
+        Raises:
+            InputError: the study has no such pair or method.
+        """
+        for kind, names, known in (("pair", pairs, self.pairs), ("method", methods, self.methods)):
+            for name in names:
+                if all(name != one.name for one in known):
+                    close = nearest(name, [one.name for one in known])
+                    raise InputError(f"The study {self.name!r} has no {kind} {name!r}; the nearest are {close}.")
+        return replace(
+            self,
+            pairs=tuple(pair for pair in self.pairs if not pairs or pair.name in pairs),
+            methods=tuple(method for method in self.methods if not methods or method.name in methods),
+        )
 
 
 def read(path: Path, weights: Mapping[str, Path] | None = None) -> Study:

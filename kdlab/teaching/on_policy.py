@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from kdlab.compat import uncompiled
 from kdlab.data.text.text_tasks import IGNORED
+from kdlab.distributed import gather
 from kdlab.errors import InputError, check_word
 from kdlab.losses.tokens import next_token_labels
 from kdlab.members.fast_inference import Fast
@@ -34,6 +35,7 @@ class OnPolicy(FrozenTeacher):
     (sequence-level distillation, Kim and Rush 2016).
 
     What is drawn is a function of (seed, process, epoch, batch) and of the weights, so that a resumed run is exact.
+    Several processes generate the same batches; at temperature 0 they equal one process.
 
     Recipe: :class:`~kdlab.losses.GeneralizedJSD`, :math:`\lambda` 0.5 or 1, temperature 1, task weight 0.
 
@@ -112,9 +114,9 @@ class OnPolicy(FrozenTeacher):
         share = self.share * (self.schedule(batch.progress) if self.schedule else 1.0)
         if share <= 0:
             return batch
-        # The step was seeded; what decides takes nothing of its numbers.
-        draw = torch.rand((), generator=torch.Generator().manual_seed(torch.initial_seed() & (2**63 - 1)))
-        return self.continued(batch) if float(draw) < share else batch
+        # The step was seeded; what decides takes nothing of its numbers. The first process decides for all.
+        draw = torch.rand(1, generator=torch.Generator().manual_seed(torch.initial_seed() & (2**63 - 1)))
+        return self.continued(batch) if float(gather(draw.to(batch.target.device))[0]) < share else batch
 
     @torch.no_grad()
     def continued(self, batch: Batch, longest: int | None = None) -> Batch:

@@ -16,6 +16,7 @@ from kdlab import InputError
 from kdlab.cli import main
 from kdlab.config.lightning_cli import QUIET, KdlabCLI, build
 from kdlab.data import Digits
+from kdlab.export.student import student_in
 from kdlab.files import locked
 
 USER_LOSS = '''\
@@ -152,6 +153,24 @@ def test_saved_config_validates_tests_and_predicts(work: Path) -> None:
     assert right == pytest.approx(logged(work, "val/student_accuracy")[-1], abs=1e-6)
 
 
+@pytest.mark.full
+def test_evaluations_write_into_the_run_and_print_where(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", "-c", "kd.yaml"])
+    for command, prefix in (("test", "test/"), ("validate", "val/")):
+        main([command, "--ckpt_path=runs/version_0"])
+        assert capsys.readouterr().out.splitlines()[-1] == f"runs/version_0/{command}.csv"
+        with (work / f"runs/version_0/{command}.csv").open() as file:
+            (row,) = csv.DictReader(file)
+        assert row["checkpoint"] == "last.ckpt"
+        last = float(row[f"{prefix}student_accuracy"])  # of Digits both sets are the test images
+        assert last == pytest.approx(logged(work, "val/student_accuracy")[-1], abs=1e-6)
+    assert [path.name for path in (work / "runs").iterdir()] == ["version_0"]
+    main(["test", "-c", "runs/version_0/config.yaml"])  # no checkpoint, so no run that it is of
+    path = Path(capsys.readouterr().out.splitlines()[-1])
+    assert path == Path("runs/version_1/metrics.csv")
+    assert path.is_file()
+
+
 def test_predictions_of_two_processes_are_refused() -> None:
     two = SimpleNamespace(trainer=SimpleNamespace(world_size=2))
     with pytest.raises(InputError, match=r"set trainer\.devices to 1"):  # else rows are numbered in each process
@@ -236,6 +255,23 @@ def test_class_weights_and_groups_from_the_command_line(work: Path) -> None:
     assert cli.resolved["model"]["init_args"]["task"]["init_args"]["weight"] == [1.0] * 9 + [5.0]
     again = build(cli.resolved, run=False, save_config=False)
     assert torch.equal(again.model.task.weight, cli.model.task.weight)
+
+
+def test_null_takes_out_networks_and_knowledge(work: Path) -> None:
+    model: dict[str, Any] = {"class_path": "kdlab.CoTrainer", "init_args": {"networks": dict.fromkeys("abc", MLP)}}
+    model["init_args"]["knowledge"] = {
+        "soft": {"loss": "kdlab.losses.SoftTargets"},
+        "more": {"loss": "kdlab.losses.DKD"},
+    }
+    (work / "co.yaml").write_text(yaml.safe_dump({"model": model}))
+    (work / "less.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"knowledge": {"more": None}}}}))
+    options = ["-c", "co.yaml", "-c", "less.yaml", "--model.networks.a=null"]
+    built = build([*options, *QUIET], run=False, save_config=False)
+    assert ([*built.model.networks], [*built.model.knowledge], built.model.deploy) == (["b", "c"], ["soft"], "b")
+    found = student_in(built.resolved)  # what kdlab export takes
+    assert found is not None
+    assert found["init_args"]["hidden"] == [16]
+    assert student_in(built.resolved, "a") is None
 
 
 def test_a_loss_where_a_knowledge_belongs_is_its_loss(work: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -84,3 +85,39 @@ def test_a_file_for_named_weights_is_answered_with_a_line_to_paste(
     loaded, wanted = built.model.teacher.networks[0].state_dict(), network.state_dict()
     assert loaded.keys() == wanted.keys()
     assert all(torch.equal(loaded[name], wanted[name]) for name in wanted)
+
+
+NEEDY = """
+from torch import nn
+
+
+class Scaled(nn.Module):
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"loss": "needy.Scaled"}, "knowledge.mine.loss: needy.Scaled needs scale."),
+        ({"loss": "kdlab.losses.SoftTargets", "weight": "much"}, "knowledge.mine.weight: expected a number"),
+    ],
+)
+@pytest.mark.parametrize("written", ["config", "options"])
+def test_an_error_names_the_knowledge(
+    change: Any, said: str, written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "needy.py").write_text(NEEDY)
+    recipe = yaml.safe_load(yaml.safe_dump(RECIPE))
+    knowledge = recipe["model"]["init_args"]["knowledge"]
+    del knowledge["mine"]
+    options = [f"--model.knowledge.mine.{name}={value}" for name, value in change.items()]
+    if written == "config":
+        knowledge["mine"] = change
+        options = []
+    (tmp_path / "kd.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(InputError) as raised:
+        resolve([f"--config={tmp_path / 'kd.yaml'}", *options])
+    assert said in str(raised.value)

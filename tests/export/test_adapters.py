@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from kdlab.cli import main
 from kdlab.config.class_paths import instantiate
+from kdlab.data import Digits
 from kdlab.errors import InputError
 from kdlab.export.student import export
 from kdlab.outputs import observe
+from tests.config.test_lightning_cli import MLP, work  # noqa: F401
 from tests.tiny_transformers import texts, tiny, tokenizer_folder
 
 pytest.importorskip("peft")
@@ -89,3 +93,36 @@ def test_adapters_are_not_left_out_without_a_builder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="low-rank adapters"):
         export(tmp_path / "run")
     assert not list((tmp_path / "run").glob("student.*"))
+
+
+@pytest.mark.full
+def test_every_way_of_kdlab_export_merges_the_adapters(work: Path) -> None:  # noqa: F811
+    """Weights, program and hub folder of a run that trained adapters."""
+    network = {"class_path": "kdlab.models.lora", "init_args": {"network": MLP, "targets": ["linear"]}}
+    network["init_args"]["trained"] = ["fc"]  # type: ignore[index]
+    Path("lora.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"student": network}}}))
+    main(["fit", "-c", "kd.yaml", "-c", "lora.yaml", "--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0.5"])
+    adapted = instantiate(network).eval()
+    trained = torch.load("runs/version_0/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    adapted.load_state_dict({name.removeprefix("student."): value for name, value in trained.items()})
+    data = Digits(batch_size=64)
+    data.setup()
+    images = data.prepare(next(iter(data.val_dataloader()))).inputs
+    with torch.no_grad():
+        expected = adapted(images)
+        with adapted.disable_adapter():
+            assert (adapted(images) - expected).abs().max() > 0.01, "the adapters do something"
+    for options in ([], ["--format", "torch"], ["--push", "hub"]):
+        main(["export", "runs/version_0", *options])
+    shipped = instantiate(yaml.safe_load(Path("runs/version_0/student.yaml").read_text())).eval()
+    program = torch.export.load("runs/version_0/student.pt2")
+    pushed = instantiate(MLP).eval()
+    pushed.load_state_dict(load_file("hub/model.safetensors"))
+    with torch.no_grad():
+        for exported in (shipped, program.module(), pushed):
+            assert float((exported(images) - expected).abs().max()) < 1e-6
+    names = [*load_file("runs/version_0/student.safetensors"), *program.state_dict, *load_file("hub/model.safetensors")]
+    assert len(names) == 3 * 4  # weight and bias of two layers
+    assert not any("lora" in name for name in names)
+    assert json.loads(Path("hub/config.json").read_text())["class_path"] == "kdlab.models.mlp"
+    assert "lora" not in Path("hub/README.md").read_text()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kdlab.errors import InputError
-from kdlab.losses.checks import map_pairs
+from kdlab.losses.checks import class_labels, map_pairs
 from kdlab.outputs import Outputs
 
 
@@ -14,3 +14,9 @@ def test_both_layers_of_a_pair_are_maps(flat):
     assert len(map_pairs(maps, maps)) == 1
     with pytest.raises(InputError, match="feature maps"):
         map_pairs(maps if flat == "teacher" else rows, maps if flat == "student" else rows)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.complex64])
+def test_class_labels_are_integers(dtype):
+    with pytest.raises(InputError, match="integer class labels"):
+        class_labels(torch.zeros(2, dtype=dtype), torch.zeros(2, 3))

@@ -192,6 +192,12 @@ def test_lower_precision(precision: Any, caplog: Any) -> None:
         assert f"no instructions for {precision}, so it is slower" in caplog.text
 
 
+def test_precision_alone_makes_a_copy() -> None:
+    observer = FastObserver(trained(Small()), (), Fast(fold=False, channels_last=False, precision="bf16"))
+    observer(images())
+    assert fast_network(observer).conv.weight.dtype == torch.bfloat16  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(("device", "able"), [("cpu", True), ("cuda", False), ("cuda", True)])
 def test_auto_is_bf16_on_gpus_that_compute_in_it(device: str, able: bool, monkeypatch: Any) -> None:
     monkeypatch.setattr(module, "supports_bf16", lambda device: able)

@@ -139,11 +139,11 @@ def test_cut_vocabulary_is_the_same_function_on_its_tokens(cut: tuple[str, str])
     old, new = (load_tokenizer(folder) for folder in cut)
     ids = vocabulary_of(old), vocabulary_of(new)
     assert less.config.vocab_size == len(ids[1]) == 70
-    kept = [ids[0][token] for token in sorted(ids[1], key=ids[1].__getitem__)]
+    old_ids = [ids[0][token] for token in sorted(ids[1], key=ids[1].__getitem__)]
     given = new("the film is un ##known", return_tensors="pt")
     tokens = new.convert_ids_to_tokens(given["input_ids"][0])
     inputs = {"input_ids": torch.tensor([[ids[0][token] for token in tokens]])}
-    logits = full(**inputs).logits[..., kept]
+    logits = full(**inputs).logits[..., old_ids]
     torch.testing.assert_close(less(given["input_ids"]).logits, logits, rtol=0, atol=1e-6)
     assert less.config.pad_token_id == ids[1]["[PAD]"]
 

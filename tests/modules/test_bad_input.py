@@ -45,6 +45,10 @@ class CosineLogits(nn.Module):
         return (1 - self.margin - similar).clamp(min=0).mean()
 
 
+class Near(Loss):
+    needs: ClassVar[tuple[str, ...]] = ("embedding",)
+
+
 class NeedsIndex(Loss):
     needs: ClassVar[tuple[str, ...]] = ("index",)
 
@@ -85,6 +89,10 @@ def sharing(wrap: Callable[[nn.Module], nn.Module]) -> dict[str, Knowledge]:
 
 def mse_layers(s: Any, t: Any, y: Tensor) -> Tensor:
     return F.mse_loss(s.layers[0], t.layers[0])
+
+
+def embedding_distance(s: Any, t: Any, y: Tensor) -> Tensor:
+    return F.pairwise_distance(s.embedding, t.embedding).mean()
 
 
 def deep(s: Any, t: Any, y: Tensor) -> Tensor:
@@ -172,6 +180,18 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "fails deep inside": (
         {"knowledge": one(Loss(deep))},
         r"Knowledge 'mine' \(Loss\) fails on student 'logits' \(8, 10\).*'hard'",
+    ),
+    "embeddings of other widths": (
+        {"teacher": network(1, (24,)), "knowledge": one(Near(embedding_distance))},
+        r"\(Near\) fails on student 'embedding' \(8, 16\), teacher 'embedding' \(8, 24\): ",
+    ),
+    "a layer for an embedding": (
+        {"teacher": network(1, (24,)), "knowledge": one(Near(mse_layers), HIDDEN)},
+        r"\(Near\) fails on student 'hidden.0' \(8, 16\), teacher 'hidden.0' \(8, 24\): ",
+    ),
+    "embeddings of a loss that declares nothing": (
+        {"teacher": network(1, (24,)), "knowledge": one(Loss(embedding_distance))},
+        r"student 'logits' \(8, 10\), 'embedding' \(8, 16\), teacher 'logits' \(8, 10\), 'embedding' \(8, 24\): ",
     ),
     "reentrant checkpoint": (
         {"student": Reentrant(), "knowledge": one(Hint(), ["block.0"], HIDDEN)},

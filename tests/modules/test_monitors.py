@@ -30,10 +30,10 @@ class Logging(pl.Callback):
             pl_module.log("mine", 1.0)
 
 
-def fit(*callbacks: pl.Callback, **options: Any) -> pl.Trainer:
-    data = DataLoader(TensorDataset(torch.randn(8, 3), torch.arange(8) % 2), batch_size=4)
+def fit(*callbacks: pl.Callback, samples: int = 8, **options: Any) -> pl.Trainer:
+    data = DataLoader(TensorDataset(torch.randn(samples, 3), torch.arange(samples) % 2), batch_size=4)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
-    trainer = pl.Trainer(callbacks=[*callbacks], max_epochs=1, enable_model_summary=False, **{**quiet, **options})
+    trainer = pl.Trainer(callbacks=[*callbacks], enable_model_summary=False, **{"max_epochs": 1, **quiet, **options})
     trainer.fit(Distiller(nn.Linear(3, 2)), data, data)
     return trainer
 
@@ -74,3 +74,31 @@ def test_a_users_callback_logs_what_it_watches() -> None:
     assert fit(Logging("validation"), EarlyStopping("mine")).global_step == 2
     with pytest.warns(UserWarning, match="A callback of yours may log it later"):
         assert fit(Logging("training"), EarlyStopping("mine", check_on_train_epoch_end=True)).global_step == 2
+
+
+@pytest.mark.parametrize(
+    ("batches", "options"),
+    [
+        (2, {"max_epochs": 2, "check_val_every_n_epoch": 2}),
+        (2, {"max_epochs": 3, "check_val_every_n_epoch": 2}),
+        (2, {"max_epochs": 1, "check_val_every_n_epoch": 2}),
+        (3, {"max_epochs": -1, "max_steps": 6}),
+        (3, {"max_epochs": -1, "max_steps": 5}),
+        (3, {"max_epochs": 2, "max_steps": 2, "accumulate_grad_batches": 2}),
+        (3, {"max_epochs": 2, "max_steps": 3, "accumulate_grad_batches": 2}),
+        (3, {"max_epochs": 2, "val_check_interval": 2}),
+        (4, {"max_epochs": 2, "val_check_interval": 2}),
+        (3, {"max_epochs": 2, "val_check_interval": 2, "check_val_every_n_epoch": None}),
+        (3, {"max_epochs": 1, "val_check_interval": 2, "check_val_every_n_epoch": None}),
+        (2, {"max_epochs": 3, "check_val_every_n_epoch": 2, "limit_val_batches": 0}),
+    ],
+)
+def test_an_end_without_validation_is_reported_at_the_start(
+    batches: int, options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    seen: list[int] = []
+    note = pl.callbacks.LambdaCallback(on_validation_end=lambda trainer, _: seen.append(trainer.global_step))
+    trainer = fit(note, samples=4 * batches, num_sanity_val_steps=0, **options)
+    validated = trainer.global_step in seen or options.get("limit_val_batches") == 0  # the user left validation out
+    assert ("No validation follows the last step" in caplog.text) != validated

@@ -19,7 +19,13 @@ from kdlab.outputs.task_format import TaskFormat, task_format
     ],
 )
 def test_soft_labels_are_rows_of_probabilities(targets, kind):
-    assert task_format(nn.Identity(), torch.zeros(2, 3), torch.tensor(targets)).kind == kind
+    found = task_format(nn.Identity(), torch.zeros(2, 3), torch.tensor(targets))
+    assert (found.kind, found.axis) == (kind, 1)
+
+
+@pytest.mark.parametrize(("shape", "kind"), [((4,), "binary"), ((4, 1), "binary"), ((4, 3), "multilabel")])
+def test_one_logit_is_binary_and_several_are_labels(shape, kind):
+    assert task_format(nn.BCEWithLogitsLoss(), torch.zeros(shape), torch.ones(shape)).kind == kind
 
 
 @pytest.mark.parametrize(("mask", "counted"), [(None, 5), ([[1, 1, 0], [1, 1, 1]], 4)])

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 import yaml
 
-from kdlab.cli.study_commands import plan
+from kdlab.cli.study_plan import plan
 from kdlab.data import Digits
 from kdlab.studies import preflight as trial
 from kdlab.studies.preflight import SAMPLES, Estimate, Trials, resolve

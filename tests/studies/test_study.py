@@ -34,6 +34,16 @@ def test_what_a_study_says(tmp_path: Path) -> None:
     assert (found.baseline, found.reference, found.published, found.weights) == ("plain", None, None, {})
 
 
+def test_a_part_of_a_study(tmp_path: Path) -> None:
+    whole = study(tmp_path / "small")
+    assert [method.name for method in whole.part(methods=["KD"]).methods] == ["KD"]
+    assert whole.part(["big → tiny"]) == whole.part() == whole
+    with pytest.raises(InputError, match="has no pair 'big'; the nearest are 'big → tiny'"):
+        whole.part(["big"])
+    with pytest.raises(InputError, match="has no method 'AT'"):
+        whole.part(methods=["KD", "AT"])
+
+
 def test_a_study_is_named_by_its_folder_or_its_file(tmp_path: Path) -> None:
     path = write(tmp_path / "folder")
     assert read(path).name == read(path.parent).name == "folder"

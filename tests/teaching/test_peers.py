@@ -126,6 +126,17 @@ def test_sequential_updates_refuse_scheduled_accumulation() -> None:
         steps(cotrainer(teaching=Peers("sequential")), callbacks=[GradientAccumulationScheduler({3: 2})])
 
 
+def test_heads_are_updated_together() -> None:
+    net = WithExits(image_net(), ["layer1", "layer2"], "layer3", image=[1, 8, 8])
+    with pytest.raises(InputError, match="one after another"):
+        steps(cotrainer({"net": net}, teaching=Peers("sequential")))
+
+
+def test_sequential_updates_take_three_networks() -> None:
+    nets = {name: network(seed) for seed, name in enumerate("abc")}
+    steps(cotrainer(nets, teaching=Peers("sequential")))
+
+
 def test_sequential_updates_refuse_accumulated_gradients() -> None:
     with pytest.raises(InputError, match="accumulate_grad_batches"):
         steps(cotrainer(teaching=Peers("sequential")), accumulate_grad_batches=2)

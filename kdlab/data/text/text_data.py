@@ -61,7 +61,7 @@ class TextData(OrderedData):
             alphabetical order.
         max_length: longest text in tokens, special ones included; ``None`` for the tokenizer's limit.
         too_long: what happens to a longer one: ``"truncate"`` (the number is logged), ``"raise"`` an error, or
-            ``"split"`` it into several samples (tasks with labels at each position).
+            ``"split"`` it into several samples (tasks with labels at each position); a rest without labels is left out.
         empty: what happens to texts without any token: ``"raise"`` an error, or ``"skip"`` them. An empty text with
             special tokens is a sample like others.
         group_by_length: put texts of similar length into one training batch.
@@ -216,8 +216,9 @@ class TextData(OrderedData):
         """Return the texts that have tokens; log what is cut and skipped."""
         least = 2 if self.task == "causal" else 1  # a next token
         used = tokens.lengths >= least
-        if not bool(used.all()):
-            count, row = int((~used).sum()), int(tokens.rows[~used][0]) + 1
+        is_rest = tokens.rows.diff(prepend=tokens.rows.new_tensor([-1])) == 0  # of a text that was split
+        if bool((short := ~used & ~is_rest).any()):
+            count, row = int(short.sum()), int(tokens.rows[short][0]) + 1
             what = f"{rows.source}: {count} texts of {len(used)} give fewer than {least} tokens, the first in row {row}"
             if self.empty == "raise":
                 raise InputError(f"{what}: remove them, or set data.empty=skip.", key="data.empty")

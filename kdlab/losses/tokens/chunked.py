@@ -81,10 +81,15 @@ def _sum(
     of_weight, of_bias = (zeros(x, True) if need else None for x, need in zip((weight, bias), needed[1:], strict=True))
     values = []
     with torch.autocast(hidden.device.type, enabled=False):
+        room = hidden.new_empty(min(size, len(hidden)), len(weight))  # large blocks cost time when they are allocated
         for start in range(0, len(hidden), size):
             rows = slice(start, min(start + size, len(hidden)))
-            part = hidden[rows]
-            value, gradient = _chunk(functions, F.linear(part, weight, bias), rows, any(needed))
+            part, product = hidden[rows], room[: rows.stop - start]
+            if bias is None:
+                torch.mm(part, weight.mT, out=product)
+            else:
+                torch.addmm(bias, part, weight.mT, out=product)
+            value, gradient = _chunk(functions, product, rows, any(needed))
             values.append(value)
             if gradient is None:
                 continue

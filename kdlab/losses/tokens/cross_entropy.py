@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from kdlab.errors import InputError
 from kdlab.losses.checks import at_least
 from kdlab.losses.tokens.chunked import chunked_sum
-from kdlab.losses.tokens.token_loss import checked_chunk_size, normalize_
+from kdlab.losses.tokens.token_loss import checked_chunk_size
 
 
 class TokenCrossEntropy(nn.Module):
@@ -71,9 +71,12 @@ class TokenCrossEntropy(nn.Module):
 
 def label_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the summed cross-entropy of rows of logits (n, V), which are overwritten, and its gradient q - onehot."""
-    log_q, places = normalize_(logits), labels[:, None]
-    value = -log_q.gather(1, places).sum()
-    return value, log_q.exp_().scatter_add_(1, places, -torch.ones_like(places, dtype=log_q.dtype))
+    places = labels[:, None]
+    of_labels, most = logits.gather(1, places), logits.amax(-1, keepdim=True)
+    q = logits.sub_(most).exp_()
+    total = q.sum(-1, keepdim=True)
+    value = (total.log() + most - of_labels).sum()
+    return value, q.div_(total).scatter_add_(1, places, -torch.ones_like(places, dtype=q.dtype))
 
 
 def next_token_labels(tokens: Tensor, mask: Tensor | None = None, ignore_index: int = -100) -> Tensor:

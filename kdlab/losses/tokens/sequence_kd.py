@@ -17,9 +17,11 @@ class SequenceKD(TokenLoss):
 
     .. math:: L = -\frac{1}{N} \sum_{n=1}^{N} \log q_{n \hat{y}_n}, \qquad q = \mathrm{softmax}(z^s)
 
-    The batch carries the teacher's decoded sequences as inputs and labels (shifted once, prompts ignored); the teacher
-    itself is not read. It is the task loss where all labels are the teacher's; as a knowledge it has a weight and a
-    schedule of its own. 0 if no position counts. Computed in float32, or in float64 for float64 logits.
+    The batch carries the teacher's decoded sequences as inputs and labels (shifted once, prompts ignored): from a file
+    of prompts and completions (:class:`~kdlab.data.TextData` with ``pair``), or generated in training
+    (:class:`~kdlab.teaching.OnPolicy` with ``generator="teacher"``). The teacher itself is not
+    read. It is the task loss where all labels are the teacher's; as a knowledge it has a weight and a schedule of its
+    own. 0 if no position counts. Computed in float32, or in float64 for float64 logits.
 
     Recipe: weight 1 without other terms, on sequences decoded by beam search; none for images.
 

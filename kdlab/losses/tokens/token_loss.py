@@ -114,7 +114,8 @@ def own_copy(logits: Tensor) -> Tensor:
 def normalize_(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Make :func:`log_probabilities` of logits (n, V) in place."""
     logits = logits if temperature == 1 else logits.div_(temperature)
-    return logits.sub_(logits.logsumexp(-1, keepdim=True)).clamp_(min=torch.finfo(logits.dtype).min / 4)
+    logits = logits.sub_(logits.amax(-1, keepdim=True))  # logsumexp copies the logits twice
+    return logits.sub_(logits.exp().sum(-1, keepdim=True).log_()).clamp_(min=torch.finfo(logits.dtype).min / 4)
 
 
 def dots(left: Tensor, right: Tensor) -> Tensor:

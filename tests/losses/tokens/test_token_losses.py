@@ -63,6 +63,15 @@ def test_value_is_the_mean_over_positions_that_count(name, positions):
     assert value.item() == pytest.approx(sum(reference(p, q) for p, q in rows) / len(rows), rel=1e-12)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_every_sample_has_its_own_value(name):
+    build, reference = CASES[name]
+    student, teacher = draw(3, 5, seed=1, scale=2), draw(3, 5, seed=2, scale=2)
+    values = build().per_sample(Outputs(student), Outputs(teacher), torch.zeros(3, dtype=torch.int64))
+    rows = zip(teacher.tolist(), student.tolist(), strict=True)
+    assert values.tolist() == pytest.approx([reference(softmax(p), softmax(q)) for p, q in rows], rel=1e-12)
+
+
 @pytest.mark.parametrize(
     ("loss", "expected"),
     [  # facts, section K: computed there without this code

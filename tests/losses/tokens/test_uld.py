@@ -41,9 +41,9 @@ def test_answers_are_paired_up_to_the_shorter_one():
     student, teacher = draw(3, 4, 6, seed=1, scale=2), draw(3, 5, 9, seed=2, scale=2)
     ours = torch.tensor([[-100, 1, 2, -100], [3, 3, 3, 3], [-100, -100, -100, -100]])
     theirs = torch.tensor([[-100, -100, 5, 6, 7], [1, -100, -100, 2, 3], [1, 1, 1, 1, 1]])
-    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 1]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 0, 1, 1], [1, 1, 1, 1]])
     sides = Outputs(student, mask=mask), Outputs(teacher, target=theirs)
-    expected = slow(student, teacher, [[(1, 2), (2, 3)], [(0, 0), (1, 3), (2, 4)], []])
+    expected = slow(student, teacher, [[(1, 2), (2, 3)], [(0, 0), (2, 3), (3, 4)], []])
     assert ULD()(*sides, ours).item() == pytest.approx(expected, rel=1e-12)
 
 
