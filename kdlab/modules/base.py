@@ -94,7 +94,7 @@ class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
         self.lr: float | None = None
         self.dry_run: DryRun | None = None
         self.ignore: int | None = None  # the label that does not count, if there may be one
-        self.is_labeled = True  # whether any training sample has another label
+        self.is_labeled = True  # whether labels are there that a classifier scores
         self.length = RunLength()
         self._planned: tuple[float | None, int | None] = None, None
         self._turn: str | None = None
@@ -268,7 +268,7 @@ class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
 
     def _log_terms(self, terms: Terms, total: Tensor, seen: Mapping[str, Outputs], batch: Batch, due: bool) -> None:
         logits = {name: seen[name].logits for name in self.plan.students}
-        known = None if batch.is_generated else self.form, self.ignore
+        known = self.form if self.is_labeled and not batch.is_generated else None, self.ignore
         self._log.add(terms, total, logits, batch.target, self._turn != self.plan.turns[0], *known)
         # One call every N steps: self.log costs 0.25 ms a call, whether or not a logger reads it.
         if due and self._turn == self.plan.turns[-1] and not is_accumulating(self.trainer):

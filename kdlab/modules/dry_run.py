@@ -25,6 +25,7 @@ from kdlab.modules.term_checks import (
     checked_term,
     described_loss,
     explained,
+    is_backbone,
     no_broadcast,
     readers,
     shape_of,
@@ -122,6 +123,7 @@ def dry_run(module: Any, data: FirstBatch) -> DryRun:
         for name in plan.students:
             has_task = module.is_labeled and module.task_weight > 0
             check_student(name, seen[name], data.batch.target, classes, form, has_task)
+        module.is_labeled &= not all(is_backbone(seen[name]) for name in plan.students)
         for member in plan.members.values():
             if form.kind not in member.kinds or not (member.any_shape or first.logits.dim() == 2):
                 raise InputError(

@@ -108,6 +108,7 @@ def test_training_without_labels_has_no_task(tmp_path: Path) -> None:
     assert module.dry_run is not None
     assert [*module.dry_run.terms] == ["features"]
     assert module.task_weight == 1.0
+    assert not any("accuracy" in name for name in module.trainer.logged_metrics)
 
 
 def test_labels_without_a_classifier_are_refused(tmp_path: Path) -> None:
