@@ -6,7 +6,7 @@ CORE := $(VENV)/.core
 DEV := $(VENV)/.dev
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: demo test test-all lint docs nightly mutation format clean
+.PHONY: demo test test-all lint docs nightly gpu mutation format clean
 
 demo: $(CORE)  ## distill a small student on real digits
 	$(BIN)/kdlab demo
@@ -19,6 +19,9 @@ test-all: $(DEV)  ## the rest: a mechanism repeated over every method and config
 
 nightly: $(DEV)  ## slow tests: kills, Ray, notebooks, long trainings
 	$(BIN)/python -m pytest -m nightly
+
+gpu: $(DEV)  ## all that needs an accelerator, within 40 minutes; make gpu DRY=1 tries it on the CPU
+	$(BIN)/python experiments/gpu_day/run.py $(if $(DRY),--dry)
 
 mutation: $(DEV)  ## a sampled mutation run; more than an hour
 	$(INSTALL) --editable '.[mutation]'

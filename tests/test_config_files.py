@@ -13,7 +13,7 @@ from tests.tiers import tiered
 
 DISTIL = [CONFIGS / "cifar100/distil.yaml"]
 TEXT = [CONFIGS / "text/distill_sst2.yaml"]
-PARTS = ("trainer/gpu", "teacher/cache", "teacher/torchvision", "logger/wandb")
+PARTS = ("trainer/gpu", "teacher/cache", "teacher/torchvision", "student/quantization_aware", "logger/wandb")
 LAYERS = {
     **{name: [CONFIGS / f"{name}.yaml"] for name in ("kd_digits", "dml_digits", "cifar100/train")},
     **{f"text/{name}": [CONFIGS / f"text/{name}.yaml"] for name in names("text")},

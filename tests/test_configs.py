@@ -81,6 +81,27 @@ def test_parts_that_make_it_faster(part: str, cifar: list[str], capsys: pytest.C
 
 @pytest.mark.full
 @needs_data
+def test_a_trained_student_becomes_quantization_aware(cifar: list[str]) -> None:
+    """Laid over a recipe, the config trains the student that ``kdlab export`` wrote on, with the recipe's teacher."""
+    recipe = [word for name in ("cifar100/distil", "knowledge/kd") for word in ("-c", str(CONFIGS / f"{name}.yaml"))]
+    options = [*cifar, "--data.batch_size=16", *TWO_STEPS]
+    options = [option for option in options if "enable_checkpointing" not in option and "logger" not in option]
+    main(["fit", *recipe, *options])
+    main(["export", "runs/version_0"])
+    aware = ["-c", str(CONFIGS / "student/quantization_aware.yaml")]
+    main(["fit", *recipe, *aware, "--model.student.network=runs/version_0/student.yaml", *options])
+    before, after = (
+        torch.load(f"runs/version_{number}/checkpoints/last.ckpt", weights_only=True)["state_dict"] for number in (0, 1)
+    )
+    ranges = {name for name in after if name.endswith(".input_range")}
+    assert ranges == {name.replace(".weight", ".input_range") for name in before if before[name].ndim in (2, 4)}
+    assert after.keys() - ranges == before.keys()
+    counted = next(name for name in before if name.endswith("num_batches_tracked"))
+    assert (before[counted], after[counted]) == (2, 4)  # it went on from the weights of the first run
+
+
+@pytest.mark.full
+@needs_data
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_missing_gpu_is_one_sentence(cifar: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     recipe = [str(CONFIGS / f"{name}.yaml") for name in ("cifar100/distil", "knowledge/kd", "trainer/gpu")]

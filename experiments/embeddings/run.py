@@ -29,11 +29,11 @@ from torch.optim.lr_scheduler import OneCycleLR
 from kdlab import Distiller, Knowledge
 from kdlab.config.lightning_cli import QUIET_TRAINER
 from kdlab.data import TextData
+from kdlab.export.timing import one_sample
 from kdlab.losses import EmbedDistill
 from kdlab.models import hugging_face, static_encoder, student_from_teacher
 from kdlab.outputs import Batch, logits_of, run
 from kdlab.studies.environment import versions
-from kdlab.studies.latency import latency
 
 HERE = Path(__file__).parent
 LEDGER = HERE / "ledger.csv"
@@ -126,7 +126,7 @@ def main(root: Path, seeds: list[int]) -> None:
         one = tested["sst2"]
         batch, one.eval_batch_size = one.eval_batch_size, 1
         inputs = (Batch.of(raw).inputs for raw in one.test_dataloader())
-        row["latency"] = latency(partial(run, network), inputs)
+        row["latency"] = one_sample(partial(run, network), inputs)
         one.eval_batch_size = batch
         row["parameters"] = sum(parameter.numel() for parameter in network.parameters())
         row["megabytes"] = sum(value.nbytes for value in network.state_dict().values()) / 1e6

@@ -62,43 +62,26 @@ def export(
         if config:
             print(f"{config} builds it with these weights in any config: --model.teacher={config}")
         return
-    from kdlab.config.trained_run import trained_run
-    from kdlab.export.deployed import about
-    from kdlab.export.formats import export_checked, requirements
+    from kdlab.config.trained_run import file_name, trained_run
+    from kdlab.export.formats import size_of
 
-    form = requirements(format, int8=int8)
+    name = file_name(format, int8)
     if calibrate < 1:
         raise InputError(f"--calibrate is at least 1, not {calibrate}.")
-    name = f"student{'.int8' if int8 else ''}{form.suffix}"
     path = (out or run_of(run)[1]) / name
     if path.exists():
         raise InputError(f"{str(path)!r} exists already: move it, or name another folder with --out.")
     trained = trained_run(run, overrides, learner)
-    if with_preprocessing and trained.normalization is None:
-        raise InputError("--with-preprocessing needs data with mean and std, such as kdlab's image data.")
-    mean, std = (trained.normalization or (None, None)) if with_preprocessing else (None, None)
-    quantization = {"calibration_samples": calibrate, "seed": getattr(trained.data, "seed", None)} if int8 else None
-    first = next(trained.samples(with_preprocessing, 2))
-    checked = export_checked(
-        trained.network,
+    checked = trained.export(
         path,
-        trained.samples(with_preprocessing, samples),
-        format=format,
-        example=first.file_inputs,
-        metadata=about(
-            trained.network,
-            trained.preprocessing(with_preprocessing),
-            trained.classes,
-            trained.identity,
-            quantization=quantization,
-        ),
-        calibration=trained.calibration(calibrate, with_preprocessing) if int8 else None,
-        mean=mean,
-        std=std,
+        format,
+        int8=int8,
+        calibrate=calibrate,
+        with_preprocessing=with_preprocessing,
         points=points,
+        samples=samples,
     )
-    size = sum(path.with_suffix(suffix).stat().st_size for suffix in (form.suffix, *form.further))
-    print(f"{path} ({size / 1e6:.2f} MB)")
+    print(f"{path} ({size_of(path, format) / 1e6:.2f} MB)")
     for line in checked.lines():
         print(line)
 
@@ -119,6 +102,6 @@ def _hub_folder(
     preprocessing = {"shape": [*shape], **trained.preprocessing(False), "dtype": "float32"}
     metadata = about(trained.network, preprocessing, trained.classes, trained.identity)
     metadata |= {"parameters": subject.parameters, "flops": subject.flops}
-    scores = scores_of(Deployed(trained.network), trained.samples(False, samples))
+    (scores,) = scores_of([Deployed(trained.network)], trained.samples(False, samples))
     config = student_in(trained.config, learner) or {}
     return write_hub_folder(folder, trained.network, config, metadata, scores, trained.config, license)

@@ -76,6 +76,8 @@ def profile(
     if shape is None and first is not None:
         shape = next(first.samples(False, 1)).inputs.shape[1:]
     subjects = [_subject(name, runs, shape) for name in names]
+    if len({subject.name for subject in subjects}) < len(subjects):  # files of several runs
+        subjects = [subject._replace(name=name) for name, subject in zip(names, subjects, strict=True)]
     if teacher:
         networks = getattr(getattr(first and first.module, "teaching", None), "networks", [])
         if not networks:

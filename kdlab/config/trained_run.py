@@ -17,7 +17,9 @@ from kdlab.config.lightning_cli import QUIET, KdlabCLI, build
 from kdlab.config.messages import quietly
 from kdlab.errors import InputError
 from kdlab.export.adapters import merge_adapters
-from kdlab.export.parity import Sample
+from kdlab.export.deployed import about
+from kdlab.export.formats import export_checked, requirements
+from kdlab.export.parity import Checked, Sample
 from kdlab.export.student import loaded, run_of, student_in, student_of
 from kdlab.models.fake_quantized import without_fake_quantization
 from kdlab.models.weights import save_tensors
@@ -61,6 +63,41 @@ class TrainedRun(NamedTuple):
         mean, std = self.normalization
         return {"scale": 1 / 255, "mean": mean, "std": std, "in_graph": in_graph}
 
+    def export(
+        self,
+        path: Path,
+        format: str,
+        *,
+        int8: bool = False,
+        calibrate: int = 512,
+        with_preprocessing: bool = False,
+        points: float | None = None,
+        samples: int = 0,
+    ) -> Checked:
+        """Write the network to a file of a format, checked on the validation set; see ``kdlab export``.
+
+        Raises:
+            InputError: the data do not normalize, or as :func:`~kdlab.export.formats.export_checked`.
+            ExportMismatchError: the file differs from the network.
+        """
+        if with_preprocessing and self.normalization is None:
+            raise InputError("--with-preprocessing needs data with mean and std, such as kdlab's image data.")
+        mean, std = (self.normalization or (None, None)) if with_preprocessing else (None, None)
+        quantization = {"calibration_samples": calibrate, "seed": getattr(self.data, "seed", None)} if int8 else None
+        preprocessing, identity = self.preprocessing(with_preprocessing), self.identity
+        return export_checked(
+            self.network,
+            path,
+            self.samples(with_preprocessing, samples),
+            format=format,
+            example=next(self.samples(with_preprocessing, 2)).file_inputs,
+            metadata=about(self.network, preprocessing, self.classes, identity, quantization=quantization),
+            calibration=self.calibration(calibrate, with_preprocessing) if int8 else None,
+            mean=mean,
+            std=std,
+            points=points,
+        )
+
     def samples(self, raw: bool, most: int = 0) -> Iterator[Sample]:
         """Yield the validation set in batches, with the teacher's logits.
 
@@ -92,6 +129,15 @@ class TrainedRun(NamedTuple):
     def _teacher(self, batch: Batch) -> Tensor | None:
         teach = getattr(self.module, "teacher_logits", None)
         return None if teach is None else teach(batch)
+
+
+def file_name(format: str, int8: bool) -> str:
+    """Return the name of an exported file.
+
+    Raises:
+        InputError: as :func:`~kdlab.export.formats.requirements`.
+    """
+    return f"student{'.int8' if int8 else ''}{requirements(format, int8=int8).suffix}"
 
 
 class _PartsOnly(KdlabCLI):

@@ -165,6 +165,12 @@ def to_onnx(
     )
 
 
+def size_of(path: Path, format: str) -> int:
+    """Return the bytes of an exported file, with those beside it."""
+    form = FORMATS[format]
+    return sum(path.with_suffix(suffix).stat().st_size for suffix in (form.suffix, *form.further))
+
+
 def dtype_of(inputs: Tensor) -> str:
     """Return the name of a dtype: uint8, float32."""
     return str(inputs.dtype).removeprefix("torch.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -117,16 +117,19 @@ def check(
     return Checked(differences, scores, "; ".join(complaints))
 
 
-def scores_of(run: Run, samples: Iterable[Sample]) -> dict[str, float]:
-    """Return the scores of a file or network on the validation set, and against the teacher where there is one.
+def scores_of(runs: Sequence[Run], samples: Iterable[Sample]) -> list[dict[str, float]]:
+    """Return the scores of files or networks on the validation set, and against the teacher where there is one.
 
-    They are ``accuracy``, ``ece`` (or ``mse``, ``f1``), ``retention``, ``agreement``, ``kl_to_teacher``.
+    They are ``accuracy``, ``ece`` (or ``mse``, ``f1``), ``retention``, ``agreement``, ``kl_to_teacher``. The samples
+    are gone through once, so the teacher computes each once.
     """
-    metrics = StudentVersusTeacher()
+    metrics = [StudentVersusTeacher() for _ in runs]
     for sample in samples:
         assert sample.target is not None
-        metrics.update(run(sample.file_inputs), sample.teacher, sample.target, sample.form)
-    return {name.removeprefix("student_"): float(value) for name, value in metrics.compute().items()}
+        for run, scores in zip(runs, metrics, strict=True):
+            scores.update(run(sample.file_inputs), sample.teacher, sample.target, sample.form)
+    computed = [scores.compute() for scores in metrics]
+    return [{name.removeprefix("student_"): float(value) for name, value in row.items()} for row in computed]
 
 
 def logits_of_network(network: nn.Module, inputs: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from kdlab.errors import InputError
 from kdlab.export.deployed import Deployed
 from kdlab.export.flops import flops_of
-from kdlab.export.formats import FORMATS, requirements
+from kdlab.export.formats import FORMATS, requirements, size_of
 from kdlab.export.parity import Run, Sample, logits_of_network, scores_of
 from kdlab.export.timing import latencies, peak_memory
 
@@ -106,7 +105,7 @@ def file_subject(path: Path, shape: Sequence[int] | None = None) -> Subject:
         partial(form.load, path),
         tuple(shape),
         preprocessing.get("dtype") == "uint8",
-        sum(os.path.getsize(path.with_suffix(suffix)) for suffix in (form.suffix, *form.further)),
+        size_of(path, format),
         metadata.get("parameters"),
         metadata.get("flops"),
     )
@@ -132,15 +131,17 @@ def profile(
         )
         for size in BATCHES
     }
+    scores: dict[int, dict[str, float]] = {}
+    for raw in dict.fromkeys(subject.raw for subject in subjects) if samples is not None else ():
+        places = [at for at, subject in enumerate(subjects) if subject.raw == raw]
+        scores |= zip(places, scores_of([runs[at] for at in places], samples(raw)), strict=True)
     rows = []
-    for at, (run, subject) in enumerate(zip(runs, subjects, strict=True)):
+    for at, subject in enumerate(subjects):
         row: dict[str, Any] = dict.fromkeys(COLUMNS)
         row |= {name: getattr(subject, name) for name in ("name", "runtime", "parameters", "flops", "bytes")}
         row["peak_memory"] = memory[at]
         for size in BATCHES:
             row[f"p50_ms_{size}"], row[f"p95_ms_{size}"] = times[size][str(at)]
-        if samples is not None:
-            scores = scores_of(run, samples(subject.raw))
-            row |= {name: scores[name] for name in COLUMNS if name in scores}
+        row |= {name: scores[at][name] for name in COLUMNS if name in scores.get(at, ())}
         rows.append(row)
     return rows

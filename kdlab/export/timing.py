@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 ROUNDS, SECONDS = 7, 0.4
@@ -20,6 +22,8 @@ WARM_UP = 3
 """Calls before the first round, which allocate and choose kernels."""
 BUSY = 0.1
 """Share of the processors that others may use while latencies count as those of an idle machine."""
+SAMPLES = 32
+"""Samples over which the time of one sample is taken."""
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -30,12 +34,15 @@ class Latency(NamedTuple):
     p95: float
 
 
-def latencies(functions: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, Latency]:
+def latencies(
+    functions: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, Latency]:
     """Time functions in alternating rounds, so that a machine that slows down slows all of them.
 
     Args:
         functions: by name, without arguments.
         rounds: how many.
+        clock: returns seconds.
     """
     times: dict[str, list[Latency]] = {name: [] for name in functions}
     for function in functions.values():
@@ -43,20 +50,42 @@ def latencies(functions: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS) 
             function()
     for _ in range(rounds):
         for name, function in functions.items():
-            times[name].append(_round(function))
+            times[name].append(_round(function, clock))
     return {
         name: Latency(*(statistics.median(column) for column in zip(*measured, strict=True)))
         for name, measured in times.items()
     }
 
 
-def _round(function: Callable[[], Any]) -> Latency:
-    calls, end = list[float](), time.perf_counter() + SECONDS
-    while len(calls) < 3 or time.perf_counter() < end:
-        start = time.perf_counter()
+def _round(function: Callable[[], Any], clock: Callable[[], float]) -> Latency:
+    calls, end = list[float](), clock() + SECONDS
+    while len(calls) < 3 or clock() < end:
+        start = clock()
         function()
-        calls.append(1e3 * (time.perf_counter() - start))
+        calls.append(1e3 * (clock() - start))
     return Latency(statistics.median(calls), percentile(calls, 0.95))
+
+
+def one_sample(forward: Callable[[Any], Any], inputs: Iterable[Any]) -> float | None:
+    """Return the seconds of a forward of one sample on one thread, the samples in turn, as of :func:`latencies`.
+
+    It is the thread's time on the processor, so that other runs beside it count little: the time that passes where
+    nothing else runs. They still lengthen it by what both share (caches, memory, a virtual machine's core).
+
+    Args:
+        forward: the network on the processor, in eval mode.
+        inputs: batches of one sample, of which the first 32 count; ``None`` is returned if there are none.
+    """
+    samples, threads = list(itertools.islice(inputs, SAMPLES)), torch.get_num_threads()
+    if not samples:
+        return None
+    turn = itertools.cycle(samples)
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            return latencies({"": lambda: forward(next(turn))}, clock=time.thread_time)[""].p50 / 1e3
+    finally:
+        torch.set_num_threads(threads)
 
 
 def percentile(values: Sequence[float], share: float) -> float:

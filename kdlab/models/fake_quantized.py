@@ -36,7 +36,7 @@ class _FakeQuantized:
         inputs = inputs.float()
         seen = self.input_range.any()
         if self.training:
-            low, high = torch.aminmax(inputs.detach())
+            low, high = inputs.detach().amin(), inputs.detach().amax()  # on a CPU quicker than torch.aminmax
             batch = torch.stack([low.clamp_max(0), high.clamp_min(0)])  # the grid has a 0, for padding
             self.input_range.copy_(torch.where(seen, self.input_range.lerp(batch, RATE), batch))
             seen = torch.ones_like(seen)

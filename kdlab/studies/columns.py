@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 class Trained(NamedTuple):
     """A run that ended well: metrics of its test without ``test/``, and tensors of its student (none: an ensemble).
 
-    ``latency`` is in seconds, of one sample on the processor; ``None`` where it was not measured.
+    ``latency`` is in seconds, of one sample on the processor; ``None`` where it was not measured. ``file`` has the
+    measurements of its exported file by column, where the study names a format.
     """
 
     metrics: Mapping[str, float]
@@ -33,6 +35,7 @@ class Trained(NamedTuple):
     student: Mapping[str, Tensor]
     environment: Mapping[str, str]
     latency: float | None = None
+    file: Mapping[str, float | None] = MappingProxyType({})
 
 
 class Shown(NamedTuple):
@@ -79,6 +82,10 @@ def _environment(name: str) -> Column:
     return Column(name, measured=lambda trained: trained.environment[name])
 
 
+def _of_file(name: str) -> Callable[[Trained], float | None]:
+    return lambda trained: trained.file.get(name)
+
+
 def _parameters(trained: Trained) -> int | None:
     sizes = [value.numel() for name, value in trained.student.items() if name.rsplit(".", 1)[-1] not in BUFFERS]
     return sum(sizes) if trained.student else None
@@ -116,6 +123,10 @@ COLUMNS = (
     Column("parameters", measured=_parameters, shown=Shown("parameters", "M parameters", 1e-6)),
     Column("megabytes", measured=_megabytes, shown=Shown("megabytes", "MB", 1.0, "{:.1f}".format)),
     Column("latency", measured=lambda trained: trained.latency, shown=Shown("latency", "ms a sample", 1e3)),
+    # of the file that the study exports, in its runtime
+    Column("file_accuracy", measured=_of_file("accuracy"), shown=Shown("file_top1", "top-1 of the file")),
+    Column("file_megabytes", measured=_of_file("megabytes"), shown=Shown("file_megabytes", "its MB", 1.0)),
+    Column("file_latency", measured=_of_file("latency"), shown=Shown("file_latency", "its ms a sample", 1e3)),
     Column("batch", _option("data.init_args.batch_size")),  # of all processes
     Column("rate", _option("model.init_args.optimizer.init_args.lr")),
     Column("epochs", _option("trainer.max_epochs"), lambda trained: trained.trainer.current_epoch),

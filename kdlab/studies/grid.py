@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from kdlab.config.error_location import Origin, locate
 from kdlab.config.located_yaml import Place, Source
 from kdlab.errors import InputError
 from kdlab.studies.run_id import of_config
-from kdlab.studies.runs import Cell, Run
+from kdlab.studies.runs import Cell, Run, replaced
 from kdlab.studies.study import QUOTED, Method, Network, Pair, Part, Study
 
 TEACHER_SEED = 1000
@@ -22,6 +23,9 @@ TEACHER_SEED = 1000
 
 CLEARED = "torch.nn.ReLU"
 """Placeholder set before a network: else arguments of the recipe's network would stay where the network names none."""
+
+START = "run:start"
+"""Weights of the run that a method starts from, in a config that has no seed yet."""
 
 Resolve = Callable[[Sequence[str]], dict[str, Any]]
 """Function from arguments of ``kdlab fit`` to the whole config, with every default; nothing is built."""
@@ -68,8 +72,15 @@ class _Grid:
         return sorted(runs.values(), key=lambda run: run.key not in taught)
 
     def add(self, runs: dict[str, Run], pair: Pair, method: Method, seed: int, config: dict[str, Any]) -> None:
-        config = seeded(config, seed, self.fixes_data_seed(*self.parts(pair, method)))
-        key, cell, place = of_config(config), Cell(pair.name, method.name, seed), self.place(pair, method)
+        config, place = seeded(config, seed, self.fixes_data_seed(*self.parts(pair, method))), self.place(pair, method)
+        start: Run | None = None
+        if method.start is not None:
+            before = Cell(pair.name, method.start, seed)
+            if (start := next((run for run in runs.values() if before in run.cells), None)) is None:
+                text = f"{method.name!r} starts from {method.start!r}"
+                raise self.study.source.error(place, f"{text}, which {pair.name} does not have with seed {seed}.")
+            config = replaced(config, {START: f"run:{start.key}"})
+        key, cell = of_config(config), Cell(pair.name, method.name, seed)
         if (same := runs.get(key)) is not None:
             first = same.cells[0] if same.cells else None
             if method.taught or (first is not None and first.method != method.name):
@@ -86,11 +97,15 @@ class _Grid:
         shared = not method.taught and len(pair.roles) > 1
         networks = " + ".join(pair.roles[role].name for role in method.networks.values())
         name = f"{networks if shared else pair.name}, {method.name}, seed {seed}"
-        runs[key] = Run(name, config, key, tuple(teachers), place, pair.roles["student"].name, [cell], self.files)
+        student = pair.roles["student"].name
+        files, export = self.files, self.study.export
+        runs[key] = Run(name, config, key, tuple(teachers), place, student, [cell], files, start, export)
 
     def config(self, pair: Pair, method: Method) -> dict[str, Any]:
         """Return the resolved config of a cell, but for the seed."""
         parts = self.parts(pair, method)
+        if method.start is not None:
+            pair = _started(pair)
         return self.resolved(parts[:3], parts[3:], pair, method.networks, self.place(pair, method))
 
     def teacher(self, network: Network) -> Run:
@@ -106,7 +121,8 @@ class _Grid:
             default = part.options.get("seed_everything", TEACHER_SEED)
             seed = int(network.part.options.get("seed_everything", default))
             config = seeded(config, seed, self.fixes_data_seed(*before, part))
-            run = Run(f"teacher {network.name}", config, of_config(config), (), place, network.name)
+            export, key = self.study.export, of_config(config)
+            run = Run(f"teacher {network.name}", config, key, (), place, network.name, export=export)
             self.teachers[network.name] = run
         return self.teachers[network.name]
 
@@ -118,8 +134,9 @@ class _Grid:
         networks = {key: self.build(pair.roles[role], role) for key, role in roles.items()}
         arguments = [f"--config={path}" for part in parts for path in part.configs]
         options = [part.options for part in before], [part.options for part in after]
-        for group in (*options[0], dict.fromkeys(networks, CLEARED), networks, *options[1]):
+        for group in (*options[0], networks, *options[1]):
             for key, value in group.items():
+                arguments += [f"--{key}={CLEARED}"] if key in networks else []
                 value = self.unquoted(value, pair, place)
                 arguments.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
         try:
@@ -182,6 +199,14 @@ class _Grid:
     def fixes_data_seed(self, *parts: Part) -> bool:
         overridden = any(option.startswith("--data.seed=") for option in self.overrides)
         return overridden or any("data.seed" in part.options for part in parts)
+
+
+def _started(pair: Pair) -> Pair:
+    """Return a pair whose student has the weights of the run that it starts from."""
+    student = pair.roles["student"]
+    build = {"class_path": "kdlab.models.with_weights", "init_args": {"network": dict(student.build), "weights": START}}
+    student = replace(student, build=build, quoted={**student.quoted, "start": build})
+    return replace(pair, roles={**pair.roles, "student": student})
 
 
 def seeded(config: Mapping[str, Any], seed: int, fixed_data: bool) -> dict[str, Any]:

@@ -12,10 +12,10 @@ import yaml
 
 from kdlab.config.located_yaml import Place
 from kdlab.config.run_folder import placed
-from kdlab.files import write_text
+from kdlab.files import write_json, write_text
 from kdlab.studies.run_id import digest
 
-RECIPE, RESULT, STUDENT = "recipe.yaml", "result.json", "student.safetensors"
+RECIPE, RESULT, STUDENT, EXPORT = "recipe.yaml", "result.json", "student.safetensors", "export.json"
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,13 @@ class Run:
         name: for people, such as "resnet56 → resnet20, KD, seed 0".
         config: resolved; weights of a teacher trained here are "run:KEY" in it, files "file:SHA-256".
         key: hash of config, kdlab's version and the code it names (:func:`kdlab.studies.run_id.of_config`).
-        teachers: the runs that this one waits for.
+        teachers: the runs of its teachers, which it waits for.
         place: of the line in the study that it comes from.
         network: name of the student's network.
         cells: of the table that it fills; none for a teacher.
         files: paths by "file:SHA-256".
+        start: the run whose student it starts from, which it waits for too.
+        export: the file that is made of its student, as the study says.
     """
 
     name: str
@@ -50,6 +52,13 @@ class Run:
     network: str
     cells: list[Cell] = field(default_factory=list)
     files: Mapping[str, Path] = field(default_factory=dict)
+    start: Run | None = None
+    export: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def awaited(self) -> tuple[Run, ...]:
+        """Return the runs whose weights this one needs."""
+        return (*self.teachers, self.start) if self.start else self.teachers
 
     @property
     def seed(self) -> int:
@@ -71,25 +80,28 @@ class Run:
         return runs / f"{slug[:80]}-{self.identity(data)}"
 
     def prepare(
-        self, runs: Path, data: str, loggers: Sequence[Mapping[str, Any]] = (), teachers: Sequence[Path] = ()
+        self, runs: Path, data: str, loggers: Sequence[Mapping[str, Any]] = (), awaited: Sequence[Path] = ()
     ) -> Path:
-        """Write the run's whole config into its folder and return the folder; ``teachers`` are its teachers'."""
+        """Write the run's whole config into its folder and return the folder; ``awaited`` are those it waits for."""
         folder = self.folder(runs, data)
         weights = {text: str(path.resolve()) for text, path in self.files.items()}
-        folders = teachers or [teacher.folder(runs, data) for teacher in self.teachers]
-        for teacher, taught in zip(self.teachers, folders, strict=True):
-            weights[f"run:{teacher.key}"] = str((taught / STUDENT).resolve())
-        config = placed(_replaced(dict(self.config), weights), folder, loggers)
+        folders = awaited or [run.folder(runs, data) for run in self.awaited]
+        for run, trained in zip(self.awaited, folders, strict=True):
+            weights[f"run:{run.key}"] = str((trained / STUDENT).resolve())
+        config = placed(replaced(dict(self.config), weights), folder, loggers)
         record = {"class_path": "kdlab.studies.run_callback.Record", "init_args": {"folder": str(folder)}}
         callbacks = config["trainer"]["callbacks"] or []
         config["trainer"]["callbacks"] = [*(callbacks if isinstance(callbacks, list) else [callbacks]), record]
+        if self.export:
+            write_json(folder / EXPORT, dict(self.export))
         write_text(folder / RECIPE, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         return folder
 
 
-def _replaced(value: Any, texts: Mapping[str, str]) -> Any:
+def replaced(value: Any, texts: Mapping[str, str]) -> Any:
+    """Return a config in which some texts are others."""
     if isinstance(value, dict):
-        return {key: _replaced(inner, texts) for key, inner in value.items()}
+        return {key: replaced(inner, texts) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_replaced(inner, texts) for inner in value]
+        return [replaced(inner, texts) for inner in value]
     return texts.get(value, value) if isinstance(value, str) else value

@@ -49,7 +49,7 @@ class Work:
 
     def teaches(self, run: Run) -> bool:
         """Return whether a run that is not done waits for this one's weights."""
-        students = [other for other in self.runs if any(teacher.key == run.key for teacher in other.teachers)]
+        students = [other for other in self.runs if any(awaited.key == run.key for awaited in other.awaited)]
         return any(not self.ledger.finished(self.identity(student)) for student in students)
 
     def state(self, run: Run) -> str:
@@ -72,9 +72,10 @@ class Work:
         try:
             while waiting or running:
                 for run in list(waiting):
-                    ended = [outcome.get(teacher.key) for teacher in run.teachers]
+                    ended = [outcome.get(awaited.key) for awaited in run.awaited]
                     if failed := next((reason for reason in ended if reason not in (None, FINISHED)), None):
-                        outcome[run.key] = f"its teacher failed: {failed}"
+                        kind = "start" if run.start and outcome.get(run.start.key) == failed else "teacher"
+                        outcome[run.key] = f"its {kind} failed: {failed}"
                         waiting.remove(run)
                     elif None not in ended and len(running) < launcher.capacity:
                         waiting.remove(run)
@@ -108,8 +109,8 @@ class Work:
         return outcome
 
     def _prepare(self, run: Run, loggers: Loggers) -> Path:
-        teachers = [self.folder(teacher) for teacher in run.teachers]
-        folder = run.prepare(self.root, self.data(run), loggers(run), teachers)
+        awaited = [self.folder(before) for before in run.awaited]
+        folder = run.prepare(self.root, self.data(run), loggers(run), awaited)
         if self.teaches(run) and not (folder / STUDENT).exists():
             (folder / RESULT).unlink(missing_ok=True)  # its weights were deleted and are needed
         return folder

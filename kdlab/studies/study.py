@@ -10,10 +10,11 @@ from typing import Any
 
 from kdlab.config.located_yaml import Place, Source
 from kdlab.errors import InputError, nearest
+from kdlab.export.formats import requirements
 
 KEYS = (
     *("title", "paper", "recipe", "networks", "teachers", "pairs", "methods", "baseline", "reference", "seeds"),
-    *("published", "measured", "note"),
+    *("published", "measured", "note", "export"),
 )
 TEACHER = {"model.student": "student", "model.teacher": "teacher"}
 QUOTED = re.compile(r"\$(\w+)\.(\w+)")
@@ -51,12 +52,18 @@ class Network:
 
 @dataclass(frozen=True)
 class Method:
-    """Changes to the recipe, the role by the option that its network is put into, and the seeds."""
+    """Changes to the recipe, the role by the option that its network is put into, and the seeds.
+
+    Attributes:
+        start: the method whose student, of the same pair and seed, this one starts from; its options may quote the
+            student with these weights as ``$student.start``.
+    """
 
     name: str
     part: Part
     networks: Mapping[str, str]
     seeds: tuple[int, ...]
+    start: str | None = None
 
     @property
     def taught(self) -> bool:
@@ -82,6 +89,7 @@ class Study:
         teachers: changes for teachers; ``None`` where teachers are used as their class paths build them.
         weights: files of teachers that are not trained here, by the network's name.
         measured: file of accuracies that were measured here, but not as runs of the study.
+        export: the file that is made of each student for its ledger: format, int8, calibrate; empty for none.
     """
 
     source: Source
@@ -97,6 +105,7 @@ class Study:
     published: Path | None
     note: str
     measured: Path | None = None
+    export: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -150,7 +159,9 @@ class _Reader:
         seeds = self.seeds(content.get("seeds", [0]), ("seeds",))
         entries = {key: self.mapping(content[key], (key,)).items() for key in ("networks", "methods")}
         networks = {name: self.network(name, value) for name, value in entries["networks"]}
-        methods = {name: self.method(name, value, seeds) for name, value in entries["methods"]}
+        methods = dict[str, Method]()
+        for name, value in entries["methods"]:
+            methods[name] = self.method(name, value, seeds, methods)
         baseline, reference = content.get("baseline", next(iter(methods))), content.get("reference") or None
         self.known("method", baseline, methods, ("baseline",))
         if reference is not None:
@@ -175,6 +186,7 @@ class _Reader:
             published=self.file(content["published"], ("published",)) if content.get("published") else None,
             note=str(content.get("note", "")),
             measured=self.file(content["measured"], ("measured",)) if content.get("measured") else None,
+            export=self.export(content.get("export")),
         )
 
     def known(self, kind: str, name: Any, names: Collection[str], place: Place) -> None:
@@ -224,9 +236,9 @@ class _Reader:
             self.known("network", name, networks, (*place, role, index))
         return Network(" + ".join(value), {}, {}, members=tuple(networks[name] for name in value))
 
-    def method(self, name: str, value: Any, seeds: tuple[int, ...]) -> Method:
+    def method(self, name: str, value: Any, seeds: tuple[int, ...], before: Mapping[str, Method]) -> Method:
         place = ("methods", name)
-        part, content = self.part(value, place, ("networks", "seeds")), self.mapping(value, place)
+        part, content = self.part(value, place, ("networks", "seeds", "start")), self.mapping(value, place)
         networks = self.mapping(content.get("networks", TEACHER), (*place, "networks"))
         for key, role in networks.items():
             if not isinstance(role, str):
@@ -235,7 +247,16 @@ class _Reader:
             roles = ", ".join(map(repr, networks.values())) or "nothing"
             text = f"the method {name!r} places {roles}, and the network 'student' nowhere."
             raise self.error((*place, "networks"), text)
-        return Method(name, part, networks, self.seeds(content.get("seeds", list(seeds)), (*place, "seeds")))
+        if (start := content.get("start")) is not None:
+            self.known("method before this one", start, before, (*place, "start"))
+        return Method(name, part, networks, self.seeds(content.get("seeds", list(seeds)), (*place, "seeds")), start)
+
+    def export(self, value: Any) -> dict[str, Any]:
+        options = self.mapping(value, ("export",), ("format", "int8", "calibrate"))
+        if options:
+            with self.source.errors_at(("export",)):
+                requirements(str(options.get("format")), int8=bool(options.get("int8")))
+        return options
 
     def seeds(self, value: Any, place: Place) -> tuple[int, ...]:
         numbers = isinstance(value, list) and all(type(seed) is int and 0 <= seed < 2**32 for seed in value)

@@ -13,23 +13,26 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 import yaml
 
 from kdlab.config.lightning_cli import take_up
 from kdlab.config.run_arguments import last_checkpoint
 from kdlab.config.run_folder import finish_loggers
+from kdlab.config.trained_run import file_name, trained_run
 from kdlab.errors import InputError, refusal_in
+from kdlab.export.formats import FORMATS, size_of
 from kdlab.export.student import student_of
+from kdlab.export.timing import SAMPLES, one_sample
 from kdlab.files import locked, read_json, write_json
 from kdlab.models.weights import save_tensors
 from kdlab.outputs import Batch
 from kdlab.studies.columns import COLUMNS, Trained
 from kdlab.studies.environment import versions
-from kdlab.studies.latency import latency
 from kdlab.studies.launchers import WATCHED
 from kdlab.studies.ledger import FAILED, FINISHED
 from kdlab.studies.run_callback import STATUS, Record
-from kdlab.studies.runs import RECIPE, RESULT, STUDENT
+from kdlab.studies.runs import EXPORT, RECIPE, RESULT, STUDENT
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,7 +79,8 @@ def _train(folder: Path) -> None:
     metrics = {name.removeprefix("test/"): float(value) for name, value in tested.items()}
     record = next(callback for callback in trainer.callbacks if isinstance(callback, Record))  # type: ignore[attr-defined]
     environment = versions(trainer.strategy.root_device, trainer.world_size)
-    trained = Trained(metrics, record, trainer, student, environment, _latency(cli.model, cli.datamodule))
+    time = _latency(cli.model, cli.datamodule)
+    trained = Trained(metrics, record, trainer, student, environment, time, _exported(folder))
     result = {column.name: column.measured(trained) for column in COLUMNS if column.measured}
     write_json(folder / RESULT, {**result, "accuracies": record.accuracies, "test": metrics})
 
@@ -92,10 +96,32 @@ def _latency(module: pl.LightningModule, data: pl.LightningDataModule) -> float 
     module.cpu().eval()
     batches = (data.on_after_batch_transfer(raw, 0) for raw in data.test_dataloader())
     try:
-        return latency(module, (Batch.of(batch).inputs for batch in batches))
+        return one_sample(module, (Batch.of(batch).inputs for batch in batches))
     except Exception:
         logging.getLogger(__name__).warning("The time of one sample could not be measured:", exc_info=True)
         return None
+
+
+def _exported(folder: Path) -> dict[str, float | None]:
+    """Export the student as the study says, and return accuracy, size and time of the file in its runtime.
+
+    What fails here leaves the columns out and not the run. What int8 loses is for the table to show, and has no bound.
+    """
+    if not (options := read_json(folder / EXPORT)):
+        return {}
+    format, int8 = options["format"], bool(options.get("int8"))
+    path = folder / file_name(format, int8)
+    try:
+        path.unlink(missing_ok=True)  # of a call that was killed
+        run = trained_run(folder)
+        checked = run.export(path, format, int8=int8, calibrate=options.get("calibrate", 512), points=100)
+        torch.set_num_threads(1)  # which the runtime takes over when it loads
+        inputs = (sample.file_inputs[:1] for sample in run.samples(False, SAMPLES))
+        time = one_sample(FORMATS[format].load(path), inputs)
+    except Exception:
+        logging.getLogger(__name__).warning("The student could not be exported:", exc_info=True)
+        return {}
+    return {"accuracy": checked.scores.get("accuracy"), "megabytes": size_of(path, format) / 1e6, "latency": time}
 
 
 def _exit_with_the_study() -> None:

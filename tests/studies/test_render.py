@@ -19,7 +19,8 @@ from tests.studies.small import PAIR, STUDY, enter, named, runs, study
 SECOND = "tiny → big"
 COLUMNS = (
     *("pair", "method", "seeds", "of", "top1", "std", "best", "gain", "gain_low", "gain_high", "published"),
-    *("beyond_published", "perplexity", "agreement", "ece", "parameters", "megabytes", "latency", "minutes", "source"),
+    *("beyond_published", "perplexity", "agreement", "ece", "parameters", "megabytes", "latency"),
+    *("file_top1", "file_megabytes", "file_latency", "minutes", "source"),
 )
 TWO = STUDY.replace("student: tiny}", "student: tiny}\n  - {teacher: tiny, student: big, methods: {KD: null}}").replace(
     "seeds:", "  CRD: {configs: [kd.yaml], options: {x: 1}}\nreference: CRD\nnote: A note.\nseeds:"
