@@ -5,17 +5,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from typing import Any, final
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning import Callback
 from torch import Tensor, nn
 
 from kdlab.errors import InputError, nearest
-from kdlab.losses.functional import full_precision, widens
+from kdlab.losses.functional import widens
 from kdlab.losses.response.logits import kinds_of
+from kdlab.losses.sample_weights import dropped_mean, each_sample, in_full_precision, sample_by_sample
 from kdlab.members.member import Learner, NetworkMember
 from kdlab.outputs import Batch, Outputs
 from kdlab.outputs.containers import gathered
@@ -58,6 +59,9 @@ class Knowledge(Callback):
         teachers: names of the teachers whose edges it uses; all edges if not given.
         gather: compare the samples of all processes, for a loss that couples the samples of a batch (RKD, DIST, ...):
             value and gradient are then those of one process. By default each process compares its own samples.
+        dropping: with several teachers by name, the chance that a teacher is left out for a sample (UNIC: 0.5); the one
+            with the largest loss never is. The loss is then the mean over what is left, see
+            :func:`~kdlab.losses.sample_weights.dropped_mean`; weights of edges do not count.
 
     Raises:
         InputError: a negative or non-finite weight, unknown ``needs``, or a hook under its old name.
@@ -81,6 +85,7 @@ class Knowledge(Callback):
         teacher_layers: Sequence[str] = (),
         teachers: Sequence[str] = (),
         gather: bool = False,
+        dropping: float = 0.0,
     ) -> None:
         self.weight = weight_at_least_zero(weight, "A knowledge's weight")
         self.loss = loss
@@ -89,7 +94,10 @@ class Knowledge(Callback):
         self.edges: tuple[tuple[Edge, nn.Module], ...] = ()
         self.is_connected = False
         self.form: TaskFormat | None = None
-        self.schedule, self.gather = schedule, gather
+        self.schedule, self.gather, self.dropping = schedule, gather, dropping
+        if not 0 <= dropping <= 1 or (dropping and not hasattr(loss, "per_sample")):
+            text = "is a chance from 0 to 1, and needs a loss that has per_sample(), such as CosineSmoothL1"
+            raise InputError(f"dropping {text}; it is {dropping} with {type(loss).__name__}.")
         needs = getattr(loss, "needs", ())
         if isinstance(needs, str) or not set(needs) <= set(NEEDS):
             words = ", ".join(map(repr, NEEDS))
@@ -184,22 +192,35 @@ class Knowledge(Callback):
         """Return the factor of the loss at ``progress``."""
         return self.weight if self.schedule is None else self.weight * self.schedule(progress)
 
+    def total(
+        self, edges: Sequence[tuple[Edge, nn.Module]], seen: Mapping[str, Outputs], batch: Batch
+    ) -> Tensor | None:
+        """Return the loss over edges, a scalar; ``None`` where none of them has a teacher yet."""
+        if self.dropping and len(edges) > 1:
+            sides = [(loss, *self._sides(edge, seen, batch)) for edge, loss in edges]
+            return dropped_mean([each_sample(*each) for each in sides], self.dropping)
+        values = [value for edge, loss in edges if (value := self.compare(edge, loss, seen, batch)) is not None]
+        return reduce(add, values) if values else None
+
+    def _sides(self, edge: Edge, seen: Mapping[str, Outputs], batch: Batch) -> tuple[Outputs, Outputs, Tensor]:
+        """Return student, teacher and target of an edge as a loss reads them."""
+        student, teacher = seen[edge.student], seen[edge.teacher]
+        if teacher.index is None and student.index is not None:
+            teacher = replace(teacher, index=student.index)
+        teacher = teacher.only(self.teacher_layers)
+        return student.only(self.student_layers), teacher.detach() if edge.detach else teacher, student.targets(batch)
+
     def compare(self, edge: Edge, loss: nn.Module, seen: Mapping[str, Outputs], batch: Batch) -> Tensor | None:
         """Return the loss of one edge with the edge's weight, without the knowledge's own: a scalar.
 
         It is ``None`` where the edge has no teacher yet, or weighs 0. With weights for each sample, of the edge or of
         an ensemble's teachers, the loss is taken sample by sample. A teacher without sample index gets the student's.
         """
-        student, teacher = seen[edge.student], seen.get(edge.teacher)
+        teacher: Outputs | None = seen.get(edge.teacher)
         weight = edge.weight(seen, batch) if callable(edge.weight) else edge.weight
         if teacher is None or (not isinstance(weight, Tensor) and weight == 0):
             return None
-        target = student.targets(batch)
-        if teacher.index is None and student.index is not None:
-            teacher = replace(teacher, index=student.index)
-        student, teacher = student.only(self.student_layers), teacher.only(self.teacher_layers)
-        if edge.detach:
-            teacher = teacher.detach()
+        student, teacher, target = self._sides(edge, seen, batch)
         if self.gather:
             student, teacher, target, weight = gathered((student, teacher, target, weight))
         members = teacher.members if self.reads_logits else ()
@@ -212,9 +233,9 @@ class Knowledge(Callback):
             if not len(student.logits):
                 return student.logits.sum() * 0  # no position counts
         if members:
-            value = _sample_by_sample(loss, student, teacher, target)
+            value = sample_by_sample(loss, student, teacher, target)
         else:
-            forward = loss if self._wide else partial(_in_full_precision, loss)
+            forward = loss if self._wide else partial(in_full_precision, loss)
             value = forward(student, teacher, target)
         return value if weight == 1 else value * weight
 
@@ -241,25 +262,6 @@ class Knowledge(Callback):
         if set(self.views) - set(teacher.views):
             return f"the teacher on further views ({', '.join(self.views)})"
         return None
-
-
-@full_precision
-def _in_full_precision(loss: nn.Module, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-    value: Tensor = loss(student, teacher, target)
-    return value
-
-
-@full_precision
-def _sample_by_sample(loss: nn.Module, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-    r"""Return the sum over teachers m of the mean over samples b of :math:`w_{mb} loss_b(student, m, target)`."""
-    per_sample = getattr(loss, "per_sample", None)
-    if per_sample is None:
-        raise InputError(
-            f"{type(loss).__name__} gives one number a batch, but its teachers count differently for each sample: use "
-            "a loss that has per_sample(), such as SoftTargets, or another ensemble or gate."
-        )
-    weighted = [(weight * per_sample(student, outputs, target)).mean() for outputs, weight in teacher.members]
-    return torch.stack(weighted).sum()
 
 
 def pair_of(edge: Edge) -> Pair:

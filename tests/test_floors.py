@@ -24,6 +24,7 @@ LAYERS = (  # each imports from those before it alone
     ("teaching",),
     ("knowledge",),
     ("modules",),
+    ("probes",),
     ("export",),
     ("config",),
     ("figures",),
@@ -34,7 +35,7 @@ LAYERS = (  # each imports from those before it alone
 FLOORS = {name: floor for floor, names in enumerate(LAYERS) for name in names}
 WITHOUT_LIGHTNING = {name for name, floor in FLOORS.items() if floor < FLOORS["knowledge"]} - {"compat", "data"}
 LIGHTNING = {"pytorch_lightning", "lightning_fabric", "lightning"}
-OPTIONAL = {"timm", "transformers", "tokenizers", "peft", "datasets", "pyarrow", "ray", "wandb", "sklearn"}
+OPTIONAL = {"timm", "transformers", "tokenizers", "peft", "datasets", "pyarrow", "litdata", "ray", "wandb", "sklearn"}
 OPTIONAL |= {"onnx", "onnxscript", "onnxruntime", "executorch", "torchao", "openvino"}
 """Packages that many installations lack, or few runs need."""
 HEAVY = ["torch", "torchvision", "pytorch_lightning", "torchmetrics", "numpy", "scipy", "matplotlib", "rich"]

@@ -30,6 +30,7 @@ COMMANDS = {
     "cache": "write the outputs of a recipe's teacher on every training sample to a file",
     "export": "write the student of a run: safetensors, torch, ONNX, ExecuTorch or OpenVINO, checked; int8",
     "profile": "measure networks and exported files: size, operations, latency, memory, accuracy",
+    "evaluate": "probe a run's features: neighbors, linear probe, few labels, likeness to its teachers, corruptions",
     "plot": "draw a run: curves, calibration, agreement, similarity of layers; curves of several runs",
     "reproduce": "train what is missing of a study (data, pairs, methods, seeds) and print its table",
     "report": "print and write the table of a study, beside the published numbers",

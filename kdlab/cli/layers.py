@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 from torch import nn
@@ -11,9 +12,11 @@ from torch import nn
 from kdlab.cli.printing import titled_table
 from kdlab.config.class_paths import check_config
 from kdlab.config.parser_errors import parser_error
+from kdlab.config.shorthands import expanded_options
 from kdlab.errors import InputError, refusal_in
 from kdlab.export.layer_shapes import shape_text, shapes
-from kdlab.outputs import heads_of
+from kdlab.outputs import heads_of, observe
+from kdlab.outputs.network_layers import classifier_of
 
 
 def layers(network: str, overrides: list[str], input: str = "3,32,32", depth: int = 0) -> None:
@@ -39,11 +42,37 @@ def layers(network: str, overrides: list[str], input: str = "3,32,32", depth: in
             rows.append((name, type(module).__name__, output, f"{count:,}" if count else ""))
     columns, console = ("name", "module", "output", "parameters"), Console()
     console.print(titled_table(f"{network}, input {shape_text(shape)}", columns, rows, numbers=columns[3:]))
+    console.print(features_text(built, shape), highlight=False)
     if further := [head for head in heads_of(built) if head]:
         console.print(
             f"The network has further outputs: {', '.join(further)}. A name taps each output's own layer, where the "
             "output has one, else the layer that all outputs share."
         )
+
+
+def features_text(network: nn.Module, shape: Sequence[int]) -> str:
+    """Return what the embedding of a network is, and what its tokens and map are called."""
+    with torch.no_grad():
+        seen = observe(network.eval(), torch.zeros(2, *shape))
+    classifier = next((name for name, part in network.named_modules() if part is classifier_of(network)), "")
+    if seen.embedding is None:
+        lines = ["It has neither an embedding nor a linear classifier: name a layer."]
+    elif seen.embedding is seen.logits:
+        lines = [f"It has no classifier: its output, {shape_text(seen.embedding.shape[1:])}, is its embedding."]
+    else:
+        lines = [
+            f"Its embedding, {shape_text(seen.embedding.shape[1:])}, is the input of its classifier {classifier!r}."
+        ]
+    forms = []
+    for tap in ("features", "features:tokens", "features:map"):
+        try:
+            with torch.no_grad():
+                forms.append(
+                    f"{tap!r} is {shape_text(observe(network, torch.zeros(2, *shape), [tap]).layers[0].shape[1:])}"
+                )
+        except InputError:
+            continue
+    return " ".join([*lines, f"Before pooling: {', '.join(forms)}." if forms else ""]).strip()
 
 
 def network_from(class_path: str, options: Sequence[str]) -> nn.Module:
@@ -52,7 +81,7 @@ def network_from(class_path: str, options: Sequence[str]) -> nn.Module:
     parser.add_argument("--network", type=nn.Module)
     inside = [f"--network.{option.removeprefix('--')}" if option.startswith("--") else option for option in options]
     try:
-        parsed = parser.parse_args([f"--network={class_path}", *inside])
+        parsed = parser.parse_args(expanded_options([f"--network={class_path}", *inside]))
         check_config(parsed.as_dict())
         network = parser.instantiate(parsed).network
     except (ArgumentError, ValueError, TypeError) as error:

@@ -14,6 +14,7 @@ from jsonargparse import get_loader
 from kdlab.config.located_yaml import Source
 from kdlab.config.recipe_files import with_recipes
 from kdlab.config.run_arguments import with_run_folders
+from kdlab.config.shorthands import expanded_options
 from kdlab.errors import InputError, form_of
 
 DATA = "--data=kdlab.data.Digits"
@@ -28,11 +29,12 @@ LOSS = re.compile(r"(--model(?:\.init_args)?\.knowledge\.\w+)=(kdlab\.losses\.[\
 
 
 def merge_configs(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments of ``kdlab fit`` with seven changes, which LightningCLI does not make; files are read once.
+    """Return the arguments of ``kdlab fit`` with eight changes, which LightningCLI does not make; files are read once.
 
     - A run's folder as ``--ckpt_path`` becomes its last checkpoint, and brings its config if no other is named.
     - The name of a recipe that ships with kdlab, where there is no such file, becomes its path.
     - ``knowledge.NAME=kdlab.losses.DKD`` becomes ``knowledge.NAME.loss=kdlab.losses.DKD``.
+    - ``model.teacher=timm:NAME`` becomes the class path and its arguments, see :mod:`kdlab.config.shorthands`.
     - The knowledge of a config is added to that of the configs before it, where a knowledge of the same name is
       replaced. For every other key the last value counts, as in LightningCLI.
     - An empty knowledge precedes the first option that adds to it, such as ``knowledge.mine.loss``, if no config has
@@ -41,7 +43,7 @@ def merge_configs(arguments: Sequence[str]) -> list[str]:
     - :data:`DATA` precedes all others where no data is named. As a default of the parser, its own options (no padding,
       no flip) would stay when a config names another class.
     """
-    arguments = _with_groups(with_recipes(with_run_folders(arguments)))
+    arguments = _with_groups(expanded_options(with_recipes(with_run_folders(arguments))))
     arguments = [LOSS.sub(r"\1.loss=\2", argument) for argument in arguments]
     merged, known, indices = list(arguments), dict[str, Any](), list[int]()
     has_model, has_data = _has_option(arguments, "--model"), _has_option(arguments, "--data")

@@ -37,6 +37,7 @@ from kdlab.config.run_folder import (
     run_folder,
     run_loggers,
 )
+from kdlab.config.shorthands import expanded
 from kdlab.config.step_checkpoint import ModelCheckpoint
 from kdlab.errors import InputError
 from kdlab.files import write_text
@@ -60,7 +61,7 @@ def _plain(value: Any) -> Any:
 
 
 def _load(text: str, load: Callable[[str], Any] = get_loader("yaml")) -> Any:  # noqa: B008
-    """Read YAML, in which None is null: jsonargparse passes null to nested classes as this word.
+    """Read YAML with shorthands of networks; None is null, which jsonargparse passes to nested classes as this word.
 
     Raises:
         InputError: it has a key twice, or holds itself.
@@ -68,7 +69,7 @@ def _load(text: str, load: Callable[[str], Any] = get_loader("yaml")) -> Any:  #
     value = load(text)
     if isinstance(value, dict | list):
         Source(Path("an option"), text)
-    return _null(value)
+    return _null(expanded(value))
 
 
 def _null(value: Any) -> Any:

@@ -7,7 +7,9 @@ from kdlab.data.images import ImageData
 from kdlab.data.mixing import CutMix, Mixing, MixUp
 from kdlab.data.mnist import MNIST
 from kdlab.data.paired_views import LastBatch, SameClass, SecondView
+from kdlab.data.preprocessing import Preprocessing
 from kdlab.data.text import TextData
+from kdlab.data.unlabeled import UnlabeledImages
 from kdlab.data.views import Mixed, RandAugment, Rotations, View
 
 __all__ = [
@@ -22,10 +24,12 @@ __all__ = [
     "MixUp",
     "Mixed",
     "Mixing",
+    "Preprocessing",
     "RandAugment",
     "Rotations",
     "SameClass",
     "SecondView",
     "TextData",
+    "UnlabeledImages",
     "View",
 ]

@@ -94,7 +94,7 @@ class ImageFolder(ImageData):
     def setup(self, stage: str | None = None) -> None:
         """List the splits once; then decode those that this stage needs, if they are kept in memory."""
         if not self._trees:
-            available = splits(Path(self.root), self.class_order)
+            available = self.trees()
             for tree in available.values() if self.on_error == "skip" else ():
                 omit_damaged(tree)
             self._list(available)
@@ -114,6 +114,10 @@ class ImageFolder(ImageData):
             ready = list(self._trees)
         self._sets = {name: self._set(name) for name in ready}
 
+    def trees(self) -> dict[str, Tree]:
+        """Return the images of each split."""
+        return splits(Path(self.root), self.class_order)
+
     def _list(self, available: dict[str, Tree]) -> None:
         """Choose each split's tree and rows, and the sizes and classes that follow."""
         train = available["train"]
@@ -121,9 +125,7 @@ class ImageFolder(ImageData):
         if self.validation:
             trees = {"train": train, "val": train, "test": available.get("test", available.get("val", train))}
         elif len(available) == 1:
-            raise InputError(
-                f"{self.root!r} has neither 'val' nor 'test'; add one, or hold images out with validation=..."
-            )
+            trees = self.without_evaluation(train)
         else:
             val, test = available.get("val"), available.get("test")
             trees = {"train": train, "val": cast(Tree, val or test), "test": cast(Tree, test or val)}
@@ -140,9 +142,13 @@ class ImageFolder(ImageData):
         self._keeps_decoded = fit if self.in_memory is None else self.in_memory
         self._trees = trees
 
+    def without_evaluation(self, train: Tree) -> dict[str, Tree]:
+        """Return the splits of a data set that has neither "val" nor "test"."""
+        raise InputError(f"{self.root!r} has neither 'val' nor 'test'; add one, or hold images out with validation=...")
+
     def _decode(self, names: list[str]) -> None:
         try:
-            for name in names:
+            for name in [name for name in names if name in self._trees]:
                 path = self._path(name)
                 if path not in self._decoded:
                     self._decoded[path] = decode(self._trees[name], self.shape[1:])

@@ -48,6 +48,19 @@ class Tree:
     """
 
     def __init__(self, path: Path, class_order: ClassOrder = None) -> None:
+        images = self._list(path)
+        stray = [entry for entry in images if "/" not in entry]
+        if stray:
+            raise InputError(f"{path} has the image {stray[0]!r} outside its class folders.")
+        if not images:
+            raise InputError(f"{path} has no images in class folders ({', '.join(sorted(SUFFIXES))}).")
+        self.classes = ordered(self._folders, class_order)
+        label_of = {name: number for number, name in enumerate(self.classes)}
+        by_class = sorted((label_of[entry.split("/", 1)[0]], entry) for entry in images)
+        self._use(by_class)
+
+    def _list(self, path: Path) -> list[str]:
+        """Return the images of a directory or zip file."""
         self.path = path
         self.zipped = path.is_file()
         self._handle: tuple[int, zipfile.ZipFile] | None = None
@@ -59,7 +72,7 @@ class Tree:
             prefix = f"{path.stem}/"  # train.zip may hold train/<class>/... or <class>/...
             self.prefix = prefix if all(entry.startswith(prefix) for entry in entries if "/" in entry) else ""
             entries = [entry.removeprefix(self.prefix) for entry in entries]
-        folders = {entry.split("/", 1)[0] for entry in entries if "/" in entry}
+        self._folders = {entry.split("/", 1)[0] for entry in entries if "/" in entry}
         images = [entry for entry in entries if _is_image(entry)]
         files = [entry for entry in entries if entry and entry[-1] != "/" and not _is_image(entry)]
         unread = Counter(PurePosixPath(entry).suffix or "without suffix" for entry in files)
@@ -67,15 +80,7 @@ class Tree:
         if unread:
             kinds = ", ".join(f"{count} {kind}" for kind, count in unread.most_common(5))
             rank_zero_warn(f"{path}: {unread.total()} files are not read, as they are hidden or no images ({kinds}).")
-        stray = [entry for entry in images if "/" not in entry]
-        if stray:
-            raise InputError(f"{path} has the image {stray[0]!r} outside its class folders.")
-        if not images:
-            raise InputError(f"{path} has no images in class folders ({', '.join(sorted(SUFFIXES))}).")
-        self.classes = ordered(folders, class_order)
-        label_of = {name: number for number, name in enumerate(self.classes)}
-        by_class = sorted((label_of[entry.split("/", 1)[0]], entry) for entry in images)
-        self._use(by_class)
+        return images
 
     def _use(self, by_class: Sequence[tuple[int, str]]) -> None:
         self.labels = torch.tensor([label for label, _ in by_class], dtype=torch.int64)

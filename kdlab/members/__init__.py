@@ -1,5 +1,6 @@
 """Sources of outputs: trained, frozen and averaged networks, banks and mixtures."""
 
+from kdlab.data.preprocessing import Preprocessing
 from kdlab.members.bank import Bank
 from kdlab.members.copies import EMA, Snapshot
 from kdlab.members.fast_inference import Fast
@@ -11,4 +12,4 @@ from kdlab.members.stored import Stored
 from kdlab.members.teacher_cache import Cached, TeacherCache
 
 __all__ = ["EMA", "Bank", "Cached", "Fast", "Frozen", "Learner", "Member", "Snapshot", "Stored", "TeacherCache"]
-__all__ += ["Retokenized", "save_outputs"]
+__all__ += ["Preprocessing", "Retokenized", "save_outputs"]

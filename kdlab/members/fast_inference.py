@@ -165,6 +165,7 @@ class FastObserver(Observer):
             if fast.compile:
                 made.compile()
             runner = _Runner(made, self.layers, dtype, channels_last)
+            runner.acts_as(self._plain)
             name, off = _farthest(runner(inputs), plain)
             found = f"outputs differ most in {name}, by {off:.2g} of its std on the first batch"
             if off > allowed:
@@ -231,7 +232,7 @@ class _Runner(Observer):
             if overwritten:
                 self._copied |= overwritten
                 return self(inputs, only_layers)
-            outputs = self._outputs(torch.empty(0), "")
+            outputs = self._outputs(torch.empty(0), "", inputs)
             self._kept.clear()
         if only_layers and self.last:
             outputs = Outputs(outputs.layers[0].new_empty(len(first), 0), outputs.layers, names=outputs.names)

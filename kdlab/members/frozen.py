@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from kdlab.compat import convert
+from kdlab.data.preprocessing import Normalization, Preprocessing
+from kdlab.errors import InputError
 from kdlab.members.fast_inference import Fast, FastObserver
 from kdlab.members.member import UntrainedMember
+from kdlab.outputs.containers import Batch, Outputs
 from kdlab.outputs.observer import Observer
 
 
@@ -28,10 +31,17 @@ class Frozen(UntrainedMember):
         batchnorm: ``"frozen"`` normalizes with the running statistics. ``"batch"`` normalizes with those of the batch,
             as the released code of OFD and ReviewKD (CIFAR) does; the running statistics still do not change.
         fast: what may be done to make the forward cheaper; ``None`` for nothing.
+        preprocessing: what the network was trained to see; ``"own"`` for what timm's ``pretrained_cfg`` says of it,
+            ``None`` for images as the student sees them.
+
+    Attributes:
+        normalized: how the data normalizes the images, set before the first batch; ``None`` if it does not say.
 
     Raises:
-        InputError: ``batchnorm`` is an unknown word.
+        InputError: ``batchnorm`` is an unknown word, or ``preprocessing`` is "own" and the network says nothing.
     """
+
+    normalized: Normalization | None = None
 
     is_frozen: ClassVar[bool] = True
 
@@ -41,8 +51,10 @@ class Frozen(UntrainedMember):
         name: str = "teacher",
         batchnorm: Literal["frozen", "batch"] = "frozen",
         fast: Fast | None = Fast(),  # noqa: B008  # frozen
+        preprocessing: Preprocessing | Literal["own"] | None = None,
     ) -> None:
         self.fast = fast
+        self.preprocessing = preprocessing_of(network) if preprocessing == "own" else preprocessing
         super().__init__(name, network, batchnorm)
 
     def make_observer(self, layers: Sequence[str], only_layers: bool) -> Observer:
@@ -52,7 +64,27 @@ class Frozen(UntrainedMember):
             return Observer(self.network, layers)
         return FastObserver(self.network, layers, fast)
 
+    def observe(self, inputs: Any, batch: Batch) -> Outputs:
+        """Run the network once on inputs as the student sees them."""
+        if self.preprocessing is not None:
+            inputs = self.preprocessing(inputs, self.normalized)
+        return super().observe(inputs, batch)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Frozen:
         with torch.no_grad():
             convert(self.network, fn)
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def preprocessing_of(network: nn.Module) -> Preprocessing:
+    """Return what a network says that it was trained to see.
+
+    Raises:
+        InputError: it says nothing.
+    """
+    if (about := Preprocessing.of(network)) is None:
+        raise InputError(
+            f"{type(network).__name__} does not say how it was trained to see images (timm's pretrained_cfg): give "
+            "kdlab.members.Preprocessing with mean, std and size."
+        )
+    return about

@@ -14,7 +14,8 @@ from kdlab.errors import check_word
 from kdlab.members.batchnorm import batch_statistics
 from kdlab.outputs.containers import Batch, Outputs
 from kdlab.outputs.network_layers import heads_of
-from kdlab.outputs.observer import Observer, headed, inputs_with_views, with_views
+from kdlab.outputs.observer import Observer
+from kdlab.outputs.split_views import headed, inputs_with_views, with_views
 from kdlab.outputs.task_format import ALL_KINDS, CLASSES, Kind
 from kdlab.schedules import Progress
 

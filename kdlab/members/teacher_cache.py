@@ -22,7 +22,7 @@ from kdlab.members.frozen import Frozen
 from kdlab.members.member import Member, Seen
 from kdlab.members.row_store import Form, Rows, Values, refused
 from kdlab.outputs.containers import Batch, Outputs
-from kdlab.outputs.observer import inputs_with_views, with_views
+from kdlab.outputs.split_views import inputs_with_views, with_views
 from kdlab.outputs.task_format import ALL_KINDS
 
 _log = logging.getLogger("kdlab.teaching")

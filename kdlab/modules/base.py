@@ -94,6 +94,7 @@ class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
         self.lr: float | None = None
         self.dry_run: DryRun | None = None
         self.ignore: int | None = None  # the label that does not count, if there may be one
+        self.is_labeled = True  # whether labels are there that a classifier scores
         self.length = RunLength()
         self._planned: tuple[float | None, int | None] = None, None
         self._turn: str | None = None
@@ -213,7 +214,7 @@ class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
     def supervised(self, seen: Mapping[str, Outputs], batch: Batch) -> Tensor | None:
         """Return the task loss over the plan's supervision; ``None`` if nothing is supervised in this turn."""
         values = []
-        for name, weight in self.plan.supervision.items():
+        for name, weight in self.plan.supervision.items() if self.is_labeled else ():
             if self._turn not in (None, self.plan.owners[name].name):
                 continue
             number = weight(seen, batch) if callable(weight) else weight
@@ -235,16 +236,15 @@ class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
         if not active and all(isinstance(member, Learner) or member.is_frozen for member in members):
             members = self.plan.learners.values()  # frozen teachers rest while no knowledge counts
         seen = self.observe(batch, members)
-        terms: dict[str, tuple[Tensor, float]] = {}
+        terms = dict[str, tuple[Tensor, float]]()
         task_weight = self.task_weight * (self.task_schedule(progress) if self.task_schedule else 1.0)
         if task_weight and (task := self.supervised(seen, batch)) is not None:
             terms["task"] = task, task_weight
         for name, weight in active.items():
             knowledge = self.knowledge[name]
             edges = [(e, x) for e, x in knowledge.edges if self._turn in (None, self.plan.owners[e.student].name)]
-            values = [value for e, x in edges if (value := knowledge.compare(e, x, seen, batch)) is not None]
-            if values:
-                terms[name] = reduce(add, values), weight
+            if (value := knowledge.total(edges, seen, batch)) is not None:
+                terms[name] = value, weight
         if not terms:
             raise InputError(
                 f"Nothing is left to learn at epoch {progress.epoch}: the task and all knowledge weigh 0, or no edge "
@@ -268,8 +268,8 @@ class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
 
     def _log_terms(self, terms: Terms, total: Tensor, seen: Mapping[str, Outputs], batch: Batch, due: bool) -> None:
         logits = {name: seen[name].logits for name in self.plan.students}
-        form = None if batch.is_generated else self.form
-        self._log.add(terms, total, logits, batch.target, self._turn != self.plan.turns[0], form, self.ignore)
+        known = self.form if self.is_labeled and not batch.is_generated else None, self.ignore
+        self._log.add(terms, total, logits, batch.target, self._turn != self.plan.turns[0], *known)
         # One call every N steps: self.log costs 0.25 ms a call, whether or not a logger reads it.
         if due and self._turn == self.plan.turns[-1] and not is_accumulating(self.trainer):
             values = {**self._log.flush(), **self._guards.values(self.trainer.world_size)}

@@ -22,7 +22,7 @@ from kdlab.members.frozen import Frozen
 from kdlab.members.teacher_cache import Cached, Store, TeacherCache, plan_disk
 from kdlab.modules.first_batch import FirstBatch
 from kdlab.modules.source_checks import host_index
-from kdlab.outputs import inputs_of, observe
+from kdlab.outputs import inputs_of
 from kdlab.teaching.plan import Plan
 
 _OF_ANY = frozenset(vars(nn.Module()))  # attributes that say how a module is used: mode, hooks
@@ -58,13 +58,14 @@ def use_cache(
         rows[view] = first.samples * (len(inputs_of(few.view(view))) // len(few.target))
     how = {"precision": str(trainer.precision), "device": trainer.strategy.root_device.type}
     fingerprint = _plain(data.fingerprint())
-    with torch.no_grad():
-        seen = observe(teachers[0].network, few.inputs)
-    forms = cache.forms(seen, any(each.reads_embedding for each in knowledge.values()))
+    reads_embedding = any(each.reads_embedding for each in knowledge.values())
     cache, undo = _with_views_of(cache, data)
     cached = {}
     for teacher in teachers:
         about = {**describe(teacher.network), "fast": teacher.fast and dataclasses.asdict(teacher.fast), **how}
+        if teacher.preprocessing is not None:
+            about["preprocessing"] = dataclasses.asdict(teacher.preprocessing)
+        forms = cache.forms(teacher.observe(few.inputs, few._replace(progress=None)), reads_embedding)
         store = Store(cache, {"teacher": about, "data": fingerprint}, rows, forms)
         cached[teacher.name] = Cached(teacher, store, host_index(data))
     plan_disk([member.store for member in cached.values()], max(trainer.max_epochs or 1, 1))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from kdlab.data.preprocessing import Preprocessing
 from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge
 from kdlab.metrics import StudentVersusTeacher
@@ -16,6 +18,7 @@ from kdlab.modules.cache_setup import use_cache
 from kdlab.modules.evaluation import RememberedLogits, warn_of_teacher
 from kdlab.modules.first_batch import first_batch
 from kdlab.outputs import Batch, logits_of, run
+from kdlab.outputs.network_layers import declares_no_classifier
 from kdlab.outputs.task_format import TaskFormat, task_format
 from kdlab.schedules import Schedule
 from kdlab.teaching import Ensemble, Fast, FrozenTeacher, Plan, TeacherCache
@@ -47,7 +50,8 @@ class Distiller(DistillationModule):
 
     Args:
         student: the network to train.
-        teacher: the network to learn from, or several; frozen, in eval mode. A :class:`~kdlab.members.Stored` is a file
+        teacher: the network to learn from, or several: as an ensemble (a list), or each on its own (a mapping by name),
+            see :class:`~kdlab.teaching.FrozenTeacher`. Frozen, in eval mode. A :class:`~kdlab.members.Stored` is a file
             of its outputs, an :class:`~kdlab.teaching.OnPolicy` a teacher of generated texts. ``None`` is enough to
             predict, or to train plainly.
         knowledge: what to learn from the teacher, by name; the names are log keys and checkpoint keys. ``None`` takes
@@ -66,6 +70,8 @@ class Distiller(DistillationModule):
             rounding alone. ``None`` for nothing.
         teacher_cache: keeps the teacher's outputs on disk, for later epochs and for other runs with the same teacher
             and data; only for losses that read its logits or embedding.
+        teacher_preprocessing: the mean, standard deviation and size that the teachers were trained with, where they are
+            not the data's; ``"own"`` for what timm says of each. :class:`~kdlab.members.Frozen` takes one for itself.
         channels_last: keep the student's convolution weights with the channels innermost, which most devices compute
             faster.
         compile: ``torch.compile`` the student, in place: names and checkpoints stay.
@@ -86,7 +92,7 @@ class Distiller(DistillationModule):
     def __init__(
         self,
         student: nn.Module,
-        teacher: nn.Module | list[nn.Module] | None = None,
+        teacher: nn.Module | list[nn.Module] | dict[str, nn.Module] | None = None,
         knowledge: Mapping[str, Knowledge | None] | None = None,
         teacher_weights: list[float] | None = None,
         teacher_batchnorm: Literal["frozen", "batch"] = "frozen",
@@ -99,28 +105,31 @@ class Distiller(DistillationModule):
         parameter_groups: dict[str, dict[str, Any]] | None = None,
         teacher_fast: Fast | None = Fast(),  # noqa: B008  # frozen
         teacher_cache: TeacherCache | None = None,
+        teacher_preprocessing: Preprocessing | Literal["own"] | None = None,
         channels_last: bool = False,
         compile: bool = False,  # torch's word
         skip_nonfinite: int = 0,
         watch_gradients: bool = False,
     ) -> None:
+        teachers: Sequence[nn.Module] | Mapping[str, nn.Module] | None
         teachers = [teacher] if isinstance(teacher, nn.Module) else teacher
         frozen = None
         if isinstance(teacher, FrozenTeacher):
             frozen, teachers = teacher, teacher.networks
-            is_set = any(option is not None for option in (teacher_weights, ensemble, teacher_cache))
+            told = (teacher_weights, ensemble, teacher_cache, teacher_preprocessing)
+            is_set = any(option is not None for option in told)
             if is_set or teacher_batchnorm != "frozen" or teacher_fast != Fast():
                 name = type(teacher).__name__
                 raise InputError(f"{name} says itself how its teacher acts: drop the options teacher_* and ensemble.")
         elif teachers is not None:
-            acting = (teacher_batchnorm, ensemble, teacher_fast, teacher_cache)
+            acting = (teacher_batchnorm, ensemble, teacher_fast, teacher_cache, teacher_preprocessing)
             frozen = FrozenTeacher(teachers, teacher_weights, *acting)
         options = (task, task_weight, task_schedule, optimizer, lr_scheduler, parameter_groups)
         further = (channels_last, compile, skip_nonfinite, watch_gradients)
         super().__init__({"student": student}, frozen, knowledge, *options, *further)
         self.student = student
         self.teacher = frozen
-        if any(share_parameters(student, network) for network in teachers or ()):
+        if any(share_parameters(student, network) for network in (frozen.networks if frozen else ())):
             raise InputError(
                 "The student and the teacher share parameters, which cannot be both trained and frozen: copy them."
             )
@@ -144,6 +153,8 @@ class Distiller(DistillationModule):
         """Prepare the step without cache; remembered outputs are dropped, since the teacher may be another."""
         self._remembered.clear()
         self._close_cache()
+        if callable(adopt := getattr(getattr(self.trainer, "datamodule", None), "adopt", None)):
+            adopt(self.student)  # mean, std and size that the data leaves open
         super().prepare(stage)
 
     def setup(self, stage: str) -> None:
@@ -166,6 +177,13 @@ class Distiller(DistillationModule):
             undo()
 
     # Evaluation: the student against its teacher
+
+    def scored(self, batch: Batch) -> Batch:
+        """Return a batch without labels where the student has no classifier to score."""
+        ignored = getattr(self.task, "ignore_index", None)
+        if ignored is None or batch.target.is_floating_point() or not declares_no_classifier(self.student):
+            return batch
+        return batch._replace(target=torch.full_like(batch.target, ignored))
 
     def evaluate_batch(self, batch: Batch, metrics: Any) -> tuple[Tensor, TaskFormat]:
         """Compare student and teacher on one batch; return the student's logits."""

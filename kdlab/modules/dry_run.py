@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from kdlab.modules.term_checks import (
     checked_term,
     described_loss,
     explained,
+    is_backbone,
     no_broadcast,
     readers,
     shape_of,
@@ -115,8 +117,13 @@ def dry_run(module: Any, data: FirstBatch) -> DryRun:
         ignored = form.ignore_index if form.kind == "classes" else None
         may_ignore = ignored is not None and (data.labels is None or bool(data.labels.eq(ignored).any()))
         module.ignore = ignored if may_ignore else None
+        module.is_labeled = ignored is None or data.labels is None or not bool(data.labels.eq(ignored).all())
+        if not module.is_labeled:
+            rank_zero_info("No sample has a label: there is no task loss.")
         for name in plan.students:
-            check_student(name, seen[name], data.batch.target, classes, form)
+            has_task = module.is_labeled and module.task_weight > 0
+            check_student(name, seen[name], data.batch.target, classes, form, has_task)
+        module.is_labeled &= not all(is_backbone(seen[name]) for name in plan.students)
         for member in plan.members.values():
             if form.kind not in member.kinds or not (member.any_shape or first.logits.dim() == 2):
                 raise InputError(

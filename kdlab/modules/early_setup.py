@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 
 from kdlab.knowledge import pair_of, set_taps
 from kdlab.members.stored import Stored
+from kdlab.members.teacher_cache import Cached
 from kdlab.modules.first_batch import every_batch
 from kdlab.schedules import Progress
 
@@ -30,8 +31,9 @@ class EarlySetup(pl.Callback):
         for knowledge in pl_module.knowledge.values():
             for pair, teacher in {pair_of(edge): edge.teacher for edge, _ in knowledge.edges}.items():
                 for precompute in knowledge.parts("precompute", pair):
-                    # A file answers in training alone.
-                    progress = Progress(trainer.current_epoch, 0) if isinstance(owners[teacher], Stored) else None
+                    # A file answers in training alone, and a cache keeps what it gives in training.
+                    is_kept = isinstance(owners[teacher], Stored | Cached)
+                    progress = Progress(trainer.current_epoch, 0) if is_kept else None
                     batches = (batch._replace(progress=progress) for batch in every_batch(pl_module))
                     seen = ((pl_module.observe(b, pl_module.plan.frozen), b) for b in batches)
                     precompute((outputs[teacher], batch.target) for outputs, batch in seen)

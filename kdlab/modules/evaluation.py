@@ -56,6 +56,10 @@ class EvaluatedModule(pl.LightningModule):
         """Add a batch to the metrics; return the logits whose loss is reported, and what they mean."""
         raise NotImplementedError(f"{type(self).__name__} must define evaluate_batch().")
 
+    def scored(self, batch: Batch) -> Batch:
+        """Return a batch with the labels that count."""
+        return batch
+
     def validation_step(self, raw: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Evaluate one batch, without the samples that fill up a process's part."""
         stage = self.trainer.test_dataloaders if self.trainer.testing else self.trainer.val_dataloaders
@@ -66,6 +70,7 @@ class EvaluatedModule(pl.LightningModule):
             self._losses.append(TaskLoss().to(self.device))
         if batch is None:
             return
+        batch = self.scored(batch)
         logits, form = self.evaluate_batch(batch, [self.metrics, *self._further][dataloader_idx])
         weight = form.weight(self.task, batch.target)
         loss, is_sum = self.task(logits, batch.target), getattr(self.task, "reduction", "mean") == "sum"

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from kdlab.compat import uncompiled
 from kdlab.data import ImageData
+from kdlab.data.preprocessing import Normalization
 from kdlab.errors import InputError
 from kdlab.losses.tokens import TopK
+from kdlab.members.frozen import Frozen
 from kdlab.members.output_file import OutputFile
 from kdlab.members.stored import Stored
 from kdlab.modules.first_batch import FirstBatch, warn_of_pixels
@@ -40,6 +42,9 @@ def check_sources(module: Any, first: FirstBatch) -> FirstBatch:
     """
     plan = module.plan
     _check_generation(module, first)
+    for member in plan.frozen:
+        if isinstance(member, Frozen):
+            member.normalized = normalization_of(module.trainer)
     if plan.frozen:
         warn_of_pixels(module.trainer, first.batch)
     data = getattr(module.trainer, "datamodule", None)
@@ -57,6 +62,12 @@ def check_sources(module: Any, first: FirstBatch) -> FirstBatch:
                 )
             member.index_of = host_index(data)
     return first
+
+
+def normalization_of(trainer: Any) -> Normalization | None:
+    """Return mean and standard deviation by which the data normalizes images; ``None`` where it does not say."""
+    data = getattr(trainer, "datamodule", None)
+    return (data.mean, data.std) if isinstance(data, ImageData) else None
 
 
 def _check_generation(module: Any, first: FirstBatch) -> None:

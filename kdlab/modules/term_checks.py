@@ -66,7 +66,14 @@ def checked_term(
     return value
 
 
-def check_student(name: str, outputs: Outputs, target: Tensor, data_classes: int, form: TaskFormat) -> None:
+def is_backbone(outputs: Outputs) -> bool:
+    """Return whether outputs are those of a network without a classifier."""
+    return outputs.embedding is not None and outputs.embedding is outputs.logits
+
+
+def check_student(
+    name: str, outputs: Outputs, target: Tensor, data_classes: int, form: TaskFormat, has_task: bool
+) -> None:
     """Check that a student's taps carry gradient and that labels are among its classes."""
     for layer, value in zip(outputs.names, outputs.layers, strict=True):
         if not value.requires_grad:
@@ -79,6 +86,13 @@ def check_student(name: str, outputs: Outputs, target: Tensor, data_classes: int
         return
     target = target[target != form.ignore_index]
     if not target.numel():
+        return
+    if is_backbone(outputs):
+        if has_task:
+            raise InputError(
+                f"The {name} has no classifier, but the data has labels: set its num_classes (the data has "
+                f"{data_classes or 'some'}), or model.task_weight=0."
+            )
         return
     low, high = int(target.min()), max(int(target.max()), data_classes - 1)
     if low < 0 or high >= classes:
@@ -143,6 +157,8 @@ def shapes_of(name: str, outputs: Outputs) -> list[tuple[str, str, tuple[int, ..
     """Return (network, part, shape of one sample) of taps, logits and embedding."""
     layers = zip(outputs.names, outputs.layers, strict=True)
     parts = [*layers, ("logits", outputs.logits), ("embedding", outputs.embedding)]
+    if is_backbone(outputs):
+        parts = [*layers, ("embedding (its output: there is no classifier)", outputs.embedding)]
     return [(name, layer, tuple(value.shape[1:])) for layer, value in parts if value is not None]
 
 

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from torch import nn
 
+from kdlab.compat import uncompiled
+
 
 class Head(NamedTuple):
     """One of several outputs of a network, treated as a network of its own.
@@ -53,9 +55,20 @@ def split_call(name: str) -> tuple[str, str]:
 
 def classifier_of(network: nn.Module) -> nn.Module | None:
     """Return the layer whose input is the embedding: timm's ``get_classifier()``, else the last linear layer."""
+    if declares_no_classifier(network):
+        return None
     if callable(getattr(network, "get_classifier", None)):
         classifier = network.get_classifier()  # type: ignore[operator]
         if isinstance(classifier, nn.Linear):
             return classifier
     linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
     return linear[-1] if linear else None
+
+
+def declares_no_classifier(network: nn.Module) -> bool:
+    """Return whether a network says that it has no classifier, as timm's do."""
+    network = uncompiled(network)
+    if getattr(network, "num_classes", None) == 0:
+        return True
+    get = getattr(network, "get_classifier", None)
+    return callable(get) and isinstance(get(), nn.Identity)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from kdlab.compat import is_compiled, reset_compiler, uncompiled, version_of
 from kdlab.errors import InputError, form_of, nearest
-from kdlab.outputs.containers import Batch, Outputs, inputs_of
+from kdlab.outputs.containers import Outputs
 from kdlab.outputs.factored import factored
+from kdlab.outputs.features import FEATURES, ForwardTrace, as_form, only_pooled, recorded_features, split_form
 from kdlab.outputs.network_layers import heads_of, layer_names, split_call
 from kdlab.outputs.transformer_outputs import last_token, requested
 
@@ -30,6 +31,8 @@ def logits_of(raw: Any) -> Tensor:
             return value
     if isinstance(raw, Sequence) and raw and isinstance(raw[0], Tensor):
         return raw[0]
+    if only_pooled(raw):
+        return raw["pooler_output"].flatten(1)  # type: ignore[no-any-return]
     raise InputError(
         f"The network returns {form_of(raw)}; logits must be the output itself, its first element, or named 'logits'."
     )
@@ -59,9 +62,11 @@ class Observer:
 
     The hooks live for one forward only, so the network stays as it was: it can be copied, pickled, exported and
     compiled. A layer that runs several times in one forward has one name for each call, in order: ``"relu@0"``,
-    ``"relu@1"``; its own name is then refused. A layer whose output is overwritten in place afterwards (torchvision's
-    ``bn2`` before ``out += identity``) gives the value it had when it left the layer. A name that is no layer is looked
-    up in what the network returns: ``"hidden_states.6"``, see ``kdlab.outputs.transformer_outputs.requested``.
+    ``"relu@1"``; its own name is then refused. ``"norm:tokens"`` and ``"norm:map"`` are a layer's patches, and
+    ``"features"`` is what comes before pooling, see :mod:`kdlab.outputs.features`. A layer whose output is overwritten
+    in place afterwards (torchvision's ``bn2`` before ``out += identity``) gives the value it had when it left the
+    layer. A name that is no layer is looked up in what the network returns: ``"hidden_states.6"``, see
+    ``kdlab.outputs.transformer_outputs.requested``.
 
     Args:
         network: any module that returns a tensor, a tuple or list (logits first), a mapping or a data class with
@@ -89,21 +94,31 @@ class Observer:
         self._calls: dict[str, int] = {}  # of every hooked layer in this forward
         self._settled: dict[str, int] | None = None  # those of a forward in which every tap was found
         self._was_reset = False
+        self._trace: ForwardTrace | None = ForwardTrace(network)
+        self._is_headless = False
+
+    def acts_as(self, other: Observer) -> None:
+        """Take over whether the network has a classifier, which a converted copy may not show."""
+        self._trace, self._is_headless = None, other._is_headless
 
     def find_layers(self) -> None:
         """Look the layers up again, after modules of the network were replaced."""
         modules, heads = layer_names(self.network), heads_of(self.network)
+        bases, self._forms = zip(*map(split_form, self.layers), strict=True) if self.layers else ((), ())
         self._names = {
-            name: tuple(head.layer(layer) + call for layer, call in map(split_call, self.layers))
+            name: tuple(head.layer(layer) + call for layer, call in map(split_call, bases))
             for name, head in heads.items()
         }
         wanted = dict.fromkeys(name for names in self._names.values() for name in names)
         self._taps = {name: layer for name in wanted if (layer := split_call(name)[0]) in modules}
         self._modules = {layer: modules[layer] for layer in self._taps.values()}
+        self._method = FEATURES in wanted and FEATURES not in modules and hasattr(self.network, "forward_features")
+        if self._method:
+            self._taps[FEATURES] = FEATURES
         self._requests = requested(self.network, wanted.keys() - self._taps.keys())
         self._classifiers = {f"<{name}>": head.classifier for name, head in heads.items() if head.classifier}
         self._wanted = {*self._taps, *self._classifiers}
-        for name in (*self._modules, *self._classifiers):
+        for name in (*self._taps.values(), *self._classifiers):
             self._hooks.setdefault(name, partial(self._keep, name))
         self._is_compiled = any(map(is_compiled, self.network.modules()))
 
@@ -119,8 +134,15 @@ class Observer:
                     hooks.enter_context(factored(classifier))
             for name, module in self._modules.items():
                 hooks.enter_context(module.register_forward_hook(self._hooks[name]))
-            is_plain = isinstance(inputs, Tensor) and not self._requests
-            raw = self.network(inputs) if is_plain else run(self.network, inputs, self._requests)
+            if self._method:
+                hooks.enter_context(recorded_features(self.network, self._hooks[FEATURES]))
+            if self._trace is not None:
+                hooks.enter_context(self._trace.recorded())
+            raw = (
+                self.network(inputs)
+                if isinstance(inputs, Tensor) and not self._requests
+                else run(self.network, inputs, self._requests)
+            )
         if self._calls != self._settled:
             if self._is_compiled and not self._was_reset and not self._hooks.keys() <= self._calls.keys():
                 self._was_reset = True  # what was compiled without these hooks ignores them
@@ -132,11 +154,13 @@ class Observer:
         if overwritten:  # found on the first forward, copied on every later one
             self._copied |= overwritten
             return self(inputs)
-        outputs = self._outputs(raw, "")
+        if self._trace is not None:
+            self._is_headless, self._trace = self._trace.is_headless(raw, logits_of(raw)), None
+        outputs = self._outputs(raw, "", inputs)
         if outputs.embedding is not None and outputs.embedding.dim() == 3 and outputs.logits.dim() == 2:
             outputs = dataclasses.replace(outputs, embedding=last_token(outputs.embedding, inputs))
         if len(self._names) > 1:
-            heads = {head: self._outputs(raw[head], head) for head in self._names if head}
+            heads = {head: self._outputs(raw[head], head, inputs) for head in self._names if head}
             outputs = dataclasses.replace(outputs, heads=heads)
         self._kept.clear()
         return outputs
@@ -182,17 +206,23 @@ class Observer:
             else:
                 self._versions[tap], self._kept[tap] = version_of(value), value
 
-    def _outputs(self, raw: Any, head: str) -> Outputs:
+    def _outputs(self, raw: Any, head: str, inputs: Any) -> Outputs:
         layers = [self._kept[name] if name in self._taps else self._part(raw, name) for name in self._names[head]]
+        if any(self._forms):
+            formed = zip(layers, self._forms, self.layers, strict=True)
+            layers = [as_form(layer, form, self.network, inputs, tap) for layer, form, tap in formed]
         logits = raw if isinstance(raw, Tensor) else logits_of(raw)
-        outputs = Outputs(logits, tuple(layers), self._kept.get(f"<{head}>"), names=self.layers)
+        embedding = self._kept.get(f"<{head}>")
+        if self._is_headless and not head:
+            embedding = logits if logits.dim() == 2 else None
+        outputs = Outputs(logits, tuple(layers), embedding, names=self.layers)
         if any(map(Tensor.is_inference, (logits, *layers))) and not torch.is_inference_mode_enabled():
             return outputs.map(torch.clone)  # a forward of its own inference mode; autograd cannot save its tensors
         return outputs
 
     def _part(self, raw: Any, name: str) -> Tensor:
         value = raw
-        for key in name.split("."):
+        for key in ("last_hidden_state" if name == FEATURES else name).split("."):
             if isinstance(value, Mapping) and key in value:
                 value = value[key]
             elif isinstance(value, Sequence) and key.lstrip("-").isdigit() and -len(value) <= int(key) < len(value):
@@ -218,56 +248,3 @@ def observe(network: nn.Module, inputs: Any, layers: Sequence[str] = ()) -> Outp
     (torch.Size([2, 3]), torch.Size([2, 8]), torch.Size([2, 8]))
     """
     return Observer(network, layers)(inputs)
-
-
-def with_views(outputs: Outputs, batch: Batch, views: Sequence[str]) -> Outputs:
-    """Split the outputs of one forward on the batch and its ``views``: each view's under its name.
-
-    All views go through a network in one forward: two forwards before one backward break BatchNorm under DDP.
-    Normalization by batch statistics therefore sees all views together. A view of V inputs a sample has (V * B, ...)
-    outputs; those of a view that is a batch itself carry its labels, index and mix.
-    """
-    if not views:
-        return dataclasses.replace(outputs, index=batch.index)
-    parts = [batch.view(name) for name in views]
-    sizes = [len(inputs_of(part)) for part in parts]
-    ends = torch.tensor([len(outputs.logits) - sum(sizes), *sizes]).cumsum(0).tolist()
-    for layer, value in zip(outputs.names, outputs.layers, strict=True):
-        if value.shape[:1] != outputs.logits.shape[:1]:
-            raise InputError(
-                f"Layer {layer!r} gives {tuple(value.shape)}, whose first dimension is not the samples, so it cannot "
-                "be split into views: tap another."
-            )
-    first, *others = (
-        outputs.map(lambda x, a=start, b=end: x[a:b])  # type: ignore[misc]
-        for start, end in zip([0, *ends], ends, strict=False)
-    )
-    split = {}
-    for name, part, other in zip(views, parts, others, strict=True):
-        if isinstance(part, Batch):
-            other = dataclasses.replace(other, index=part.index, target=part.target, mix=part.mix)
-        split[name] = other
-    return dataclasses.replace(first, index=batch.index, views=split)
-
-
-def inputs_with_views(batch: Batch, inputs: Sequence[str], views: Sequence[str]) -> Any:
-    """Return, as one tensor, what a network is called with: the batch (``""``) or other ``inputs``, then ``views``."""
-    parts = [inputs_of(batch.view(name)) if name else batch.inputs for name in (*inputs, *views)]
-    if len(parts) == 1:
-        return parts[0]
-    if not all(isinstance(part, Tensor) for part in parts):
-        raise InputError("Views need batches whose inputs are one tensor.")
-    return torch.cat(parts)
-
-
-def headed(name: str, outputs: Outputs) -> dict[str, Outputs]:
-    """Return the outputs of a network's heads by name: the main one ``name``, others ``name_HEAD``."""
-    further = {}
-    for head, own in outputs.heads.items():
-        views = {
-            view: dataclasses.replace(seen.heads[head], index=seen.index, target=seen.target, mix=seen.mix)
-            for view, seen in outputs.views.items()
-        }
-        further[f"{name}_{head}"] = dataclasses.replace(own, index=outputs.index, views=views)
-    views = {view: dataclasses.replace(seen, heads={}) for view, seen in outputs.views.items()}
-    return {name: dataclasses.replace(outputs, heads={}, views=views), **further}

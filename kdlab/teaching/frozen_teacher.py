@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from kdlab.data.preprocessing import Preprocessing
 from kdlab.errors import InputError
 from kdlab.members.ensembles import Ensemble
 from kdlab.members.fast_inference import Fast
@@ -24,13 +25,15 @@ from kdlab.teaching.plan import Edge, Plan, Teaching, Way, heads_of_all
 class FrozenTeacher(Teaching):
     r"""One or several trained networks that teach and never change.
 
-    Several teachers act as their ``ensemble`` says: by default as one whose class probabilities are the weighted mean
-    of theirs. Their layers are named with the number of the teacher: ``"0.layer3"`` is the first one's. See
-    :class:`~kdlab.members.Frozen` for what keeps a teacher unchanged, and how it runs.
+    A list of teachers acts as its ``ensemble`` says: by default as one whose class probabilities are the weighted mean
+    of theirs. Their layers are named with the number of the teacher: ``"0.layer3"`` is the first one's. Teachers by
+    name stay apart: each has an edge to the student, every knowledge is compared with each of them, with a copy of its
+    loss (and so of its projection) for each, or with those that ``Knowledge(teachers=[...])`` names. They need no
+    classes in common. See :class:`~kdlab.members.Frozen` for what keeps a teacher unchanged, and how it runs.
 
     Args:
         networks: the teachers: networks, :class:`~kdlab.members.Frozen` with options of their own, or
-            :class:`~kdlab.members.Stored`, a file of a teacher's outputs.
+            :class:`~kdlab.members.Stored`, a file of a teacher's outputs; a list, or a mapping by name.
         weights: one positive number per teacher, scaled to sum to 1; ``None`` counts all alike.
         batchnorm: ``"frozen"`` normalizes with the teachers' running statistics. ``"batch"`` normalizes with those of
             the batch, as the released code of OFD and ReviewKD (CIFAR) does; the running statistics still do not
@@ -38,24 +41,30 @@ class FrozenTeacher(Teaching):
         ensemble: how several teachers act together; :class:`~kdlab.teaching.Ensemble` if not given.
         fast: what may be done to make the forward cheaper; ``None`` for nothing.
         cache: where outputs are kept on disk instead of being computed again.
+        preprocessing: what the teachers were trained to see, see :class:`~kdlab.members.Frozen`, which takes another
+            one for each teacher.
 
     Raises:
         InputError: no network, or weights that are not positive or not one per teacher, or that the ensemble does not
-            take.
+            take; an ensemble of teachers by name, or a name that is the student's.
     """
 
     ways = (Way("Born-again networks (`kdlab generations`)", "Furlanello et al. 2018", ("born_again",)),)
 
     def __init__(
         self,
-        networks: Sequence[nn.Module],
+        networks: Sequence[nn.Module] | Mapping[str, nn.Module],
         weights: Sequence[float] | None = None,
         batchnorm: Literal["frozen", "batch"] = "frozen",
         ensemble: Ensemble | None = None,
         fast: Fast | None = Fast(),  # noqa: B008  # frozen
         cache: TeacherCache | None = None,
+        preprocessing: Preprocessing | Literal["own"] | None = None,
     ) -> None:
         super().__init__()
+        self.is_apart = isinstance(networks, Mapping)
+        named = dict(networks) if isinstance(networks, Mapping) else {}
+        networks = [*named.values()] if isinstance(networks, Mapping) else networks
         shares = [1.0] * len(networks) if weights is None else list(weights)
         if not networks:
             raise InputError("A frozen teacher needs at least one network.")
@@ -64,12 +73,17 @@ class FrozenTeacher(Teaching):
                 f"Teacher weights must be one positive number per teacher ({len(networks)}), not {shares}."
             )
         self.ensemble = ensemble or Ensemble()
+        if self.is_apart and ensemble is not None:
+            raise InputError("Teachers by name stay apart: give a list of them to an ensemble.")
+        if wrong := next((name for name in named if name in ("", "student") or {".", "@"} & {*name}), None):
+            raise InputError(f"A teacher cannot be named {wrong!r}: names are words without '.' and '@'.")
         if weights is not None and not self.ensemble.weighted:
             raise InputError(f"{type(self.ensemble).__name__} finds the teachers' weights itself: give none.")
         self.weights = [w / sum(shares) for w in shares]
         names = [f"teacher.{number}" for number in range(len(networks))] if len(networks) > 1 else ["teacher"]
+        names = [*named] if self.is_apart else names
         self.teachers = nn.ModuleList(
-            network if isinstance(network, (Frozen, Stored)) else Frozen(network, name, batchnorm, fast)
+            network if isinstance(network, (Frozen, Stored)) else Frozen(network, name, batchnorm, fast, preprocessing)
             for name, network in zip(names, networks, strict=True)
         )
         for name, member in zip(names, self.members, strict=True):
@@ -95,8 +109,8 @@ class FrozenTeacher(Teaching):
 
     @property
     def in_evaluation(self) -> bool:
-        """Return whether all teachers answer samples that are not in the training set."""
-        return len(self.frozen) == len(self.members)
+        """Return whether all teachers together answer samples that are not in the training set."""
+        return len(self.frozen) == len(self.members) and not self.is_apart
 
     def observe(self, inputs: Any) -> Outputs:
         """Return the outputs of the only teacher on ``inputs``, as it runs in evaluation.
@@ -109,12 +123,17 @@ class FrozenTeacher(Teaching):
         if not self.frozen:
             raise InputError("The teacher is a file, which answers the training samples alone, by their index.")
         (teacher,) = self.frozen
-        return teacher(Batch(inputs, torch.empty(0)), {})["teacher"]  # type: ignore[no-any-return]
+        return teacher(Batch(inputs, torch.empty(0)), {})[teacher.name]  # type: ignore[no-any-return]
 
     def plan(self, networks: dict[str, Learner]) -> Plan:
         """Return a plan in which every head of every network learns from the teacher, or from the ensemble."""
         students = heads_of_all(networks)
         members: dict[str, Member] = {**networks, **{teacher.name: teacher for teacher in self.members}}
+        if self.is_apart:
+            # Weights sum to 1 by name, so that a term does not grow with the number of teachers.
+            pairs = zip(self.members, self.weights, strict=True)
+            apart = [Edge(name, own.name, weight, False) for own, weight in pairs for name in students]
+            return Plan(members, apart, dict.fromkeys(students, 1.0))
         edges = []
         for number, student in enumerate(students):
             name = "teacher"

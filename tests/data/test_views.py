@@ -14,7 +14,7 @@ from kdlab.data import Digits, RandAugment, Rotations, counter_rng
 from kdlab.data.augment import normalize
 from kdlab.errors import InputError
 from kdlab.outputs import Batch, Outputs, observe
-from kdlab.outputs.observer import inputs_with_views, with_views
+from kdlab.outputs.split_views import inputs_with_views, with_views
 from tests.modules.tiny import count_calls, network, sgd, trainer
 
 IMAGES = torch.randint(0, 256, (6, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

@@ -43,6 +43,7 @@ OF_A_FIXED_TEACHER = {
         ("CAMKDFeatures", "CATKD", "SRRL", "ScaleDecoupled", "SimKD"), "copies the teacher's classifier at setup"
     ),
     "NormAndDirection": "runs the teacher on the training set at setup",
+    "Standardized": "runs the teacher on the training set at setup",
     "OFD": "frozen teacher",  # which its set-up finds, not the dry run
 }
 TEACHER = {"peers": "b", "average": "average_net", "exits": "net"}

@@ -6,7 +6,7 @@ import torch
 
 from kdlab.outputs import Batch, Outputs
 from kdlab.outputs.containers import Mix
-from kdlab.outputs.observer import headed, inputs_with_views, with_views
+from kdlab.outputs.split_views import headed, inputs_with_views, with_views
 
 X = torch.arange(4.0)[:, None]
 MIX = Mix(torch.tensor([1, 0]), torch.tensor([0.5, 0.5]))

@@ -15,7 +15,8 @@ from kdlab.errors import InputError
 from kdlab.members.fast_inference import Fast, FastObserver
 from kdlab.members.member import Learner
 from kdlab.outputs import Batch, Head, Observer, split_call
-from kdlab.outputs.observer import observe, with_views
+from kdlab.outputs.observer import observe
+from kdlab.outputs.split_views import with_views
 
 PLAIN = Fast(fold=False, channels_last=False)
 

@@ -4,6 +4,7 @@ from kdlab.losses.feature.activation_boundary import ActivationBoundary
 from kdlab.losses.feature.attention_transfer import AttentionTransfer
 from kdlab.losses.feature.camkd import CAMKDFeatures
 from kdlab.losses.feature.cat_kd import CATKD
+from kdlab.losses.feature.cosine_smooth_l1 import CosineSmoothL1
 from kdlab.losses.feature.cwd import CWD
 from kdlab.losses.feature.embed_distill import EmbedDistill
 from kdlab.losses.feature.factor_transfer import FactorTransfer
@@ -26,6 +27,7 @@ from kdlab.losses.feature.review_kd import ReviewKD
 from kdlab.losses.feature.sem_ckd import SemCKD
 from kdlab.losses.feature.sim_kd import SimKD
 from kdlab.losses.feature.srrl import SRRL
+from kdlab.losses.feature.standardized import Standardized
 from kdlab.losses.feature.tiny_bert_attention import TinyBERTAttention
 from kdlab.losses.feature.tiny_bert_hidden import TinyBERTHidden
 from kdlab.losses.feature.vid import VID
@@ -37,6 +39,7 @@ __all__ = [
     "CAMKDFeatures",
     "CATKD",
     "CWD",
+    "CosineSmoothL1",
     "EmbedDistill",
     "FRSKD",
     "FSP",
@@ -58,6 +61,7 @@ __all__ = [
     "SRRL",
     "SemCKD",
     "SimKD",
+    "Standardized",
     "TinyBERTAttention",
     "TinyBERTHidden",
     "VID",

@@ -1,5 +1,6 @@
 """Losses on relations between samples."""
 
+from kdlab.losses.relation.affinity_mimicking import AffinityMimicking
 from kdlab.losses.relation.bake import BAKE
 from kdlab.losses.relation.correlation_congruence import CorrelationCongruence
 from kdlab.losses.relation.crd import CRD
@@ -10,12 +11,15 @@ from kdlab.losses.relation.mean_difference import MeanDifference
 from kdlab.losses.relation.minilm import MiniLM
 from kdlab.losses.relation.minilm_v2 import MiniLMv2
 from kdlab.losses.relation.pkt import PKT
+from kdlab.losses.relation.queue_similarity import QueueSimilarity
 from kdlab.losses.relation.rkd import RKDAngle, RKDDistance
 from kdlab.losses.relation.self_supervision import SelfSupervision
 from kdlab.losses.relation.similarity_preserving import SimilarityPreserving
 from kdlab.losses.relation.sskd import SSKD
+from kdlab.losses.relation.token_similarity import TokenSimilarity
 
 __all__ = [
+    "AffinityMimicking",
     "BAKE",
     "CRD",
     "CorrelationCongruence",
@@ -26,9 +30,11 @@ __all__ = [
     "MiniLM",
     "MiniLMv2",
     "PKT",
+    "QueueSimilarity",
     "RKDAngle",
     "RKDDistance",
     "SSKD",
     "SelfSupervision",
     "SimilarityPreserving",
+    "TokenSimilarity",
 ]

@@ -1,0 +1,126 @@
+"""Queue similarity: similarities to past embeddings of the teacher (lightly-train 2026)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdlab.distributed import gather
+from kdlab.errors import InputError
+from kdlab.losses.checks import at_least, embeddings, one_of
+from kdlab.losses.feature.cosine_smooth_l1 import head
+from kdlab.losses.functional import full_precision
+from kdlab.losses.lazy import Lazy
+from kdlab.losses.relation.affinity_mimicking import kl
+from kdlab.outputs import Outputs
+
+
+class Queue(nn.Module):
+    """The last ``size`` rows (size, width) that were added, in the order of a ring.
+
+    Attributes:
+        count: how many were ever added.
+    """
+
+    rows: Tensor
+    count: Tensor
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("rows", torch.zeros(size, width))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def add(self, fresh: Tensor) -> None:
+        """Replace the oldest rows by others, (B, width) with B of at most ``size``."""
+        places = (self.count + torch.arange(len(fresh), device=fresh.device)) % len(self.rows)
+        self.rows[places] = fresh.to(self.rows.dtype)
+        self.count += len(fresh)
+
+
+class QueueSimilarity(Lazy):
+    r"""KL divergence of the similarities of an image to the batch's and to past embeddings of the teacher.
+
+    .. math:: L = \frac1B \sum_b KL\left( \sigma(\hat t_b \cdot q_k / \tau)_k \,\|\,
+              \sigma(\widehat{h(s_b)} \cdot q_k / \tau)_k \right), \qquad \hat x = x / \|x\|
+
+    with the softmax :math:`\sigma` over :math:`q_k`: the teacher's embeddings of this batch and of up to ``size``
+    samples of past batches, all of length 1. h is trained, or ``None`` for equal widths. Past samples are added in
+    ``after_backward()`` of a training step, those of all processes. The queue is part of checkpoints. Needs no labels.
+    Computed in float32, or in float64 for float64 embeddings.
+
+    Recipe: weight 1 beside weight 1 on :class:`TokenSimilarity`; a size of 16 to 8192 that grows with the data.
+
+    Args:
+        size: number of past samples, at least 1.
+        temperature: :math:`\tau`, positive.
+        projection: the kind of h, as in :class:`CosineSmoothL1`.
+
+    Shapes:
+        embedding: (B, Ds) and (B, Dt), or one tapped layer of each network, flattened.
+        target: not used.
+
+    Raises:
+        InputError: a number out of range, widths that differ without projection, an empty batch.
+
+    Paper: none; the objective is that of lightly-train 0.18 (``distillationv3``), written from its formula, which keeps
+    a queue in each process.
+
+    >>> teacher = Outputs(torch.zeros(2, 2), embedding=torch.eye(2))
+    >>> turned = Outputs(torch.zeros(2, 2), embedding=torch.eye(2).flip(0))
+    >>> QueueSimilarity(4, 1.0, projection=None)(turned, teacher, torch.zeros(2))  # tanh(1/2)
+    tensor(0.4621)
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("embedding",)
+    recipe_weight: ClassVar[float] = 1.0
+    minimum: ClassVar[float | None] = None  # a fresh projection is not the identity
+    couples_samples: ClassVar[bool] = True
+
+    past: Queue
+    _pending: Tensor | None = None
+
+    def __init__(
+        self, size: int = 4096, temperature: float = 0.07, projection: Literal["linear", "mlp"] | None = "linear"
+    ) -> None:
+        super().__init__()
+        self.size = int(at_least("size", size, 1))
+        self.temperature = at_least("temperature", temperature, 0, strictly=True)
+        self.projection = one_of("projection", projection, ("linear", "mlp", None))
+
+    def build(self, student: int, teacher: int) -> None:
+        """Build h and the queue."""
+        if self.projection is not None:
+            self.head = head(self.projection, student, teacher)
+        self.past = Queue(self.size, teacher)
+
+    @full_precision
+    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+        """Return the mean over samples, a scalar; gradient to the student and to h."""
+        ours, theirs = embeddings(student, teacher)
+        if not len(ours):
+            raise InputError("QueueSimilarity needs at least 1 sample in a batch.")
+        if self.projection is None and ours.shape != theirs.shape:
+            widths = f"The student's embedding is {ours.shape[1]} wide and the teacher's {theirs.shape[1]}"
+            raise InputError(f"{widths}: set projection to 'linear'.")
+        self.materialize(ours, ours.shape[1], theirs.shape[1])
+        ours = F.normalize(ours if self.projection is None else self.head(ours), dim=1)
+        theirs = F.normalize(theirs.detach(), dim=1)
+        # Rows that are not filled yet are masked, so that no number of them has to come to the host.
+        empty = torch.arange(self.size, device=theirs.device) >= self.past.count
+        masked = torch.cat([empty.new_zeros(len(theirs)), empty])
+        keys = torch.cat([theirs, self.past.rows.to(theirs.dtype)]).T / self.temperature
+        if self.training:
+            self._pending = theirs
+        lowest = torch.finfo(ours.dtype).min
+        return kl(*((x @ keys).masked_fill(masked, lowest) for x in (ours, theirs)))
+
+    def after_backward(self) -> None:
+        """Add the last training batch to the queue, in the place of the oldest samples."""
+        if self._pending is None:
+            return
+        fresh, self._pending = gather(self._pending)[-self.size :], None
+        self.past.add(fresh)
