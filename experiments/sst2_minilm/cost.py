@@ -21,7 +21,7 @@ import torch
 from kdlab.config.class_paths import instantiate
 from kdlab.outputs import run
 from kdlab.studies.environment import versions
-from kdlab.studies.study import read
+from kdlab.studies.study_file import read
 from kdlab.tokenization import load_tokenizer
 
 HERE = Path(__file__).parent

@@ -33,8 +33,8 @@ from kdlab.studies.progress import StudyBar
 from kdlab.studies.render import log_table, markdown, write
 from kdlab.studies.runs import Run
 from kdlab.studies.scheduler import Loggers, Work
-from kdlab.studies.study import read
 from kdlab.studies.study_figures import write_figures
+from kdlab.studies.study_file import read
 
 # Options that say where data is and where runs take place: published values stay comparable.
 PLACES = (

@@ -86,21 +86,22 @@ class Preprocessing:
         """
         if not isinstance(images, Tensor) or images.dim() != 4:
             raise InputError("A teacher's own preprocessing is for batches of images (B, C, H, W).")
+        shown: Tensor = images
         if self.mean is not None and self.std is not None:
             if normalized is None:
                 raise InputError(
                     "A teacher's own mean and std need to know how the data normalizes: use a data module with mean "
                     "and std, as those of kdlab.data, or leave them out."
                 )
-            scale, shift = _affine(normalized, (self.mean, self.std), images)
-            images = images * scale + shift
+            scale, shift = _affine(normalized, (self.mean, self.std), shown)
+            shown = shown * scale + shift
         if self.size is None:
-            return images
+            return shown
         size = (self.size, self.size) if isinstance(self.size, int) else self.size
-        if tuple(images.shape[2:]) == tuple(size):
-            return images
+        if tuple(shown.shape[2:]) == tuple(size):
+            return shown
         smooth = self.interpolation != "nearest"
-        return F.interpolate(images, size, mode=self.interpolation, antialias=smooth)
+        return F.interpolate(shown, size, mode=self.interpolation, antialias=smooth)
 
 
 def _affine(old: Normalization, new: Normalization, images: Tensor) -> tuple[Tensor, Tensor]:

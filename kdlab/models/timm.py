@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
@@ -41,7 +41,7 @@ def timm_model(
         raise InputError(f"Network {name!r} needs timm: install it with `pip install timm`.") from error
     if ":" not in name and not timm.is_model(name.partition(".")[0]):  # timm checks "hf-hub:..." names
         raise InputError(f"timm has no network {name!r}; the nearest names are {nearest(name, timm.list_models())}.")
-    options = {"num_classes": num_classes, "in_chans": in_chans}
+    options: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans}
     network: nn.Module
     try:
         network = timm.create_model(name, pretrained=bool(pretrained), **options)

@@ -104,7 +104,8 @@ class Observer:
     def find_layers(self) -> None:
         """Look the layers up again, after modules of the network were replaced."""
         modules, heads = layer_names(self.network), heads_of(self.network)
-        bases, self._forms = zip(*map(split_form, self.layers), strict=True) if self.layers else ((), ())
+        split = [split_form(layer) for layer in self.layers]
+        bases, self._forms = [base for base, _ in split], tuple(form for _, form in split)
         self._names = {
             name: tuple(head.layer(layer) + call for layer, call in map(split_call, bases))
             for name, head in heads.items()

@@ -78,13 +78,13 @@ def fine_tuned_accuracy(
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=total)
         done, epoch = 0, 0
         while done < total:
-            for part in rows[torch.randperm(count)].split(batch_size):
+            for part in torch.split(rows[torch.randperm(count)], batch_size):
                 if done == total or (len(part) == 1 and count > 1):  # BatchNorm needs two
                     continue
                 batch = data.prepare(_batch(train, part, epoch, device), epoch)
                 loss = F.cross_entropy(model(batch.inputs), batch.target)
                 optimizer.zero_grad()
-                loss.backward()
+                torch.autograd.backward(loss)
                 optimizer.step()
                 schedule.step()
                 done += 1

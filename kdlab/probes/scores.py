@@ -47,7 +47,7 @@ def _accuracy(classifier: Any, train: Features, test: Features) -> float:
     for name, part in (("training", train), ("test", test)):
         if not bool(part.labels.ge(0).all()):
             raise InputError(f"The {name} samples of a probe need labels: name a data set that has them.")
-    if len(train.labels.unique()) < 2:
+    if len(set(train.labels.tolist())) < 2:
         raise InputError("A probe needs training samples of two classes at least.")
     from sklearn.exceptions import ConvergenceWarning
 

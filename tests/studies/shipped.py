@@ -11,7 +11,8 @@ from typing import Any
 from kdlab.studies.grid import runs_of
 from kdlab.studies.preflight import Resolved
 from kdlab.studies.runs import Run
-from kdlab.studies.study import Method, Pair, Part, Study, read
+from kdlab.studies.study import Method, Pair, Part, Study
+from kdlab.studies.study_file import read
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted(path.parent.name for path in ROOT.glob("experiments/*/study.yaml"))

@@ -13,7 +13,8 @@ import kdlab
 from kdlab.studies.grid import runs_of
 from kdlab.studies.ledger import FINISHED, Ledger
 from kdlab.studies.runs import Run
-from kdlab.studies.study import Study, read
+from kdlab.studies.study import Study
+from kdlab.studies.study_file import read
 
 STUDY = """\
 title: Small networks

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kdlab.errors import InputError
-from kdlab.studies.study import read
+from kdlab.studies.study_file import read
 from tests.studies.small import STUDY, study, write
 
 

@@ -153,7 +153,7 @@ class Standardized(Lazy):
             if self.method == "phi_s":
                 hadamard(width)
             self.materialize(value, width)
-            self.statistics.mean.copy_(_rows(value).mean(0) if len(value) else 0)
+            self.statistics.mean.copy_(_rows(value).mean(0) if len(value) else torch.zeros(width))
             self.statistics.matrix.copy_(torch.eye(width) if self.method == "phi_s" else torch.ones(width))
         last = value.movedim(1, -1) if value.dim() == 4 else value
         centered = last - self.statistics.mean.to(last.dtype)
@@ -185,7 +185,7 @@ def _transform(covariance: Tensor, method: str) -> Tensor:
         return torch.where(std > 1e-12, 1 / std.clamp(min=1e-12), 0.0)
     values, vectors = torch.linalg.eigh(covariance)
     phi = values.mean().clamp(min=0).sqrt()
-    rotation = hadamard(len(values)).to(covariance) @ vectors.T
+    rotation: Tensor = hadamard(len(values)).to(covariance) @ vectors.T
     return rotation / phi if phi > 1e-12 else rotation * 0
 
 
