@@ -16,6 +16,7 @@ TEXT = [CONFIGS / "text/distill_sst2.yaml"]
 PARTS = ("trainer/gpu", "teacher/cache", "teacher/torchvision", "student/quantization_aware", "logger/wandb")
 LAYERS = {
     **{name: [CONFIGS / f"{name}.yaml"] for name in ("kd_digits", "dml_digits", "cifar100/train")},
+    "label_free/distill": [CONFIGS / "label_free/distill.yaml"],
     **{f"text/{name}": [CONFIGS / f"text/{name}.yaml"] for name in names("text")},
     **{f"recipes/base/{name}": [CONFIGS / f"recipes/base/{name}.yaml"] for name in ("self", "online")},
     **{f"recipes/{name}": layers(name) for name in RECIPES},

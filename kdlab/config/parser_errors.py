@@ -49,6 +49,9 @@ def parser_error(error: Exception, arguments: Sequence[str] = ()) -> InputError:
     """Return what is wrong, where, and the nearest right names; ``arguments`` are those of the command line."""
     text = str(error)
     text = re.sub(r"Group '([\w.]+)' does not accept option '(?:\1\.)?([\w.]+)'", r"Key '\1.\2' is not expected", text)
+    if weights := re.search(ENUM, text):  # first: a mapping of teachers by name would not know the network's arguments
+        builder, members, file = weights.groups()
+        return _named_weights(text, builder, members, file, arguments)
     if unknown := re.search(UNKNOWN, text):
         name = next(filter(None, unknown.groups())).lstrip("-").split("=")[0]
         options = [argument.lstrip("-").partition("=")[0] for argument in arguments if argument.startswith("--")]
@@ -67,9 +70,6 @@ def parser_error(error: Exception, arguments: Sequence[str] = ()) -> InputError:
     if bare := re.search(r"disabled for Knowledge, thus '([\w.]+)'", text):
         hint = f"A knowledge is no {bare[1]}, but has it as its loss: knowledge.NAME.loss={bare[1]}."
         return InputError(hint, value=bare[1])
-    if weights := re.search(ENUM, text):
-        builder, members, file = weights.groups()
-        return _named_weights(text, builder, members, file, arguments)
     keys = [key for key in re.findall(r'Parser key "([^"]+)"', text) if key != "config"]
     nested = re.findall(r"NestedArg\(key='([^']+)'", text)
     innermost = _innermost(text)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal
 
-from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 
 from kdlab.errors import InputError, nearest
@@ -55,8 +55,9 @@ def timm_model(
                 "pretrained=false for random ones."
             ) from error
         network = timm.create_model(name, **options)
-        rank_zero_warn(
+        warnings.warn(
             f"The weights of {name!r} cannot be fetched, so they are RANDOM: as a teacher it teaches nothing; give a "
-            f"file with weights=... ({reason})."
+            f"file with weights=... ({reason}).",
+            stacklevel=2,
         )
     return network if weights is None else load_weights(network, weights)

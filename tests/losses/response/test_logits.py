@@ -41,7 +41,8 @@ BY_SAMPLE = [
 
 def test_every_loss_with_values_of_samples_is_here():
     kinds = {getattr(losses, name) for name in losses.__all__}
-    assert {kind for kind in kinds if hasattr(kind, "per_sample")} == set(map(type, BY_SAMPLE))
+    of_features = {losses.CosineSmoothL1, losses.Standardized}
+    assert {kind for kind in kinds if hasattr(kind, "per_sample")} - of_features == set(map(type, BY_SAMPLE))
 
 
 @pytest.mark.parametrize("loss", BY_SAMPLE, ids=lambda loss: type(loss).__name__)
