@@ -126,7 +126,7 @@ def _named_weights(text: str, builder: str, members: str, file: str, arguments: 
         ]
         return InputError(f"{message} {shlex.join(line)}", value=file)
     network: Any = builder
-    for line in re.findall(r"Given value: ({.*})$", text, re.MULTILINE):
+    for line in re.findall(r"(?:Given|Got) value: ({.*})$", text, re.MULTILINE):
         try:
             value = ast.literal_eval(line)
         except (ValueError, SyntaxError):  # an object among the values
