@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 demo: $(CORE)  ## distill a small student on real digits
 	$(BIN)/kdlab demo
 
-test: $(DEV)  ## what protects every mechanism, in about four minutes
+test: $(DEV)  ## what protects every mechanism, in two to four minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not full and not nightly" --numprocesses=auto --maxprocesses=8
 
 test-all: $(DEV)  ## the rest: a mechanism repeated over every method and config
