@@ -66,7 +66,9 @@ def as_form(value: Tensor, form: str, network: nn.Module, inputs: Any, tap: str)
     if grid is None:
         raise InputError(f"The {count} tokens of layer {tap!r} are no grid of an image of {tall} x {wide} pixels.")
     tokens = value[:, count - math.prod(grid) :]
-    return tokens if form == "tokens" else tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)
+    if form == "tokens":
+        return tokens
+    return tokens.transpose(1, 2).reshape(len(tokens), tokens.shape[2], *grid)
 
 
 def _grid(count: int, tall: int, wide: int, prefix: int | None) -> tuple[int, int] | None:
