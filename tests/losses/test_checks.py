@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kdlab.errors import InputError
-from kdlab.losses.checks import class_labels, map_pairs
+from kdlab.losses.checks import class_labels, map_pairs, same_logits
 from kdlab.outputs import Outputs
 
 
@@ -20,3 +20,8 @@ def test_both_layers_of_a_pair_are_maps(flat):
 def test_class_labels_are_integers(dtype):
     with pytest.raises(InputError, match="integer class labels"):
         class_labels(torch.zeros(2, dtype=dtype), torch.zeros(2, 3))
+
+
+def test_logits_without_a_class_axis_are_refused():
+    with pytest.raises(InputError, match="class axis"):
+        same_logits(Outputs(torch.zeros(3)), Outputs(torch.zeros(3)))

@@ -129,6 +129,8 @@ def test_incompatible_inputs_raise_input_error():
         loss(maps, wide, NO_TARGET)
     with pytest.raises(InputError, match="one pair of layers, but 2 are tapped"):
         loss(tapped(*maps.layers, *maps.layers), tapped(*maps.layers, *maps.layers), NO_TARGET)
+    with pytest.raises(InputError, match="Paraphraser needs one teacher layer"):
+        paraphraser(maps, tapped(*maps.layers, *maps.layers), NO_TARGET)
     assert Paraphraser(rate=0.25).factors(4) == 1
     with pytest.raises(InputError, match=r"rate=0.1 leaves no channel of 4"):
         Paraphraser(0.1)(maps, maps, NO_TARGET)

@@ -70,3 +70,9 @@ def test_embeddings(distance, project):
 def test_embeddings_of_other_widths_need_a_projection():
     with pytest.raises(InputError, match="4 wide and the teacher's 6: set project"):
         EmbedDistill()(embedded(draw(3, 4)), embedded(draw(3, 6)), NO_TARGET)
+
+
+@pytest.mark.parametrize(("student", "teacher"), [((2, 3, 4), (2, 5, 4)), ((2, 3, 4), (2, 4)), ((2, 3, 4), (2, 3, 6))])
+def test_sequences_of_other_lengths_or_widths_are_refused(student, teacher):
+    with pytest.raises(InputError, match="This loss compares"):
+        PKD()(side(torch.zeros(student)), side(torch.zeros(teacher)), NO_TARGET)

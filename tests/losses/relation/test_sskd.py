@@ -12,6 +12,7 @@ from kdlab.data import Rotations
 from kdlab.errors import InputError
 from kdlab.losses import SSKD, SelfSupervision
 from kdlab.losses.context import Context
+from kdlab.losses.relation.sskd import _divergence
 from kdlab.outputs import Outputs
 from kdlab.schedules import Constant
 from tests.losses.relation.test_self_supervision import slow_cosines, slow_head
@@ -155,3 +156,12 @@ def test_the_head_learns_first_and_then_the_student():
     module = distiller(teacher=network(1, (24,)), knowledge=knowledge, task_weight=0.1, task_schedule=later)
     trainer(4, callbacks=[Moved()]).fit(module, digits(views={"rotations": Rotations()}))
     assert moved[1:] == [["losses.head."], ["student.", "losses.sskd."], ["student.", "losses.sskd."]]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2])
+def test_the_mean_is_over_the_rows_in_the_mask(rows):
+    student, teacher = draw(3, 4, seed=1, scale=2), draw(3, 4, seed=2, scale=2)
+    mask = (torch.arange(3) < rows).to(student.dtype)
+    p, q = ([softmax([value / 2 for value in row]) for row in x.tolist()] for x in (teacher, student))
+    expected = 4 * sum(kl(p[row], q[row]) for row in range(rows)) / max(rows, 1)
+    assert _divergence(student, teacher, 2.0, mask).item() == pytest.approx(expected, rel=1e-12)

@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdlab.losses import ForwardKL, GeneralizedJSD, ReverseKL, SequenceKD, SkewKL, TopK
 from kdlab.losses.tokens import TokenCrossEntropy
+from kdlab.losses.tokens.token_loss import own_copy
 from kdlab.outputs import Outputs
 from kdlab.outputs.factored import FactoredLogits, factored
 from tests.losses.slow import draw
@@ -146,3 +147,10 @@ def test_tokens_times_vocabulary_is_never_stored(name):
         found[factors] = largest.numel
     assert found[False] >= rows * 23
     assert found[True] == heads[0].weight.numel()  # the gradient of the head; a chunk of 2 is smaller
+
+
+def test_a_copy_of_logits_is_read_by_nobody_else():
+    for logits in (torch.zeros(2, 3), FactoredLogits(torch.zeros(2, 4), torch.zeros(3, 4))):
+        before = logits + 0  # computes factored ones
+        own_copy(logits).add_(1)
+        assert torch.equal(logits + 0, before)
