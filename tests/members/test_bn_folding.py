@@ -45,6 +45,23 @@ def test_equals_the_network_in_float64(make: Any, layout: torch.memory_format, c
     assert len(caplog.records) == 1
 
 
+@pytest.mark.parametrize(
+    ("layer", "norm", "shape"),
+    [
+        (nn.Linear(3, 4), nn.BatchNorm1d(4), (5, 3)),
+        (nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4), (5, 3, 7)),
+        (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), (5, 3, 7, 7)),
+        (nn.Conv3d(3, 4, 3), nn.BatchNorm3d(4), (5, 3, 7, 7, 7)),
+    ],
+)
+def test_every_layer_with_a_norm_of_its_kind_is_folded(layer: Any, norm: Any, shape: tuple[int, ...]) -> None:
+    net = trained(nn.Sequential(layer, norm, nn.Flatten()))
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    observer = FastObserver(net)
+    assert close(observer(x), Observer(copy.deepcopy(net).double())(x.double()))
+    assert norms(fast_network(observer)) == 0
+
+
 def test_taps_on_a_convolution_a_norm_and_a_block_that_adds_in_place(caplog: Any) -> None:
     net, x = trained(resnet18(num_classes=5)), images(2, 32)
     layers = ["layer1.0.conv1", "layer1.0.bn2", "layer1.1.bn1", "layer1", "layer2.0.downsample"]

@@ -316,6 +316,7 @@ def test_compiled_copy() -> None:
     [
         ({"precision": "int8"}, "'same', 'auto', 'bf16' or 'fp16', not 'int8'"),
         ({"tolerance": 0.0}, "positive number, not 0.0"),
+        ({"tolerance": -1.0}, "positive number, not -1.0"),
         ({"tolerance": float("nan")}, "positive number, not nan"),
     ],
 )

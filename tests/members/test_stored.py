@@ -46,6 +46,17 @@ def test_safetensors_npy_and_parquet_give_their_rows(tmp_path: Path) -> None:
     assert given(tmp_path / "a.npy", [5], kind="embedding").embedding is not None
 
 
+def test_a_list_of_lists_in_parquet_is_one_row_a_token(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    rows = [[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0]], [[7.0, 8.0], [9.0, 10.0]]]
+    pyarrow.parquet.write_table(pa.table({"logits": rows}), tmp_path / "tokens.parquet")
+    tensors = read_outputs(tmp_path / "tokens.parquet").tensors
+    assert tensors["logits"].tolist() == [row for tokens in rows for row in tokens]
+    assert tensors["ends"].tolist() == [2, 3, 5]
+
+
 def test_probabilities_are_logits_by_their_logarithm(tmp_path: Path) -> None:
     save_outputs(tmp_path / "p.safetensors", probabilities=LOGITS.softmax(1))
     logits = given(tmp_path / "p.safetensors", [0, 3]).logits

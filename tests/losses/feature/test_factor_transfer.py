@@ -129,8 +129,10 @@ def test_incompatible_inputs_raise_input_error():
         loss(maps, wide, NO_TARGET)
     with pytest.raises(InputError, match="one pair of layers, but 2 are tapped"):
         loss(tapped(*maps.layers, *maps.layers), tapped(*maps.layers, *maps.layers), NO_TARGET)
-    with pytest.raises(InputError, match="Paraphraser needs one teacher layer"):
-        paraphraser(maps, tapped(*maps.layers, *maps.layers), NO_TARGET)
+    (teacher_map,) = maps.layers
+    for wrong in (tapped(teacher_map, teacher_map), tapped(teacher_map[:, :, None]), tapped(teacher_map[:, :, 0, 0])):
+        with pytest.raises(InputError, match="Paraphraser needs one teacher layer"):
+            paraphraser(maps, wrong, NO_TARGET)
     assert Paraphraser(rate=0.25).factors(4) == 1
     with pytest.raises(InputError, match=r"rate=0.1 leaves no channel of 4"):
         Paraphraser(0.1)(maps, maps, NO_TARGET)
