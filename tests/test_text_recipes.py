@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -36,8 +37,8 @@ def test_recipe_trains_exports_and_builds_a_student(
     student = instantiate(yaml.safe_load((tmp_path / "runs/version_1/student.yaml").read_text()))
     assert len(student.bert.encoder.layer) == 3
     assert observe(student.eval(), texts()).logits.shape == (3, 2)
-    header, *rows = (tmp_path / "runs/version_1/metrics.csv").read_text().splitlines()
     if recipe == "tinybert_sst2":
-        terms = [name for name in header.split(",") if name.startswith("train/") and "hidden" in name]
-        assert terms, "the term is logged"
-        assert rows
+        with (tmp_path / "runs/version_1/metrics.csv").open() as file:
+            values = [float(row["loss/hidden"]) for row in csv.DictReader(file) if row["loss/hidden"]]
+        assert values
+        assert min(values) > 0
