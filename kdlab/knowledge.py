@@ -61,7 +61,7 @@ class Knowledge(Callback):
             value and gradient are then those of one process. By default each process compares its own samples.
         dropping: with several teachers by name, the chance that a teacher is left out for a sample (UNIC: 0.5); the one
             with the largest loss never is. The loss is then the mean over what is left, see
-            :func:`~kdlab.losses.sample_weights.dropped_mean`; weights of edges do not count.
+            ``kdlab.losses.sample_weights.dropped_mean``; weights of edges do not count.
 
     Raises:
         InputError: a negative or non-finite weight, unknown ``needs``, or a hook under its old name.

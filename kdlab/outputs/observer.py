@@ -63,7 +63,7 @@ class Observer:
     The hooks live for one forward only, so the network stays as it was: it can be copied, pickled, exported and
     compiled. A layer that runs several times in one forward has one name for each call, in order: ``"relu@0"``,
     ``"relu@1"``; its own name is then refused. ``"norm:tokens"`` and ``"norm:map"`` are a layer's patches, and
-    ``"features"`` is what comes before pooling, see :mod:`kdlab.outputs.features`. A layer whose output is overwritten
+    ``"features"`` is what comes before pooling, see ``kdlab/outputs/features.py``. A layer whose output is overwritten
     in place afterwards (torchvision's ``bn2`` before ``out += identity``) gives the value it had when it left the
     layer. A name that is no layer is looked up in what the network returns: ``"hidden_states.6"``, see
     ``kdlab.outputs.transformer_outputs.requested``.
