@@ -35,8 +35,8 @@ class UnlabeledImages(ImageFolder):
         size: height and width of streamed images, in pixels.
         resize: length of a streamed image's shorter side before its center crop; 8/7 of ``size`` if not given.
         column: column of Parquet files, and key of litdata's samples.
-        options: further arguments of :class:`ImageFolder`, such as ``validation``, the number of images held out, on which
-            the student is compared with its teachers.
+        options: further arguments of :class:`ImageFolder`, such as ``validation``, the number of images held out, on
+            which the student is compared with its teachers.
 
     Raises:
         InputError: in ``setup``: there are no images, or a file cannot be read.

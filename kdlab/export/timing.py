@@ -18,6 +18,8 @@ from torch import Tensor
 
 ROUNDS, SECONDS = 7, 0.4
 """Rounds of each function, and how long a round takes."""
+BRIEF = 0.03
+"""Seconds of a round of the time of one sample, so that a small study does not wait for it."""
 WARM_UP = 3
 """Calls before the first round, which allocate and choose kernels."""
 BUSY = 0.1
@@ -35,7 +37,10 @@ class Latency(NamedTuple):
 
 
 def latencies(
-    functions: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS, clock: Callable[[], float] = time.perf_counter
+    functions: Mapping[str, Callable[[], Any]],
+    rounds: int = ROUNDS,
+    clock: Callable[[], float] = time.perf_counter,
+    seconds: float = SECONDS,
 ) -> dict[str, Latency]:
     """Time functions in alternating rounds, so that a machine that slows down slows all of them.
 
@@ -43,6 +48,7 @@ def latencies(
         functions: by name, without arguments.
         rounds: how many.
         clock: returns seconds.
+        seconds: how long a round takes, at least three calls.
     """
     times: dict[str, list[Latency]] = {name: [] for name in functions}
     for function in functions.values():
@@ -50,15 +56,15 @@ def latencies(
             function()
     for _ in range(rounds):
         for name, function in functions.items():
-            times[name].append(_round(function, clock))
+            times[name].append(_round(function, clock, seconds))
     return {
         name: Latency(*(statistics.median(column) for column in zip(*measured, strict=True)))
         for name, measured in times.items()
     }
 
 
-def _round(function: Callable[[], Any], clock: Callable[[], float]) -> Latency:
-    calls, end = list[float](), clock() + SECONDS
+def _round(function: Callable[[], Any], clock: Callable[[], float], seconds: float) -> Latency:
+    calls, end = list[float](), clock() + seconds
     while len(calls) < 3 or clock() < end:
         start = clock()
         function()
@@ -83,7 +89,7 @@ def one_sample(forward: Callable[[Any], Any], inputs: Iterable[Any]) -> float | 
     torch.set_num_threads(1)
     try:
         with torch.inference_mode():
-            return latencies({"": lambda: forward(next(turn))}, clock=time.thread_time)[""].p50 / 1e3
+            return latencies({"": lambda: forward(next(turn))}, clock=time.thread_time, seconds=BRIEF)[""].p50 / 1e3
     finally:
         torch.set_num_threads(threads)
 
