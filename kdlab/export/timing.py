@@ -40,7 +40,7 @@ def latencies(
     functions: Mapping[str, Callable[[], Any]],
     rounds: int = ROUNDS,
     clock: Callable[[], float] = time.perf_counter,
-    seconds: float = SECONDS,
+    seconds: float | None = None,
 ) -> dict[str, Latency]:
     """Time functions in alternating rounds, so that a machine that slows down slows all of them.
 
@@ -56,7 +56,7 @@ def latencies(
             function()
     for _ in range(rounds):
         for name, function in functions.items():
-            times[name].append(_round(function, clock, seconds))
+            times[name].append(_round(function, clock, SECONDS if seconds is None else seconds))
     return {
         name: Latency(*(statistics.median(column) for column in zip(*measured, strict=True)))
         for name, measured in times.items()
