@@ -23,7 +23,7 @@ from kdlab.modules.early_setup import EarlySetup
 from kdlab.modules.evaluation import EvaluatedModule
 from kdlab.modules.first_batch import first_batch
 from kdlab.modules.guards import Guards, scale_and_share
-from kdlab.modules.loss_logging import LossLog, Terms
+from kdlab.modules.loss_logging import LoggedModule, Terms
 from kdlab.modules.monitors import MonitorCheck
 from kdlab.modules.position_weights import PositionWeights
 from kdlab.modules.run_length import RunLength
@@ -41,7 +41,7 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=5e-4)
 
 
-class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
+class DistillationModule(LoggedModule, CheckpointedModule, SeededModule, EvaluatedModule):
     r"""Networks that learn, losses, and a plan of who teaches whom.
 
     A step runs every member of the plan once, in order, and minimizes
@@ -98,7 +98,7 @@ class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
         self.length = RunLength()
         self._planned: tuple[float | None, int | None] = None, None
         self._turn: str | None = None
-        self._log, self._guards, self._positions = LossLog(), Guards(skip_nonfinite, watch_gradients), PositionWeights()
+        self._guards, self._positions = Guards(skip_nonfinite, watch_gradients), PositionWeights()
         self._guards.callbacks.insert(0, self._positions)
         self._split: DOT | None = None
         self._parts: tuple[Tensor | None, Tensor | None] = None, None
@@ -170,16 +170,14 @@ class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save seed, log and planned number of steps; refuse to save a state that is not finite."""
+        """Save the planned number of steps too; refuse to save a state that is not finite."""
         self._guards.check_state(self)
         super().on_save_checkpoint(checkpoint)
         checkpoint["kdlab_total_steps"] = self.length.steps
-        self._log.save(self.trainer, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue with the seed and the log of the run that is resumed, and with every digit of its weights."""
+        """Continue with every digit of the weights."""
         super().on_load_checkpoint(checkpoint)
-        self._log.load(checkpoint, self.global_rank)
         if self._trainer is not None:  # Lightning converts only after loading, which rounds float64 to float32
             self.trainer.precision_plugin.convert_module(self)
         self.length.resumed = checkpoint.get("kdlab_total_steps")
@@ -199,7 +197,6 @@ class DistillationModule(CheckpointedModule, SeededModule, EvaluatedModule):
         (optimizer,) = self.trainer.optimizers
         self._split = optimizer if isinstance(optimizer, DOT) else None
         super().on_train_start()
-        self._log.resume(self.trainer)
 
     def observe(self, batch: Batch, members: Iterable[Member] | None = None) -> dict[str, Outputs]:
         """Run the members of the plan, or some of them, in order, and return their outputs by name."""

@@ -119,3 +119,31 @@ class LossLog:
                 logger.log_metrics(*self._row)
                 logger.save()
         self._row = None
+
+
+class LoggedModule(pl.LightningModule):
+    """A module with a log of its losses, which a run that is resumed continues."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._log = LossLog()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the log."""
+        super().on_save_checkpoint(checkpoint)
+        self._log.save(self.trainer, checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Continue with the log of the run that is resumed."""
+        super().on_load_checkpoint(checkpoint)
+        self._log.load(checkpoint, self.global_rank)
+
+    def on_train_start(self) -> None:
+        """Log what a kill may have lost."""
+        super().on_train_start()
+        self._log.resume(self.trainer)
+
+    def on_fit_end(self) -> None:
+        """Log it where a training that was over is resumed, which does not start again."""
+        super().on_fit_end()
+        self._log.resume(self.trainer)

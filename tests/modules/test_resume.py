@@ -22,7 +22,7 @@ from kdlab.errors import InputError
 from kdlab.losses import Hint, SoftTargets
 from kdlab.schedules import Linear, Progress, Schedule
 from kdlab.teaching import Graph
-from tests.modules.tiny import digits, distiller, network, pairs, same, sgd, trainer, weights
+from tests.modules.tiny import Logged, digits, distiller, network, pairs, same, sgd, trainer, weights
 from tests.teaching.graphs import graph_module
 from tests.tiers import tiered
 
@@ -223,3 +223,16 @@ def test_a_loader_that_shuffles_has_another_order_in_every_epoch() -> None:
     trainer(3, callbacks=[Watch()]).fit(distiller(), loader)
     assert len({tuple(order) for order in orders}) == 3
     assert len({tuple(sorted(order)) for order in orders}) == 1
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+def test_a_training_that_was_over_logs_its_last_row_when_resumed(tmp_path: Path) -> None:
+    """Killed after its last checkpoint, and before the row of its last step was written."""
+    options: dict[str, Any] = {"epochs": 2, "enable_checkpointing": True, "log_every_n_steps": 100}
+    whole, resumed = Logged(), Logged()
+    trainer(logger=whole, callbacks=[ModelCheckpoint(tmp_path, save_last=True)], **options).fit(distiller(), digits())
+    run = trainer(logger=resumed, callbacks=[ModelCheckpoint(tmp_path, save_last=True)], **options)
+    run.fit(distiller(), digits(), ckpt_path=str(tmp_path / "last.ckpt"), weights_only=False)
+    assert len(whole.rows) == 2
+    assert resumed.rows == whole.rows[-1:]
