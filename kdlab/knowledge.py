@@ -198,7 +198,7 @@ class Knowledge(Callback):
         """Return the loss over edges, a scalar; ``None`` where none of them has a teacher yet."""
         if self.dropping and len(edges) > 1:
             sides = [(loss, *self._sides(edge, seen, batch)) for edge, loss in edges]
-            return dropped_mean([each_sample(*each) for each in sides], self.dropping)
+            return dropped_mean([each_sample(*side) for side in sides], self.dropping)
         values = [value for edge, loss in edges if (value := self.compare(edge, loss, seen, batch)) is not None]
         return reduce(add, values) if values else None
 

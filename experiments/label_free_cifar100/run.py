@@ -154,10 +154,10 @@ class Study:
 
     def teachers(self) -> dict[str, Frozen]:
         """Return both teachers, each with its own preprocessing."""
-        own = self.own_teacher()
+        second = self.own_teacher()
         return {
             "published": Frozen(self.published, preprocessing=IMAGENET),
-            "own": Frozen(own, preprocessing=HALF),
+            "own": Frozen(second, preprocessing=HALF),
         }
 
     def students(self, seed: int) -> Iterator[tuple[str, nn.Module]]:
@@ -216,14 +216,14 @@ class Study:
     def likeness(self, name: str, network: nn.Module, seed: int) -> None:
         """Compare a student with both teachers on the test images of CIFAR-100."""
         data, measures = self.labeled["cifar100"], (linear_cka, mapped_cosine, neighbor_agreement)
-        ours = self.features(network, data, "test").embedding
+        features = self.features(network, data, "test").embedding
         for teacher, member in self.teachers().items():
             member.normalized = (MEAN, STD)
             if all((name, str(seed), "cifar100", f"{m.__name__}_{teacher}") in self.done for m in measures):
                 continue
-            theirs = self.features(observer(member), data, "test").embedding
+            teacher_features = self.features(observer(member), data, "test").embedding
             for measure in measures:
-                value = partial(measure, ours, theirs)
+                value = partial(measure, features, teacher_features)
                 self.write(name, seed, "cifar100", f"{measure.__name__}_{teacher}", value)
 
     def few_labels(self, name: str, network: nn.Module, seed: int) -> None:

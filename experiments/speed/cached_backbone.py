@@ -107,31 +107,31 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=number)
     parser.add_argument("--cpu-time", action="store_true", help="of the process, where other load takes turns with it")
     parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
+    options = parser.parse_args()
     warnings.filterwarnings("ignore")
-    now = time.process_time if given.cpu_time else time.perf_counter
+    now = time.process_time if options.cpu_time else time.perf_counter
     seconds: dict[str, list[float]] = {"own": [], "cached": []}
     with tempfile.TemporaryDirectory() as temporary:
-        images, cache = folder(Path(temporary) / "images", given.images, given.size), Path(temporary) / "cache"
-        turn("cached", images, cache, given.batch, given.images // given.batch - WARM - 1)  # fills the cache
-        for number in range(given.rounds):
+        images, cache = folder(Path(temporary) / "images", options.images, options.size), Path(temporary) / "cache"
+        turn("cached", images, cache, options.batch, options.images // options.batch - WARM - 1)  # fills the cache
+        for number in range(options.rounds):
             for kind in ("own", "cached") if number % 2 == 0 else ("cached", "own"):
-                seconds[kind].append(statistics.median(turn(kind, images, cache, given.batch, given.steps, now)))
+                seconds[kind].append(statistics.median(turn(kind, images, cache, options.batch, options.steps, now)))
                 print(number, kind, f"{1000 * seconds[kind][-1]:.1f} ms", flush=True)
-    ratios = [cached / own for own, cached in zip(seconds["own"], seconds["cached"], strict=True)]
+    ratios = [cached / alone for alone, cached in zip(seconds["own"], seconds["cached"], strict=True)]
     row = {
         "own_ms": round(1000 * statistics.median(seconds["own"]), 2),
         "cached_ms": round(1000 * statistics.median(seconds["cached"]), 2),
         "ratio": round(statistics.median(ratios), 4),
         "lowest": round(min(ratios), 4),
         "highest": round(max(ratios), 4),
-        "rounds": given.rounds,
+        "rounds": options.rounds,
         "threads": torch.get_num_threads(),
-        "clock": "CPU time of the process" if given.cpu_time else "wall time",
+        "clock": "CPU time of the process" if options.cpu_time else "wall time",
     }
     print(json.dumps(row))
-    if given.out:
-        given.out.write_text(json.dumps(row, indent=1) + "\n")
+    if options.out:
+        options.out.write_text(json.dumps(row, indent=1) + "\n")
 
 
 if __name__ == "__main__":

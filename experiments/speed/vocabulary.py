@@ -105,9 +105,10 @@ def main() -> int:
     for name in given.losses.split(","):
         chunk = 2 * given.chunk if name == "task" else given.chunk  # the task has logits of one network, not of two
         eager, chunked = measure(given, name, (None, chunk))
-        for form, each in (("all tokens", eager), (f"{chunk} at a time", chunked)):
+        for form, costs in (("all tokens", eager), (f"{chunk} at a time", chunked)):
             print(
-                f"| {name} | {form} | {each['processor']:.1f} | {each['extra']:.0f} | {each['value']:.7f} |", flush=True
+                f"| {name} | {form} | {costs['processor']:.1f} | {costs['extra']:.0f} | {costs['value']:.7f} |",
+                flush=True,
             )
         numbers = [[each["value"], *each["gradients"]] for each in (eager, chunked)]
         same &= all(abs(a - b) <= 1e-5 * abs(a) for a, b in zip(*numbers, strict=True))

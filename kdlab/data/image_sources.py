@@ -78,10 +78,10 @@ class Rows(Unlabeled):
         return [(self.names[position], stat.st_size, stat.st_mtime_ns) for position in positions]
 
     def _count(self) -> int:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define _count().")
 
     def _row(self, row: int) -> Any:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define _row().")
 
     def _read(self, name: str) -> bytes:
         try:
@@ -213,9 +213,9 @@ def source_of(path: Path, column: str = "image") -> Tree:
         raise InputError(f"There is no folder or file of images {str(path)!r}.", key="data.root")
     if (path / "index.json").is_file():
         return LitdataRows(path, column)
-    archives = sorted(each for each in path.iterdir() if each.suffix.lower() in (".zip", ".parquet"))
-    if archives and not any(each.suffix.lower() in SUFFIXES for each in path.iterdir()):
-        return joined([str(each) for each in archives], column)
+    archives = sorted(file for file in path.iterdir() if file.suffix.lower() in (".zip", ".parquet"))
+    if archives and not any(file.suffix.lower() in SUFFIXES for file in path.iterdir()):
+        return joined([str(file) for file in archives], column)
     return Unlabeled(path)
 
 

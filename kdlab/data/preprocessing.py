@@ -49,7 +49,7 @@ class Preprocessing:
         check_word("interpolation", self.interpolation, INTERPOLATIONS)
         if (self.mean is None) != (self.std is None):
             raise InputError("A preprocessing has mean and std, or neither.")
-        if self.std and (len(self.mean or ()) != len(self.std) or not all(0 < each < math.inf for each in self.std)):
+        if self.std and (len(self.mean or ()) != len(self.std) or not all(0 < std < math.inf for std in self.std)):
             raise InputError(f"std must be a positive number for each channel of mean, not {list(self.std)}.")
         sides = (self.size,) if isinstance(self.size, int) else self.size or ()
         if any(side < 1 for side in sides) or len(sides) > 2:

@@ -62,6 +62,6 @@ def dropped_mean(values: Sequence[Tensor], dropping: float) -> Tensor:
         dropping: p, from 0 to 1.
     """
     losses = torch.stack(list(values))
-    kept = torch.rand(losses.shape, device=losses.device) >= dropping
-    kept.scatter_(0, losses.detach().argmax(0, keepdim=True), True)
-    return (losses * kept).sum() / kept.sum()
+    counted = torch.rand(losses.shape, device=losses.device) >= dropping
+    counted.scatter_(0, losses.detach().argmax(0, keepdim=True), True)
+    return (losses * counted).sum() / counted.sum()

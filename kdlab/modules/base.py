@@ -81,7 +81,7 @@ class DistillationModule(LoggedModule, CheckpointedModule, SeededModule, Evaluat
         watch_gradients: bool,
     ) -> None:
         super().__init__()
-        self.knowledge = {name: own for name, own in (knowledge or {}).items() if own is not None}
+        self.knowledge = {name: part for name, part in (knowledge or {}).items() if part is not None}
         setup_checks.check_names(self.knowledge)
         self.task = task if task is not None else nn.CrossEntropyLoss()
         self.task_weight = weight_at_least_zero(task_weight, "The task weight")

@@ -58,7 +58,7 @@ def use_cache(
         rows[view] = first.samples * (len(inputs_of(few.view(view))) // len(few.target))
     how = {"precision": str(trainer.precision), "device": trainer.strategy.root_device.type}
     fingerprint = _plain(data.fingerprint())
-    reads_embedding = any(each.reads_embedding for each in knowledge.values())
+    reads_embedding = any(part.reads_embedding for part in knowledge.values())
     cache, undo = _with_views_of(cache, data)
     cached = {}
     for teacher in teachers:

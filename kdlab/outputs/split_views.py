@@ -56,11 +56,11 @@ def inputs_with_views(batch: Batch, inputs: Sequence[str], views: Sequence[str])
 def headed(name: str, outputs: Outputs) -> dict[str, Outputs]:
     """Return the outputs of a network's heads by name: the main one ``name``, others ``name_HEAD``."""
     further = {}
-    for head, own in outputs.heads.items():
+    for head, branch in outputs.heads.items():
         views = {
             view: dataclasses.replace(seen.heads[head], index=seen.index, target=seen.target, mix=seen.mix)
             for view, seen in outputs.views.items()
         }
-        further[f"{name}_{head}"] = dataclasses.replace(own, index=outputs.index, views=views)
+        further[f"{name}_{head}"] = dataclasses.replace(branch, index=outputs.index, views=views)
     views = {view: dataclasses.replace(seen, heads={}) for view, seen in outputs.views.items()}
     return {name: dataclasses.replace(outputs, heads={}, views=views), **further}

@@ -86,11 +86,11 @@ class ProbeFeatures(pl.Callback):
         held_out = splits[-1]
         for member in module.plan.members.values():
             if isinstance(teacher := getattr(member, "teacher", member), Frozen):
-                theirs = features_of(_observer(module, teacher), self.batches(module, data, held_out)).embedding
-                ours = features[held_out].embedding
-                values[f"{teacher.name}_cka"] = linear_cka(ours, theirs)
-                values[f"{teacher.name}_cosine"] = mapped_cosine(ours, theirs)
-                values[f"{teacher.name}_neighbors"] = neighbor_agreement(ours, theirs, self.neighbors)
+                teacher_side = features_of(_observer(module, teacher), self.batches(module, data, held_out)).embedding
+                student_side = features[held_out].embedding
+                values[f"{teacher.name}_cka"] = linear_cka(student_side, teacher_side)
+                values[f"{teacher.name}_cosine"] = mapped_cosine(student_side, teacher_side)
+                values[f"{teacher.name}_neighbors"] = neighbor_agreement(student_side, teacher_side, self.neighbors)
         return values
 
     def batches(

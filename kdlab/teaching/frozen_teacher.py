@@ -132,7 +132,7 @@ class FrozenTeacher(Teaching):
         if self.is_apart:
             # Weights sum to 1 by name, so that a term does not grow with the number of teachers.
             pairs = zip(self.members, self.weights, strict=True)
-            apart = [Edge(name, own.name, weight, False) for own, weight in pairs for name in students]
+            apart = [Edge(name, member.name, weight, False) for member, weight in pairs for name in students]
             return Plan(members, apart, dict.fromkeys(students, 1.0))
         edges = []
         for number, student in enumerate(students):

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from kdlab.errors import InputError
-from kdlab.losses.checks import at_least, one_of
+from kdlab.losses.checks import at_least
 from kdlab.losses.feature.positions_pair import vectors
 from kdlab.losses.functional import full_precision
-from kdlab.losses.lazy import Lazy
+from kdlab.losses.projecting import Projecting, Projection
 from kdlab.outputs import Outputs
 
 
-class CosineSmoothL1(Lazy):
+class CosineSmoothL1(Projecting):
     r"""Direction and value of a teacher's features, from a projection of the student's.
 
     .. math:: L = \frac{1}{B N} \sum_{b, n} \left( \alpha \, (1 - \cos(h(s_{bn}), t_{bn})) +
@@ -58,42 +57,23 @@ class CosineSmoothL1(Lazy):
     recipe_weight: ClassVar[float] = 1.0
     minimum: ClassVar[float | None] = None  # a fresh projection is not the identity
 
-    def __init__(
-        self, cosine: float = 0.5, smooth: float = 0.5, projection: Literal["linear", "mlp"] | None = "linear"
-    ) -> None:
-        super().__init__()
+    def __init__(self, cosine: float = 0.5, smooth: float = 0.5, projection: Projection | None = "linear") -> None:
+        super().__init__(projection)
         self.cosine, self.smooth = at_least("cosine", cosine, 0), at_least("smooth", smooth, 0)
-        self.projection = one_of("projection", projection, ("linear", "mlp", None))
-
-    def build(self, student: int, teacher: int) -> None:
-        """Build h."""
-        self.head = head(self.projection, student, teacher)
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         """Return the mean over samples and positions, a scalar; gradient to the student and to h."""
-        return self._each(student, teacher).mean()
+        return self._by_position(student, teacher).mean()
 
     def per_sample(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         """Return the mean over positions of each sample, (B,)."""
-        return self._each(student, teacher).mean(1)
+        return self._by_position(student, teacher).mean(1)
 
-    def _each(self, student: Outputs, teacher: Outputs) -> Tensor:
+    def _by_position(self, student: Outputs, teacher: Outputs) -> Tensor:
         """Return the loss at every position, (B, N)."""
-        ours, theirs = vectors(student, teacher)
-        theirs = theirs.detach()
-        if self.projection is not None:
-            self.materialize(ours, ours.shape[2], theirs.shape[2])
-            ours = self.head(ours)
-        elif ours.shape != theirs.shape:
-            widths = f"The student's features are {ours.shape[2]} wide and the teacher's {theirs.shape[2]}"
-            raise InputError(f"{widths}: set projection to 'linear'.")
-        distance = F.smooth_l1_loss(ours, theirs, reduction="none").mean(2)
-        return self.cosine * (1 - F.cosine_similarity(ours, theirs, 2)) + self.smooth * distance
-
-
-def head(kind: str | None, student: int, teacher: int) -> nn.Module:
-    """Return a projection from the student's width to the teacher's."""
-    if kind == "mlp":
-        return nn.Sequential(nn.Linear(student, teacher), nn.LayerNorm(teacher), nn.GELU(), nn.Linear(teacher, teacher))
-    return nn.Linear(student, teacher) if kind == "linear" else nn.Identity()
+        features, targets = vectors(student, teacher)
+        targets = targets.detach()
+        features = self.project(features, targets)
+        distance = F.smooth_l1_loss(features, targets, reduction="none").mean(2)
+        return self.cosine * (1 - F.cosine_similarity(features, targets, 2)) + self.smooth * distance

@@ -19,13 +19,13 @@ def vectors(student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
         InputError: as :func:`~kdlab.losses.checks.embeddings`; a layer of tokens and one of another kind, or unequal
             numbers of tokens.
     """
-    ours, theirs = embeddings(student, teacher)
-    shapes = [tuple(each.layers[0].shape) if each.layers else None for each in (student, teacher)]
-    if not ours.numel() or not theirs.numel():
+    pair = embeddings(student, teacher)
+    shapes = [tuple(outputs.layers[0].shape) if outputs.layers else None for outputs in (student, teacher)]
+    if not all(features.numel() for features in pair):
         raise InputError("There is nothing to compare in an empty batch.")
     if all(shape is None or len(shape) == 2 for shape in shapes):
-        return ours[:, None], theirs[:, None]
-    one, other = (each.layers[0] if each.layers else each.embedding for each in (student, teacher))
+        return pair[0][:, None], pair[1][:, None]
+    one, other = (outputs.layers[0] if outputs.layers else outputs.embedding for outputs in (student, teacher))
     assert one is not None
     assert other is not None
     if one.dim() == other.dim() == 4:

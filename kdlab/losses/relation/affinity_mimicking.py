@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from kdlab.errors import InputError
-from kdlab.losses.checks import at_least, embeddings, one_of
-from kdlab.losses.feature.cosine_smooth_l1 import head
+from kdlab.losses.checks import at_least, embeddings
 from kdlab.losses.functional import full_precision
-from kdlab.losses.lazy import Lazy
+from kdlab.losses.projecting import Projecting, Projection
 from kdlab.outputs import Outputs
 
 
-class AffinityMimicking(Lazy):
+class AffinityMimicking(Projecting):
     r"""KL divergence of affinities to the teacher's embeddings of the batch, in both directions.
 
     .. math:: A^s_{ij} = \frac{h(s_i) \cdot t_j}{\|h(s_i)\| \, \|t_j\| \, \tau}, \qquad
@@ -57,30 +56,20 @@ class AffinityMimicking(Lazy):
     minimum: ClassVar[float | None] = None  # a fresh projection is not the identity
     couples_samples: ClassVar[bool] = True
 
-    def __init__(self, temperature: float = 0.07, projection: Literal["linear", "mlp"] | None = "linear") -> None:
-        super().__init__()
+    def __init__(self, temperature: float = 0.07, projection: Projection | None = "linear") -> None:
+        super().__init__(projection)
         self.temperature = at_least("temperature", temperature, 0, strictly=True)
-        self.projection = one_of("projection", projection, ("linear", "mlp", None))
-
-    def build(self, student: int, teacher: int) -> None:
-        """Build h."""
-        self.head = head(self.projection, student, teacher)
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         """Return the mean of both directions, a scalar; gradient to the student and to h."""
-        ours, theirs = embeddings(student, teacher)
-        if not len(ours):
+        features, targets = embeddings(student, teacher)
+        if not len(features):
             raise InputError("AffinityMimicking needs at least 1 sample in a batch.")
-        if self.projection is not None:
-            self.materialize(ours, ours.shape[1], theirs.shape[1])
-            ours = self.head(ours)
-        elif ours.shape != theirs.shape:
-            widths = f"The student's embedding is {ours.shape[1]} wide and the teacher's {theirs.shape[1]}"
-            raise InputError(f"{widths}: set projection to 'linear'.")
-        ours, theirs = F.normalize(ours, dim=1), F.normalize(theirs.detach(), dim=1)
-        one, other = ours @ theirs.T / self.temperature, theirs @ theirs.T / self.temperature
-        return (kl(one, other) + kl(one.T, other.T)) / 2
+        targets = F.normalize(targets.detach(), dim=1)
+        features = F.normalize(self.project(features, targets), dim=1)
+        affinity, teacher_affinity = features @ targets.T / self.temperature, targets @ targets.T / self.temperature
+        return (kl(affinity, teacher_affinity) + kl(affinity.T, teacher_affinity.T)) / 2
 
 
 def kl(student: Tensor, teacher: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from kdlab.distributed import gather
 from kdlab.errors import InputError
-from kdlab.losses.checks import at_least, embeddings, one_of
-from kdlab.losses.feature.cosine_smooth_l1 import head
+from kdlab.losses.checks import at_least, embeddings
 from kdlab.losses.functional import full_precision
-from kdlab.losses.lazy import Lazy
+from kdlab.losses.projecting import Projecting, Projection
 from kdlab.losses.relation.affinity_mimicking import kl
 from kdlab.outputs import Outputs
 
@@ -41,7 +40,7 @@ class Queue(nn.Module):
         self.count += len(fresh)
 
 
-class QueueSimilarity(Lazy):
+class QueueSimilarity(Projecting):
     r"""KL divergence of the similarities of an image to the batch's and to past embeddings of the teacher.
 
     .. math:: L = \frac1B \sum_b KL\left( \sigma(\hat t_b \cdot q_k / \tau)_k \,\|\,
@@ -83,40 +82,32 @@ class QueueSimilarity(Lazy):
     past: Queue
     _pending: Tensor | None = None
 
-    def __init__(
-        self, size: int = 4096, temperature: float = 0.07, projection: Literal["linear", "mlp"] | None = "linear"
-    ) -> None:
-        super().__init__()
+    def __init__(self, size: int = 4096, temperature: float = 0.07, projection: Projection | None = "linear") -> None:
+        super().__init__(projection)
         self.size = int(at_least("size", size, 1))
         self.temperature = at_least("temperature", temperature, 0, strictly=True)
-        self.projection = one_of("projection", projection, ("linear", "mlp", None))
 
     def build(self, student: int, teacher: int) -> None:
         """Build h and the queue."""
-        if self.projection is not None:
-            self.head = head(self.projection, student, teacher)
+        super().build(student, teacher)
         self.past = Queue(self.size, teacher)
 
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         """Return the mean over samples, a scalar; gradient to the student and to h."""
-        ours, theirs = embeddings(student, teacher)
-        if not len(ours):
+        features, targets = embeddings(student, teacher)
+        if not len(features):
             raise InputError("QueueSimilarity needs at least 1 sample in a batch.")
-        if self.projection is None and ours.shape != theirs.shape:
-            widths = f"The student's embedding is {ours.shape[1]} wide and the teacher's {theirs.shape[1]}"
-            raise InputError(f"{widths}: set projection to 'linear'.")
-        self.materialize(ours, ours.shape[1], theirs.shape[1])
-        ours = F.normalize(ours if self.projection is None else self.head(ours), dim=1)
-        theirs = F.normalize(theirs.detach(), dim=1)
+        targets = F.normalize(targets.detach(), dim=1)
+        features = F.normalize(self.project(features, targets), dim=1)
         # Rows that are not filled yet are masked, so that no number of them has to come to the host.
-        empty = torch.arange(self.size, device=theirs.device) >= self.past.count
-        masked = torch.cat([empty.new_zeros(len(theirs)), empty])
-        keys = torch.cat([theirs, self.past.rows.to(theirs.dtype)]).T / self.temperature
+        empty = torch.arange(self.size, device=targets.device) >= self.past.count
+        masked = torch.cat([empty.new_zeros(len(targets)), empty])
+        keys = torch.cat([targets, self.past.rows.to(targets.dtype)]).T / self.temperature
         if self.training:
-            self._pending = theirs
-        lowest = torch.finfo(ours.dtype).min
-        return kl(*((x @ keys).masked_fill(masked, lowest) for x in (ours, theirs)))
+            self._pending = targets
+        lowest = torch.finfo(features.dtype).min
+        return kl(*((rows @ keys).masked_fill(masked, lowest) for rows in (features, targets)))
 
     def after_backward(self) -> None:
         """Add the last training batch to the queue, in the place of the oldest samples."""

@@ -56,6 +56,6 @@ class TokenSimilarity(nn.Module):
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         """Return the mean over samples and patches, a scalar; gradient to the student."""
-        ours, theirs = vectors(student, teacher)
-        ours, theirs = F.normalize(ours, dim=2), F.normalize(theirs.detach(), dim=2)
-        return kl(ours @ ours.transpose(1, 2) / self.temperature, theirs @ theirs.transpose(1, 2) / self.temperature)
+        sides = (F.normalize(tokens, dim=2) for tokens in vectors(student, teacher))
+        similar, teacher_similar = (tokens @ tokens.transpose(1, 2) / self.temperature for tokens in sides)
+        return kl(similar, teacher_similar.detach())
