@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from kdlab.compat import convert
-from kdlab.data.preprocessing import Normalization, Preprocessing
+from kdlab.data.preprocessing import Preprocessing
 from kdlab.errors import InputError
 from kdlab.members.fast_inference import Fast, FastObserver
 from kdlab.members.member import UntrainedMember
-from kdlab.outputs.containers import Batch, Outputs
 from kdlab.outputs.observer import Observer
 
 
@@ -41,8 +40,6 @@ class Frozen(UntrainedMember):
         InputError: ``batchnorm`` is an unknown word, or ``preprocessing`` is "own" and the network says nothing.
     """
 
-    normalized: Normalization | None = None
-
     is_frozen: ClassVar[bool] = True
 
     def __init__(
@@ -63,12 +60,6 @@ class Frozen(UntrainedMember):
         if self.batchnorm == "batch" or fast is None or not (only_layers or fast.applies(self.network)):
             return Observer(self.network, layers)
         return FastObserver(self.network, layers, fast)
-
-    def observe(self, inputs: Any, batch: Batch) -> Outputs:
-        """Run the network once on inputs as the student sees them."""
-        if self.preprocessing is not None:
-            inputs = self.preprocessing(inputs, self.normalized)
-        return super().observe(inputs, batch)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Frozen:
         with torch.no_grad():

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from kdlab.data.preprocessing import Normalization, Preprocessing
 from kdlab.errors import check_word
 from kdlab.members.batchnorm import batch_statistics
 from kdlab.outputs.containers import Batch, Outputs
@@ -174,7 +175,11 @@ class UntrainedMember(NetworkMember):
     """A network that is not trained: in eval mode and without gradient, whatever is done to it from outside.
 
     With ``batchnorm="batch"`` it normalizes with the statistics of the batch; the running ones still do not change.
+    With ``preprocessing`` it sees other images than the student, who sees them as the data has ``normalized`` them.
     """
+
+    preprocessing: Preprocessing | None = None
+    normalized: Normalization | None = None
 
     def __init__(self, name: str, network: nn.Module, batchnorm: str = "frozen") -> None:
         check_word("batchnorm", batchnorm, BATCHNORM)
@@ -197,5 +202,7 @@ class UntrainedMember(NetworkMember):
         self.observer.checks_values = epoch is None or epoch != self._epoch
         self._epoch = epoch
         self.observer.only_layers = self._only_layers and batch.progress is not None
+        if self.preprocessing is not None:
+            inputs = self.preprocessing(inputs, self.normalized)
         with batch_statistics(self.network) if self.batchnorm == "batch" else nullcontext():
             return self.observer(inputs)

@@ -227,7 +227,9 @@ class DistillationModule(LoggedModule, CheckpointedModule, SeededModule, Evaluat
         """Return the weighted sum of the task and of all knowledge on one batch."""
         reseed(self.device, self._seed, self.global_rank, self.current_epoch, batch_idx)
         progress = Progress(self.current_epoch, self.global_step, self.length.steps)
-        batch = self.plan.rewritten(Batch.of(raw)._replace(progress=progress))
+        batch = Batch.of(raw)._replace(progress=progress)
+        if self.plan.rewrite is not None:
+            batch = self.plan.rewrite(batch)
         active = {name: weight for name, own in self.knowledge.items() if (weight := own.weight_at(progress))}
         members: Iterable[Member] = self.plan.members.values()
         if not active and all(isinstance(member, Learner) or member.is_frozen for member in members):

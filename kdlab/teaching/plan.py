@@ -98,10 +98,6 @@ class Plan:
         """Return the members whose outputs do not change in training, in order."""
         return [member for member in self.members.values() if member.is_frozen]
 
-    def rewritten(self, batch: Batch) -> Batch:
-        """Return the batch that a training step's members see."""
-        return batch if self.rewrite is None else self.rewrite(batch)
-
     def networks_of(self, name: str) -> tuple[tuple[nn.Module, str], ...]:
         """Return the networks behind an output, each with the name of its head; none of a mixture or unknown name."""
         return self.owners[name].networks_of(name) if name in self.owners else ()
