@@ -109,12 +109,13 @@ def _run_blocks(page: Page, folder: Path, scope: dict[str, Any]) -> None:
 
 
 def _shell(command: str, folder: Path, place: str) -> None:
-    """Run a command as bash does, with ``kdlab`` on the path."""
+    """Run a command as bash does, with ``kdlab`` and ``python`` of this environment on the path."""
     tools = folder / ".bin"
     if not tools.exists():
         tools.mkdir()
-        (tools / "kdlab").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m kdlab "$@"\n')
-        (tools / "kdlab").chmod(0o755)
+        for name, module in (("kdlab", "-m kdlab "), ("python", "")):
+            (tools / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {module}"$@"\n')
+            (tools / name).chmod(0o755)
     environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command], cwd=folder, env=environment, capture_output=True, text=True

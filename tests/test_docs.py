@@ -156,6 +156,7 @@ def test_every_page_is_in_the_navigation() -> None:
     assert set(re.findall(r": ([\w/]+\.md)$", config, re.M)) == written
 
 
+@pytest.mark.full
 def test_every_method_has_a_page() -> None:
     made = {Path(path).stem for path in generated() if path.startswith("methods/")} - {"index"}
     assert made == {row.name for row in entries()}

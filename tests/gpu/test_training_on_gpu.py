@@ -18,6 +18,7 @@ from kdlab import CoTrainer, Distiller, Knowledge
 from kdlab.losses import DKD, Hint, SoftTargets
 from kdlab.losses.relation import RKDDistance
 from tests.modules.tiny import digits, same, sgd, trainer, weights
+from tests.tiers import tiered
 
 KINDS = ["offline", "features", "online"]
 
@@ -63,14 +64,14 @@ def fitted(kind: str, steps: int = 4, **options: Any) -> tuple[Any, Tensor]:
     return made, losses.values()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", tiered(KINDS, ["offline"]))
 def test_losses_are_those_of_the_cpu(kind: str, accelerator: str) -> None:
     _, expected = fitted(kind, accelerator="cpu")
     _, seen = fitted(kind, accelerator=accelerator, devices=1)
     torch.testing.assert_close(seen, expected, rtol=2e-3, atol=2e-4)  # TF32 in convolutions, four steps
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", tiered(KINDS, ["offline"]))
 def test_mixed_precision_scales_and_trains(kind: str, accelerator: str) -> None:
     precision: Literal["16-mixed", "bf16-mixed"] = "16-mixed" if accelerator == "gpu" else "bf16-mixed"
     _, expected = fitted(kind, steps=1, accelerator=accelerator, devices=1)
@@ -95,7 +96,7 @@ def test_mixed_precision_scales_and_trains(kind: str, accelerator: str) -> None:
     assert all(bool(torch.isfinite(value).all()) for value in made.state_dict().values())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", tiered(KINDS, ["offline"]))
 def test_a_step_does_not_wait_for_the_device(kind: str, device: torch.device, accelerator: str) -> None:
     class NoWaiting(pl.Callback):
         """Every read of a value on the device in the middle of a step is an error."""
@@ -135,7 +136,7 @@ def test_one_process_of_nccl_is_plain_training(accelerator: str, monkeypatch: py
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", tiered(KINDS, ["offline"]))
 def test_a_resumed_run_has_the_same_bits(kind: str, accelerator: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"accelerator": accelerator, "devices": 1, "deterministic": "warn"}
     options |= {"enable_checkpointing": True}
