@@ -66,7 +66,7 @@ class Count(pl.Callback):
         self.folder = folder
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        rewrite, drawn = pl_module.plan.rewritten, list[bool]()
+        rewrite, drawn = pl_module.plan.rewrite, list[bool]()
 
         def noted(batch: Batch) -> Batch:
             after: Batch = rewrite(batch)
@@ -74,7 +74,7 @@ class Count(pl.Callback):
             torch.save(drawn, self.folder / f"{trainer.world_size}-{trainer.global_rank}.pt")
             return after
 
-        object.__setattr__(pl_module.plan, "rewritten", noted)
+        object.__setattr__(pl_module.plan, "rewrite", noted)
 
 
 @pytest.mark.parametrize("generator", ["student", "teacher"])
