@@ -17,6 +17,7 @@ from kdlab import losses
 from kdlab.errors import InputError
 from kdlab.outputs import Outputs
 from tests.losses.context import NUM_CLASSES, VIEWS, context, draw, numbers, seed, setup
+from tests.tiers import tiered
 
 NEEDS = {"logits", "layers", "student_layers", "teacher_layers", "embedding", "classes", "index", "views"}
 NEEDS |= {"teacher_embedding", "student_classifier", "teacher_classifier"}
@@ -198,15 +199,18 @@ def test_gradient_check_finds_one_wrong_entry():
 )
 @pytest.mark.parametrize(
     ("inputs", "weights", "ambient"),
-    [
-        (torch.float32, torch.float32, None),
-        (torch.float32, torch.float32, torch.bfloat16),
-        (torch.float32, torch.float32, torch.float16),
-        (torch.bfloat16, torch.float32, torch.bfloat16),
-        (torch.float16, torch.float32, torch.float16),
-        (torch.bfloat16, torch.bfloat16, None),
-        (torch.float16, torch.float16, None),
-    ],
+    tiered(
+        [
+            (torch.float32, torch.float32, None),
+            (torch.float32, torch.float32, torch.bfloat16),
+            (torch.float32, torch.float32, torch.float16),
+            (torch.bfloat16, torch.float32, torch.bfloat16),
+            (torch.float16, torch.float32, torch.float16),
+            (torch.bfloat16, torch.bfloat16, None),
+            (torch.float16, torch.float16, None),
+        ],
+        quick=[(torch.float32, torch.float32, None), (torch.float16, torch.float32, torch.float16)],
+    ),
     ids=lambda each: str(each).removeprefix("torch."),
 )
 def test_any_precision_is_finite_and_close_to_float64(kind, options, inputs, weights, ambient):
