@@ -53,19 +53,13 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Te
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
 
 
-def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Return the cross-entropy of softened class distributions (B, K), teacher first: (B,), without a factor T^2."""
     return -(F.softmax(teacher / temperature, 1) * F.log_softmax(student / temperature, 1)).sum(1)
 
 
 def split(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the label's log-odds against all other classes (B,), and the logits of these (B, K - 1).
-
-    Raises:
-        InputError: there is no other class.
-    """
-    if logits.shape[1] < 2:
-        raise InputError("This loss compares a class with the others: give it logits of at least 2 classes.")
+    """Return the label's log-odds against all other classes (B,), and the logits of these (B, K - 1)."""
     others = torch.arange(logits.shape[1] - 1, device=logits.device).expand(len(logits), -1)
     others = logits.gather(1, others + (others >= labels[:, None]))
     return logits.gather(1, labels[:, None]).squeeze(1) - others.logsumexp(1), others
