@@ -92,6 +92,17 @@ def operators() -> dict[str, Operator]:
     return chosen
 
 
+UNSEEN = re.compile(r"strict=True|validate_args=False|non_blocking=True|repr=False")
+"""Keyword arguments that check what holds by construction, copy earlier or print: no value depends on them."""
+
+
+def orders_words(node: NodeOrLeaf, operator: str) -> bool:
+    """Whether a comparison with a word, which is equal or not, becomes one of the order in the alphabet."""
+    if node.parent is None or not re.match(r".*_(Eq|NotEq)_(Lt|LtE|Gt|GtE)$", operator):
+        return False
+    return any(child.type == "string" for child in node.parent.children)
+
+
 def has_no_effect(node: NodeOrLeaf | None) -> bool:
     """Whether the place is an annotation, an error with its message, an f-string, ``__all__`` or for type checkers."""
     child: NodeOrLeaf | None = None
@@ -99,6 +110,7 @@ def has_no_effect(node: NodeOrLeaf | None) -> bool:
         text = node.get_code(include_prefix=False) if node.type in {"expr_stmt", "if_stmt", "atom_expr"} else ""
         if (
             node.type in {"fstring", "raise_stmt", "tfpdef"}
+            or (node.type == "argument" and UNSEEN.fullmatch(node.get_code(include_prefix=False)))
             or (node.type == "parameters" and child is not None and child.type != "param")
             or (node.type == "annassign" and child is node.children[1])
             or (node.type == "funcdef" and child is not None and child is node.annotation)
@@ -116,7 +128,7 @@ def mutants(file: str) -> Iterator[Mutant]:
         count = 0
         for node in nodes:
             for position, _ in operator.mutation_positions(node):
-                if not has_no_effect(node):
+                if not has_no_effect(node) and not orders_words(node, name):
                     yield Mutant(file, position, name, count)
                 count += 1
 
