@@ -92,8 +92,8 @@ def operators() -> dict[str, Operator]:
     return chosen
 
 
-UNSEEN = re.compile(r"strict=True|validate_args=False|non_blocking=True|repr=False")
-"""Keyword arguments that check what holds by construction, copy earlier or print: no value depends on them."""
+UNSEEN = re.compile(r"strict=True|validate_args=False|non_blocking=True")
+"""Keyword arguments that check what holds by construction, or when a copy ends: no value depends on them."""
 
 
 def orders_words(node: NodeOrLeaf, operator: str) -> bool:

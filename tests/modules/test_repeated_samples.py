@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ def test_every_sample_counts_in_one_process(processes: int, size: int, batch_siz
         repeated = RepeatedSamples()
         found += [first := evaluated(loader, repeated)]
         assert evaluated(loader, repeated) == first  # again, in the next epoch
-    assert sorted(sum(found, [])) == [*range(size)]
+    assert sorted(itertools.chain(*found)) == [*range(size)]
 
 
 def test_other_samplers_are_left_alone() -> None:

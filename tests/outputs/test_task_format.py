@@ -252,7 +252,7 @@ def test_format_of_a_task(task, logits, target, expected):
 
 
 def test_default_format_is_class_scores():
-    assert CLASS_SCORES == TaskFormat("classes", -1, None)
+    assert TaskFormat("classes", -1, None) == CLASS_SCORES
 
 
 @pytest.mark.parametrize(
