@@ -36,7 +36,7 @@ from cosmic_ray.ast import ast_nodes  # noqa: E402
 from cosmic_ray.mutating import mutate_code  # noqa: E402
 from cosmic_ray.operators.operator import Operator  # noqa: E402
 from cosmic_ray.operators.provider import OperatorProvider  # noqa: E402
-from parso.tree import BaseNode, NodeOrLeaf  # noqa: E402
+from parso.tree import NodeOrLeaf  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("kdlab/losses", "kdlab/members", "kdlab/teaching", "kdlab/metrics.py", "kdlab/outputs/task_format.py")
@@ -92,6 +92,17 @@ def operators() -> dict[str, Operator]:
     return chosen
 
 
+UNSEEN = re.compile(r"strict=True|validate_args=False|non_blocking=True")
+"""Keyword arguments that check what holds by construction, or when a copy ends: no value depends on them."""
+
+
+def orders_words(node: NodeOrLeaf, operator: str) -> bool:
+    """Whether a comparison with a word, which is equal or not, becomes one of the order in the alphabet."""
+    if node.parent is None or not re.match(r".*_(Eq|NotEq)_(Lt|LtE|Gt|GtE)$", operator):
+        return False
+    return any(child.type == "string" for child in node.parent.children)
+
+
 def has_no_effect(node: NodeOrLeaf | None) -> bool:
     """Whether the place is an annotation, an error with its message, an f-string, ``__all__`` or for type checkers."""
     child: NodeOrLeaf | None = None
@@ -99,6 +110,7 @@ def has_no_effect(node: NodeOrLeaf | None) -> bool:
         text = node.get_code(include_prefix=False) if node.type in {"expr_stmt", "if_stmt", "atom_expr"} else ""
         if (
             node.type in {"fstring", "raise_stmt", "tfpdef"}
+            or (node.type == "argument" and UNSEEN.fullmatch(node.get_code(include_prefix=False)))
             or (node.type == "parameters" and child is not None and child.type != "param")
             or (node.type == "annassign" and child is node.children[1])
             or (node.type == "funcdef" and child is not None and child is node.annotation)
@@ -109,19 +121,6 @@ def has_no_effect(node: NodeOrLeaf | None) -> bool:
     return False
 
 
-def is_accidental(file: str, operator: str, node: NodeOrLeaf) -> bool:
-    """Whether a change is seen by accident alone: a ``zip`` in a loss that is not strict, or names of options in order.
-
-    Losses compare the numbers of layers, and build their parts for them, before any ``zip``: its ``strict=True`` checks
-    the code itself. ``<=`` for ``==`` with a name differs where another option comes before it in the alphabet.
-    """
-    if operator.endswith("ReplaceTrueWithFalse"):
-        argument = node.parent.get_code(include_prefix=False) if node.parent is not None else ""
-        return file.startswith("kdlab/losses") and argument == "strict=True"
-    ordered = operator.endswith(("_Eq_LtE", "_Eq_GtE")) and isinstance(node, BaseNode)
-    return ordered and any(child.type == "string" for child in node.children)
-
-
 def mutants(file: str) -> Iterator[Mutant]:
     """All mutants of a file."""
     nodes = list(ast_nodes(parso.parse((ROOT / file).read_text())))
@@ -129,7 +128,7 @@ def mutants(file: str) -> Iterator[Mutant]:
         count = 0
         for node in nodes:
             for position, _ in operator.mutation_positions(node):
-                if not has_no_effect(node) and not is_accidental(file, name, node):
+                if not has_no_effect(node) and not orders_words(node, name):
                     yield Mutant(file, position, name, count)
                 count += 1
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdlab.errors import InputError
-from kdlab.metrics import Cohort, StudentVersusTeacher
+from kdlab.metrics import Cohort, StudentVersusTeacher, TaskLoss
 from kdlab.outputs.task_format import TaskFormat
 
 
@@ -229,3 +229,76 @@ def test_cohort_against_plain_loops(ensemble: bool) -> None:
         },
         abs=1e-6,
     )
+
+
+@pytest.mark.parametrize("classes", [3, 5])
+def test_a_teacher_of_fewer_or_more_classes_is_left_out(classes: int) -> None:
+    metrics = StudentVersusTeacher()
+    metrics.update(logits(0), logits(1, classes=classes), torch.arange(23) % 4)
+    assert set(metrics.compute()) == {"student_accuracy", "student_ece"}
+
+
+def test_a_label_of_one_half_is_no_and_a_logit_of_0_is_no() -> None:
+    metrics = StudentVersusTeacher()
+    student, teacher = torch.tensor([[0.0], [0.0], [2.0], [0.25]]), torch.tensor([[-1.0], [1.0], [1.0], [0.25]])
+    metrics.update(student, teacher, torch.tensor([[0.5], [0.0], [1.0], [0.75]]), TaskFormat("binary", 1))
+    values = metrics.compute()
+    assert float(values["agreement"]) == 0.75
+    assert float(values["student_accuracy"]) == 1.0
+    assert float(values["teacher_accuracy"]) == 0.75
+
+
+def test_nothing_but_scores_of_an_unknown_format() -> None:
+    metrics = StudentVersusTeacher()
+    metrics.update(logits(0), logits(1), logits(2), TaskFormat("other", 1))
+    assert not metrics.compute()
+
+
+def cohort_of(names: str, kind: str, **others: Tensor) -> dict[str, float]:
+    cohort = Cohort()
+    target = torch.arange(23) % 4 if kind == "classes" else logits(9)
+    form = None if kind == "classes" else TaskFormat(kind, 1)  # type: ignore[arg-type]
+    cohort.update({name: logits(seed) for seed, name in enumerate(names)}, others, names[0], target, form)
+    return {name: float(value) for name, value in cohort.compute().items()}
+
+
+@pytest.mark.parametrize(
+    ("names", "kind", "expected"),
+    [
+        ("a", "classes", {"a_accuracy", "deployed_accuracy", "deployed_ece"}),
+        ("a", "other", set()),
+        ("ab", "other", set()),
+        ("ab", "regression", {"a_mse", "b_mse", "ensemble_mse", "deployed_mse"}),
+        (
+            "ab",
+            "classes",
+            {"a_accuracy", "b_accuracy", "deployed_accuracy", "deployed_ece"}
+            | {"ensemble_accuracy", "ensemble_gain", "agreement"},
+        ),
+    ],
+)
+def test_what_a_cohort_reports(names: str, kind: str, expected: set[str]) -> None:
+    assert cohort_of(names, kind).keys() == expected
+
+
+def test_a_mixture_of_one_learner_has_no_gain() -> None:
+    values = cohort_of("a", "classes", ensemble=logits(5))
+    assert values.keys() == {"a_accuracy", "ensemble_accuracy", "deployed_accuracy", "deployed_ece"}
+
+
+def test_regression_of_a_cohort_is_that_of_the_mean() -> None:
+    values = cohort_of("ab", "regression")
+    assert values["ensemble_mse"] == pytest.approx(float((((logits(0) + logits(1)) / 2 - logits(9)) ** 2).mean()))
+    assert values["deployed_mse"] == values["a_mse"] == pytest.approx(float(((logits(0) - logits(9)) ** 2).mean()))
+
+
+@pytest.mark.parametrize("is_sum", [False, True])
+def test_the_mean_of_a_task_loss_weighs_its_batches(is_sum: bool) -> None:
+    loss, options = TaskLoss(), {"is_sum": True} if is_sum else {}
+    for value, weight in ((2.0, 3), (math.nan, 0), (5.0, 1), (0.5, 0.25)):
+        loss.update(torch.tensor(value), torch.tensor(weight), **options)
+    expected = (2.0 + 5.0 + 0.5) / 4.25 if is_sum else (6.0 + 5.0 + 0.125) / 4.25
+    assert loss.compute().item() == pytest.approx(expected)
+    loss.reset()
+    loss.update(torch.tensor(math.nan), torch.tensor(0))
+    assert loss.compute().isnan()

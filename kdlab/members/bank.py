@@ -83,7 +83,6 @@ class Bank(Member, Lazy):
             rows = torch.where(known[:, None], rows, label)
         return {self.name: Outputs(rows, index=reader.index)}
 
-    @torch.no_grad()
     def record(self, batch: Batch, seen: Seen) -> None:
         """Write the batch's rows, in an epoch of recording: those of this process and of all others."""
         if batch.progress is not None and (batch.progress.epoch + 1) % self.every == 0:

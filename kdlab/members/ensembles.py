@@ -172,7 +172,7 @@ class AEKD(Ensemble):
             raise InputError(f"AEKD's nu must be at least 1 / {count} with {count} teachers, not {nu}.")
         soft = torch.stack([(each.logits.double() / self.temperature).softmax(-1) for each in seen])
         own = (student.logits.detach().double() / self.temperature).softmax(-1)
-        gradients = ((own - soft) * (self.temperature / size)).flatten(1)
+        gradients = (own - soft).flatten(1)  # but for T / B, which the shares do not depend on
         if self.normalize:
             gradients = F.normalize(gradients, dim=1)
         shares = _least_norm(gradients @ gradients.T, nu).to(student.logits.device)
@@ -187,7 +187,7 @@ def _least_norm(products: Tensor, nu: float) -> Tensor:
     size = float(products.diagonal().mean())
     if size == 0 or nu == 1:  # the student agrees with every teacher, or no other shares are allowed
         return shares + 1 / len(products)
-    machine = OneClassSVM(kernel="precomputed", nu=min(nu, 1.0), tol=1e-10).fit((products / size).cpu().numpy())
+    machine = OneClassSVM(kernel="precomputed", nu=nu, tol=1e-10).fit((products / size).cpu().numpy())
     shares[torch.as_tensor(machine.support_).long()] = torch.as_tensor(machine.dual_coef_[0])
     return shares / shares.sum()
 

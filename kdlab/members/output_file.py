@@ -73,7 +73,7 @@ def read_outputs(path: Path, kind: str = "logits") -> OutputFile:
         raise InputError(f"Stored outputs are in a file {', '.join(readers)}, not {path.name!r}.")
     try:
         tensors, about = readers[path.suffix](path, kind)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, EOFError, ValueError, SafetensorError) as error:
         raise InputError(f"{str(path)!r} cannot be read ({error}).") from error
     file = OutputFile(path, tensors, about)
     _check(file)

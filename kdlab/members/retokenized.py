@@ -93,5 +93,5 @@ class Retokenized(Frozen):
         lengths = []
         for row, label, mask in zip(rows, labeled.unbind(), (batch.mask.bool().cpu()).unbind(), strict=True):  # type: ignore[union-attr]
             places = label[mask].nonzero()
-            lengths.append(len(self._text(row[: int(places[0]) + 1])) if len(places) else 1 << 30)
+            lengths.append(len(self._text(row[: int(places[0]) + 1] if len(places) else row)))
         return lengths

@@ -132,7 +132,7 @@ class Stored(Member):
         if batch.mask is None:
             raise InputError(f"{self.path!r} has a row for each token, but the batch has no attention_mask.")
         mask, ends = batch.mask.bool(), self.file.tensors["ends"]
-        starts = torch.where(places > 0, ends[(places - 1).clamp(min=0)], 0)
+        starts = torch.where(places > 0, ends[places - 1], 0)
         stored, actual = ends[places] - starts, mask.sum(1).cpu()
         if not torch.equal(stored, actual):
             at = int((stored != actual).nonzero()[0])

@@ -153,7 +153,6 @@ class General(Rule):
         products = errors @ errors.T
         self.products = products + self.products if len(self.products) else products
 
-    @torch.no_grad()
     def on_validation_end(self) -> None:
         """Renew the shares."""
         usable = torch.tensor(len(self.products) and bool(torch.isfinite(self.products).all()), dtype=torch.float32)

@@ -75,8 +75,9 @@ class FrozenTeacher(Teaching):
         self.ensemble = ensemble or Ensemble()
         if self.is_apart and ensemble is not None:
             raise InputError("Teachers by name stay apart: give a list of them to an ensemble.")
-        if wrong := next((name for name in named if name in ("", "student") or {".", "@"} & {*name}), None):
-            raise InputError(f"A teacher cannot be named {wrong!r}: names are words without '.' and '@'.")
+        for name in named:
+            if name in ("", "student") or {".", "@"} & {*name}:
+                raise InputError(f"A teacher cannot be named {name!r}: names are words without '.' and '@'.")
         if weights is not None and not self.ensemble.weighted:
             raise InputError(f"{type(self.ensemble).__name__} finds the teachers' weights itself: give none.")
         self.weights = [w / sum(shares) for w in shares]

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from kdlab import InputError
 from kdlab.members import Bank
+from kdlab.members.bank import NEVER
 from kdlab.outputs import Batch, Outputs
 from kdlab.schedules import Progress
 
@@ -133,12 +134,28 @@ def sized(samples: int | None) -> Bank:
             r"yields \(inputs, labels, index\)",
         ),
         (lambda: dry(sized(6), at(0, [0]), outputs(logits(0, 1)[:, None], [0])), r"logits \(B, K\), not \(1, 1, 4\)"),
-        (
-            lambda: bank(label_unknown=True)(at(0, [0], torch.rand(1, CLASSES)), outputs(logits(0, 1), [0])),
-            r"class indices \(B,\) as labels: drop mixing",
+        (lambda: dry(sized(6), at(0, [0]), outputs(logits(0, 1)[0], [0])), r"logits \(B, K\), not \(4,\)"),
+        *(
+            (
+                lambda target=target: bank(label_unknown=True)(at(0, [0], target), outputs(logits(0, 1), [0])),
+                r"class indices \(B,\) as labels: drop mixing",
+            )
+            for target in (torch.rand(1, CLASSES), torch.rand(1), torch.zeros(1, 1).long(), torch.tensor(0))
         ),
     ],
 )
 def test_data_that_cannot_be_kept_raises(run: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         run()
+
+
+def test_ignored_labels_are_all_classes_alike() -> None:
+    labels = torch.tensor([-100, -1, 0])
+    rows = bank(label_unknown=True)(at(0, [0, 1, 2], labels), outputs(logits(2), [0, 1, 2]))["net@past"].logits
+    assert rows.tolist() == [[0.0] * 4, [0.0] * 4, [0.0, NEVER, NEVER, NEVER]]
+
+
+def test_recording_keeps_no_graph() -> None:
+    made, index = bank(), [0, 1, 2]
+    made.record(at(0, index), outputs(logits(1), index))
+    assert not made.remembered.requires_grad

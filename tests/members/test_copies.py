@@ -175,6 +175,7 @@ def test_snapshot_follows_after_syncbatchnorm_conversion() -> None:
     ("make", "message"),
     [
         (lambda: MovingAverage(1.0), "decay is at least 0 and below 1, not 1.0"),
+        (lambda: MovingAverage(1.5), "decay is at least 0"),
         (lambda: MovingAverage(-0.1), "decay is at least 0"),
         (lambda: MovingAverage(buffers="sum"), "buffers is 'average' or 'copy', not 'sum'"),  # type: ignore[arg-type]
         (lambda: MovingAverage(batchnorm="off"), "batchnorm is 'frozen' or 'batch'"),  # type: ignore[arg-type]
@@ -187,3 +188,49 @@ def test_snapshot_follows_after_syncbatchnorm_conversion() -> None:
 def test_bad_arguments(make: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_a_decay_of_0_is_allowed() -> None:
+    EMA.check(0, "copy", "frozen")
+    Snapshot.check(1, "epoch", "batch")
+
+
+class Mode(nn.Module):
+    """A network that keeps whether it ran in train mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.modes = nn.Linear(3, 2).double(), list[bool]()
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        self.modes.append(self.training)
+        output: Tensor = self.layer(inputs[0])
+        return output
+
+
+@pytest.mark.parametrize(("inputs", "training"), [(("",), False), (("", "other"), True)])
+def test_a_copy_is_in_train_mode_where_its_network_splits_inputs(inputs: tuple[str, ...], training: bool) -> None:
+    learner = Learner("net", Mode())
+    learner.inputs = inputs
+    member = EMA("average", learner, 0.5)
+    batch = batch_at(1)
+    member.observe(batch.inputs, batch)
+    member.observe(batch.inputs, batch._replace(progress=None))
+    assert member.network.modes[-2:] == [training, False]
+
+
+def test_a_copy_carries_no_gradient() -> None:
+    learner = Learner("net", small())
+    member = EMA("average", learner, 0.5, "copy")
+    for decay in (0.0, 0.5):
+        member.follow(decay, False)
+        assert not any(value.requires_grad for value in member.network.state_dict(keep_vars=True).values())
+    assert not member.observe(draw(6, 3).requires_grad_(), batch_at(1)).logits.requires_grad
+
+
+def test_updates_are_kept_for_checkpoints() -> None:
+    teaching = MovingAverage(0.5)
+    teaching.plan({name: Learner(name, small()) for name in "ab"})
+    teaching.set_extra_state(torch.tensor(3))
+    assert [member.updates for member in teaching.copies.members] == [3, 3]
+    assert teaching.get_extra_state().item() == 3

@@ -156,7 +156,11 @@ def test_ensemble_trains_with_layers_of_single_teachers(ensemble: Ensemble | Non
         (lambda: FrozenTeacher([network()] * 2, [1, 2], ensemble=EBKD()), "EBKD finds the teachers' weights itself"),
         (lambda: AEKD(nu=0), "nu is a share"),
         (lambda: AEKD(nu=1.5), "nu is a share"),
+        (lambda: AEKD(nu=-0.5), "nu is a share"),
         (lambda: AEKD(temperature=0), "temperature"),
+        (lambda: AEKD(temperature=-1.0), "temperature"),
+        (lambda: AEKD(temperature=math.inf), "temperature"),
+        (lambda: CAMKD().weights(draw()[0], [], draw()[1], torch.zeros(5, 1).long()), "class indices"),
         (lambda: AEKD(nu=0.2).weights(*draw()[:1], [], *draw()[1:]), "at least 1 / 3"),
         (lambda: CAMKD().weights(draw()[0], [], draw()[1], torch.rand(5)), "class indices"),
     ],
@@ -164,3 +168,28 @@ def test_ensemble_trains_with_layers_of_single_teachers(ensemble: Ensemble | Non
 def test_bad_arguments(make: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_weights_and_means_are_in_float32_at_least(dtype: torch.dtype) -> None:
+    """Also of logits of tokens, (B, L, K), whose axis of classes is the last."""
+    logits = [torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(seed)).to(dtype) for seed in range(3)]
+    precise, shares = torch.promote_types(dtype, torch.float32), [0.5, 0.2, 0.3]
+    together = Ensemble().together(logits, shares)
+    expected = sum(share * z.to(precise).softmax(2) for share, z in zip(shares, logits, strict=True))
+    torch.testing.assert_close(together, torch.log(torch.as_tensor(expected)))
+    mean = MeanOfLogits().together(logits, shares)
+    torch.testing.assert_close(mean, sum(share * z.to(precise) for share, z in zip(shares, logits, strict=True)))
+    seen, student = [Outputs(z[:, 0]) for z in logits], Outputs(logits[0][:, 1])
+    for ensemble in (EBKD(), CAMKD(), AEKD(0.5, 0.5), MeanOfLosses()):
+        weights = ensemble.weights(seen, shares, student, torch.arange(5) % 4)
+        assert weights is not None
+        assert (weights.dtype, weights.shape) == (precise, (3, 5))
+    assert Ensemble().weights(seen, shares, student, torch.arange(5)) is None
+    equal = AEKD(1.0).weights(seen, shares, student, torch.arange(5))
+    torch.testing.assert_close(equal, torch.full_like(equal, 1 / 3))
+
+
+def test_aekd_takes_the_deprecated_spelling() -> None:
+    with pytest.warns(DeprecationWarning, match="normalise"):
+        assert AEKD(normalise=True).normalize

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdlab import InputError
-from kdlab.members.mixtures import Attention, EnsembleClassifier, Gate, Joined, MeanOfOthers
+from kdlab.members.mixtures import Attention, EnsembleClassifier, Gate, Joined, MeanOfOthers, embeddings_of
 from kdlab.outputs import Batch, Outputs
 from kdlab.schedules import Progress
 from tests.losses.slow import draw
@@ -54,7 +54,7 @@ def test_joined_labels_and_index_of_other_samples() -> None:
     assert joined.index.tolist() == [0, 1, 2, 3, 9, 8, 7, 6]
 
 
-@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 2, 3)])
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 7), (4, 5, 2, 3)])
 def test_gate_weighs_branches_by_the_pooled_trunk(shape: tuple[int, ...]) -> None:
     trunk, seen = draw(*shape, seed=7), peers(2, 2, 2)
     seen["0"] = Outputs(seen["0"].logits, (trunk,), names=("layer2",))
@@ -107,3 +107,32 @@ def test_classifier_reads_embeddings_side_by_side() -> None:
 def test_embeddings_that_do_not_fit_raise(run: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         run()
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_mean_of_others_is_of_probabilities_whoever_else_is_there(count: int) -> None:
+    seen = peers(*[2] * (count + 1))
+    names = [str(number) for number in range(count)]
+    logits = MeanOfOthers("mean", names)(BATCH, seen)["mean"].logits
+    torch.testing.assert_close(logits.exp(), sum(seen[name].logits.softmax(1) for name in names) / count)
+
+
+@pytest.mark.parametrize(("width", "factor", "inner"), [(4, 8, 1), (8, 8, 1), (23, 8, 2), (6, 1, 6)])
+def test_attentions_width_is_by_a_factor_smaller(width: int, factor: int, inner: int) -> None:
+    attention = Attention("group", ["0", "1"], factor)
+    attention(BATCH, peers(width, width))
+    assert attention.query.weight.shape == attention.key.weight.shape == (inner, width)
+    assert (attention.query.bias, attention.key.bias) == (None, None)
+
+
+def test_joined_outputs_have_what_both_have() -> None:
+    first, view = Outputs(draw(4, 3), embedding=draw(4, 2), index=BATCH.index), Outputs(draw(4, 3, seed=1))
+    for pair in ((first, view), (view, first)):
+        seen = dict(zip(("net", "net@mates"), pair, strict=True))
+        joined = Joined("net@all", "net", "mates")(BATCH, seen)["net@all"]
+        assert (joined.embedding, joined.index) == (None, None)
+
+
+def test_maps_are_embeddings_too() -> None:
+    seen = {"0": Outputs(draw(4, 3), embedding=draw(4, 5, 2))}
+    assert embeddings_of(["0"], seen, "")[0].shape == (4, 10)

@@ -31,6 +31,40 @@ def test_checksum_weights_are_splitmix64_made_odd() -> None:
     assert _odd(3).tolist() == [number | 1 for number in first]
 
 
+def test_a_checksum_is_the_weighted_sum_of_mixed_words(tmp_path: Path) -> None:
+    rows = Rows(tmp_path / "rows", 3, 3, "float64")
+    words = np.random.default_rng(5).integers(0, 2**64, (3, 3), np.uint64)
+    words[2] = 0
+    rows.write(np.arange(3), words.view(np.float64))
+    weights = [int(weight) for weight in _odd(3)]
+    sums = [sum((w ^ (w >> 32)) * x for w, x in zip(row, weights, strict=True)) % 2**64 for row in words.tolist()]
+    assert rows._sums.tolist() == [*sums[:2], 1]  # never 0, which marks a row that is absent
+
+
+@pytest.mark.parametrize(
+    ("width", "dtype", "k", "row"),
+    [
+        (32767, "float16", 3, 4 * 2 + 3 * 2),
+        (32768, "float16", 3, 4 * 2 + 3 * 4),
+        (10, "float32", 1, 2 * 4 + 2),
+    ],
+)
+def test_a_row_of_the_highest_holds_numbers_and_classes(width: int, dtype: str, k: int, row: int) -> None:
+    assert Form(width, dtype, k).row == (row, "uint8")
+    assert Form(width, dtype).row == (width, dtype)
+
+
+@pytest.mark.parametrize("bad", [-2, -1, 5, 6])
+def test_classes_that_do_not_exist_are_refused(bad: int) -> None:
+    form, cpu = Form(5, "float16", 2), torch.device("cpu")
+    rows = form.encode(torch.eye(5))
+    assert form.decode(rows, cpu).argmax(1).tolist() == [0, 1, 2, 3, 4]
+    assert form.decode(rows[:0], cpu).shape == (0, 5)
+    rows.view(np.int16)[1, -1] = bad
+    with pytest.raises(InputError, match="classes that do not exist"):
+        form.decode(rows, cpu)
+
+
 def opened(folder: Path) -> Rows:
     return Rows(folder / "rows", ROWS, WIDTH, "float16")
 
@@ -129,7 +163,7 @@ def test_a_row_without_its_checksum_is_absent(tmp_path: Path, monkeypatch: pytes
     assert (values == TRUE[:2]).all()
 
 
-@pytest.mark.parametrize("bad", [-1, ROWS])
+@pytest.mark.parametrize("bad", [-2, -1, ROWS, ROWS + 1])
 def test_refuses_places_outside(tmp_path: Path, bad: int) -> None:
     rows = opened(tmp_path)
     with pytest.raises(InputError, match=f"has {ROWS} rows"):
@@ -143,8 +177,9 @@ def test_refuses_places_outside(tmp_path: Path, bad: int) -> None:
 def test_refuses_numbers_that_are_not_finite(form: Form, bad: float) -> None:
     values = torch.from_numpy(TRUE[:3].copy())
     values[1, 2] = bad
-    with pytest.raises(InputError, match="not finite"):
+    with pytest.raises(InputError, match="not finite") as caught:
         form.encode(values)
+    assert ("too large for float16" in str(caught.value)) == (form.dtype == "float16")
 
 
 def test_nothing_at_no_places(tmp_path: Path) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import os
 import pickle
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,7 @@ from torch import Tensor
 
 from kdlab.errors import InputError
 from kdlab.members.row_store import Rows
-from kdlab.members.teacher_cache import Store, TeacherCache
+from kdlab.members.teacher_cache import Store, TeacherCache, _amount, plan_disk
 from kdlab.outputs import Outputs
 
 CPU, ROWS, CLASSES, WIDTH, CROPS = torch.device("cpu"), 40, 7, 5, "crops-logits-9/.."
@@ -116,7 +119,7 @@ def test_top_k_against_a_slow_reference(tmp_path: Path, classes: int, batch: int
     for _ in range(2):
         seen = store.look(0, at, lambda: Outputs(logits), CPU)
         for row, z in zip(seen.logits.double().numpy(), logits.double().numpy(), strict=True):
-            highest = sorted(range(classes), key=lambda c, z=z: -z[c])[:2]  # type: ignore[misc]
+            highest = np.argsort(-z)[:2]
             others = np.delete(z, highest)
             rest = np.log(np.exp(others).sum() / len(others))
             expected = np.full(classes, rest)
@@ -293,3 +296,56 @@ def test_keeps_nothing_of_outputs_that_are_not_one_a_place(tmp_path: Path) -> No
 def test_refuses_arguments_out_of_range(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(options))):
         TeacherCache("x", **options)
+
+
+def test_least_arguments_are_taken() -> None:
+    TeacherCache("x", top_k=1, views=1, check=0)
+
+
+@pytest.mark.parametrize("factor", [0.97, 1.03, -0.97, -1.03])
+@pytest.mark.parametrize(("options", "size"), [({"dtype": "float32"}, 1.0), ({}, 1.0), ({"top_k": 2}, 1.0), ({}, 0.0)])
+def test_check_allows_a_part_of_the_deviation(
+    tmp_path: Path, options: dict[str, Any], size: float, factor: float
+) -> None:
+    """1e-4 of it, 1e-6 of the largest, and what float16 rounds; the logits are numbers of float16."""
+    logits = size * torch.tensor([[64.0, 8.0, -2.0], [8.5, -32.0, 0.5]], dtype=torch.float64)
+    allowed = 1e-4 * float(logits.std(correction=0)) + 1e-6 * float(logits.abs().max())
+    if "dtype" not in options:
+        allowed += 2**-10 * float(logits[0, 0]) + 2**-24
+    store, at, changed = opened(tmp_path, seen=like(3), check=1, **options), torch.arange(2), logits.clone()
+    store.look(0, at, lambda: Outputs(logits), CPU)
+    changed[0, 0] += factor * allowed
+    if abs(factor) < 1:
+        store.look(0, at, lambda: Outputs(changed), CPU)
+    else:
+        with pytest.raises(InputError, match="differ"):
+            store.look(0, at, lambda: Outputs(changed), CPU)
+
+
+def test_folder_file_and_key_have_their_names(tmp_path: Path) -> None:
+    """Another name would leave all that was cached unused, without a word."""
+    store = opened(tmp_path, crops=2, top_k=3)
+    key = {"format": 1, "teacher": "0", "data": "numbers", "rows": ROWS, "dtype": "float16", "top_k": 3}
+    text = json.dumps(key, sort_keys=True, separators=(",", ":"))
+    assert store.folder == tmp_path / hashlib.sha256(text.encode()).hexdigest()[:32]
+    assert store.key == json.dumps(key, sort_keys=True, indent=1) + "\n"
+    assert store.path(3, "", "logits") == store.folder / "00003--logits-7"
+    assert store.path(3, "a/b", "logits") == store.folder / "00003-a%2Fb-logits-7"
+
+
+@pytest.mark.parametrize(("free", "fits"), [(0, True), (-1, False)])
+def test_a_disk_of_just_that_size_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, fits: bool
+) -> None:
+    store = opened(tmp_path, views=3)
+    size = 3 * sum(store.sizes(0).values())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=size + free))
+    if fits:
+        assert plan_disk([store], 7) == size
+    else:
+        with pytest.raises(InputError, match="lower views"):
+            plan_disk([store], 7)
+
+
+def test_amounts_are_in_gb_from_1_gb_on() -> None:
+    assert [_amount(size) for size in (10**6, 999 * 10**6, 10**9)] == ["1.0 MB", "999.0 MB", "1.0 GB"]
