@@ -188,6 +188,11 @@ class Knowledge(Callback):
         for loss in [self.copies.get(pair, self.loss)] if pair else self.copies.values() or [self.loss]:
             yield from (getattr(part, method) for part in loss.modules() if callable(getattr(part, method, None)))
 
+    @property
+    def follows_steps(self) -> bool:
+        """Return whether the loss has anything to do before a step or after a backward pass."""
+        return any(True for hook in ("advance", "after_backward") for _ in self.parts(hook))
+
     def weight_at(self, progress: Progress) -> float:
         """Return the factor of the loss at ``progress``."""
         return self.weight if self.schedule is None else self.weight * self.schedule(progress)

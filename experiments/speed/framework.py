@@ -11,6 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from hand import STAGES, SUMS
 from inputs import WARM, Clock, RandomImages, Setting, Untouched, networks
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
@@ -24,8 +25,6 @@ from kdlab.modules.checkpoint_io import AtomicCheckpointIO
 from kdlab.schedules import Linear
 from kdlab.teaching import Fast, TeacherCache
 
-STAGES = ["layer1", "layer2", "layer3"]
-SUMS = ["layer1.8.preact", "layer2.8.preact", "layer3.8.preact"]  # resnet56's, before their last ReLU
 ON_LOGITS_OR_EMBEDDING = ["kd", "rkd", "crd"]
 
 
@@ -91,9 +90,16 @@ class Fit:
 
 
 def fit(
-    module: pl.LightningModule, data: Any, steps: int, runs: Path, setting: Setting, lean: bool, precision: Any = None
+    module: pl.LightningModule,
+    data: Any,
+    steps: int,
+    runs: Path,
+    setting: Setting,
+    lean: bool,
+    precision: Any = None,
+    epochs: int = 1,
 ) -> None:
-    """One fit of ``steps`` steps with validation and a checkpoint at its end; with bar and CSV log unless ``lean``."""
+    """Fit epochs of ``steps`` steps, each with validation and a checkpoint; with bar and CSV log unless ``lean``."""
     bar = StudentBar(console_kwargs={"file": io.StringIO(), "force_terminal": True, "width": 120})
     options: dict[str, Any] = LAST
     checkpoint = ModelCheckpoint(dirpath=runs / "checkpoints" if lean else None, **options)
@@ -101,7 +107,7 @@ def fit(
         accelerator="gpu" if setting.device.type == "cuda" else "cpu",
         devices=1,
         precision=precision,
-        max_epochs=1,
+        max_epochs=epochs,
         limit_train_batches=steps,
         num_sanity_val_steps=0,
         default_root_dir=runs,

@@ -12,10 +12,14 @@ import torch.nn.functional as F
 from inputs import WARM, Clock, Setting, Untouched, fixed_batches, networks
 from torch import Tensor, nn
 
+from kdlab.losses.feature.review_kd import Fusion, hierarchical_distance
 from kdlab.members.fast_inference import Fast, FastObserver, supports_bf16
 
 Step = Callable[[Tensor, Tensor], Any]
 STUDENT, TEACHER, HAND = "S: student's step", "T: teacher's inference", "hand KD"
+REVIEW = "hand ReviewKD"
+STAGES = ["layer1", "layer2", "layer3"]
+SUMS = ["layer1.8.preact", "layer2.8.preact", "layer3.8.preact"]  # resnet56's, before their last ReLU
 
 
 class Loop:
@@ -122,6 +126,35 @@ def hand(setting: Setting) -> list[Loop]:
         Loop("hand KD+AT", setting, trained(two, kd_at), second),
         Loop("hand, no loss between", setting, trained(three, neither), third),
     ]
+
+
+class Taps:
+    """The outputs of layers, and what enters the classifier as a map, of the last forward."""
+
+    def __init__(self, network: Any, layers: list[str]) -> None:
+        self.maps: list[Tensor] = []
+        network.register_forward_pre_hook(lambda *_: self.maps.clear())
+        for layer in layers:
+            network.get_submodule(layer).register_forward_hook(lambda m, x, output: self.maps.append(output))
+        network.fc.register_forward_pre_hook(lambda m, x: self.maps.append(x[0][:, :, None, None]))
+
+
+def review(setting: Setting) -> Loop:
+    """ReviewKD by hand, the floor of its method: both networks, and its fusion modules in a plain loop."""
+    student, teacher = (each.to(setting.device) for each in networks())
+    fusions = nn.ModuleList(Fusion(c, 64, c, deepest=i == 3) for i, c in enumerate((16, 32, 64, 64)))
+    fusions.to(setting.device)
+    taps, targets = Taps(student, STAGES), Taps(teacher, SUMS)
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        inferred(teacher, x)
+        value, deeper = F.cross_entropy(student(x), y), None
+        for fusion, own, target in reversed(list(zip(fusions, taps.maps, targets.maps, strict=True))):
+            out, deeper = fusion(own, deeper, target.shape[2:])
+            value = value + 0.6 * hierarchical_distance(out, target)
+        return value
+
+    return Loop(REVIEW, setting, trained(nn.ModuleList([student, fusions]), loss), teacher)
 
 
 def levers(setting: Setting) -> list[Loop]:

@@ -77,6 +77,7 @@ def contestants(
 ) -> list[Any]:
     """All contestants, the references S, T and hand KD first; with ``only``, the one of that name."""
     made: list[Any] = [*hand.floor(setting), *hand.hand(setting)]
+    made += [hand.review(setting)] if "reviewkd" in methods else []
     if only is None:
         made += hand.levers(setting)
     forms = [(method, form) for method, form in framework.forms(methods) if only in (None, f"{method}/{form}")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,6 +12,7 @@ from kdlab.knowledge import pair_of, set_taps
 from kdlab.members.stored import Stored
 from kdlab.members.teacher_cache import Cached
 from kdlab.modules.first_batch import every_batch
+from kdlab.modules.monitors import MonitorCheck
 from kdlab.schedules import Progress
 
 
@@ -43,13 +45,27 @@ class EarlySetup(pl.Callback):
             warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start of training")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Check the length again, now that the learning rate of a run that is resumed is restored."""
+        """Check the length again, now that the learning rate of a run that is resumed is restored; then leave."""
         pl_module.length.check(trainer)
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Check that the epoch has as many batches as planned."""
-        pl_module.length.check_epoch(trainer)
+        pl_module.length.has_begun = True
+        # Lightning calls six hooks of every callback in a step, at about 3 us a hook.
+        idle = [each for each in pl_module.knowledge.values() if not each.follows_steps]
+        drop_callbacks(trainer, lambda each: isinstance(each, EarlySetup | MonitorCheck) or each in idle)
 
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Leave the Trainer, whose next module may be of another kind."""
-        trainer.callbacks = [each for each in trainer.callbacks if each is not self]  # type: ignore[attr-defined]
+        drop_callbacks(trainer, lambda each: each is self)
+
+
+def drop_callbacks(trainer: pl.Trainer, drops: Callable[[pl.Callback], bool]) -> None:
+    """Take callbacks out of the Trainer; hooks that run now still reach them."""
+    trainer.callbacks = [each for each in trainer.callbacks if not drops(each)]  # type: ignore[attr-defined]
+
+
+def restore_callbacks(module: pl.LightningModule, callbacks: Sequence[pl.Callback]) -> None:
+    """Put a module's callbacks back into its Trainer, which a finder of Lightning drops."""
+    present = module.trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        if callback not in present:
+            present.append(callback)
+            callback.on_train_start(module.trainer, module)
