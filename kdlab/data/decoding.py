@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
@@ -77,19 +78,18 @@ def decoded(tree: Tree, size: tuple[int, int], cache: str | None) -> Tensor:
     place = "" if tree.zipped else str(tree.path.resolve())
     about = (of_tree(tree, torch.arange(len(tree))), place, size, of_code(pixels), library("PIL"), torch.__version__)
     path = Path(cache).expanduser() / f"{hashlib.sha256(repr(about).encode()).hexdigest()[:32]}.npy"
-    if not path.exists():
-        try:
-            with locked(path.with_suffix(".lock"), "the images are being decoded", wait=True):
-                if not path.exists():
-                    images = decode(tree, size)
-                    with atomic_write(path) as file:
-                        np.save(file, images.numpy())
-        except OSError as error:
-            rank_zero_info(f"Decoded images are not kept: {error}")
-            return decode(tree, size)
+    try:
+        with locked(path.with_suffix(".lock"), "the images are being decoded", wait=True):
+            if not path.exists():
+                images = decode(tree, size)
+                with contextlib.suppress(InputError), atomic_write(path) as file:
+                    np.save(file, images.numpy())
+                return images
+    except (OSError, NotImplementedError):  # of a file system without locks
+        return decode(tree, size)
     try:
         return torch.from_numpy(np.load(path, mmap_mode="c"))
-    except ValueError as error:
+    except (ValueError, EOFError) as error:
         raise InputError(f"{str(path)!r} is damaged ({error}): delete it.") from error
 
 

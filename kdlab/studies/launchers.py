@@ -68,14 +68,14 @@ class Local:
         sentinels = {process.sentinel: folder for folder, (process, _) in self._running.items()}
         ended = [sentinels[sentinel] for sentinel in wait(sentinels, seconds)] if sentinels else []
         for folder in ended:
-            _end(*self._running.pop(folder))
+            end(*self._running.pop(folder))
         return ended
 
     def stop(self) -> None:
         """End the runs."""
         for process, pipe in self._running.values():
             process.terminate()
-            _end(process, pipe)
+            end(process, pipe)
         self._running.clear()
 
 
@@ -108,6 +108,8 @@ def forked(work: Callable[..., None], *arguments: Any) -> tuple[Any, Connection]
 
 def become(pipe: Connection, environment: Mapping[str, str], log: Path, threads: int | None) -> None:
     """Let a forked process be as one that was started from a shell, with ``pipe`` as input and ``log`` as output."""
+    if (name := Path("/proc/self/comm")).exists():
+        name.write_text("kdlab run")  # for ps and top
     os.environ.clear()
     os.environ.update({**environment, WATCHED: "1"})
     os.dup2(pipe.fileno(), 0)
@@ -127,7 +129,8 @@ def train_in(pipe: Connection, environment: Mapping[str, str], folder: str, thre
     raise SystemExit(worker.main())
 
 
-def _end(process: Any, pipe: Connection) -> None:
+def end(process: Any, pipe: Connection) -> None:
+    """Wait for a forked process, which its pipe tells to end."""
     pipe.close()
     process.join()
     process.close()

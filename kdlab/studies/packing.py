@@ -16,7 +16,7 @@ import torch
 from kdlab.config.lightning_cli import QUIET_TRAINER, build
 from kdlab.errors import InputError
 from kdlab.files import read_json, write_json
-from kdlab.studies.launchers import become, forked, processors, threads_of
+from kdlab.studies.launchers import become, end, forked, processors, threads_of
 from kdlab.studies.preflight import Estimate, untrained
 from kdlab.studies.runs import Run
 
@@ -104,8 +104,7 @@ def _rate(config: Mapping[str, Any], count: int, seconds: float) -> float:
                     running.clear()  # the others wait for it
         for process, pipe in started:
             process.terminate()
-            pipe.close()
-            process.join()
+            end(process, pipe)
         results = [read_json(Path(folder, f"{name}.json")) for name in names]
     return sum(result["steps"] / result["seconds"] for result in results if result) if all(results) else 0.0
 

@@ -87,15 +87,13 @@ def statuses(study: Path) -> dict[str, dict[str, Any]]:
 
 
 def cells(study: Path) -> set[int]:
-    """Processes that train a run of this study."""
+    """Processes that train a run of this study: those whose output is its log."""
     found = set()
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if b"kdlab.studies.worker" in words and any(str(study).encode() in word for word in words):
-            found.add(int(path.parent.name))
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            output = Path(os.readlink(path / "fd/1"))
+            if output.name == "log.txt" and study.resolve() in output.parents:
+                found.add(int(path.name))
     return found
 
 
