@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection, wait
@@ -107,18 +108,26 @@ def forked(work: Callable[..., None], *arguments: Any) -> tuple[Any, Connection]
 
 
 def become(pipe: Connection, environment: Mapping[str, str], log: Path, threads: int | None) -> None:
-    """Let a forked process be as one that was started from a shell, with ``pipe`` as input and ``log`` as output."""
+    """Let a forked process be as one that was started from a shell, with ``log`` as output; it ends with ``pipe``."""
     if (name := Path("/proc/self/comm")).exists():
         name.write_text("kdlab run")  # for ps and top
     os.environ.clear()
-    os.environ.update({**environment, WATCHED: "1"})
+    os.environ.update(environment)
     os.dup2(pipe.fileno(), 0)
+    threading.Thread(target=exit_with_the_study, daemon=True).start()
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # for processes that it starts
         torch.set_num_threads(threads)
+
+
+def exit_with_the_study() -> None:
+    """End the process when the study is killed; its next call resumes the run."""
+    while os.read(0, 1):  # not sys.stdin, whose lock would be held at exit
+        pass
+    os._exit(1)
 
 
 def train_in(pipe: Connection, environment: Mapping[str, str], folder: str, threads: int | None) -> None:

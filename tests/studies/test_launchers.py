@@ -18,24 +18,21 @@ import torch
 
 from kdlab.files import read_json, write_json
 from kdlab.studies import launchers as launch
-from kdlab.studies.launchers import WATCHED, Local, become, processors, threads_of
+from kdlab.studies.launchers import Local, become, processors, threads_of
 
 pytestmark = pytest.mark.full
 
 
 def noted(pipe: Connection, environment: Mapping[str, str], folder: str, threads: int | None) -> None:
-    """Take the place of a training: note what it would see, and wait until the study is gone or ``end`` is there."""
+    """Take the place of a training: note what it would see, and go on for long, or end if ``end`` is there."""
     become(pipe, environment, Path(folder) / "log.txt", threads)
     print("output", flush=True)
     print("error", file=sys.stderr, flush=True)
-    watched, name = os.environ.get(WATCHED), os.environ.get("KDLAB_TEST")
-    about = {"process": os.getpid(), "watched": watched, "test": name, "threads": torch.get_num_threads()}
+    about = {"process": os.getpid(), "test": os.environ.get("KDLAB_TEST"), "threads": torch.get_num_threads()}
     write_json(Path(folder) / "called", about)
     if (Path(folder) / "end").exists():
         raise SystemExit(3)
-    while os.read(0, 1):
-        pass
-    (Path(folder) / "gone").write_text("gone")
+    time.sleep(600)
 
 
 @pytest.fixture
@@ -81,8 +78,7 @@ def test_a_run_that_ends_is_reported_once(folder: Path, launcher: Local, monkeyp
         launcher.start(folder)
         assert launcher.ended(60.0) == [folder]
         assert launcher.ended(0.0) == []
-        about = called(folder)
-        assert (about["watched"], about["test"]) == ("1", number)
+        assert called(folder)["test"] == number
     assert sorted((folder / "log.txt").read_text().split()) == ["error", "error", "output", "output"]
     assert Local().capacity == 1
 
@@ -137,17 +133,21 @@ time.sleep(600)
 """
 
 
-def test_runs_are_told_when_their_study_is_killed(folder: Path) -> None:
-    folders = [folder, new(folder.with_name("other"))]  # the script has no guard: it is not run again in the runs
-    study = subprocess.Popen([sys.executable, "-c", STUDY, *map(str, folders)], cwd=Path(launch.__file__).parents[2])
-    assert all(alive(called(each)["process"]) for each in folders)
+def test_runs_end_when_their_study_is_killed(folder: Path) -> None:
+    folders = [folder, new(folder.with_name("other"))]
+    script = folder.with_name("script.py")
+    script.write_text(STUDY)  # without a guard: it is not run again in the runs
+    path = os.pathsep.join([str(Path(launch.__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    study = subprocess.Popen([sys.executable, script, *folders], env={**os.environ, "PYTHONPATH": path})
+    processes = [called(each)["process"] for each in folders]
+    assert all(map(alive, processes))
     study.send_signal(signal.SIGKILL)
     study.wait()
-    for _ in range(6000):  # their standard input ends: the real ones leave at that
-        if all((each / "gone").exists() for each in folders):
+    for _ in range(6000):  # the end of their pipes is the end of the study
+        if not any(map(alive, processes)):
             break
         time.sleep(0.01)
-    assert [(each / "gone").read_text() for each in folders] == ["gone", "gone"]
+    assert not any(map(alive, processes))
 
 
 def test_a_run_that_cannot_be_read_fails_by_itself(tmp_path: Path, launcher: Local) -> None:
