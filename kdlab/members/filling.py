@@ -7,9 +7,10 @@ import fcntl
 import os
 import platform
 import threading
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 
 class Filling:
@@ -26,30 +27,30 @@ class Filling:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / ".filling"
-        self._file: IO[str] | None = None
+        self._locked: int | None = None  # the open file, whose lock ends with this object or its process
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the lock out: a copy asks for it again."""
-        return {**self.__dict__, "_file": None}
+        return {**self.__dict__, "_locked": None}
 
     def granted(self) -> bool:
         """Return whether this process may write now."""
-        if self._file is not None:
+        if self._locked is not None:
             return True
-        file = self.path.open("a+")
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            with file:
-                file.seek(0)
-                return file.read() == platform.node()
+            name = os.read(file, 1024).decode()
+            os.close(file)
+            return name == platform.node()
         except OSError:
-            file.close()
+            os.close(file)
             return True
-        file.truncate(0)
-        file.write(platform.node())
-        file.flush()
-        self._file = file
+        os.ftruncate(file, 0)
+        os.write(file, platform.node().encode())
+        self._locked = file
+        weakref.finalize(self, os.close, file)
         return True
 
 
