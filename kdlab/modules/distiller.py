@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from kdlab.data.preprocessing import Preprocessing
@@ -162,8 +163,14 @@ class Distiller(DistillationModule):
         super().setup(stage)
         if self.teacher is not None and (cache := self.teacher.cache) is not None and stage == "fit":
             plan, data = self.plan, first_batch(self)
-            cached, undo = use_cache(self, plan, self.knowledge, self.teacher.frozen, cache, data)
-            self.plan, self._restore = cached, (plan, undo)
+            try:
+                cached, undo = use_cache(self, plan, self.knowledge, self.teacher.frozen, cache, data)
+            except InputError as error:
+                if not cache.shared:
+                    raise
+                rank_zero_info(f"The teacher runs in every step: {error}")
+            else:
+                self.plan, self._restore = cached, (plan, undo)
 
     def on_fit_end(self) -> None:
         """End the fit; data and cache are again as the user made them."""

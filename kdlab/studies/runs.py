@@ -80,9 +80,22 @@ class Run:
         return runs / f"{slug[:80]}-{self.identity(data)}"
 
     def prepare(
-        self, runs: Path, data: str, loggers: Sequence[Mapping[str, Any]] = (), awaited: Sequence[Path] = ()
+        self,
+        runs: Path,
+        data: str,
+        loggers: Sequence[Mapping[str, Any]] = (),
+        awaited: Sequence[Path] = (),
+        cache: Path | None = None,
     ) -> Path:
-        """Write the run's whole config into its folder and return the folder; ``awaited`` are those it waits for."""
+        """Write the run's whole config into its folder and return the folder.
+
+        Args:
+            runs: folder of all runs.
+            data: fingerprint of the data.
+            loggers: configs of further loggers.
+            awaited: folders of the runs that it waits for.
+            cache: folder of the outputs of frozen teachers, where the recipe names none; they change no result.
+        """
         folder = self.folder(runs, data)
         weights = {text: str(path.resolve()) for text, path in self.files.items()}
         folders = awaited or [run.folder(runs, data) for run in self.awaited]
@@ -92,6 +105,10 @@ class Run:
         record = {"class_path": "kdlab.studies.run_callback.Record", "init_args": {"folder": str(folder)}}
         callbacks = config["trainer"]["callbacks"] or []
         config["trainer"]["callbacks"] = [*(callbacks if isinstance(callbacks, list) else [callbacks]), record]
+        options = config["model"].get("init_args") or {}
+        if cache is not None and options.get("teacher") is not None and options.get("teacher_cache", "") is None:
+            about = {"folder": str(cache.resolve()), "dtype": "float32", "shared": True}
+            options["teacher_cache"] = {"class_path": "kdlab.teaching.TeacherCache", "init_args": about}
         if self.export:
             write_json(folder / EXPORT, dict(self.export))
         write_text(folder / RECIPE, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
