@@ -118,7 +118,7 @@ def _turn(call: Callable[[], object], repeats: int, device: torch.device) -> flo
 
 def _timed(trial: Trial, copies: Sequence[Copy], only_layers: bool, rounds: int) -> list[tuple[Copy, float, float]]:
     """Return copies with their median time, and with the median of its ratio to the first one's in the same round."""
-    calls = [lambda run=copy.runner: run(trial.inputs, only_layers) for copy in copies]  # type: ignore[misc]
+    calls = [lambda run=copy.runner: run(trial.inputs, only_layers) for copy in copies]
     times = in_turns(calls, trial.device, rounds)
     ratios = [[seconds / first for seconds, first in zip(row, times[0], strict=True)] for row in times]
     return [
