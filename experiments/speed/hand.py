@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import lru_cache
 from itertools import cycle
 from typing import Any
 
@@ -13,7 +15,10 @@ from inputs import WARM, Clock, Setting, Untouched, fixed_batches, networks
 from torch import Tensor, nn
 
 from kdlab.losses.feature.review_kd import Fusion, hierarchical_distance
-from kdlab.members.fast_inference import Fast, FastObserver, supports_bf16
+from kdlab.members import Fast, Frozen
+from kdlab.members.fast_choice import fastest, in_turns
+from kdlab.members.fast_options import supports_bf16
+from kdlab.outputs import Batch
 
 Step = Callable[[Tensor, Tensor], Any]
 STUDENT, TEACHER, HAND = "S: student's step", "T: teacher's inference", "hand KD"
@@ -162,8 +167,10 @@ def levers(setting: Setting) -> list[Loop]:
     loops = []
     _, teacher = networks()
     teacher = teacher.to(setting.device)
-    observer = FastObserver(teacher, (), Fast(precision="auto"))
-    loops.append(Loop("T: fast", setting, torch.no_grad()(lambda x, y: observer(x)), teacher))
+    frozen = Frozen(teacher, fast=Fast(precision="auto", timed=True))
+    choice = frozen.choose(Batch(*fixed_batches(setting, 1)[0]))
+    frozen.use(choice.copy.options if choice else None)
+    loops.append(Loop("T: fast", setting, lambda x, y: frozen(Batch(x, y), {}), teacher))
     for bf16 in (False, True) if supports_bf16(setting.device) else (False,):
         student = networks()[0].to(setting.device).to(memory_format=torch.channels_last)
         name = "S: channels_last" + ", bf16" * bf16
@@ -177,3 +184,17 @@ def _channels_last(student: nn.Module, bf16: bool, device: torch.device) -> Step
             return F.cross_entropy(student(x.contiguous(memory_format=torch.channels_last)).float(), y)
 
     return loss
+
+
+@lru_cache
+def student_in_bf16(setting: Setting) -> bool:
+    """Whether the student's step in channels_last is faster in bf16 by more than 2 %, timed in alternating rounds."""
+    if not supports_bf16(setting.device):
+        return False
+    ((images, labels),) = fixed_batches(setting, 1)
+    steps = []
+    for bf16 in (False, True):
+        student = networks()[0].to(setting.device).to(memory_format=torch.channels_last)
+        steps.append(trained(student, _channels_last(student, bf16, setting.device)))
+    plain, lower = in_turns([lambda step=step: step(images, labels) for step in steps], setting.device)  # type: ignore[misc]
+    return bool(fastest([1.0, statistics.median(b / a for a, b in zip(plain, lower, strict=True))]))

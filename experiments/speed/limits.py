@@ -19,7 +19,7 @@ class Limit:
         of: which number.
         bound: the largest allowed, or with ``at_least`` the smallest.
         means: the number in words.
-        needs: ``"bf16"`` where the limit is for hardware that computes in it.
+        needs: ``"bf16"`` where the limit is for hardware that is faster in it.
     """
 
     part: str
@@ -65,6 +65,6 @@ def judged(values: dict[tuple[str, str, str], float], bf16: bool) -> list[tuple[
             continue
         verdict = "kept" if limit.holds(value) else NOT_KEPT
         if limit.needs == "bf16" and not bf16:
-            verdict = "does not apply: no bf16 in hardware"
+            verdict = "does not apply: bf16 is not faster here"
         found.append((limit, value, verdict))
     return found

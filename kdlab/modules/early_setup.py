@@ -13,6 +13,7 @@ from kdlab.members.stored import Stored
 from kdlab.members.teacher_cache import Cached
 from kdlab.modules.first_batch import every_batch
 from kdlab.modules.monitors import MonitorCheck
+from kdlab.modules.teacher_choice import choose_teachers
 from kdlab.schedules import Progress
 
 
@@ -25,10 +26,12 @@ class EarlySetup(pl.Callback):
         pl_module.prepare(stage)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Agree on the seed of all processes, tap modules that SyncBatchNorm replaced, precompute what losses need."""
+        """Agree on the seed of all processes, tap replaced modules, choose how teachers run, precompute for losses."""
         pl_module.length.check(trainer)
         pl_module.agree_on_seed()
         set_taps(pl_module.plan, pl_module.knowledge, pl_module.task)
+        choose_teachers(pl_module)
+        getattr(pl_module, "open_cache", lambda: None)()
         owners = pl_module.plan.owners
         for knowledge in pl_module.knowledge.values():
             for pair, teacher in {pair_of(edge): edge.teacher for edge, _ in knowledge.edges}.items():

@@ -79,6 +79,7 @@ class Observer:
     """
 
     plain = only_layers = False  # see kdlab.members.fast_inference.FastObserver
+    temperatures: Sequence[float] = ()  # at which losses read the logits, see kdlab.members.fast_copy.Trial
     factors = False  # let classifiers return kdlab.outputs.factored.FactoredLogits
     checks_values = True
 

@@ -23,6 +23,7 @@ from kdlab.files import read_json, write_json
 from kdlab.models import load_weights
 from kdlab.modules.base import DistillationModule
 from kdlab.modules.memory_estimate import memory_of
+from kdlab.modules.teacher_choice import without_timing
 from kdlab.studies.grid import seeded
 from kdlab.studies.run_id import code_of, digest, of_config
 from kdlab.studies.study import Study
@@ -136,6 +137,7 @@ class Trials:
             watch = _Watch(data, few, whole)
             cli.trainer.callbacks.append(watch)  # type: ignore[attr-defined]
             try:
+                without_timing(cli.model)
                 if few is not None:
                     data.batch_size = few
                 cli.trainer.fit(cli.model, datamodule=data)

@@ -13,6 +13,7 @@ import yaml
 from kdlab.config.located_yaml import Place
 from kdlab.config.run_folder import placed
 from kdlab.files import write_json, write_text
+from kdlab.modules.teacher_choice import FILE
 from kdlab.studies.run_id import digest
 
 RECIPE, RESULT, STUDENT, EXPORT = "recipe.yaml", "result.json", "student.safetensors", "export.json"
@@ -102,6 +103,7 @@ class Run:
         for run, trained in zip(self.awaited, folders, strict=True):
             weights[f"run:{run.key}"] = str((trained / STUDENT).resolve())
         config = placed(replaced(dict(self.config), weights), folder, loggers)
+        config["model"] = _sharing(config["model"], str((runs / FILE).resolve()))
         record = {"class_path": "kdlab.studies.run_callback.Record", "init_args": {"folder": str(folder)}}
         callbacks = config["trainer"]["callbacks"] or []
         config["trainer"]["callbacks"] = [*(callbacks if isinstance(callbacks, list) else [callbacks]), record]
@@ -122,3 +124,11 @@ def replaced(value: Any, texts: Mapping[str, str]) -> Any:
     if isinstance(value, list):
         return [replaced(inner, texts) for inner in value]
     return texts.get(value, value) if isinstance(value, str) else value
+
+
+def _sharing(value: Any, path: str) -> Any:
+    """Return a config whose timed :class:`~kdlab.members.Fast` share a file, so that each teacher has one choice."""
+    if isinstance(value, dict):
+        shared = {"timed": path} if value.get("timed") is True and "fold" in value else {}
+        return {**{key: _sharing(inner, path) for key, inner in value.items()}, **shared}
+    return [_sharing(inner, path) for inner in value] if isinstance(value, list) else value

@@ -215,7 +215,9 @@ def test_two_processes_fill_and_read_one_store(tmp_path: Path) -> None:
     read = train(float32(tmp_path / "store"), "read")
     assert same(live, filled)
     assert same(live, read)
-    assert trained(float32(tmp_path / "store"), epochs=2, student=network())[1] == 10  # of another Fast: its own store
+    assert (
+        trained(float32(tmp_path / "store"), epochs=2, student=network())[1] == 0
+    )  # no option of Fast changes this network
 
 
 def test_a_shared_cache_serves_what_it_can(tmp_path: Path) -> None:

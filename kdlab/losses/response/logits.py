@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -79,3 +81,15 @@ def kinds_of(loss: nn.Module) -> tuple[Kind, ...]:
 def views_of(loss: nn.Module) -> tuple[str, ...]:
     """Return the views that a wrapped loss reads."""
     return tuple(getattr(loss, "views", ()))
+
+
+def temperatures_of(losses: Iterable[nn.Module]) -> tuple[float, ...]:
+    """Return the fixed temperatures at which losses, and losses inside them, read the teacher's logits."""
+    found = set[float]()
+    for part in (part for loss in losses for part in loss.modules()):
+        for name in ("temperature", "teacher_temperature", "temperatures"):
+            value = getattr(part, name, ())
+            found |= {
+                float(one) for one in (value if isinstance(value, tuple) else (value,)) if isinstance(one, int | float)
+            }
+    return tuple(sorted(found))
