@@ -28,7 +28,7 @@ from kdlab.studies.generations import STUDENT, train_generations
 from kdlab.studies.grid import runs_of
 from kdlab.studies.launchers import Local, OnRay
 from kdlab.studies.ledger import FINISHED, Ledger
-from kdlab.studies.packing import check_pack, chosen, measure
+from kdlab.studies.packed_runs import check_pack, chosen, measure
 from kdlab.studies.preflight import Estimate, Resolved, Trials, check_networks
 from kdlab.studies.progress import StudyBar
 from kdlab.studies.render import log_table, markdown, write

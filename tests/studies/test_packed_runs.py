@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from kdlab.errors import InputError
-from kdlab.studies import packing
-from kdlab.studies.packing import check_pack, chosen, measure
+from kdlab.studies import packed_runs
+from kdlab.studies.packed_runs import check_pack, chosen, measure
 from kdlab.studies.preflight import Estimate
 from kdlab.studies.runs import Run
 from tests.studies.small import runs
@@ -17,8 +17,8 @@ from tests.studies.small import runs
 
 @pytest.fixture
 def some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Run]:
-    monkeypatch.setattr(packing, "processors", lambda: 4)
-    monkeypatch.setattr(packing.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(packed_runs, "processors", lambda: 4)
+    monkeypatch.setattr(packed_runs.torch.cuda, "is_available", lambda: False)
     return runs(tmp_path)
 
 
@@ -58,15 +58,15 @@ def test_what_fits_may_be_packed(options: dict[str, Any], some: list[Run]) -> No
 
 
 def test_all_devices_are_several_where_there_are(some: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(packing.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(packed_runs.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(packed_runs.torch.cuda, "device_count", lambda: 2)
     with pytest.raises(InputError, match=r"--trainer\.devices=1"):
         check_pack(2, "local", some, {})
     check_pack("auto", "local", with_trainer(some, devices=1), {})
 
 
 def test_runs_that_do_not_fit_the_memory_are_refused(some: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "_memory", lambda: 8.0 * 2**30)
+    monkeypatch.setattr(packed_runs, "_memory", lambda: 8.0 * 2**30)
     estimates = {run.key: Estimate(1.0, size * 2**30, 1.0) for run, size in zip(some, (1, 3, 1, 1, 1), strict=True)}
     check_pack(2, "local", some, estimates)
     with pytest.raises(InputError, match=r"take 9\.0 GiB of the 8\.0 GiB"):
@@ -86,7 +86,7 @@ def test_more_runs_are_tried_while_they_are_faster(
     rates: dict[int, float], tried: list[int], best: int, some: list[Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    monkeypatch.setattr(packing, "_rate", lambda config, count, seconds: (seen.append(count), rates[count])[1])
+    monkeypatch.setattr(packed_runs, "_rate", lambda config, count, seconds: (seen.append(count), rates[count])[1])
     measured = measure(some[0])
     assert seen == tried
     assert chosen(measured) == best
