@@ -99,9 +99,9 @@ def _rate(config: Mapping[str, Any], count: int, seconds: float) -> float:
             process.sentinel: Path(folder, f"{name}.json") for (process, _), name in zip(started, names, strict=True)
         }
         while running:
-            for sentinel in wait(running):
-                if not running.pop(sentinel).exists():
-                    running.clear()  # the others wait for it
+            ended = [running.pop(sentinel) for sentinel in wait(running)]
+            if not all(path.exists() for path in ended):
+                break  # the others wait for it
         for process, pipe in started:
             process.terminate()
             end(process, pipe)

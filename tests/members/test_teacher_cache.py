@@ -193,7 +193,7 @@ def test_views_of_a_batch_have_files_of_their_own(tmp_path: Path) -> None:
     seen = opened(tmp_path, dtype="float32").look(0, index, teacher.live(index), CPU)
     assert torch.equal(seen.logits, teacher.logits[0, index])
     assert teacher.calls == 1
-    assert len(os.listdir(next(tmp_path.iterdir()))) == 4  # key.json, the right to fill, and one file a view
+    assert len(os.listdir(next(tmp_path.iterdir()))) == 4  # key.json, .filling and one file a view
 
 
 def test_every_epoch_has_a_view_unless_they_come_again(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_few_files_are_open_however_many_epochs(tmp_path: Path) -> None:
         files = store._files
         teacher.look(store, [1], epoch, 0)
         assert store._files is files
-    assert len(os.listdir("/proc/self/fd")) <= before + 3  # two files, and the right to fill
+    assert len(os.listdir("/proc/self/fd")) <= before + 3  # two files, and the lock
 
 
 def test_a_copy_uses_the_same_files(tmp_path: Path) -> None:

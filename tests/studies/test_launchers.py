@@ -21,6 +21,8 @@ from kdlab.studies import launchers as launch
 from kdlab.studies.launchers import Local, become, processors, threads_of
 
 pytestmark = pytest.mark.full
+LONG = 600
+"""Seconds within which processes start and end on a busy machine."""
 
 
 def noted(pipe: Connection, environment: Mapping[str, str], folder: str, threads: int | None) -> None:
@@ -32,7 +34,7 @@ def noted(pipe: Connection, environment: Mapping[str, str], folder: str, threads
     write_json(Path(folder) / "called", about)
     if (Path(folder) / "end").exists():
         raise SystemExit(3)
-    time.sleep(600)
+    time.sleep(6000)
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ def new(folder: Path) -> Path:
 
 def called(folder: Path) -> dict[str, Any]:
     """What the run's process saw, once it was there."""
-    for _ in range(6000):
+    for _ in range(LONG * 100):
         if (about := read_json(folder / "called")) is not None:
             return about
         time.sleep(0.01)
@@ -76,7 +78,7 @@ def test_a_run_that_ends_is_reported_once(folder: Path, launcher: Local, monkeyp
     for number in ("one", "two"):  # the second has the environment of its own start
         monkeypatch.setenv("KDLAB_TEST", number)
         launcher.start(folder)
-        assert launcher.ended(60.0) == [folder]
+        assert launcher.ended(LONG) == [folder]
         assert launcher.ended(0.0) == []
         assert called(folder)["test"] == number
     assert sorted((folder / "log.txt").read_text().split()) == ["error", "error", "output", "output"]
@@ -93,7 +95,7 @@ def test_runs_at_once_share_the_processors(folder: Path, launcher: Local, monkey
     assert all(map(alive, processes))
     assert [called(each)["threads"] for each in (folder, other)] == [max(1, processors() // 2)] * 2
     os.kill(called(other)["process"], signal.SIGKILL)
-    assert launcher.ended(60.0) == [other], "and nothing of the other"
+    assert launcher.ended(LONG) == [other], "and nothing of the other"
     assert alive(called(folder)["process"])
 
 
@@ -117,7 +119,7 @@ def test_waiting_for_a_run_takes_no_longer_than_asked(folder: Path, launcher: Lo
     launcher.stop()  # nothing is left to end
     (folder / "end").touch()
     launcher.start(folder)
-    assert launcher.ended(60.0) == [folder], "a run may start after one was ended"
+    assert launcher.ended(LONG) == [folder], "a run may start after one was ended"
 
 
 STUDY = """
@@ -129,7 +131,7 @@ launchers.train_in = noted
 launcher = launchers.Local(2)
 for folder in sys.argv[1:]:
     launcher.start(Path(folder))
-time.sleep(600)
+time.sleep(6000)
 """
 
 
@@ -143,7 +145,7 @@ def test_runs_end_when_their_study_is_killed(folder: Path) -> None:
     assert all(map(alive, processes))
     study.send_signal(signal.SIGKILL)
     study.wait()
-    for _ in range(6000):  # the end of their pipes is the end of the study
+    for _ in range(LONG * 100):  # the end of their pipes is the end of the study
         if not any(map(alive, processes)):
             break
         time.sleep(0.01)
@@ -153,7 +155,7 @@ def test_runs_end_when_their_study_is_killed(folder: Path) -> None:
 def test_a_run_that_cannot_be_read_fails_by_itself(tmp_path: Path, launcher: Local) -> None:
     """The real worker, which finds no recipe: what it reports goes where the scheduler reads it."""
     launcher.start(new(tmp_path / "empty"))
-    assert launcher.ended(120.0) == [tmp_path / "empty"]
+    assert launcher.ended(LONG) == [tmp_path / "empty"]
     status = json.loads((tmp_path / "empty/status.json").read_text())
     assert status["state"] == "failed"
     assert "recipe.yaml" in status["error"]

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -221,6 +222,18 @@ def test_a_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "teacher wide" in said
     assert not (study / "ledger.csv").exists()
     assert not list(tmp_path.glob("runs/*/*/recipe.yaml"))
+
+
+def test_auto_times_runs_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = write(tmp_path / "dry", epochs=1000)
+    main(["reproduce", str(study), "--runs", str(tmp_path / "runs"), "--dry-run", "--pack", "auto"])
+    said = re.search(r"--pack (\d), as steps a second .* \(1: ([\d.]+)(?:, 2: ([\d.]+))?", capsys.readouterr().out)
+    assert said is not None
+    pack, one, two = int(said[1]), float(said[2]), float(said[3] or 0)
+    assert one > 0
+    assert (two > 0) == (processors() > 1)
+    if processors() == 2:
+        assert pack == (2 if two > 1.05 * one else 1)
 
 
 LOSS = """
