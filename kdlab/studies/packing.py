@@ -135,7 +135,7 @@ class _Steps(pl.Callback):
         self.steps, self.since = 0, 0.0
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if torch.cuda.is_initialized():
+        if trainer.strategy.root_device.type == "cuda":
             torch.cuda.synchronize()
         if not self.since:
             (self.folder / f"{self.name}.ready").touch()

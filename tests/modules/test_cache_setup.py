@@ -220,17 +220,20 @@ def test_two_processes_fill_and_read_one_store(tmp_path: Path) -> None:
 
 def test_a_shared_cache_serves_what_it_can(tmp_path: Path) -> None:
     """In a study one cache stands before all methods: those that read layers run the teacher, with the same bits."""
-    hint = {"hint": Knowledge(Hint(), 1.0, None, ["hidden.0"], ["hidden.0"])}
-    live, runs = trained(None, knowledge=hint, epochs=2)
+
+    def hint() -> dict[str, Knowledge]:
+        torch.manual_seed(0)
+        return {"hint": Knowledge(Hint(), 1.0, None, ["hidden.0"], ["hidden.0"])}
+
+    live, runs = trained(None, knowledge=hint(), epochs=2)
     with pytest.raises(InputError, match="reads the teacher's layers"):
-        trained(float32(tmp_path), knowledge=hint, epochs=2)
-    shared, again = trained(float32(tmp_path, shared=True), knowledge=hint, epochs=2)
+        trained(float32(tmp_path), knowledge=hint(), epochs=2)
+    shared, again = trained(float32(tmp_path, shared=True), knowledge=hint(), epochs=2)
     assert runs == again == 10
     assert same(live, shared)
     assert not any(tmp_path.iterdir())
     trained(float32(tmp_path, shared=True), epochs=2)  # logits alone
-    relations = {"rkd": Knowledge(RKDDistance(), 1.0)}
-    live, _ = trained(None, knowledge=relations, epochs=2)
-    read, runs = trained(float32(tmp_path, shared=True), knowledge=relations, epochs=2)
+    live, _ = trained(None, knowledge={"rkd": Knowledge(RKDDistance(), 1.0)}, epochs=2)
+    read, runs = trained(float32(tmp_path, shared=True), knowledge={"rkd": Knowledge(RKDDistance(), 1.0)}, epochs=2)
     assert runs == 0
     assert same(live, read)
