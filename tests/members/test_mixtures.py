@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdlab import InputError
-from kdlab.members.mixtures import Attention, EnsembleClassifier, Gate, Joined, MeanOfOthers, embeddings_of
+from kdlab.members.ensembles import Ensemble
+from kdlab.members.member import Member
+from kdlab.members.mixtures import Attention, EnsembleClassifier, Ensembled, Gate, Joined, MeanOfOthers, embeddings_of
 from kdlab.outputs import Batch, Outputs
 from kdlab.schedules import Progress
 from tests.losses.slow import draw
@@ -136,3 +138,62 @@ def test_joined_outputs_have_what_both_have() -> None:
 def test_maps_are_embeddings_too() -> None:
     seen = {"0": Outputs(draw(4, 3), embedding=draw(4, 5, 2))}
     assert embeddings_of(["0"], seen, "")[0].shape == (4, 10)
+
+
+class BySimilarity(Ensemble):
+    """Weights that depend on the student."""
+
+    def weights(self, seen: Any, weights: Any, student: Outputs, target: Tensor) -> Tensor:
+        return torch.stack(
+            [weight * (student.logits * one.logits).sum(1) for weight, one in zip(weights, seen, strict=True)]
+        )
+
+
+def ensembled(ensemble: Ensemble, *tapped: str) -> tuple[Ensembled, dict[str, Outputs]]:
+    """An ensemble of two members, each with the layers "x" and "y" and a view, and their outputs."""
+    names = ("x", "y")
+    seen = {"student": Outputs(draw(4, 3, seed=9).requires_grad_())}
+    for n in range(2):
+        view = Outputs(draw(8, 3, seed=20 + n), names=names, layers=(draw(8, 5, seed=30 + n), draw(8, 2)))
+        layers = draw(4, 5, seed=40 + n), draw(4, 2, seed=50 + n)
+        seen[f"t.{n}"] = Outputs(draw(4, 3, seed=10 + n), layers, names=names, views={"crops": view})
+    member = Ensembled("teacher", [Member(f"t.{n}") for n in range(2)], "student", ensemble, [0.25, 0.75])
+    member.set_taps(tapped)
+    return member, seen
+
+
+def test_several_teachers_are_one_with_the_layers_of_each() -> None:
+    member, seen = ensembled(Ensemble(), "1.x", "0.y", "1.x")
+    outputs = member(BATCH, seen)["teacher"]
+    assert outputs.names == ("1.x", "0.y")
+    assert outputs.layers[0] is seen["t.1"].layers[0]
+    assert outputs.layers[1] is seen["t.0"].layers[1]
+    for found, one, other in (
+        (outputs, seen["t.0"], seen["t.1"]),
+        (outputs.views["crops"], seen["t.0"].views["crops"], seen["t.1"].views["crops"]),
+    ):
+        torch.testing.assert_close(found.logits.exp(), one.logits.softmax(1) / 4 + other.logits.softmax(1) * 0.75)
+    assert outputs.members == ()
+    assert member(BATCH, {"t.0": seen["t.0"], "student": seen["student"]}) == {}  # a file, in evaluation
+
+
+def test_weights_of_samples_come_with_each_teacher_and_without_gradient() -> None:
+    member, seen = ensembled(BySimilarity())
+    outputs = member(BATCH, seen)["teacher"]
+    for (one, weights), name, share in zip(outputs.members, ("t.0", "t.1"), (0.25, 0.75), strict=True):
+        assert one.logits is seen[name].logits
+        assert not weights.requires_grad
+        torch.testing.assert_close(weights, share * (seen["student"].logits * one.logits).sum(1).detach())
+    assert member(BATCH._replace(progress=None), seen)["teacher"].members == ()
+
+
+def test_teachers_of_other_classes_are_no_ensemble() -> None:
+    member, seen = ensembled(Ensemble())
+    with pytest.raises(InputError, match=r"same classes, but give logits of \[\(3,\), \(5,\)\]"):
+        member(BATCH, seen | {"t.1": Outputs(draw(4, 5))})
+
+
+@pytest.mark.parametrize("layer", ["x", "0", "0.", ".x", "2.x", "3.x", "-1.x", "a.x"])
+def test_layers_without_the_number_of_a_teacher_are_refused(layer: str) -> None:
+    with pytest.raises(InputError, match="layers are named with the number of the teacher"):
+        ensembled(Ensemble(), layer)

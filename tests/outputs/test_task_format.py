@@ -227,6 +227,7 @@ INDICES, ONE_HOT, FRACTIONS = torch.tensor([2, 0]), torch.eye(3)[:2], torch.tens
         (nn.Identity(), (2, 3), INDICES, TaskFormat("classes", -1, -100)),
         (nn.Identity(), (2, 3), torch.zeros(2, 3).long(), OTHER),
         (nn.Identity(), (2, 3), torch.rand(2), OTHER),
+        (nn.Identity(), (2, 4), FRACTIONS, OTHER),
         (nn.Identity(), (2, 3, 4), torch.zeros(2, 4).long(), TaskFormat("classes", 1, -100)),
         (nn.Identity(), (2, 3, 4), torch.zeros(2, 3).long(), TaskFormat("classes", -1, -100)),
         (nn.CrossEntropyLoss(ignore_index=1), (2, 3), INDICES, TaskFormat("classes", 1, 1)),
