@@ -106,7 +106,10 @@ class DistillationModule(LoggedModule, CheckpointedModule, SeededModule, Evaluat
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning notes the running hook here some 40 times a step; nn.Module would look for a parameter each time.
-        (self.__dict__.__setitem__ if name in (CURRENT_HOOK, "_turn") else super().__setattr__)(name, value)
+        if name == CURRENT_HOOK:
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
 
     @property
     def learners(self) -> dict[str, nn.Module]:
@@ -119,8 +122,7 @@ class DistillationModule(LoggedModule, CheckpointedModule, SeededModule, Evaluat
         callbacks[:] = [EarlySetup(), *(each for each in callbacks if not isinstance(each, EarlySetup))]
         self._random_state = torch.get_rng_state()  # setting up DDP seeds anew
         self._positions = PositionWeights()
-        weighing = [self._positions] if takes_several_batches(self.trainer) else []
-        self._callbacks = [*weighing, *self._guards.callbacks]
+        self._callbacks = [*[self._positions] * takes_several_batches(self.trainer), *self._guards.callbacks]
         return [MonitorCheck(), *self.knowledge.values(), *self._callbacks]
 
     def prepare(self, stage: str) -> None:
@@ -190,11 +192,9 @@ class DistillationModule(LoggedModule, CheckpointedModule, SeededModule, Evaluat
 
     def on_train_start(self) -> None:
         """Put the callbacks of the module back, all of which a finder of Lightning drops."""
-        following = [each for each in self.knowledge.values() if each.follows_steps]
-        restore_callbacks(self, [*following, *self._callbacks])
+        restore_callbacks(self, self._callbacks)
         setup_checks.report_batch(self, self.knowledge, self.dry_run)
-        (optimizer,) = self.trainer.optimizers
-        self._split = optimizer if isinstance(optimizer, DOT) else None
+        self._split = next((each for each in self.trainer.optimizers if isinstance(each, DOT)), None)
         super().on_train_start()
 
     def observe(self, batch: Batch, members: Iterable[Member] | None = None) -> dict[str, Outputs]:
@@ -256,7 +256,7 @@ class DistillationModule(LoggedModule, CheckpointedModule, SeededModule, Evaluat
             self._guards.add(weighted, self)
         if every:
             self._log_terms(terms, total, seen, batch, due)
-        self._positions.count(batch, self.ignore)
+        self._positions.count(batch, self.ignore if self._split is None else None)
         if self._split is not None:
             self._parts = weighted.pop("task", None), reduce(add, weighted.values()) if weighted else None
         for member in self.plan.members.values():
@@ -273,9 +273,9 @@ class DistillationModule(LoggedModule, CheckpointedModule, SeededModule, Evaluat
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take the usual step, one after another where the networks take turns; then members follow."""
         for turn in self.plan.turns:
-            self._turn = turn
+            self.__dict__["_turn"] = turn
             super().optimizer_step(*args, **kwargs)
-        self._turn = None
+        self.__dict__["_turn"] = None
         progress = Progress(self.current_epoch, self.global_step, self.length.steps)
         for member in self.plan.members.values():
             member.on_step_end(progress)

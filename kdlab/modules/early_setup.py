@@ -62,10 +62,10 @@ def drop_callbacks(trainer: pl.Trainer, drops: Callable[[pl.Callback], bool]) ->
     trainer.callbacks = [each for each in trainer.callbacks if not drops(each)]  # type: ignore[attr-defined]
 
 
-def restore_callbacks(module: pl.LightningModule, callbacks: Sequence[pl.Callback]) -> None:
-    """Put a module's callbacks back into its Trainer, which a finder of Lightning drops."""
-    present = module.trainer.callbacks  # type: ignore[attr-defined]
-    for callback in callbacks:
+def restore_callbacks(module: Any, callbacks: Sequence[pl.Callback]) -> None:
+    """Put the callbacks of a step back into the Trainer, which a finder of Lightning drops."""
+    present = module.trainer.callbacks
+    for callback in [*(each for each in module.knowledge.values() if each.follows_steps), *callbacks]:
         if callback not in present:
             present.append(callback)
             callback.on_train_start(module.trainer, module)

@@ -41,7 +41,7 @@ class PositionWeights(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Find out whether batches of a step may differ in the number of their labels."""
-        self._differ = pl_module.ignore is not None and pl_module._split is None
+        self._differ = pl_module.ignore is not None
         self._count = None
 
     def count(self, batch: Batch, ignore: int | None) -> None:
