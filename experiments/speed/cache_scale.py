@@ -130,9 +130,8 @@ def report(name: str, row: float, seconds: Sequence[float]) -> None:
     total = sum(seconds)
     rate = len(seconds) * BATCH / total
     typical, slow = np.quantile(seconds, [0.5, 0.99])
-    print(
-        f"  {name:<30} {rate:>10,.0f} rows/s ({rate * row / 1e6:,.1f} MB/s), a look-up of {BATCH}: median {1e6 * typical:.0f} us, 99 % below {1e6 * slow:.0f} us"
-    )
+    look_up = f"a look-up of {BATCH}: median {1e6 * typical:.0f} us, 99 % below {1e6 * slow:.0f} us"
+    print(f"  {name:<30} {rate:>10,.0f} rows/s ({rate * row / 1e6:,.1f} MB/s), {look_up}")
 
 
 def forget(folder: Path) -> None:
