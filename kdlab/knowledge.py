@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kdlab.errors import InputError, nearest
 from kdlab.losses.functional import widens
-from kdlab.losses.response.logits import kinds_of
+from kdlab.losses.response.logits import kinds_of, temperatures_of
 from kdlab.losses.sample_weights import dropped_mean, each_sample, in_full_precision, sample_by_sample
 from kdlab.members.member import Learner, NetworkMember
 from kdlab.outputs import Batch, Outputs
@@ -188,6 +188,11 @@ class Knowledge(Callback):
         for loss in [self.copies.get(pair, self.loss)] if pair else self.copies.values() or [self.loss]:
             yield from (getattr(part, method) for part in loss.modules() if callable(getattr(part, method, None)))
 
+    @property
+    def follows_steps(self) -> bool:
+        """Return whether the loss has anything to do before a step or after a backward pass."""
+        return any(True for hook in ("advance", "after_backward") for _ in self.parts(hook))
+
     def weight_at(self, progress: Progress) -> float:
         """Return the factor of the loss at ``progress``."""
         return self.weight if self.schedule is None else self.weight * self.schedule(progress)
@@ -276,6 +281,7 @@ def set_taps(plan: Plan, knowledge: Mapping[str, Knowledge], task: nn.Module | N
     """
     losses = [task, *(loss for each in knowledge.values() for _, loss in each.edges)]
     chunked = any(getattr(part, "chunk_size", None) for loss in losses if loss is not None for part in loss.modules())
+    temperatures = temperatures_of(each.loss for each in knowledge.values() if each.reads_logits)
     reading = [(each, edge) for each in knowledge.values() for edge, _ in each.edges]
     for member in plan.members.values():
         layers, views, only_layers = list[str](), list[str](), True
@@ -290,4 +296,4 @@ def set_taps(plan: Plan, knowledge: Mapping[str, Knowledge], task: nn.Module | N
         layers += plan.student_taps if isinstance(member, Learner) else ()
         member.set_taps(layers, list(dict.fromkeys(views)), bool(layers) and only_layers)
         if isinstance(member, NetworkMember):
-            member.factors = chunked
+            member.factors, member.temperatures = chunked, temperatures

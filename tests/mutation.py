@@ -41,7 +41,7 @@ from parso.tree import NodeOrLeaf  # noqa: E402
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("kdlab/losses", "kdlab/members", "kdlab/teaching", "kdlab/metrics.py", "kdlab/outputs/task_format.py")
 SOURCES += ("kdlab/modules/cache_setup.py", "kdlab/modules/evaluation.py", "kdlab/modules/repeated_samples.py")
-LOSSES = ["tests/losses/test_contract.py", "tests/test_oracles.py"]
+LOSSES = ["tests/losses/test_defaults.py", "tests/losses/test_contract.py", "tests/test_oracles.py"]
 LOSSES += ["tests/test_readme.py::test_every_loss_has_a_config_with_its_own_weight"]
 MODULES = [*(f"tests/modules/test_{name}.py" for name in ("cotrainer", "targets", "evaluation")), "tests/modules"]
 WIDE = {

@@ -163,6 +163,7 @@ def test_every_method_has_a_page() -> None:
     assert set(losses.__all__) <= made
 
 
+@pytest.mark.full
 def test_every_teaching_has_a_page() -> None:
     made = {Path(path).stem for path in generated() if path.startswith("teachings/")} - {"index"}
     assert made == {row[0] for row in ways()}
@@ -173,6 +174,7 @@ def test_every_teaching_has_a_page() -> None:
     assert made == concrete
 
 
+@pytest.mark.full
 def test_a_generated_page_has_all_its_parts() -> None:
     page = generated()["methods/DKD.md"]
     for part in (r"\[L = \alpha", "needs logits, classes", "alpha: 1.0, beta: 8.0", "arXiv 2203.08679", "-c dkd"):
@@ -183,6 +185,7 @@ def test_a_generated_page_has_all_its_parts() -> None:
     assert "accuracy 96.2 % (plain training 95.8 %; 3 seeds)" in generated()["teachings/Peers.md"]
 
 
+@pytest.mark.full
 def test_every_formula_becomes_mathml() -> None:
     from docstrings import with_mathml  # docs is on the path after generated()
 
@@ -193,6 +196,7 @@ def test_every_formula_becomes_mathml() -> None:
             assert drawn.count("<math") == 1, f"{path}: {formula}"
 
 
+@pytest.mark.full
 def test_mathml_is_the_formula() -> None:
     generated()
     from docstrings import with_mathml

@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 from kdlab import Distiller, Knowledge
 from kdlab.data import CIFAR100, ImageFolder
 from kdlab.losses import SoftTargets
-from kdlab.members.fast_inference import supports_bf16
 from kdlab.models import resnet8, resnet20
 from kdlab.teaching import Fast
 
@@ -31,6 +30,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--images", type=int, default=25_000, help="training images, stratified")
+    parser.add_argument("--bf16", action="store_true", help="the fast student in bf16")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -41,7 +41,7 @@ def main() -> None:
     optimizer = functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
     schedule = functools.partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.2)
     fast = given.what == "fast"
-    bf16 = fast and supports_bf16(torch.device("cpu"))
+    choice = str(given.weights.with_suffix(".fast.json"))  # one for all seeds
     if given.what == "teacher":
         module = Distiller(student, optimizer=optimizer, lr_scheduler=schedule, channels_last=True)
     else:
@@ -52,13 +52,13 @@ def main() -> None:
             task_weight=0.1,
             optimizer=optimizer,
             lr_scheduler=schedule,
-            teacher_fast=Fast(precision="auto") if fast else None,
+            teacher_fast=Fast(precision="auto", timed=choice) if fast else None,
             channels_last=fast,
         )
     trainer = pl.Trainer(
         max_epochs=given.epochs,
         accelerator="cpu",
-        precision="bf16-mixed" if bf16 else "32-true",
+        precision="bf16-mixed" if fast and given.bf16 else "32-true",
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

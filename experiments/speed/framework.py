@@ -11,6 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from hand import STAGES, SUMS, student_in_bf16
 from inputs import WARM, Clock, RandomImages, Setting, Untouched, networks
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
@@ -19,13 +20,10 @@ from kdlab import Distiller, Knowledge
 from kdlab.config.lightning_cli import LAST
 from kdlab.config.progress_bar import StudentBar
 from kdlab.losses import CRD, AttentionTransfer, ReviewKD, RKDAngle, RKDDistance, SimilarityPreserving, SoftTargets
-from kdlab.members.fast_inference import supports_bf16
 from kdlab.modules.checkpoint_io import AtomicCheckpointIO
 from kdlab.schedules import Linear
 from kdlab.teaching import Fast, TeacherCache
 
-STAGES = ["layer1", "layer2", "layer3"]
-SUMS = ["layer1.8.preact", "layer2.8.preact", "layer3.8.preact"]  # resnet56's, before their last ReLU
 ON_LOGITS_OR_EMBEDDING = ["kd", "rkd", "crd"]
 
 
@@ -51,24 +49,25 @@ def knowledge(method: str) -> dict[str, Any]:
 class Fit:
     """A contestant whose turn is a short fit of one module by a new Trainer.
 
-    Forms: ``plain`` (the teacher as it is), ``bare`` (plain, without bar and logger), ``fast`` (fast teacher, student
-    in channels_last, both in bf16 where the hardware computes in it), ``cached`` (logits and embeddings from disk),
-    ``cached+fast``.
+    Forms: ``plain`` (the teacher as it is), ``bare`` (plain, without bar and logger), ``fast`` (the teacher as timing
+    chooses, the student in channels_last and, where that is faster, in bf16), ``cached`` (logits and embeddings from
+    disk), ``cached+fast``.
     """
 
     def __init__(self, method: str, form: str, setting: Setting, folder: Path) -> None:
         self.name, self.setting, self.folder = f"{method}/{form}", setting, folder
         self.lean = form == "bare"
         self.clock = Clock(setting)
-        fast, bf16 = "fast" in form, supports_bf16(setting.device)
+        fast = "fast" in form
+        bf16 = fast and student_in_bf16(setting)
         self.needs = "bf16" if fast and not bf16 else None
-        self.precision = "bf16-mixed" if fast and bf16 else "32-true"
+        self.precision = "bf16-mixed" if bf16 else "32-true"
         cached = "cached" in form
         cache = TeacherCache(str(folder / "cache"), dtype="float32", views=1) if cached else None
         student, teacher = networks()
         self.teacher = Untouched(teacher)
         options: dict[str, Any] = {
-            "teacher_fast": Fast(precision="auto") if fast else None,
+            "teacher_fast": Fast(precision="auto", timed=str(folder / "teacher_fast.json")) if fast else None,
             "teacher_cache": cache,
             "channels_last": fast,
         }
@@ -91,9 +90,16 @@ class Fit:
 
 
 def fit(
-    module: pl.LightningModule, data: Any, steps: int, runs: Path, setting: Setting, lean: bool, precision: Any = None
+    module: pl.LightningModule,
+    data: Any,
+    steps: int,
+    runs: Path,
+    setting: Setting,
+    lean: bool,
+    precision: Any = None,
+    epochs: int = 1,
 ) -> None:
-    """One fit of ``steps`` steps with validation and a checkpoint at its end; with bar and CSV log unless ``lean``."""
+    """Fit epochs of ``steps`` steps, each with validation and a checkpoint; with bar and CSV log unless ``lean``."""
     bar = StudentBar(console_kwargs={"file": io.StringIO(), "force_terminal": True, "width": 120})
     options: dict[str, Any] = LAST
     checkpoint = ModelCheckpoint(dirpath=runs / "checkpoints" if lean else None, **options)
@@ -101,7 +107,7 @@ def fit(
         accelerator="gpu" if setting.device.type == "cuda" else "cpu",
         devices=1,
         precision=precision,
-        max_epochs=1,
+        max_epochs=epochs,
         limit_train_batches=steps,
         num_sanity_val_steps=0,
         default_root_dir=runs,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import lru_cache
 from itertools import cycle
 from typing import Any
 
@@ -12,10 +14,17 @@ import torch.nn.functional as F
 from inputs import WARM, Clock, Setting, Untouched, fixed_batches, networks
 from torch import Tensor, nn
 
-from kdlab.members.fast_inference import Fast, FastObserver, supports_bf16
+from kdlab.losses.feature.review_kd import Fusion, hierarchical_distance
+from kdlab.members import Fast, Frozen
+from kdlab.members.fast_choice import fastest, in_turns
+from kdlab.members.fast_options import supports_bf16
+from kdlab.outputs import Batch
 
 Step = Callable[[Tensor, Tensor], Any]
 STUDENT, TEACHER, HAND = "S: student's step", "T: teacher's inference", "hand KD"
+REVIEW = "hand ReviewKD"
+STAGES = ["layer1", "layer2", "layer3"]
+SUMS = ["layer1.8.preact", "layer2.8.preact", "layer3.8.preact"]  # resnet56's, before their last ReLU
 
 
 class Loop:
@@ -124,13 +133,44 @@ def hand(setting: Setting) -> list[Loop]:
     ]
 
 
+class Taps:
+    """The outputs of layers, and what enters the classifier as a map, of the last forward."""
+
+    def __init__(self, network: Any, layers: list[str]) -> None:
+        self.maps: list[Tensor] = []
+        network.register_forward_pre_hook(lambda *_: self.maps.clear())
+        for layer in layers:
+            network.get_submodule(layer).register_forward_hook(lambda m, x, output: self.maps.append(output))
+        network.fc.register_forward_pre_hook(lambda m, x: self.maps.append(x[0][:, :, None, None]))
+
+
+def review(setting: Setting) -> Loop:
+    """ReviewKD by hand, the floor of its method: both networks, and its fusion modules in a plain loop."""
+    student, teacher = (each.to(setting.device) for each in networks())
+    fusions = nn.ModuleList(Fusion(c, 64, c, deepest=i == 3) for i, c in enumerate((16, 32, 64, 64)))
+    fusions.to(setting.device)
+    taps, targets = Taps(student, STAGES), Taps(teacher, SUMS)
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        inferred(teacher, x)
+        value, deeper = F.cross_entropy(student(x), y), None
+        for fusion, own, target in reversed(list(zip(fusions, taps.maps, targets.maps, strict=True))):
+            out, deeper = fusion(own, deeper, target.shape[2:])
+            value = value + 0.6 * hierarchical_distance(out, target)
+        return value
+
+    return Loop(REVIEW, setting, trained(nn.ModuleList([student, fusions]), loss), teacher)
+
+
 def levers(setting: Setting) -> list[Loop]:
     """Single levers: the fast teacher alone, the student in channels_last, and in bf16 where the hardware has it."""
     loops = []
     _, teacher = networks()
     teacher = teacher.to(setting.device)
-    observer = FastObserver(teacher, (), Fast(precision="auto"))
-    loops.append(Loop("T: fast", setting, torch.no_grad()(lambda x, y: observer(x)), teacher))
+    frozen = Frozen(teacher, fast=Fast(precision="auto", timed=True))
+    choice = frozen.choose(Batch(*fixed_batches(setting, 1)[0]))
+    frozen.use(choice.copy.options if choice else None)
+    loops.append(Loop("T: fast", setting, lambda x, y: frozen(Batch(x, y), {}), teacher))
     for bf16 in (False, True) if supports_bf16(setting.device) else (False,):
         student = networks()[0].to(setting.device).to(memory_format=torch.channels_last)
         name = "S: channels_last" + ", bf16" * bf16
@@ -144,3 +184,17 @@ def _channels_last(student: nn.Module, bf16: bool, device: torch.device) -> Step
             return F.cross_entropy(student(x.contiguous(memory_format=torch.channels_last)).float(), y)
 
     return loss
+
+
+@lru_cache
+def student_in_bf16(setting: Setting) -> bool:
+    """Whether the student's step in channels_last is faster in bf16 by more than 2 %, timed in alternating rounds."""
+    if not supports_bf16(setting.device):
+        return False
+    ((images, labels),) = fixed_batches(setting, 1)
+    steps = []
+    for bf16 in (False, True):
+        student = networks()[0].to(setting.device).to(memory_format=torch.channels_last)
+        steps.append(trained(student, _channels_last(student, bf16, setting.device)))
+    plain, lower = in_turns([lambda step=step: step(images, labels) for step in steps], setting.device)  # type: ignore[misc]
+    return bool(fastest([1.0, statistics.median(b / a for a, b in zip(plain, lower, strict=True))]))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import os
 import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +21,9 @@ from kdlab.data.loader import Loader
 from kdlab.models import resnet20, resnet56
 from kdlab.outputs import Batch
 
-SAMPLES, CLASSES = 50_000, 100
+TEACHER = Path(os.environ.get("KDLAB_DATA", "")) / "teachers_cifar10" / "resnet56-4bfd9763.th"
+"""A published ResNet-56, trained on CIFAR-10 (Y. Idelbayev's), which teaches where it is."""
+SAMPLES, CLASSES = 50_000, 10 if TEACHER.is_file() else 100
 WARM = 2
 """Steps at the start of every fit that are not timed: they size adapters, copy the teacher, fill the cache."""
 
@@ -147,17 +151,23 @@ def networks() -> tuple[nn.Module, nn.Module]:
 @lru_cache
 def _networks() -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(0)
-    student, teacher = resnet20(CLASSES), resnet56(CLASSES)
-    # BatchNorm statistics of the images: with the initial ones the activations would not be those of a trained network.
-    norms = [module for module in teacher.modules() if isinstance(module, nn.BatchNorm2d)]
+    student = resnet20(CLASSES)
+    if TEACHER.is_file():
+        return student, resnet56(CLASSES, weights=str(TEACHER), shortcut="pad").eval().requires_grad_(False)
+    return student, with_statistics(resnet56(CLASSES)).eval().requires_grad_(False)
+
+
+def with_statistics(network: nn.Module) -> nn.Module:
+    """The network with the BatchNorm statistics of some images: with the initial ones activations would explode."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = None  # the mean over all batches
     images, labels = random_images(256, seed=4)
     with torch.no_grad():
-        teacher(RandomImages().prepare(Batch(images, labels)).inputs)
+        network(RandomImages().prepare(Batch(images, labels)).inputs)
     for norm in norms:
         norm.momentum = 0.1
-    return student, teacher.eval().requires_grad_(False)
+    return network
 
 
 def fixed_batches(setting: Setting, count: int = 4) -> list[tuple[Tensor, Tensor]]:

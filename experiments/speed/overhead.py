@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from kdlab.losses import SoftTargets
 
 HAND, FULL, BARE = "hand loop", "kdlab: bar, CSV, metrics, checkpoint", "kdlab: without bar and logger"
 LEAN = "Lightning alone: no bar, no logger, nothing logged"
+SHORT, LEAN_SHORT = f"{FULL}; epochs of 20 steps", "Lightning alone; epochs of 20 steps"
 IMAGE = (3, 4, 4)
+EPOCH = 20
 
 
 def trivial() -> nn.Module:
@@ -39,6 +42,18 @@ def batches(setting: Setting, count: int) -> Batches:
         for _ in range(4)
     ]
     return Batches(batch for batch, _ in zip(cycle(four), range(count), strict=False))
+
+
+class Begun(Batches):
+    """Batches that note when each pass over them begins."""
+
+    def __init__(self, batches: Batches, clock: Clock) -> None:
+        super().__init__(batches)
+        self.now, self.begins = clock.now, list[float]()
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.begins.append(self.now())
+        return super().__iter__()
 
 
 class HandLoop:
@@ -90,7 +105,7 @@ class Framework:
         self.clock.steps = steps
         knowledge = {"kd": Knowledge(SoftTargets(4.0), weight=0.9)}
         self.module: pl.LightningModule = Distiller(trivial(), trivial(), knowledge, task_weight=0.1)
-        if name == LEAN:
+        if name in (LEAN, LEAN_SHORT):
             self.module = Lean()
         count = WARM + steps + 1
         loader: Any = Asked(batches(setting, count), self.clock)
@@ -105,10 +120,25 @@ class Framework:
         return self.clock.mean()
 
 
+class ShortEpochs(Framework):
+    """The same in epochs of few steps: what ends an epoch (validation, checkpoint, log) is part of the time."""
+
+    def turn(self) -> float:
+        """Seconds a step, from the second epoch to the last."""
+        loader = Begun(batches(self.setting, EPOCH), self.clock)
+        epochs = max(3, self.clock.steps // EPOCH)
+        with tempfile.TemporaryDirectory() as runs:
+            data = {**self.data, "train_dataloaders": loader}
+            fit(self.module, data, EPOCH, Path(runs), self.setting, self.name != SHORT, epochs=epochs)
+        first, *_, last = loader.begins[-epochs + 1 :]  # before the first epoch the dry run reads a batch
+        return (last - first) / ((epochs - 2) * EPOCH)
+
+
 def measure(setting: Setting, steps: int, others: list[Any]) -> dict[str, list[float]]:
     """Milliseconds a step of every turn, by contestant; the contestants alternate."""
     own = [Framework(name, setting, steps) for name in (FULL, BARE, LEAN)]
-    all_of_them: list[Any] = [HandLoop(setting, steps), *own, *others]
+    short = [ShortEpochs(name, setting, steps) for name in (SHORT, LEAN_SHORT)]
+    all_of_them: list[Any] = [HandLoop(setting, steps), *own, *short, *others]
     found: dict[str, list[float]] = {each.name: [] for each in all_of_them}
     for number in range(setting.rounds):
         for each in all_of_them[:: -1 if number % 2 else 1]:

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from data_path import KDLAB, PIL
-from hand import HAND, STUDENT, TEACHER
+from hand import HAND, REVIEW, STUDENT, TEACHER
 from inputs import Setting
 from limits import NOT_KEPT, judged
-from overhead import BARE, FULL
+from overhead import BARE, FULL, LEAN, SHORT
 from overhead import HAND as HAND_LOOP
 from rich.console import Console
 from rich.table import Table
@@ -72,6 +72,7 @@ def steps(turns: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
     """Of every contestant: median ms, and medians of the ratios of each round, with the quartiles of rho."""
     student, teacher, hand = turns[STUDENT], turns[TEACHER], turns[HAND]
     floor = [s + t for s, t in zip(student, teacher, strict=True)]
+    review = turns.get(REVIEW)
 
     def ratios(times: list[float], to: list[float]) -> list[float]:
         return [a / b for a, b in zip(times, to, strict=True)]
@@ -83,6 +84,7 @@ def steps(turns: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
             "rho_quartiles": quartiles(ratios(times, floor)),
             "of_student": statistics.median(ratios(times, student)),
             "of_hand": statistics.median(ratios(times, hand)),
+            **({"of_review": statistics.median(ratios(times, review))} if review else {}),
             "turns_ms": [round(1e3 * each, 3) for each in times],
         }
         for name, times in turns.items()
@@ -96,15 +98,21 @@ def quartiles(values: list[float]) -> list[float]:
 
 
 def overhead(turns: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
-    """Median ms a step, and the median over rounds of the difference to the hand loop of the same round."""
-    keys = {HAND_LOOP: "hand", FULL: "full", BARE: "bare"}
+    """Median ms a step, and medians over rounds of differences and ratios to others of the same round."""
+    keys = {HAND_LOOP: "hand", FULL: "full", BARE: "bare", SHORT: "short"}
     hand = turns[HAND_LOOP]
+
+    def over(times: list[float], to: list[float]) -> float:
+        return statistics.median(a - b for a, b in zip(times, to, strict=True))
+
     return {
         keys.get(name, name): {
             "name": name,
             "ms": statistics.median(times),
-            "over_hand": statistics.median(a - b for a, b in zip(times, hand, strict=True)),
+            "over_hand": over(times, hand),
+            "over_lean": over(times, turns[LEAN]),
             "of_hand": statistics.median(a / b for a, b in zip(times, hand, strict=True)),
+            "of_full": statistics.median(a / b for a, b in zip(times, turns[FULL], strict=True)),
             "turns_ms": times,
         }
         for name, times in turns.items()
@@ -158,10 +166,10 @@ def show(results: Results) -> tuple[bool, bool]:
         table(console, "Peak memory", ["MiB"], {name: [f"{x:.0f}"] for name, x in results["memory"].items()})
     if "overhead" in results:
         rows = {
-            x["name"]: [f"{x['ms']:.3f}", f"{x['over_hand']:+.3f}", f"{x['of_hand']:.2f}"]
+            x["name"]: [f"{x['ms']:.3f}", f"{x['over_hand']:+.3f}", f"{x['over_lean']:+.3f}", f"{x['of_hand']:.2f}"]
             for x in results["overhead"].values()
         }
-        columns = ["ms a step", "ms over hand loop", "t/hand loop"]
+        columns = ["ms a step", "ms over hand loop", "ms over Lightning", "t/hand loop"]
         table(console, "Fixed cost: a linear layer on 3 x 4 x 4", columns, rows)
     if "data" in results:
         rows = {name: [f"{x:,.0f}"] for name, x in results["data"]["images_per_second"].items()}

@@ -21,8 +21,6 @@ import torch
 from inputs import Setting
 from limits import METHODS, PARTS
 
-from kdlab.members.fast_inference import supports_bf16
-
 
 def run(given: argparse.Namespace) -> report.Results:
     """Measure what is asked for."""
@@ -39,7 +37,7 @@ def run(given: argparse.Namespace) -> report.Results:
             "quick": given.quick,
             "device": given.device,
             "clock": given.clock,
-            "bf16": supports_bf16(setting.device),
+            "bf16": hand.student_in_bf16(setting),
         },
     }
     if given.against:
@@ -77,6 +75,7 @@ def contestants(
 ) -> list[Any]:
     """All contestants, the references S, T and hand KD first; with ``only``, the one of that name."""
     made: list[Any] = [*hand.floor(setting), *hand.hand(setting)]
+    made += [hand.review(setting)] if "reviewkd" in methods else []
     if only is None:
         made += hand.levers(setting)
     forms = [(method, form) for method, form in framework.forms(methods) if only in (None, f"{method}/{form}")]

@@ -25,6 +25,7 @@ COMMANDS = {
     "recipes": "list the recipes that ship with kdlab",
     "init": "copy a recipe, with what it is laid over, to make it your own",
     "check": "run one dry batch of a config: parts, layers, loss terms, memory, warnings",
+    "tune": "measure in which setting a recipe trains fastest here, and write it as a config to lay over it",
     "layers": "list the layers of a network that can be tapped",
     "methods": "list the losses and what each needs",
     "cache": "write the outputs of a recipe's teacher on every training sample to a file",

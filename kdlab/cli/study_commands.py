@@ -26,8 +26,9 @@ from kdlab.files import locked, write_text
 from kdlab.studies import tables
 from kdlab.studies.generations import STUDENT, train_generations
 from kdlab.studies.grid import runs_of
-from kdlab.studies.launchers import OneAtATime, OnRay
+from kdlab.studies.launchers import Local, OnRay
 from kdlab.studies.ledger import FINISHED, Ledger
+from kdlab.studies.packed_runs import check_pack, chosen, measure
 from kdlab.studies.preflight import Estimate, Resolved, Trials, check_networks
 from kdlab.studies.progress import StudyBar
 from kdlab.studies.render import log_table, markdown, write
@@ -126,6 +127,8 @@ def reproduce(
     pairs: list[str] = [],  # noqa: B006
     methods: list[str] = [],  # noqa: B006
     dry_run: bool = False,
+    pack: int | Literal["auto"] = 1,
+    teacher_cache: Path | None = None,
     launcher: Literal["local", "ray"] = "local",
     address: str | None = None,
     workers: int | None = None,
@@ -148,6 +151,8 @@ def reproduce(
         pairs: names of the pairs to train, such as '["resnet56 → resnet20"]' (default: all)
         methods: names of the methods to train, such as '[KD,AT]' (default: all)
         dry_run: print the plan with its time and memory; train nothing
+        pack: how many runs happen at once on this machine; auto tries 1, 2, 4, ... and takes the fastest
+        teacher_cache: folder for the frozen teachers' outputs (float32), which later epochs, methods and seeds read
         launcher: where runs happen
         address: of a Ray cluster; without it one is started on this machine
         workers: processors of the Ray cluster that is started here (default: all)
@@ -157,13 +162,18 @@ def reproduce(
     """
     opened = OpenStudy(reproduce, study, overrides, runs, ledger, teacher, pairs, methods)
     console = Console(highlight=False)
+    check_pack(pack, launcher, opened.runs, {})
     work, estimates = opened.examine(console)
+    work.cache = teacher_cache
+    check_pack(pack, launcher, opened.runs, estimates)
+    if pack == "auto":
+        pack = _measured_pack(work, console)
     if dry_run:
         for part in plan(work, estimates):
             console.print(part)
         return
     with locked(opened.folder / ".lock", f"another process is at the study {opened.study.name!r}"):
-        place = OnRay(address, cpus_per_run, gpus_per_run, workers) if launcher == "ray" else OneAtATime()
+        place = OnRay(address, cpus_per_run, gpus_per_run, workers) if launcher == "ray" else Local(pack)
         loggers: Loggers = partial(_wandb_loggers, opened.study.name, wandb, work) if wandb else (lambda run: [])
         with _stopping(console), StudyBar(work, {key: x.seconds for key, x in estimates.items()}, console) as bar:
             outcome = work.carry_out(place, loggers, bar)
@@ -245,6 +255,20 @@ def generations(overrides: list[str], count: int = 3, out: Path | None = None) -
     write_text(out / "generations.csv", csv_text([header, *rows]))
     last = out / f"generation_{count - 1}" / STUDENT
     print(f"The last generation is deployed, which was decided before the training: {last}")
+
+
+def _measured_pack(work: Work, console: Console) -> int:
+    """Return how many runs at once are fastest, and print what was measured with the first run that has a teacher."""
+    waiting = [run for run in work.runs if not work.done(run)]
+    if len(waiting) < 2:
+        return 1
+    run = next((run for run in waiting if run.teachers), waiting[0])
+    with console.status(f"timing several runs at once: {run.name}"):
+        rates = measure(run)
+    listed = ", ".join(f"{count}: {rate:.3g}" for count, rate in rates.items())
+    pack = max(1, chosen(rates))
+    console.print(f"--pack {pack}, as steps a second of all runs at once say ({listed}; {run.name})", highlight=False)
+    return pack
 
 
 @contextlib.contextmanager

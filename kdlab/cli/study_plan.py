@@ -30,8 +30,8 @@ def plan(work: Work, estimates: Mapping[str, Estimate]) -> tuple[Table, str]:
     count = sum(state != FINISHED for state in states.values())
     summary = (
         f"{len(work.runs)} runs, {count} to do, about {_time(total)} one after the other on this machine, "
-        f"{_megabytes(largest)} MB at most, without data in memory.\nEstimated from a step on few samples and from the "
-        f"start of one process: {_time(start)} of it are starts. Ledger: {work.ledger.path}"
+        f"{_megabytes(largest)} MB at most, without data in memory.\nEstimated from a step on few samples: "
+        f"{_time(start)} of it are starts. Ledger: {work.ledger.path}"
     )
     return shown, summary
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pytorch_lightning.callbacks import LambdaCallback
 
 from kdlab.config.lightning_cli import KdlabCLI
+from kdlab.modules.teacher_choice import without_timing
 
 SAMPLES = 10
 """Samples of one process in each of the two batches that are validated; a warning of a bad teacher takes 20."""
@@ -31,5 +32,6 @@ def fit_to_first_step(cli: KdlabCLI, look: Callable[[], None] = lambda: None) ->
     if hasattr(cli.datamodule, "eval_batch_size"):
         few = SAMPLES * cli.trainer.world_size
         cli.datamodule.eval_batch_size = min(few, cli.datamodule.eval_batch_size)
+    without_timing(cli.model)
     with contextlib.suppress(_FirstStep):
         cli.trainer.fit(cli.model, datamodule=cli.datamodule)

@@ -13,7 +13,7 @@ from kdlab.config.class_paths import check_class_path
 from kdlab.errors import InputError
 
 HELP = re.compile(r"--(model\.(\w+)\.help)(?:=(.+))?")
-CLOSED = {"knowledge": "kdlab.Knowledge", "teacher_fast": "kdlab.members.fast_inference.Fast"}
+CLOSED = {"knowledge": "kdlab.Knowledge", "teacher_fast": "kdlab.members.Fast"}
 """Parts that one class fits."""
 
 

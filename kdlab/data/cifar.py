@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdlab.data.decoding import decode
+from kdlab.data.decoding import decoded
 from kdlab.data.image_tree import Tree, splits
 from kdlab.data.images import ImageData
 from kdlab.errors import InputError
@@ -27,6 +27,7 @@ class CIFAR10(ImageData):
         download: download missing files to ``root``.
         padding: pixels of zeros around an image before the random crop.
         flip: flip half of the training images horizontally.
+        cache: folder in which images of class folders stay decoded for later runs; ``None`` to decode them each time.
         options: further arguments of :class:`ImageData`.
 
     Raises:
@@ -38,12 +39,19 @@ class CIFAR10(ImageData):
     statistics = ([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616])
 
     def __init__(
-        self, root: str = "data", download: bool = False, padding: int = 4, flip: bool = True, **options: Any
+        self,
+        root: str = "data",
+        download: bool = False,
+        padding: int = 4,
+        flip: bool = True,
+        cache: str | None = "runs/decoded",
+        **options: Any,
     ) -> None:
         mean, std = self.statistics
         super().__init__(mean=mean, std=std, padding=padding, flip=flip, **options)
         self.root = root
         self.download = download
+        self.cache = cache
         self.classes: list[str] = []
         self._names: dict[str, list[str]] = {}
 
@@ -58,7 +66,7 @@ class CIFAR10(ImageData):
             tree = trees["train" if train else "test"]
             self.classes = tree.classes
             self._names |= {} if train else {"test": tree.names}
-            return decode(tree, (32, 32)), tree.labels
+            return decoded(tree, (32, 32), self.cache), tree.labels
         try:
             raw = self._dataset()(self.root, train=train)
         except RuntimeError as error:  # torchvision raises it for both

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import numpy as np
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 
-from kdlab.data import counter_rng
-from kdlab.data.fingerprint import of_tree
+from kdlab.data import counter_rng, pixels
+from kdlab.data.fingerprint import library, of_code, of_tree
 from kdlab.data.image_tree import Tree
 from kdlab.data.pixels import DamagedError
 from kdlab.data.samplers import Draw
 from kdlab.errors import InputError
+from kdlab.files import atomic_write, locked
 from kdlab.outputs import Batch
 
+SMALL = 1 << 22
+"""Bytes of decoded images below which they are not kept on disk: they are decoded in a second."""
 AREAS = (0.08, 1.0)  # part of the image that a training crop covers
 RATIOS = (3 / 4, 4 / 3)  # its width over its height
 TRIES = 10
@@ -50,6 +57,40 @@ def decode(tree: Tree, size: tuple[int, int]) -> Tensor:
             )
         images[position] = image
     return images
+
+
+def decoded(tree: Tree, size: tuple[int, int], cache: str | None) -> Tensor:
+    """Return all images of a tree as :func:`decode` does, from a file if they were decoded before.
+
+    The file is mapped into memory, so that processes share it. Its name is a hash of names, sizes and modification
+    times (in a zip file the checksums) of the images, and of the code that decodes them.
+
+    Args:
+        tree: the split.
+        size: (H, W) that every image must have.
+        cache: folder of such files; ``None`` for none. Where it cannot be written, images are decoded each time.
+
+    Raises:
+        InputError: an image has another size, or cannot be decoded.
+    """
+    if cache is None or 3 * len(tree) * size[0] * size[1] < SMALL:
+        return decode(tree, size)
+    place = "" if tree.zipped else str(tree.path.resolve())
+    about = (of_tree(tree, torch.arange(len(tree))), place, size, of_code(pixels), library("PIL"), torch.__version__)
+    path = Path(cache).expanduser() / f"{hashlib.sha256(repr(about).encode()).hexdigest()[:32]}.npy"
+    try:
+        with locked(path.with_suffix(".lock"), "the images are being decoded", wait=True):
+            if not path.exists():
+                images = decode(tree, size)
+                with contextlib.suppress(InputError), atomic_write(path) as file:
+                    np.save(file, images.numpy())
+                return images
+    except (OSError, NotImplementedError):  # of a file system without locks
+        return decode(tree, size)
+    try:
+        return torch.from_numpy(np.load(path, mmap_mode="c"))
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{str(path)!r} is damaged ({error}): delete it.") from error
 
 
 def omit_damaged(tree: Tree) -> None:

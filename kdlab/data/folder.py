@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from kdlab.data import counter_rng, decoding, pixels
-from kdlab.data.decoding import SizesDifferError, Streamed, decode, omit_damaged
+from kdlab.data.decoding import SizesDifferError, Streamed, decoded, omit_damaged
 from kdlab.data.fingerprint import library, of_code, of_tree, of_views, refuse_unknown
 from kdlab.data.image_tree import Tree, splits
 from kdlab.data.images import ImageData
@@ -48,6 +48,7 @@ class ImageFolder(ImageData):
             differs.
         on_error: ``"raise"`` an error at the first damaged image that is read, or ``"skip"`` all of them: every image
             is then decoded once in ``setup``, and those that fail are left out and counted in a warning.
+        cache: folder in which images in memory stay decoded for later runs; ``None`` to decode them each time.
         options: further arguments of :class:`ImageData`.
 
     Attributes:
@@ -73,6 +74,7 @@ class ImageFolder(ImageData):
         num_workers: int = 0,
         class_order: Literal["text", "number"] | list[str] | None = None,
         on_error: Literal["raise", "skip"] = "raise",
+        cache: str | None = "runs/decoded",
         **options: Any,
     ) -> None:
         super().__init__(mean=mean or IMAGENET[0], std=std or IMAGENET[1], flip=flip, **options)
@@ -85,6 +87,7 @@ class ImageFolder(ImageData):
         self.class_order = class_order
         check_word("on_error", on_error, ("raise", "skip"))
         self.on_error = on_error
+        self.cache = cache
         self.classes: list[str] = []
         self._trees: dict[str, Tree] = {}
         self._rows: dict[str, Tensor | None] = {}
@@ -151,7 +154,7 @@ class ImageFolder(ImageData):
             for name in [name for name in names if name in self._trees]:
                 path = self._path(name)
                 if path not in self._decoded:
-                    self._decoded[path] = decode(self._trees[name], self.shape[1:])
+                    self._decoded[path] = decoded(self._trees[name], self.shape[1:], self.cache)
         except SizesDifferError:
             if self.in_memory or self._sets:  # requested, or other splits are in memory already
                 raise

@@ -122,22 +122,47 @@ def _processor_times() -> tuple[int, int] | None:
     return None
 
 
-def peak_memory(load: Callable[[], Callable[[Tensor], Any]], inputs: Tensor) -> float | None:
-    """Return by how many bytes the resident memory rises at most while a network is loaded and runs one batch.
+class PeakMemory:
+    """Context manager that measures by how many bytes memory rises at most in its block.
 
-    ``None`` where the system has no such counter (it is Linux's ``VmHWM``). Memory that the process has to spare from
-    before is not seen, so it is given back first.
+    On a GPU it is the memory that PyTorch allocates there. Elsewhere it is the resident memory (Linux's ``VmHWM``);
+    memory that the process has to spare from before is not seen, so it is given back first.
+
+    Attributes:
+        bytes: the result, after the block; ``None`` where the system has no such counter.
     """
-    with suppress(OSError):
-        load()(inputs)  # imports the runtime
+
+    def __init__(self, device: torch.device = torch.device("cpu")) -> None:  # noqa: B008
+        self.device = device
+        self.bytes: float | None = None
+        self._before = -1
+
+    def __enter__(self) -> PeakMemory:
         gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self._before = torch.cuda.memory_allocated(self.device)
+            return self
         with suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
-        CLEAR.write_text("5")
-        before = _resident("VmRSS")
+        with suppress(OSError):
+            CLEAR.write_text("5")
+            self._before = _resident("VmRSS")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.device.type == "cuda":
+            self.bytes = float(torch.cuda.max_memory_allocated(self.device) - self._before)
+        elif self._before >= 0:
+            self.bytes = float(_resident("VmHWM") - self._before)
+
+
+def peak_memory(load: Callable[[], Callable[[Tensor], Any]], inputs: Tensor) -> float | None:
+    """Return by how many bytes :class:`PeakMemory` rises while a network is loaded and runs one batch."""
+    load()(inputs)  # imports the runtime
+    with PeakMemory() as memory:
         load()(inputs)
-        return float(_resident("VmHWM") - before)
-    return None
+    return memory.bytes
 
 
 def _resident(name: str) -> int:

@@ -162,7 +162,7 @@ def embeddings(student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
     """Return each side's single tapped layer, flattened to (B, D), or its embedding if no layer is tapped.
 
     Raises:
-        InputError: several layers, no embedding, or different batch sizes.
+        InputError: several layers, no embedding, an empty batch, or different batch sizes.
     """
     student_embedding, teacher_embedding = _embedding(student, "student"), _embedding(teacher, "teacher")
     if len(student_embedding) != len(teacher_embedding):
@@ -170,6 +170,8 @@ def embeddings(student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
             f"The student's embedding has {len(student_embedding)} samples "
             f"and the teacher's {len(teacher_embedding)}; compare one batch."
         )
+    if not student_embedding.numel() or not teacher_embedding.numel():
+        raise InputError("The batch is empty: drop empty batches.")
     return student_embedding, teacher_embedding
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -83,9 +84,7 @@ class _Functional(nn.Module):
         return self.plain(self.loss, student, teacher, target)
 
 
-def kl_divergence(
-    student: Tensor, teacher: Tensor, temperature: float = 1.0, mask: Tensor | None = None, floor: float = 0.0
-) -> Tensor:
+def kl_divergence(student: Tensor, teacher: Tensor, temperature: float, floor: float = 0.0) -> Tensor:
     """Return the Kullback-Leibler divergence of softened class distributions, teacher first.
 
     ``T^2 * mean over positions of sum_k p_k (log p_k - log q_k)`` with ``p = softmax(teacher / T)``,
@@ -95,16 +94,13 @@ def kl_divergence(
         student: logits (..., K).
         teacher: logits of the same shape.
         temperature: T, positive.
-        mask: (...), 1 (or true) at the positions to average over; ``None`` is all.
         floor: added to each p_k.
 
     Raises:
         InputError: there is no position to average over.
     """
-    if mask is not None:
-        student, teacher = student[mask == 1], teacher[mask == 1]
-    positions = student.numel() // student.shape[-1]
-    if positions == 0:
+    positions = math.prod(student.shape[:-1])
+    if not positions:
         raise InputError("There is no position to compare: the mask is 0 everywhere, or the batch is empty.")
     log_q = F.log_softmax(student / temperature, dim=-1)
     log_p = F.log_softmax(teacher / temperature, dim=-1)

@@ -10,7 +10,7 @@ from kdlab.losses.checks import Pair, layer_pairs
 from kdlab.outputs import Outputs
 
 
-def sequence_pairs(student: Outputs, teacher: Outputs, same_width: bool = False) -> list[Pair]:
+def sequence_pairs(student: Outputs, teacher: Outputs, same_width: bool) -> list[Pair]:
     """Return the tapped layers in pairs: hidden states (B, L, D), or (B, D) of one position a sample.
 
     Raises:
@@ -57,7 +57,7 @@ def mean_of_rows(values: Tensor) -> Tensor:
     return values.sum() / max(values.numel(), 1)
 
 
-def split_heads(states: Tensor, heads: int, name: str = "") -> Tensor:
+def split_heads(states: Tensor, heads: int, name: str) -> Tensor:
     """Return states (B, L, heads * d), or (B, H, L, d) of H heads whose parts are put together, as (B, heads, L, d).
 
     Raises:

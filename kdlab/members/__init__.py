@@ -3,7 +3,7 @@
 from kdlab.data.preprocessing import Preprocessing
 from kdlab.members.bank import Bank
 from kdlab.members.copies import EMA, Snapshot
-from kdlab.members.fast_inference import Fast
+from kdlab.members.fast_options import Fast
 from kdlab.members.frozen import Frozen
 from kdlab.members.member import Learner, Member
 from kdlab.members.output_file import save_outputs

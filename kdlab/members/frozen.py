@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from kdlab.compat import convert
 from kdlab.data.preprocessing import Preprocessing
 from kdlab.errors import InputError
-from kdlab.members.fast_inference import Fast, FastObserver
+from kdlab.members.fast_choice import Choice
+from kdlab.members.fast_inference import FastObserver
+from kdlab.members.fast_options import PLAIN, Fast
 from kdlab.members.member import UntrainedMember
+from kdlab.outputs.containers import Batch
 from kdlab.outputs.observer import Observer
 
 
@@ -34,6 +37,7 @@ class Frozen(UntrainedMember):
             ``None`` for images as the student sees them.
 
     Attributes:
+        chosen: options that were chosen by timing for this training, in place of ``fast``.
         normalized: how the data normalizes the images, set before the first batch; ``None`` if it does not say.
 
     Raises:
@@ -41,6 +45,7 @@ class Frozen(UntrainedMember):
     """
 
     is_frozen: ClassVar[bool] = True
+    chosen: Fast | None = None
 
     def __init__(
         self,
@@ -56,10 +61,34 @@ class Frozen(UntrainedMember):
 
     def make_observer(self, layers: Sequence[str], only_layers: bool) -> Observer:
         """Return a fast observer where it could be faster."""
-        fast = self.fast
+        fast = self.chosen or self.fast
         if self.batchnorm == "batch" or fast is None or not (only_layers or fast.applies(self.network)):
             return Observer(self.network, layers)
         return FastObserver(self.network, layers, fast)
+
+    def use(self, options: Fast | None) -> None:
+        """Run with other options than ``fast`` from now on; ``None`` for ``fast`` again."""
+        assert self._tapped is not None
+        self.chosen = options
+        self.observer = self.make_observer(*self._tapped)
+
+    def choose(self, batch: Batch) -> Choice | None:
+        """Time on a training batch what ``fast`` allows; it is :meth:`use` that changes something.
+
+        ``None`` where no option applies to the network.
+        """
+        self.use(None)
+        observer = self.observer
+        if not isinstance(observer, FastObserver):
+            return None
+        observer.is_choosing = True
+        self(batch, {})
+        return observer.choice
+
+    @property
+    def used(self) -> Fast:
+        """Return what the network's copy differed in from it in the last forward."""
+        return self.observer.used if isinstance(self.observer, FastObserver) else PLAIN
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Frozen:
         with torch.no_grad():

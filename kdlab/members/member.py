@@ -102,10 +102,12 @@ class NetworkMember(Member):
         views: names of views that run in the same forward, given as outputs ``NAME@VIEW``.
         factors: whether logits are given as hidden states and their head in training, for losses that compare them in
             chunks.
+        temperatures: at which losses read its logits.
     """
 
     in_evaluation: ClassVar[bool] = True
     factors: bool = False
+    temperatures: tuple[float, ...] = ()
     kinds = ALL_KINDS
     any_shape: ClassVar[bool] = True
     network: nn.Module
@@ -202,6 +204,7 @@ class UntrainedMember(NetworkMember):
         self.observer.checks_values = epoch is None or epoch != self._epoch
         self._epoch = epoch
         self.observer.only_layers = self._only_layers and batch.progress is not None
+        self.observer.temperatures = self.temperatures
         if self.preprocessing is not None:
             inputs = self.preprocessing(inputs, self.normalized)
         with batch_statistics(self.network) if self.batchnorm == "batch" else nullcontext():

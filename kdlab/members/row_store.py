@@ -72,11 +72,15 @@ class Rows:
         present = self._sums.take(places) == self._checksums(words)
         return words.view(self.dtype)[:, : self.width], present
 
-    def fill(self, places: npt.NDArray[np.int64], fresh: Values) -> Values:
-        """Write those of the rows that are absent, and return what :meth:`read` returns from then on."""
-        _, present = self.read(places)
-        self.write(places[~present], fresh[~present])
-        values, present = self.read(places)  # not ``fresh`` where a row is named twice
+    def fill(self, places: npt.NDArray[np.int64], fresh: Values, write: bool = True) -> Values:
+        """Write those of the rows that are absent, and return what :meth:`read` returns from then on.
+
+        Without ``write``, return what it would return.
+        """
+        values, present = self.read(places)
+        if write:
+            self.write(places[~present], fresh[~present])
+            values, present = self.read(places)  # not ``fresh`` where a row is named twice
         values[~present] = fresh[~present]  # another process is writing this very row
         return values
 
@@ -157,6 +161,12 @@ class Form(NamedTuple):
         numbers = numbers.view(dtype).float()
         others = numbers[:, k:] - math.log(self.width - k)
         return others.repeat(1, self.width).scatter(1, classes.view(self._integer).long(), numbers[:, :k])
+
+    def error(self, logits: Tensor, temperature: float) -> float:
+        """Return the mean KL divergence of logits as they are decoded from the logits themselves, at a temperature."""
+        kept = self.decode(self.encode(logits), torch.device("cpu"))
+        log_p, log_q = (torch.log_softmax(each.float().cpu() / temperature, 1) for each in (logits.detach(), kept))
+        return float((log_p.exp() * (log_p - log_q)).sum(1).mean())
 
 
 def _odd(count: int) -> _Words:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from kdlab.errors import InputError
 from kdlab.files import write_text
+from kdlab.members.filling import Filling, prefetch
 from kdlab.members.frozen import Frozen
 from kdlab.members.member import Member, Seen
 from kdlab.members.row_store import Form, Rows, Values, refused
@@ -40,10 +41,13 @@ class TeacherCache:
     exact for the k classes (up to dtype); at other temperatures it is an approximation.
 
     Args:
-        folder: where stores lie; several processes may fill and read one at once, on one machine.
+        folder: where stores lie; several processes may fill and read one at once. On a disk that machines share, the
+            processes of one machine fill a store while those of others read it.
         dtype: of the numbers on disk.
         top_k: how many logits of a sample are kept; ``None`` for all.
         views: how many epochs have inputs of their own before they come again; ``None`` if all do.
+        shared: the store is for runs of several methods, as those of a study: it has the embedding too, where there is
+            one, and where a method cannot use it the teacher runs as without a cache, which is logged.
         check: every so many look-ups that the store could serve, run the teachers as well and compare. Allowed are
             differences of 1e-4 of the outputs' standard deviation plus 1e-6 of the largest, and with float16 2^-10 of
             the number plus 2^-24; with ``top_k``, the k logits are compared. 0: never.
@@ -59,13 +63,17 @@ class TeacherCache:
         top_k: int | None = None,
         views: int | None = None,
         check: int = 0,
+        shared: bool = False,
     ) -> None:
         if dtype not in ("float32", "float16"):
             raise InputError(f"A teacher cache's dtype is 'float32' or 'float16', not {dtype!r}.")
         for name, number, least in (("top_k", top_k, 1), ("views", views, 1), ("check", check, 0)):
             if number is not None and number < least:
                 raise InputError(f"A teacher cache's {name} must be at least {least}, not {number}.")
+        if shared and views is not None:
+            raise InputError("A shared teacher cache has no views: methods without it would see other augmentations.")
         self.folder, self.dtype, self.top_k, self.views, self.check = Path(folder), dtype, top_k, views, check
+        self.shared = shared
 
     def forms(self, seen: Outputs, embedding: bool) -> dict[str, Form]:
         """Return the form in which outputs like ``seen`` are kept, by kind.
@@ -79,9 +87,14 @@ class TeacherCache:
         if self.top_k is not None and self.top_k >= shape[1]:
             raise InputError(f"A teacher cache's top_k must be below the {shape[1]} classes, not {self.top_k}.")
         forms = {"logits": Form(shape[1], self.dtype, self.top_k)}
-        if embedding:
-            if seen.embedding is None or seen.embedding.dim() != 2:
+        if self.top_k is not None:
+            errors = ", ".join(f"{forms['logits'].error(seen.logits, t):.2g} at temperature {t}" for t in (1, 4))
+            _log.info(f"top_k={self.top_k} of {shape[1]} logits: mean KL to all of them {errors} ({shape[0]} samples).")
+        has_embedding = seen.embedding is not None and seen.embedding.dim() == 2
+        if embedding or (self.shared and has_embedding):
+            if not has_embedding:
                 raise InputError("The teacher gives no embedding (B, D), which this method needs from the cache.")
+            assert seen.embedding is not None
             forms["embedding"] = Form(seen.embedding.shape[1], self.dtype)
         return forms
 
@@ -106,7 +119,8 @@ class Store:
         self.key = json.dumps(json.loads(text), indent=1, sort_keys=True) + "\n"
         self.folder = cache.folder / hashlib.sha256(text.encode()).hexdigest()[:32]
         self._files: dict[str, list[Rows]] = {}  # by kind, in the order of the views
-        self._view = self._served = 0
+        self._filling = Filling(self.folder)
+        self._view, self._served = -1, 0
         self._describe(write=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -133,9 +147,10 @@ class Store:
         Raises:
             InputError: a number is not finite, an index is out of range, or a check fails.
         """
-        view = epoch if self.cache.views is None else epoch % self.cache.views
+        view, following = (at if self.cache.views is None else at % self.cache.views for at in (epoch, epoch + 1))
         if view != self._view:  # files of one view only are open, whatever the number of epochs
             self._view, self._files = view, {}
+            prefetch([*self.sizes(view), *self.sizes(following)])
         samples = index.detach().cpu().numpy()[:, None]
         places = [(samples * n + np.arange(n)).ravel() for n in (rows // self.rows[""] for rows in self.rows.values())]
         stored = self._read(places)
@@ -160,17 +175,17 @@ class Store:
         return stored
 
     def _fill(self, places: Sequence[npt.NDArray[np.int64]], seen: Outputs) -> dict[str, Values]:
-        """Write the missing rows, and return what :meth:`_read` returns from then on."""
+        """Write the missing rows if no other machine does, and return what :meth:`_read` returns from then on."""
         fresh = {kind: form.encode(getattr(seen, kind)) for kind, form in self.forms.items()}  # before any is written
         ends = np.cumsum([len(at) for at in places])
         assert all(len(values) == ends[-1] for values in fresh.values())
         if not self._files:
             self._describe(write=True)
             self._open()
-        stored: dict[str, Values] = {}
+        stored, write = dict[str, Values](), self._filling.granted()
         for kind, values in fresh.items():
             parts = zip(self._files[kind], places, np.split(values, ends[:-1]), strict=True)
-            stored[kind] = np.concatenate([file.fill(at, part) for file, at, part in parts])
+            stored[kind] = np.concatenate([file.fill(at, part, write) for file, at, part in parts])
         return stored
 
     def _open(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from functools import reduce
 from operator import add
 from typing import Any
@@ -19,13 +20,13 @@ from kdlab.members.member import Learner, Member
 from kdlab.modules import optimization, setup_checks
 from kdlab.modules.checkpoint_io import CheckpointedModule, use_atomic_io
 from kdlab.modules.dry_run import DryRun, dry_run
-from kdlab.modules.early_setup import EarlySetup
+from kdlab.modules.early_setup import EarlySetup, restore_callbacks
 from kdlab.modules.evaluation import EvaluatedModule
 from kdlab.modules.first_batch import first_batch
 from kdlab.modules.guards import Guards, scale_and_share
 from kdlab.modules.loss_logging import LoggedModule, Terms
 from kdlab.modules.monitors import MonitorCheck
-from kdlab.modules.position_weights import PositionWeights
+from kdlab.modules.position_weights import PositionWeights, takes_several_batches
 from kdlab.modules.run_length import RunLength
 from kdlab.modules.seeding import SeededModule, reseed
 from kdlab.modules.sharding import shard
@@ -99,13 +100,16 @@ class DistillationModule(LoggedModule, CheckpointedModule, SeededModule, Evaluat
         self._planned: tuple[float | None, int | None] = None, None
         self._turn: str | None = None
         self._guards, self._positions = Guards(skip_nonfinite, watch_gradients), PositionWeights()
-        self._guards.callbacks.insert(0, self._positions)
+        self._callbacks: list[pl.Callback] = []
         self._split: DOT | None = None
         self._parts: tuple[Tensor | None, Tensor | None] = None, None
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning notes the running hook here some 40 times a step; nn.Module would look for a parameter each time.
-        (self.__dict__.__setitem__ if name == CURRENT_HOOK else super().__setattr__)(name, value)
+        if name == CURRENT_HOOK:
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
 
     @property
     def learners(self) -> dict[str, nn.Module]:
@@ -117,7 +121,9 @@ class DistillationModule(LoggedModule, CheckpointedModule, SeededModule, Evaluat
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [EarlySetup(), *(each for each in callbacks if not isinstance(each, EarlySetup))]
         self._random_state = torch.get_rng_state()  # setting up DDP seeds anew
-        return [MonitorCheck(), *self.knowledge.values(), *self._guards.callbacks]
+        self._positions = PositionWeights()
+        self._callbacks = [*[self._positions] * takes_several_batches(self.trainer), *self._guards.callbacks]
+        return [MonitorCheck(), *self.knowledge.values(), *self._callbacks]
 
     def prepare(self, stage: str) -> None:
         """Run one batch before a training: sizes adapters, and reports everything that cannot work."""
@@ -176,10 +182,8 @@ class DistillationModule(LoggedModule, CheckpointedModule, SeededModule, Evaluat
         checkpoint["kdlab_total_steps"] = self.length.steps
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue with every digit of the weights."""
+        """Continue with the planned number of steps."""
         super().on_load_checkpoint(checkpoint)
-        if self._trainer is not None:  # Lightning converts only after loading, which rounds float64 to float32
-            self.trainer.precision_plugin.convert_module(self)
         self.length.resumed = checkpoint.get("kdlab_total_steps")
 
     def on_train_end(self) -> None:
@@ -188,23 +192,17 @@ class DistillationModule(LoggedModule, CheckpointedModule, SeededModule, Evaluat
 
     def on_train_start(self) -> None:
         """Put the callbacks of the module back, all of which a finder of Lightning drops."""
-        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        for callback in (*self.knowledge.values(), *self._guards.callbacks):
-            if callback not in callbacks:
-                callbacks.append(callback)
-                callback.on_train_start(self.trainer, self)
+        restore_callbacks(self, self._callbacks)
         setup_checks.report_batch(self, self.knowledge, self.dry_run)
-        (optimizer,) = self.trainer.optimizers
-        self._split = optimizer if isinstance(optimizer, DOT) else None
+        self._split = next((each for each in self.trainer.optimizers if isinstance(each, DOT)), None)
         super().on_train_start()
 
     def observe(self, batch: Batch, members: Iterable[Member] | None = None) -> dict[str, Outputs]:
         """Run the members of the plan, or some of them, in order, and return their outputs by name."""
         seen: dict[str, Outputs] = {}
-        gradient = torch.is_grad_enabled()
         for member in self.plan.members.values() if members is None else members:
             # Where networks take turns, the others teach with their weights as they are now.
-            with torch.set_grad_enabled(gradient and self._turn in (None, member.name)):
+            with nullcontext() if self._turn in (None, member.name) else torch.no_grad():
                 seen |= member(batch, seen)
         return seen
 
@@ -251,14 +249,14 @@ class DistillationModule(LoggedModule, CheckpointedModule, SeededModule, Evaluat
             )
         weighted = {name: value if weight == 1 else value * weight for name, (value, weight) in terms.items()}
         total = reduce(add, weighted.values())
-        self._guards.check(self, terms, total, seen, batch)
+        self._guards.check(self, terms, total, seen, batch, progress)
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        due = bool(every) and (self.global_step + 1) % every == 0
+        due = bool(every) and (progress.step + 1) % every == 0
         if due and self._guards.watches:
             self._guards.add(weighted, self)
         if every:
             self._log_terms(terms, total, seen, batch, due)
-        self._positions.count(batch, self.ignore)
+        self._positions.count(batch, self.ignore if self._split is None else None)
         if self._split is not None:
             self._parts = weighted.pop("task", None), reduce(add, weighted.values()) if weighted else None
         for member in self.plan.members.values():
@@ -269,17 +267,15 @@ class DistillationModule(LoggedModule, CheckpointedModule, SeededModule, Evaluat
         logits = {name: seen[name].logits for name in self.plan.students}
         known = self.form if self.is_labeled and not batch.is_generated else None, self.ignore
         self._log.add(terms, total, logits, batch.target, self._turn != self.plan.turns[0], *known)
-        # One call every N steps: self.log costs 0.25 ms a call, whether or not a logger reads it.
         if due and self._turn == self.plan.turns[-1] and not is_accumulating(self.trainer):
-            values = {**self._log.flush(), **self._guards.values(self.trainer.world_size)}
-            self.log_dict(values, on_step=True, on_epoch=False, sync_dist=True)
+            self.log_row({**self._log.flush(), **self._guards.values(self.trainer.world_size)})
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take the usual step, one after another where the networks take turns; then members follow."""
         for turn in self.plan.turns:
-            self._turn = turn
+            self.__dict__["_turn"] = turn
             super().optimizer_step(*args, **kwargs)
-        self._turn = None
+        self.__dict__["_turn"] = None
         progress = Progress(self.current_epoch, self.global_step, self.length.steps)
         for member in self.plan.members.values():
             member.on_step_end(progress)
@@ -291,6 +287,11 @@ class DistillationModule(LoggedModule, CheckpointedModule, SeededModule, Evaluat
             self._split.split(*self._parts, *scale_and_share(self.trainer), self.trainer.world_size)
             self._parts = None, None
         super().backward(self._positions.weighted(loss), *args, **kwargs)
+
+    def on_train_epoch_start(self) -> None:
+        """Check that the epoch has as many batches as planned."""
+        self.length.check_epoch(self.trainer)
+        super().on_train_epoch_start()
 
     def on_train_epoch_end(self) -> None:
         """Log the terms of the last steps of the epoch."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from kdlab.data.fingerprint import METHODS, refuse_unknown
 from kdlab.errors import InputError
 from kdlab.knowledge import Knowledge
+from kdlab.members.fast_options import PLAIN
 from kdlab.members.frozen import Frozen
 from kdlab.members.teacher_cache import Cached, Store, TeacherCache, plan_disk
 from kdlab.modules.first_batch import FirstBatch
@@ -62,10 +63,13 @@ def use_cache(
     cache, undo = _with_views_of(cache, data)
     cached = {}
     for teacher in teachers:
-        about = {**describe(teacher.network), "fast": teacher.fast and dataclasses.asdict(teacher.fast), **how}
+        batch = (first.batch if teacher.fast else few)._replace(progress=None)  # on which a copy is checked
+        with trainer.precision_plugin.forward_context():
+            outputs = teacher.observe(batch.inputs, batch)
+        about = {**describe(teacher.network), "fast": None if teacher.used == PLAIN else teacher.used.changes, **how}
         if teacher.preprocessing is not None:
             about["preprocessing"] = dataclasses.asdict(teacher.preprocessing)
-        forms = cache.forms(teacher.observe(few.inputs, few._replace(progress=None)), reads_embedding)
+        forms = cache.forms(outputs, reads_embedding)
         store = Store(cache, {"teacher": about, "data": fingerprint}, rows, forms)
         cached[teacher.name] = Cached(teacher, store, host_index(data))
     plan_disk([member.store for member in cached.values()], max(trainer.max_epochs or 1, 1))
@@ -135,15 +139,7 @@ def describe(network: nn.Module) -> dict[str, str]:
         InputError: the repr shows a memory address, which says nothing in another process.
     """
     text = f"{type(network).__qualname__}: {network!r}"
-    state = {**dict(network.named_buffers(remove_duplicate=False)), **network.state_dict()}
-    weights = hashlib.sha256()
-    for name, value in sorted(state.items()):
-        if not isinstance(value, Tensor):  # a layer's extra state
-            weights.update(f"{name} {value!r}\n".encode())
-            text += f"\n{name}: {value!r}"
-            continue
-        weights.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        weights.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    text += "".join(f"\n{name}: {value!r}" for name, value in _state(network) if not isinstance(value, Tensor))
     if " at 0x" in text:
         raise InputError(
             f"The teacher's description has a memory address ('...{text.split(' at 0x')[0][-40:]} at 0x...'), so its "
@@ -155,4 +151,21 @@ def describe(network: nn.Module) -> dict[str, str]:
         said = sorted((key, re.sub(r" at 0x[0-9a-f]+", "", value)) for key, value in own)
         layers.append((name, type(module).__qualname__, said))
     settings = hashlib.sha256(repr(layers).encode()).hexdigest()
-    return {"weights": weights.hexdigest(), "network": text, "settings": settings}
+    return {"weights": weights_digest(network), "network": text, "settings": settings}
+
+
+def weights_digest(network: nn.Module) -> str:
+    """Return the SHA-256 of names, dtypes, shapes and bytes of parameters and buffers, and of layers' extra state."""
+    digest = hashlib.sha256()
+    for name, value in _state(network):
+        if not isinstance(value, Tensor):
+            digest.update(f"{name} {value!r}\n".encode())
+            continue
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _state(network: nn.Module) -> list[tuple[str, Any]]:
+    """Return parameters, buffers and extra state by name, in order."""
+    return sorted({**dict(network.named_buffers(remove_duplicate=False)), **network.state_dict()}.items())

@@ -95,8 +95,10 @@ class CheckpointedModule(pl.LightningModule):
         checkpoint["kdlab_optimizer"] = next((type(x).__name__ for x in self.trainer.optimizers), None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the optimizer in the checkpoint."""
+        """Note the optimizer in the checkpoint, and continue with every digit of the weights."""
         super().on_load_checkpoint(checkpoint)
+        if self._trainer is not None:  # Lightning converts only after loading, which rounds float64 to float32
+            self.trainer.precision_plugin.convert_module(self)
         if states := checkpoint.get("optimizer_states"):
             sizes = [len(group["params"]) for group in states[0]["param_groups"]]
             self._resumed = checkpoint.get("kdlab_optimizer"), sizes

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from kdlab.data.preprocessing import Preprocessing
@@ -67,7 +68,7 @@ class Distiller(DistillationModule):
         parameter_groups: optimizer options of single parts, by the beginning of their parameters' names:
             ``{"losses.hint": {"lr": 0.01}}``.
         teacher_fast: what may be done to make the teacher's forward cheaper; by default what changes its outputs by
-            rounding alone. ``None`` for nothing.
+            rounding alone. ``None`` for nothing; ``timed`` for what is fastest.
         teacher_cache: keeps the teacher's outputs on disk, for later epochs and for other runs with the same teacher
             and data; only for losses that read its logits or embedding.
         teacher_preprocessing: the mean, standard deviation and size that the teachers were trained with, where they are
@@ -157,13 +158,18 @@ class Distiller(DistillationModule):
             adopt(self.student)  # mean, std and size that the data leaves open
         super().prepare(stage)
 
-    def setup(self, stage: str) -> None:
-        """Set up the step and the teacher cache."""
-        super().setup(stage)
-        if self.teacher is not None and (cache := self.teacher.cache) is not None and stage == "fit":
+    def open_cache(self) -> None:
+        """Open the teacher cache, now that the teachers are where they will run, and how is chosen."""
+        if self.teacher is not None and (cache := self.teacher.cache) is not None:
             plan, data = self.plan, first_batch(self)
-            cached, undo = use_cache(self, plan, self.knowledge, self.teacher.frozen, cache, data)
-            self.plan, self._restore = cached, (plan, undo)
+            try:
+                cached, undo = use_cache(self, plan, self.knowledge, self.teacher.frozen, cache, data)
+            except InputError as error:
+                if not cache.shared:
+                    raise
+                rank_zero_info(f"The teacher runs in every step: {error}")
+            else:
+                self.plan, self._restore = cached, (plan, undo)
 
     def on_fit_end(self) -> None:
         """End the fit; data and cache are again as the user made them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,6 +12,8 @@ from kdlab.knowledge import pair_of, set_taps
 from kdlab.members.stored import Stored
 from kdlab.members.teacher_cache import Cached
 from kdlab.modules.first_batch import every_batch
+from kdlab.modules.monitors import MonitorCheck
+from kdlab.modules.teacher_choice import choose_teachers
 from kdlab.schedules import Progress
 
 
@@ -23,10 +26,12 @@ class EarlySetup(pl.Callback):
         pl_module.prepare(stage)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Agree on the seed of all processes, tap modules that SyncBatchNorm replaced, precompute what losses need."""
+        """Agree on the seed of all processes, tap replaced modules, choose how teachers run, precompute for losses."""
         pl_module.length.check(trainer)
         pl_module.agree_on_seed()
         set_taps(pl_module.plan, pl_module.knowledge, pl_module.task)
+        choose_teachers(pl_module)
+        getattr(pl_module, "open_cache", lambda: None)()
         owners = pl_module.plan.owners
         for knowledge in pl_module.knowledge.values():
             for pair, teacher in {pair_of(edge): edge.teacher for edge, _ in knowledge.edges}.items():
@@ -43,13 +48,27 @@ class EarlySetup(pl.Callback):
             warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start of training")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Check the length again, now that the learning rate of a run that is resumed is restored."""
+        """Check the length again, now that the learning rate of a run that is resumed is restored; then leave."""
         pl_module.length.check(trainer)
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Check that the epoch has as many batches as planned."""
-        pl_module.length.check_epoch(trainer)
+        pl_module.length.has_begun = True
+        # Lightning calls six hooks of every callback in a step, at about 3 us a hook.
+        idle = [each for each in pl_module.knowledge.values() if not each.follows_steps]
+        drop_callbacks(trainer, lambda each: isinstance(each, EarlySetup | MonitorCheck) or each in idle)
 
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Leave the Trainer, whose next module may be of another kind."""
-        trainer.callbacks = [each for each in trainer.callbacks if each is not self]  # type: ignore[attr-defined]
+        drop_callbacks(trainer, lambda each: each is self)
+
+
+def drop_callbacks(trainer: pl.Trainer, drops: Callable[[pl.Callback], bool]) -> None:
+    """Take callbacks out of the Trainer; hooks that run now still reach them."""
+    trainer.callbacks = [each for each in trainer.callbacks if not drops(each)]  # type: ignore[attr-defined]
+
+
+def restore_callbacks(module: Any, callbacks: Sequence[pl.Callback]) -> None:
+    """Put the callbacks of a step back into the Trainer, which a finder of Lightning drops."""
+    present = module.trainer.callbacks
+    for callback in [*(each for each in module.knowledge.values() if each.follows_steps), *callbacks]:
+        if callback not in present:
+            present.append(callback)
+            callback.on_train_start(module.trainer, module)

@@ -115,10 +115,10 @@ def _last_size(loader: Any, trainer: pl.Trainer) -> int | None:
     run = min(batches, limit if isinstance(limit, int) else int(batches * limit))
     if trainer.max_steps != -1:
         run = min(run, trainer.max_steps * trainer.accumulate_grad_batches)
-    if isinstance(order := loader.sampler, Shuffled):
+    if isinstance(order := getattr(loader, "sampler", None), Shuffled):
         sizes = [(end - start) // order.num_replicas for start, end in order.bounds()]
         return min(sizes[:run], default=None)
-    batching = loader.batch_sampler
+    batching = getattr(loader, "batch_sampler", None)
     if type(batching) is not BatchSampler or (samples := sized_len(batching.sampler)) is None:
         return None
     rest = 0 if batching.drop_last or run < batches else samples % batching.batch_size

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kdlab.errors import InputError
 from kdlab.modules.loss_logging import Terms
 from kdlab.outputs import Batch, Outputs
+from kdlab.schedules import Progress
 
 _log = logging.getLogger("kdlab.modules")
 
@@ -122,7 +123,15 @@ class Guards:
         """Begin a fit."""
         self._failure, self._sums, self._pending = "", {}, None
 
-    def check(self, module: Any, terms: Terms, total: Tensor, seen: Mapping[str, Outputs], batch: Batch) -> None:
+    def check(
+        self,
+        module: Any,
+        terms: Terms,
+        total: Tensor,
+        seen: Mapping[str, Outputs],
+        batch: Batch,
+        progress: Progress,
+    ) -> None:
         """Stop at a loss that is not finite, or skip the step.
 
         To wait for a GPU in every step would slow it down, so there the flag is copied beside the computation, and read
@@ -133,7 +142,7 @@ class Guards:
         Raises:
             InputError: the step may not be skipped.
         """
-        place = module.global_step, module.current_epoch
+        place = progress.step, progress.epoch
         if self._skip is not None or total.device.type not in DELAYED:
             value = total.detach().float()
             if not math.isfinite(value.numpy() if value.is_cpu else value.item()):

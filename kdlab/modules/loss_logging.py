@@ -128,6 +128,26 @@ class LoggedModule(pl.LightningModule):
         super().__init__()
         self._log = LossLog()
 
+    def log_row(self, values: Mapping[str, Tensor | float]) -> None:
+        """Log scalars of this step, means over the processes, all at once.
+
+        ``self.log`` costs 0.25 ms for each of them, and Lightning goes through what was logged in every later step.
+        """
+        trainer, usual = self.trainer, torch.get_default_dtype()
+        tensors = [
+            x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.promote_types(usual, torch.float32))
+            for x in values.values()
+        ]
+        # At least float32, also where all is computed in less.
+        numbers = torch.stack([x.to(self.device, torch.promote_types(x.dtype, torch.float32)) for x in tensors])
+        numbers = trainer.strategy.reduce(numbers, reduce_op="mean")
+        trainer.callback_metrics.update(zip(values, numbers.unbind(), strict=True))
+        trainer.logged_metrics.update(zip(values, numbers.unbind(), strict=True))
+        row = {**dict(zip(values, numbers.tolist(), strict=True)), "epoch": self.current_epoch}
+        for logger in trainer.loggers:
+            logger.log_metrics(row, self.global_step)
+            logger.save()
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the log."""
         super().on_save_checkpoint(checkpoint)

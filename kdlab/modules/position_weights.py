@@ -16,6 +16,11 @@ SCALE = 1024.0
 """Positions that a loss is scaled for, which keeps the scaled losses of fp16-mixed in range."""
 
 
+def takes_several_batches(trainer: pl.Trainer) -> bool:
+    """Return whether a step may take batches of several processes, or several of one."""
+    return trainer.world_size > 1 or accumulates(trainer)
+
+
 class PositionWeights(pl.Callback):
     r"""Make the gradient of a step that of the mean over all its labeled positions.
 
@@ -26,7 +31,7 @@ class PositionWeights(pl.Callback):
     .. math:: \nabla L = \frac{\sum_i n_i \nabla L_i}{\sum_i n_i}
 
     over all accumulated batches of all processes. Every term counts like this; logged values stay those of each batch.
-    With one batch a step and one process, without ignored labels, or under DOT, nothing is done.
+    Without ignored labels, or under DOT, nothing is done. It is not registered where a step takes one batch.
     """
 
     def __init__(self) -> None:
@@ -36,8 +41,7 @@ class PositionWeights(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Find out whether batches of a step may differ in the number of their labels."""
-        together = trainer.world_size > 1 or accumulates(trainer)
-        self._differ = together and pl_module.ignore is not None and pl_module._split is None
+        self._differ = pl_module.ignore is not None
         self._count = None
 
     def count(self, batch: Batch, ignore: int | None) -> None:

@@ -38,6 +38,7 @@ class RunLength:
         steps: optimizer steps of the run; ``None`` if it has no end, or its loader no length.
         resumed: the steps for which the run that is resumed was planned.
         is_read: whether a weight or a schedule reads ``steps``.
+        has_begun: whether training has begun, and no finder of Lightning trains.
     """
 
     def __init__(self) -> None:
@@ -46,6 +47,7 @@ class RunLength:
         self.steps: int | None = None
         self.resumed: int | None = None
         self.is_read = False
+        self.has_begun = False
 
     def plan(self, trainer: pl.Trainer, batches: int | None) -> None:
         """Plan for ``batches`` of an epoch on this process, before limits.
@@ -53,6 +55,7 @@ class RunLength:
         (Lightning's own estimate would build the loader before its position is restored: a resumed epoch would start
         over.)
         """
+        self.has_begun = False
         limit = trainer.limit_train_batches
         if isinstance(limit, int):
             batches = limit if batches is None else min(batches, limit)
@@ -138,7 +141,7 @@ class RunLength:
         batches = trainer.num_training_batches
         planned = math.inf if self.batches is None else self.batches
         ended = self.steps is not None and trainer.global_step >= self.steps  # as in SWA's last epoch
-        if batches != planned and not ended and self.counts(trainer):
+        if self.has_begun and batches != planned and not ended and self.counts(trainer):
             raise InputError(
                 f"Epoch {trainer.current_epoch} has {batches} batches, but the run was planned for {planned} an "
                 "epoch, which a one-cycle learning rate or a weight over the run depends on: keep the size of the data "

@@ -167,7 +167,7 @@ class Outputs:
         """Return the labels of these samples: their own, or those of the batch, repeated for each view of a sample."""
         if self.target is not None:
             return self.target
-        times = len(self.logits) // max(len(batch.target), 1)
+        times = self.logits.shape[0] // max(batch.target.shape[0], 1)
         return batch.target if times <= 1 else batch.target.repeat_interleave(times)
 
 

@@ -79,6 +79,7 @@ class Observer:
     """
 
     plain = only_layers = False  # see kdlab.members.fast_inference.FastObserver
+    temperatures: Sequence[float] = ()  # at which losses read the logits, see kdlab.members.fast_copy.Trial
     factors = False  # let classifiers return kdlab.outputs.factored.FactoredLogits
     checks_values = True
 
@@ -128,22 +129,24 @@ class Observer:
         self._kept.clear()
         self._versions.clear()
         self._calls.clear()
-        with ExitStack() as hooks:
-            for name, classifier in self._classifiers.items():
-                hooks.enter_context(classifier.register_forward_pre_hook(self._hooks[name]))
-                if self.factors and not self._is_compiled:
-                    hooks.enter_context(factored(classifier))
-            for name, module in self._modules.items():
-                hooks.enter_context(module.register_forward_hook(self._hooks[name]))
-            if self._method:
-                hooks.enter_context(recorded_features(self.network, self._hooks[FEATURES]))
-            if self._trace is not None:
-                hooks.enter_context(self._trace.recorded())
-            raw = (
-                self.network(inputs)
-                if isinstance(inputs, Tensor) and not self._requests
-                else run(self.network, inputs, self._requests)
-            )
+        hooks = [part.register_forward_pre_hook(self._hooks[name]) for name, part in self._classifiers.items()]
+        hooks += [part.register_forward_hook(self._hooks[name]) for name, part in self._modules.items()]
+        try:
+            with ExitStack() as changes:
+                for classifier in self._classifiers.values() if self.factors and not self._is_compiled else ():
+                    changes.enter_context(factored(classifier))
+                if self._method:
+                    changes.enter_context(recorded_features(self.network, self._hooks[FEATURES]))
+                if self._trace is not None:
+                    changes.enter_context(self._trace.recorded())
+                raw = (
+                    self.network(inputs)
+                    if isinstance(inputs, Tensor) and not self._requests
+                    else run(self.network, inputs, self._requests)
+                )
+        finally:
+            for hook in hooks:
+                hook.remove()
         if self._calls != self._settled:
             if self._is_compiled and not self._was_reset and not self._hooks.keys() <= self._calls.keys():
                 self._was_reset = True  # what was compiled without these hooks ignores them

@@ -1,18 +1,28 @@
-"""Launchers of runs: one at a time on this machine, or on a Ray cluster."""
+"""Launchers of runs: on this machine, or on a Ray cluster."""
 
 from __future__ import annotations
 
-import contextlib
+import importlib
 import logging
 import math
+import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Protocol
+from types import ModuleType
+from typing import Any, Protocol
+
+import torch
 
 from kdlab.errors import InputError
+
+PRELOADED = ["kdlab.studies.worker", "kdlab.data", "kdlab.models", "kdlab.losses", "kdlab.schedules"]
+"""What the runs on this machine import before they are forked."""
 
 WATCHED = "KDLAB_STUDY_PIPE"
 """Set for a run's process whose standard input is a pipe from its study, which closes when the study ends."""
@@ -36,36 +46,103 @@ class Launcher(Protocol):
         ...
 
 
-class OneAtATime:
-    """One run at a time, each in its own process, so that a run that fails or fills the memory affects no other.
+class Local:
+    """Runs on this machine, each in its own process, so that a run that fails or fills the memory affects no other.
 
-    Output goes to ``log.txt`` in the run's folder. A run ends when the process of the study does, however that ends.
+    They are forked from one process that has imported what a run needs. Output goes to ``log.txt`` in the run's folder.
+    A run ends when the process of the study does, however that ends.
+
+    Args:
+        pack: how many runs at once; each gets its part of the processors as threads, unless ``OMP_NUM_THREADS`` is set.
     """
 
-    capacity: float = 1
-
-    def __init__(self) -> None:
-        self._running: tuple[Path, subprocess.Popen[bytes]] | None = None
+    def __init__(self, pack: int = 1) -> None:
+        self.capacity: float = pack
+        self._running: dict[Path, tuple[Any, Connection]] = {}  # the process, and its end tells the process to end
 
     def start(self, folder: Path) -> None:
         """Start the run."""
-        self._running = folder, process_of(folder)
+        self._running[folder] = forked(train_in, str(folder), threads_of(int(self.capacity)))
 
     def ended(self, seconds: float) -> list[Path]:
-        """Return the folder of the run if it ended."""
-        if self._running is None:
-            return []
-        folder, process = self._running
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(seconds)
-            self.stop()
-        return [] if self._running else [folder]
+        """Return the folders of runs that ended; see :class:`Launcher`."""
+        sentinels = {process.sentinel: folder for folder, (process, _) in self._running.items()}
+        ended = [sentinels[sentinel] for sentinel in wait(sentinels, seconds)] if sentinels else []
+        for folder in ended:
+            end(*self._running.pop(folder))
+        return ended
 
     def stop(self) -> None:
-        """End the run."""
-        if self._running is not None:
-            _end(self._running[1])
-            self._running = None
+        """End the runs."""
+        for process, pipe in self._running.values():
+            process.terminate()
+            end(process, pipe)
+        self._running.clear()
+
+
+def threads_of(pack: int) -> int | None:
+    """Return the threads of each of several runs at once; ``None`` for what a process alone takes."""
+    return None if pack == 1 or "OMP_NUM_THREADS" in os.environ else max(1, processors() // pack)
+
+
+def processors() -> int:
+    """Return the number of processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def forked(work: Callable[..., None], *arguments: Any) -> tuple[Any, Connection]:
+    """Start a process that calls ``work(pipe, environment, *arguments)``; return it, and the end of the pipe to it."""
+    context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+    if sys.platform == "linux":
+        context.set_forkserver_preload(PRELOADED)
+    reading, writing = context.Pipe(duplex=False)
+    process = context.Process(target=work, args=(reading, dict(os.environ), *arguments))
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")  # else the user's script would be run again in the process
+    try:
+        with reading:  # the process has its own copy
+            process.start()
+    finally:
+        sys.modules["__main__"] = main
+    return process, writing
+
+
+def become(pipe: Connection, environment: Mapping[str, str], log: Path, threads: int | None) -> None:
+    """Let a forked process be as one that was started from a shell, with ``log`` as output; it ends with ``pipe``."""
+    if (name := Path("/proc/self/comm")).exists():
+        name.write_text("kdlab run")  # for ps and top
+    os.environ.clear()
+    os.environ.update(environment)
+    os.dup2(pipe.fileno(), 0)
+    threading.Thread(target=exit_with_the_study, daemon=True).start()
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # for processes that it starts
+        torch.set_num_threads(threads)
+
+
+def exit_with_the_study() -> None:
+    """End the process when the study is killed; its next call resumes the run."""
+    while os.read(0, 1):  # not sys.stdin, whose lock would be held at exit
+        pass
+    os._exit(1)
+
+
+def train_in(pipe: Connection, environment: Mapping[str, str], folder: str, threads: int | None) -> None:
+    """Train the run in ``folder`` in a forked process."""
+    become(pipe, environment, Path(folder) / "log.txt", threads)
+    worker = importlib.import_module("kdlab.studies.worker")
+    sys.modules["__main__"], sys.argv = worker, [str(worker.__file__), folder]  # which DDP starts its others from
+    raise SystemExit(worker.main())
+
+
+def end(process: Any, pipe: Connection) -> None:
+    """Wait for a forked process, which its pipe tells to end."""
+    pipe.close()
+    process.join()
+    process.close()
 
 
 def process_of(folder: Path) -> subprocess.Popen[bytes]:
@@ -78,11 +155,6 @@ def process_of(folder: Path) -> subprocess.Popen[bytes]:
             stderr=subprocess.STDOUT,
             env={**os.environ, WATCHED: "1"},
         )
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    with process:  # closes the pipe and waits
-        process.terminate()
 
 
 class OnRay:
@@ -151,5 +223,6 @@ def _train_in(folder: str, directory: str, python_path: str) -> int:
         while process.poll() is None:
             time.sleep(0.1)
     finally:
-        _end(process)
+        with process:  # closes the pipe and waits
+            process.terminate()
     return int(process.returncode)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import math
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +23,7 @@ from kdlab.files import read_json, write_json
 from kdlab.models import load_weights
 from kdlab.modules.base import DistillationModule
 from kdlab.modules.memory_estimate import memory_of
+from kdlab.modules.teacher_choice import without_timing
 from kdlab.studies.grid import seeded
 from kdlab.studies.run_id import code_of, digest, of_config
 from kdlab.studies.study import Study
@@ -45,7 +44,7 @@ class Estimate(NamedTuple):
     Attributes:
         seconds: of one epoch.
         memory: bytes of weights, gradients, optimizer and activations of one process.
-        fixed: seconds before the first epoch: start of a process, imports, reading the data, dry run.
+        fixed: seconds before the first epoch: reading the data, dry run.
     """
 
     seconds: float
@@ -89,7 +88,6 @@ class Trials:
         self.path, self.known = path, read_json(path) or {}
         self._data: dict[str, pl.LightningDataModule] = {}
         self._reading: dict[int, float] = {}  # seconds, by the identity of the data
-        self._start: float | None = None
 
     def data(self, config: Mapping[str, Any]) -> pl.LightningDataModule:
         """Return the data of a config, read, whatever its seed; an :class:`InputError` if it cannot be."""
@@ -132,15 +130,14 @@ class Trials:
 
     def _tried(self, config: Mapping[str, Any]) -> Estimate:
         data: Any = self.data(config)
-        if self._start is None:
-            self._start = process_start()
         whole, before = getattr(data, "batch_size", None), time.perf_counter()
         with quietly():
-            cli = build(_untrained(config), run=False, save_config=False)
+            cli = build(untrained(config), run=False, save_config=False)
             few = min(whole, SAMPLES * cli.trainer.world_size) if whole is not None else None
             watch = _Watch(data, few, whole)
             cli.trainer.callbacks.append(watch)  # type: ignore[attr-defined]
             try:
+                without_timing(cli.model)
                 if few is not None:
                     data.batch_size = few
                 cli.trainer.fit(cli.model, datamodule=data)
@@ -152,15 +149,8 @@ class Trials:
                 data.trainer = None
         size = getattr(data, "sizes", {}).get("train", 0)
         batches = math.ceil(size / whole) if whole else 0
-        fixed = self._start + self._reading[id(data)] + watch.ready - before
+        fixed = self._reading[id(data)] + watch.ready - before
         return Estimate(batches * watch.step(), watch.memory, fixed)
-
-
-def process_start() -> float:
-    """Return the seconds that a run's process takes to start and to import what it needs."""
-    before = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import kdlab.studies.worker"], check=True, capture_output=True)
-    return time.perf_counter() - before
 
 
 class _Watch(pl.Callback):
@@ -240,7 +230,7 @@ def stand_in(network: nn.Module) -> nn.Module:
     return network
 
 
-def _untrained(config: Mapping[str, Any]) -> dict[str, Any]:
+def untrained(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config of a trial: randomly initialized teachers, which may not be trained yet, and no cache."""
 
     def bare(value: Any) -> Any:

@@ -31,7 +31,10 @@ IGNORED = (
     "model.init_args.teacher_cache.init_args.folder",
 )
 """Options that change no result; ``*`` is any name."""
-ADDED = ("model.init_args.knowledge.*.teachers", "model.init_args.knowledge.*.init_args.teachers")
+ADDED = (
+    *("model.init_args.knowledge.*.teachers", "model.init_args.knowledge.*.init_args.teachers"),
+    "model.init_args.teacher_fast.timed",
+)
 """Options that kdlab 0.1.0 did not have: at their default, empty, they keep the identity of its runs."""
 LENGTH = 12
 

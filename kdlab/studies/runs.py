@@ -13,6 +13,7 @@ import yaml
 from kdlab.config.located_yaml import Place
 from kdlab.config.run_folder import placed
 from kdlab.files import write_json, write_text
+from kdlab.modules.teacher_choice import FILE
 from kdlab.studies.run_id import digest
 
 RECIPE, RESULT, STUDENT, EXPORT = "recipe.yaml", "result.json", "student.safetensors", "export.json"
@@ -80,18 +81,36 @@ class Run:
         return runs / f"{slug[:80]}-{self.identity(data)}"
 
     def prepare(
-        self, runs: Path, data: str, loggers: Sequence[Mapping[str, Any]] = (), awaited: Sequence[Path] = ()
+        self,
+        runs: Path,
+        data: str,
+        loggers: Sequence[Mapping[str, Any]] = (),
+        awaited: Sequence[Path] = (),
+        cache: Path | None = None,
     ) -> Path:
-        """Write the run's whole config into its folder and return the folder; ``awaited`` are those it waits for."""
+        """Write the run's whole config into its folder and return the folder.
+
+        Args:
+            runs: folder of all runs.
+            data: fingerprint of the data.
+            loggers: configs of further loggers.
+            awaited: folders of the runs that it waits for.
+            cache: folder of the outputs of frozen teachers, where the recipe names none; they change no result.
+        """
         folder = self.folder(runs, data)
         weights = {text: str(path.resolve()) for text, path in self.files.items()}
         folders = awaited or [run.folder(runs, data) for run in self.awaited]
         for run, trained in zip(self.awaited, folders, strict=True):
             weights[f"run:{run.key}"] = str((trained / STUDENT).resolve())
         config = placed(replaced(dict(self.config), weights), folder, loggers)
+        config["model"] = _sharing(config["model"], str((runs / FILE).resolve()))
         record = {"class_path": "kdlab.studies.run_callback.Record", "init_args": {"folder": str(folder)}}
         callbacks = config["trainer"]["callbacks"] or []
         config["trainer"]["callbacks"] = [*(callbacks if isinstance(callbacks, list) else [callbacks]), record]
+        options = config["model"].get("init_args") or {}
+        if cache is not None and options.get("teacher") is not None and options.get("teacher_cache", "") is None:
+            about = {"folder": str(cache.resolve()), "dtype": "float32", "shared": True}
+            options["teacher_cache"] = {"class_path": "kdlab.teaching.TeacherCache", "init_args": about}
         if self.export:
             write_json(folder / EXPORT, dict(self.export))
         write_text(folder / RECIPE, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
@@ -105,3 +124,11 @@ def replaced(value: Any, texts: Mapping[str, str]) -> Any:
     if isinstance(value, list):
         return [replaced(inner, texts) for inner in value]
     return texts.get(value, value) if isinstance(value, str) else value
+
+
+def _sharing(value: Any, path: str) -> Any:
+    """Return a config whose timed :class:`~kdlab.members.Fast` share a file, so that each teacher has one choice."""
+    if isinstance(value, dict):
+        shared = {"timed": path} if value.get("timed") is True and "fold" in value else {}
+        return {**{key: _sharing(inner, path) for key, inner in value.items()}, **shared}
+    return [_sharing(inner, path) for inner in value] if isinstance(value, list) else value

@@ -28,10 +28,13 @@ class Work:
         data: fingerprint of the data of a run.
         folder: of all runs.
         ledger: gets a row for each run that ends.
+        cache: folder of the outputs of frozen teachers; ``None`` for none.
     """
 
-    def __init__(self, runs: Sequence[Run], data: Callable[[Run], str], folder: Path, ledger: Ledger) -> None:
-        self.runs, self.data, self.root, self.ledger = list(runs), data, folder, ledger
+    def __init__(
+        self, runs: Sequence[Run], data: Callable[[Run], str], folder: Path, ledger: Ledger, cache: Path | None = None
+    ) -> None:
+        self.runs, self.data, self.root, self.ledger, self.cache = list(runs), data, folder, ledger, cache
 
     def folder(self, run: Run) -> Path:
         """Return a run's folder."""
@@ -110,7 +113,7 @@ class Work:
 
     def _prepare(self, run: Run, loggers: Loggers) -> Path:
         awaited = [self.folder(before) for before in run.awaited]
-        folder = run.prepare(self.root, self.data(run), loggers(run), awaited)
+        folder = run.prepare(self.root, self.data(run), loggers(run), awaited, self.cache)
         if self.teaches(run) and not (folder / STUDENT).exists():
             (folder / RESULT).unlink(missing_ok=True)  # its weights were deleted and are needed
         return folder

@@ -29,7 +29,7 @@ from kdlab.models.weights import save_tensors
 from kdlab.outputs import Batch
 from kdlab.studies.columns import COLUMNS, Trained
 from kdlab.studies.environment import versions
-from kdlab.studies.launchers import WATCHED
+from kdlab.studies.launchers import WATCHED, exit_with_the_study
 from kdlab.studies.ledger import FAILED, FINISHED
 from kdlab.studies.run_callback import STATUS, Record
 from kdlab.studies.runs import EXPORT, RECIPE, RESULT, STUDENT
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     if os.environ.pop(WATCHED, ""):
-        threading.Thread(target=_exit_with_the_study, daemon=True).start()
+        threading.Thread(target=exit_with_the_study, daemon=True).start()
     first = "LOCAL_RANK" not in os.environ  # of the run's processes
     with contextlib.ExitStack() as stack:
         if first:  # a run may be restarted elsewhere before the process of the lost worker has ended
@@ -122,13 +122,6 @@ def _exported(folder: Path) -> dict[str, float | None]:
         logging.getLogger(__name__).warning("The student could not be exported:", exc_info=True)
         return {}
     return {"accuracy": checked.scores.get("accuracy"), "megabytes": size_of(path, format) / 1e6, "latency": time}
-
-
-def _exit_with_the_study() -> None:
-    """End the process when the study is killed; its next call resumes the run."""
-    while os.read(0, 1):  # not sys.stdin, whose lock would be held at exit
-        pass
-    os._exit(1)
 
 
 if __name__ == "__main__":

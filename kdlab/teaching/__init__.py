@@ -1,7 +1,7 @@
 """Who teaches whom: ways to draw the plan of a run."""
 
 from kdlab.members.ensembles import AEKD, CAMKD, EBKD, Ensemble, MeanOfLogits, MeanOfLosses
-from kdlab.members.fast_inference import Fast
+from kdlab.members.fast_options import Fast
 from kdlab.members.teacher_cache import TeacherCache
 from kdlab.teaching.consensus import Average, Consensus, General, Linear, MinLogit, Naive, Rule
 from kdlab.teaching.ema import MovingAverage, Stale

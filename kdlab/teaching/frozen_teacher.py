@@ -12,7 +12,7 @@ from torch import nn
 from kdlab.data.preprocessing import Preprocessing
 from kdlab.errors import InputError
 from kdlab.members.ensembles import Ensemble
-from kdlab.members.fast_inference import Fast
+from kdlab.members.fast_options import Fast
 from kdlab.members.frozen import Frozen
 from kdlab.members.member import Learner, Member
 from kdlab.members.mixtures import Ensembled

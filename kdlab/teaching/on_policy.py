@@ -16,7 +16,7 @@ from kdlab.data.text.text_tasks import IGNORED
 from kdlab.distributed import gather
 from kdlab.errors import InputError, check_word
 from kdlab.losses.tokens import next_token_labels
-from kdlab.members.fast_inference import Fast
+from kdlab.members.fast_options import Fast
 from kdlab.members.member import Learner
 from kdlab.members.stored import Stored
 from kdlab.outputs import Batch, Outputs

@@ -18,6 +18,7 @@ from kdlab.config.lightning_cli import QUIET, KdlabCLI, build
 from kdlab.data import Digits
 from kdlab.export.student import student_in
 from kdlab.files import locked
+from tests.tiers import tiered
 
 USER_LOSS = '''\
 """My own loss: one minus the cosine between the class scores."""
@@ -116,6 +117,7 @@ def test_a_users_loss_and_every_key_from_the_command_line(work: Path) -> None:
     assert "loss/soft" not in rows(work)[0]
 
 
+@pytest.mark.full
 def test_a_second_run_leaves_the_first_alone_and_repeats_it(work: Path) -> None:
     main(["fit", "-c", "kd.yaml"])
     before = (work / "runs/version_0/metrics.csv").read_bytes()
@@ -140,6 +142,7 @@ def test_folder_of_another_run_is_refused_unless_resumed(work: Path, capsys: pyt
         assert {row["epoch"] for row in csv.DictReader(file)} == {"0", "1"}
 
 
+@pytest.mark.full
 def test_saved_config_validates_tests_and_predicts(work: Path) -> None:
     main(["fit", "-c", "kd.yaml"])
     config, checkpoint = "runs/version_0/config.yaml", "runs/version_0/checkpoints/last.ckpt"
@@ -188,46 +191,46 @@ def test_the_last_epoch_is_kept_though_it_was_not_validated(work: Path, every: i
 ONE_CYCLE = ["--model.lr_scheduler=torch.optim.lr_scheduler.OneCycleLR", "--model.lr_scheduler.max_lr=0.1"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["fti"], "no command 'fti'; the nearest are 'fit'"),
-        (["fit"], "there is no model to train"),
-        (["fit", "-c", "nope.yaml"], "nope.yaml"),
-        (["fit", "-c", "kd.yaml", "--model.knowledge.soft.wieght=1"], "'wieght' (did you mean 'weight'?)"),
-        (["fit", "-c", "kd.yaml", "--model.knowlege.soft.weight=1"], "(did you mean 'knowledge'?)"),
-        (["fit", "-c", "kd.yaml", "--model.knowledge.sotf.wieght=1"], "(did you mean 'weight'?)"),
-        (["fit", "-c", "kd.yaml", "--trainer.epochs=1"], "unknown key 'trainer.epochs' (did you mean"),
-        (["fit", "-c", "kd.yaml", "--model=kdlab.Distillr"], "kdlab has no 'Distillr' (did you mean 'Distiller'?)"),
-        (["fit", "-c", "kd.yaml", "--model.studnt=1"], "'studnt' (did you mean 'student'"),
-        (["fit", "-c", "kd.yaml", "--trainer.max_epoch=1"], "(did you mean 'max_epochs'"),
-        (["fit", "-c", "kd.yaml", "--trainer.max_epochs=many"], "max_epochs: expected a whole number, not many."),
-        (["fit", "-c", "kd.yaml", "--model.knowledge.soft.weight=much"], "soft.weight: expected a number, not much."),
-        (["fit", "-c", "kd.yaml", "--model.student.hidden=64"], "model.student.hidden: expected a list, not 64."),
-        (["fit", "-c", "kd.yaml", "--model.knowledge.mine.loss=my_los.A"], "mine.loss: there is no module 'my_los'."),
-        (["fit", "-c", "kd.yaml", "--model.knowledge.mine.loss=torch.optim.SGD"], "torch.optim.SGD is no Module."),
-        (["fit", "-c", "kd.yaml", "--trainer.max_epochs=0", *ONE_CYCLE], "trainer.max_epochs is 0: nothing"),
-        (["fit", "-c", "kd.yaml", "--ckpt_path=gone.ckpt"], "There is no checkpoint 'gone.ckpt'"),
-        (["test", "-c", "kd.yaml", "--ckpt_path=gone.ckpt"], "There is no checkpoint 'gone.ckpt'"),
-        (["fit", "-c", "kd.yaml", "--model.knowledge.mine.loss=my_loss.CosineLogit"], "did you mean 'CosineLogits'"),
-        (["fit", "-c", "kd.yaml", "--model.knowledge.soft.weight=-1"], "finite number of at least 0, not -1"),
-        (["fit", "-c", "kd.yaml", "--model.knowledge.soft.loss.temperature=-1"], "-1"),
-        (["fit", "-c", "kd.yaml", "--model.knowledge.soft.temperature=2"], "'model.knowledge.soft.loss.temperature'"),
-        (["fit", "-c", "kd.yaml", "--model.knowledge.soft.loss.weight=2"], "'model.knowledge.soft.weight'"),
-        (["fit", "-c", "kd.yaml", "--model.lr=2"], "(did you mean 'model.optimizer.lr'?)"),
-        (["fit", "-c", "kd.yaml", "--model.batch_size=2"], "(did you mean 'data.batch_size'?)"),
-        (["fit", "-c", "kd.yaml", "--model.num_classes=2"], "(did you mean 'model.student.num_classes'?)"),
-        (["fit", "-c", "kd.yaml", "--model.teaching=kdlab.teaching.Peers"], "(an argument of kdlab.CoTrainer)"),
-        (["fit", "-c", "kd.yaml", "--model.knowledge.x=my_loss.CosineLogits"], "knowledge.NAME.loss=my_loss.CosineL"),
-        (
-            ["fit", "-c", "kd.yaml", "--model.teacher=torchvision.models.resnet18", "--model.teacher.weights=a.pth"],
-            "--model.teacher=kdlab.models.with_weights --model.teacher.network=torchvision.models.resnet18 --",
-        ),
-        (["fit", "-c", "kd.yaml", "--model.teacher.weights=gone.safetensors"], "no weights file 'gone.safetensors'"),
-        (["fit", "-c", "kd.yaml", '--model.knowledge.soft.student_layers=["hiden.0"]'], "'hidden.0'"),
-        (["fit", "-c", "kd.yaml", "--model.teacher.num_classes=7"], "10 classes and the teacher 7"),
-    ],
-)
+BAD_INPUT: list[tuple[list[str], str]] = [
+    (["fti"], "no command 'fti'; the nearest are 'fit'"),
+    (["fit"], "there is no model to train"),
+    (["fit", "-c", "nope.yaml"], "nope.yaml"),
+    (["fit", "-c", "kd.yaml", "--model.knowledge.soft.wieght=1"], "'wieght' (did you mean 'weight'?)"),
+    (["fit", "-c", "kd.yaml", "--model.knowlege.soft.weight=1"], "(did you mean 'knowledge'?)"),
+    (["fit", "-c", "kd.yaml", "--model.knowledge.sotf.wieght=1"], "(did you mean 'weight'?)"),
+    (["fit", "-c", "kd.yaml", "--trainer.epochs=1"], "unknown key 'trainer.epochs' (did you mean"),
+    (["fit", "-c", "kd.yaml", "--model=kdlab.Distillr"], "kdlab has no 'Distillr' (did you mean 'Distiller'?)"),
+    (["fit", "-c", "kd.yaml", "--model.studnt=1"], "'studnt' (did you mean 'student'"),
+    (["fit", "-c", "kd.yaml", "--trainer.max_epoch=1"], "(did you mean 'max_epochs'"),
+    (["fit", "-c", "kd.yaml", "--trainer.max_epochs=many"], "max_epochs: expected a whole number, not many."),
+    (["fit", "-c", "kd.yaml", "--model.knowledge.soft.weight=much"], "soft.weight: expected a number, not much."),
+    (["fit", "-c", "kd.yaml", "--model.student.hidden=64"], "model.student.hidden: expected a list, not 64."),
+    (["fit", "-c", "kd.yaml", "--model.knowledge.mine.loss=my_los.A"], "mine.loss: there is no module 'my_los'."),
+    (["fit", "-c", "kd.yaml", "--model.knowledge.mine.loss=torch.optim.SGD"], "torch.optim.SGD is no Module."),
+    (["fit", "-c", "kd.yaml", "--trainer.max_epochs=0", *ONE_CYCLE], "trainer.max_epochs is 0: nothing"),
+    (["fit", "-c", "kd.yaml", "--ckpt_path=gone.ckpt"], "There is no checkpoint 'gone.ckpt'"),
+    (["test", "-c", "kd.yaml", "--ckpt_path=gone.ckpt"], "There is no checkpoint 'gone.ckpt'"),
+    (["fit", "-c", "kd.yaml", "--model.knowledge.mine.loss=my_loss.CosineLogit"], "did you mean 'CosineLogits'"),
+    (["fit", "-c", "kd.yaml", "--model.knowledge.soft.weight=-1"], "finite number of at least 0, not -1"),
+    (["fit", "-c", "kd.yaml", "--model.knowledge.soft.loss.temperature=-1"], "-1"),
+    (["fit", "-c", "kd.yaml", "--model.knowledge.soft.temperature=2"], "'model.knowledge.soft.loss.temperature'"),
+    (["fit", "-c", "kd.yaml", "--model.knowledge.soft.loss.weight=2"], "'model.knowledge.soft.weight'"),
+    (["fit", "-c", "kd.yaml", "--model.lr=2"], "(did you mean 'model.optimizer.lr'?)"),
+    (["fit", "-c", "kd.yaml", "--model.batch_size=2"], "(did you mean 'data.batch_size'?)"),
+    (["fit", "-c", "kd.yaml", "--model.num_classes=2"], "(did you mean 'model.student.num_classes'?)"),
+    (["fit", "-c", "kd.yaml", "--model.teaching=kdlab.teaching.Peers"], "(an argument of kdlab.CoTrainer)"),
+    (["fit", "-c", "kd.yaml", "--model.knowledge.x=my_loss.CosineLogits"], "knowledge.NAME.loss=my_loss.CosineL"),
+    (
+        ["fit", "-c", "kd.yaml", "--model.teacher=torchvision.models.resnet18", "--model.teacher.weights=a.pth"],
+        "--model.teacher=kdlab.models.with_weights --model.teacher.network=torchvision.models.resnet18 --",
+    ),
+    (["fit", "-c", "kd.yaml", "--model.teacher.weights=gone.safetensors"], "no weights file 'gone.safetensors'"),
+    (["fit", "-c", "kd.yaml", '--model.knowledge.soft.student_layers=["hiden.0"]'], "'hidden.0'"),
+    (["fit", "-c", "kd.yaml", "--model.teacher.num_classes=7"], "10 classes and the teacher 7"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), tiered(BAD_INPUT, BAD_INPUT[::3]))
 def test_bad_input_is_one_sentence_and_writes_nothing(
     work: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
 ) -> None:

@@ -19,6 +19,7 @@ from kdlab.config.csv_log import Continued, CSVLogger
 from kdlab.config.run_arguments import with_run_folders
 from kdlab.config.run_folder import run_loggers
 from tests.config.test_lightning_cli import RECIPE
+from tests.tiers import tiered
 
 STOPPING = """\
 import os, signal
@@ -62,7 +63,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize(("kind", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize(("kind", "status"), tiered([("SIGINT", 130), ("SIGTERM", 143)], [("SIGINT", 130)]))
 def test_interrupted_run_ends_with_the_command_that_resumes_it(
     kind: str, status: int, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

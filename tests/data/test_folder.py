@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from kdlab.data import ImageFolder
+from kdlab.data import ImageFolder, decoding
 from kdlab.data.image_tree import Tree
 from kdlab.errors import InputError
 from tests.data.tiny import Notes, trainer
@@ -280,3 +280,51 @@ def test_every_process_opens_the_zip_file_itself(tmp_path: Path, monkeypatch: py
     assert torch.equal(copied.image(3), image)
     monkeypatch.setattr("os.getpid", lambda: -1)  # as after a fork, where a shared file position would mix up reads
     assert tree._archive() is not handle
+
+
+def test_images_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "SMALL", 0)
+    root, cache = write(tmp_path / "images"), str(tmp_path / "decoded")
+    first = ready(root, cache=cache)
+    decode = decoding.decode
+    monkeypatch.setattr(decoding, "decode", lambda *_: pytest.fail("decoded again"))
+    again = ready(root, cache=cache)
+    assert equal(first.test_dataloader(), again.test_dataloader())
+    assert first.fingerprint() == again.fingerprint()
+    assert first.content() == again.content()
+    monkeypatch.setattr(decoding, "decode", decode)
+    assert equal(ready(root, cache=None).test_dataloader(), again.test_dataloader())
+    # Another image of the same name is decoded anew.
+    Image.fromarray(np.full((6, 6, 3), 7, np.uint8)).save(root / "test/ant/0.png")
+    changed = everything(ready(root, cache=cache).test_dataloader())[0]
+    assert (changed[0] == 7).all()
+
+
+def test_a_zip_file_is_decoded_once_wherever_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "SMALL", 0)
+    root, cache = write(tmp_path / "images"), str(tmp_path / "decoded")
+    for split in ("train", "test"):
+        zip_up(root, split, f"{split}/")
+    first = ready(root, cache=cache)
+    shutil.move(root, tmp_path / "moved")
+    monkeypatch.setattr(decoding, "decode", lambda *_: pytest.fail("decoded again"))
+    assert equal(first.test_dataloader(), ready(tmp_path / "moved", cache=cache).test_dataloader())
+
+
+def test_decoded_images_that_cannot_be_kept_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "SMALL", 0)
+    root = write(tmp_path / "images")
+    (tmp_path / "file").write_text("no folder")
+    data = ready(root, cache=str(tmp_path / "file/decoded"))
+    assert equal(data.test_dataloader(), ready(root, cache=None).test_dataloader())
+    cache = tmp_path / "decoded"
+    ready(root, cache=str(cache))
+    for path in cache.glob("*.npy"):
+        path.write_bytes(b"rubbish")
+    with pytest.raises(InputError, match="is damaged"):
+        ready(root, cache=str(cache))
+
+
+def test_few_images_are_not_kept(tmp_path: Path) -> None:
+    ready(write(tmp_path / "images"), cache=str(tmp_path / "decoded"))
+    assert not (tmp_path / "decoded").exists()

@@ -41,7 +41,7 @@ def test_a_killed_run_sees_what_it_would_have_seen(tmp_path: Path, run: str, eve
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 @pytest.mark.parametrize("run", RUNS)
-@pytest.mark.parametrize("after_training", [False, True])
+@pytest.mark.parametrize("after_training", tiered([False, True], [True]))
 def test_a_run_goes_on_from_the_end_of_an_epoch(tmp_path: Path, run: str, after_training: bool) -> None:
     expected = straight(tmp_path, RUNS[run])
     per_epoch = len([epoch for epoch, _, _ in expected if epoch == 0])

@@ -126,7 +126,7 @@ def _study(folder: Path) -> Job:
 
 
 class Forked:
-    """One run at a time in a forked worker, which ends with its study as :class:`OneAtATime`'s does."""
+    """One run at a time in a forked worker, which ends with its study as :class:`Local`'s do."""
 
     capacity: float = 1
 

@@ -11,7 +11,8 @@ from torch import nn
 from kdlab.data import RandAugment, Rotations
 from kdlab.data.augment import augment, normalize
 from kdlab.losses import GeneralizedJSD
-from kdlab.members.fast_inference import Fast, FastObserver, supports_bf16
+from kdlab.members.fast_inference import FastObserver
+from kdlab.members.fast_options import Fast, supports_bf16
 from kdlab.models import resnet8
 from kdlab.outputs import Observer, Outputs
 

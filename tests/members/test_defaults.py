@@ -27,7 +27,7 @@ DEFAULTS: dict[Any, dict[str, object]] = {
     Retokenized: {"max_length": None, "local_files_only": False},
     Snapshot: {"unit": "step", "batchnorm": "frozen"},
     Stored: {"kind": "logits", "num_classes": None, "fixed": False},
-    TeacherCache: {"dtype": "float16", "top_k": None, "views": None, "check": 0},
+    TeacherCache: {"dtype": "float16", "top_k": None, "views": None, "check": 0, "shared": False},
 }
 
 

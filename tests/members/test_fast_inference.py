@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from kdlab.errors import InputError
-from kdlab.members import fast_inference as module
-from kdlab.members.fast_inference import Fast, FastObserver, supports_bf16
+from kdlab.members import fast_options
+from kdlab.members.fast_inference import FastObserver
+from kdlab.members.fast_options import Fast, supports_bf16
 from kdlab.outputs import Observer, Outputs
 
 ONLY_STOP = Fast(False, False, "same", False)
@@ -48,8 +49,8 @@ def close(seen: Outputs, expected: Outputs, tolerance: float = 2e-5) -> bool:
 
 
 def fast_network(observer: FastObserver) -> nn.Module:
-    assert observer._runner is not None
-    return observer._runner.network
+    assert observer._copy is not None
+    return observer._copy.runner.network
 
 
 def norms(network: nn.Module) -> int:
@@ -198,11 +199,14 @@ def test_precision_alone_makes_a_copy() -> None:
     assert fast_network(observer).conv.weight.dtype == torch.bfloat16  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(("device", "able"), [("cpu", True), ("cuda", False), ("cuda", True)])
-def test_auto_is_bf16_on_gpus_that_compute_in_it(device: str, able: bool, monkeypatch: Any) -> None:
-    monkeypatch.setattr(module, "supports_bf16", lambda device: able)
-    lower = FastObserver(trained(Small()), (), Fast(precision="auto"))._lower(torch.device(device))
-    assert lower == (torch.bfloat16 if device == "cuda" and able else None)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_auto_is_the_precision_of_the_training_if_not_timed(device: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr(fast_options, "supports_bf16", lambda device: True)
+    observer = FastObserver(trained(Small()), (), Fast(precision="auto"))
+    observer(images())
+    assert observer.used == Fast()
+    tried = {option.precision for option in Fast(precision="auto").combinations(torch.device(device))}
+    assert tried >= {"same", "bf16"}
 
 
 CHANGES: dict[str, Callable[[Small], object]] = {
@@ -335,11 +339,11 @@ def test_plain_runs_the_network_itself_as_a_whole() -> None:
     net, x = trained(Small()), images()
     observer = FastObserver(net, ["box"], Fast(precision="bf16", tolerance=9.0), only_layers=True)
     for has_copy in (False, True):
-        before = observer._runner
+        before = observer._copy
         observer.plain = True
         seen, expected = observer(x), Observer(net, ["box"])(x)
         observer.plain = False
         assert all(torch.equal(a, b) for a, b in zip(seen.tensors(), expected.tensors(), strict=True))
-        assert observer._runner is before
+        assert observer._copy is before
         assert (before is not None) is has_copy
         observer(x)

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdlab.members import fast_inference as module
-from kdlab.members.fast_inference import Fast, FastObserver
+from kdlab.members import fast_copy as module
+from kdlab.members import fast_inference
+from kdlab.members.fast_inference import FastObserver
+from kdlab.members.fast_options import PLAIN, Fast
 from kdlab.members.frozen import Frozen
 from kdlab.outputs import Batch, Observer
 from kdlab.schedules import Progress
@@ -101,7 +103,7 @@ def test_autocast_is_off_in_lower_precision_and_its_tolerance_wide(monkeypatch: 
     network: Any = fast_network(observer)
     assert network.notes[-1] == (torch.bfloat16, False)
     assert seen.logits.dtype == torch.float32
-    monkeypatch.setattr(module, "_farthest", lambda fast, plain: ("the logits", 0.2))
+    monkeypatch.setattr(module, "largest_error", lambda *_: ("the logits", 0.02))
     for autocast, fast in ((True, True), (False, False)):
         made = FastObserver(trained(Small()))
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -125,7 +127,7 @@ def test_a_norm_over_another_axis_is_not_folded() -> None:
     observer = FastObserver(network, (), Fast(tolerance=1e9))
     inputs = torch.randn(3, 6, 6, generator=torch.Generator().manual_seed(0))
     assert close(observer(inputs), Observer(network)(inputs))
-    assert observer._runner is observer._plain
+    assert observer.used == PLAIN
 
 
 def test_two_norms_on_one_convolution_stay() -> None:
@@ -153,16 +155,16 @@ def test_a_copy_that_gives_nan_is_not_used(caplog: Any) -> None:
     network = nn.Sequential(Broken(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)).eval()
     observer = FastObserver(network)
     assert observer(images()).logits.isfinite().all()
-    assert observer._runner is observer._plain
+    assert observer.used == PLAIN
     assert "the plain network is used" in caplog.text
 
 
 def test_a_teacher_that_is_compiled_already_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     network = trained(Small())
     observer = FastObserver(network)
-    monkeypatch.setattr(module, "is_compiled", lambda part: part is network)
+    monkeypatch.setattr(fast_inference, "is_compiled", lambda part: part is network)
     observer(images())
-    assert observer._runner is observer._plain
+    assert observer.used == PLAIN
 
 
 def test_a_first_call_in_inference_mode_leaves_a_copy_that_training_can_use() -> None:
@@ -181,7 +183,7 @@ def test_no_copy_of_weights_that_are_in_the_wanted_dtype() -> None:
     network = nn.Sequential(nn.Linear(6, 5)).bfloat16().eval()
     observer = FastObserver(network, (), Fast(precision="bf16"))
     observer(torch.randn(2, 6).bfloat16())
-    assert observer._runner is observer._plain
+    assert observer.used == PLAIN
 
 
 def test_images_of_one_channel_come_out_in_the_usual_layout() -> None:
@@ -198,7 +200,7 @@ def test_dry_run_makes_no_copy() -> None:
     teacher.is_dry_run = True
     logits = teacher(batch, {})["teacher"].logits
     teacher.is_dry_run = False
-    assert observer._runner is None
+    assert observer._copy is None
     assert torch.equal(logits, teacher.network(images()))
     teacher(batch, {})
-    assert observer._runner is not None
+    assert observer._copy is not None

@@ -7,7 +7,10 @@ import hashlib
 import json
 import os
 import pickle
+import platform
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +22,8 @@ import torch
 from torch import Tensor
 
 from kdlab.errors import InputError
+from kdlab.members import row_store, teacher_cache
+from kdlab.members.filling import Filling
 from kdlab.members.row_store import Rows
 from kdlab.members.teacher_cache import Store, TeacherCache, _amount, plan_disk
 from kdlab.outputs import Outputs
@@ -188,7 +193,7 @@ def test_views_of_a_batch_have_files_of_their_own(tmp_path: Path) -> None:
     seen = opened(tmp_path, dtype="float32").look(0, index, teacher.live(index), CPU)
     assert torch.equal(seen.logits, teacher.logits[0, index])
     assert teacher.calls == 1
-    assert len(os.listdir(next(tmp_path.iterdir()))) == 3  # key.json and one file a view
+    assert len(os.listdir(next(tmp_path.iterdir()))) == 4  # key.json, .filling and one file a view
 
 
 def test_every_epoch_has_a_view_unless_they_come_again(tmp_path: Path) -> None:
@@ -211,7 +216,7 @@ def test_few_files_are_open_however_many_epochs(tmp_path: Path) -> None:
         files = store._files
         teacher.look(store, [1], epoch, 0)
         assert store._files is files
-    assert len(os.listdir("/proc/self/fd")) <= before + 2
+    assert len(os.listdir("/proc/self/fd")) <= before + 3  # two files, and the lock
 
 
 def test_a_copy_uses_the_same_files(tmp_path: Path) -> None:
@@ -349,3 +354,88 @@ def test_a_disk_of_just_that_size_is_enough(
 
 def test_amounts_are_in_gb_from_1_gb_on() -> None:
     assert [_amount(size) for size in (10**6, 999 * 10**6, 10**9)] == ["1.0 MB", "999.0 MB", "1.0 GB"]
+
+
+def test_a_shared_cache_keeps_the_embedding_for_others(tmp_path: Path) -> None:
+    teacher = Teacher()
+    seen = teacher.look(opened(tmp_path, dtype="float32", shared=True), [4, 2])  # a method that reads logits alone
+    assert seen.embedding is not None
+    read = teacher.look(opened(tmp_path, embedding=True, dtype="float32"), [4, 2])
+    assert read.embedding is not None
+    assert torch.equal(read.embedding, teacher.embedding[0, [4, 2]])
+    assert teacher.calls == 1
+
+
+def test_a_shared_cache_of_a_teacher_without_embedding_has_logits(tmp_path: Path) -> None:
+    store = opened(tmp_path, dtype="float32", shared=True, seen=Outputs(torch.zeros(1, CLASSES)))
+    assert [*store.forms] == ["logits"]
+
+
+def test_a_shared_cache_has_no_views(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has no views"):
+        TeacherCache(str(tmp_path), views=2, shared=True)
+
+
+def test_another_machine_reads_and_does_not_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = Teacher(), Teacher()
+    here, there = opened(tmp_path), opened(tmp_path)
+    first.look(here, [1, 2])
+    monkeypatch.setattr(platform, "node", lambda: "another machine")
+    seen = second.look(there, [2, 3])
+    assert torch.equal(seen.logits, second.logits[0, [2, 3]].half().float()), "rounded as it would be if it were stored"
+    assert second.calls == 1
+    second.look(there, [1, 2])
+    assert second.calls == 1, "it reads what the first machine wrote"
+    first.look(here, [3])
+    assert first.calls == 2, "the second did not write row 3"
+
+
+def test_other_processes_of_the_machine_write_too(tmp_path: Path) -> None:
+    first, second = Teacher(), Teacher()
+    first.look(opened(tmp_path), [1])
+    store = opened(tmp_path)
+    second.look(store, [2])
+    second.look(store, [1, 2])
+    assert second.calls == 1
+
+
+def test_a_machine_may_fill_when_the_other_has_ended(tmp_path: Path) -> None:
+    code = (
+        "import platform, sys; from pathlib import Path; from kdlab.members.filling import Filling\n"
+        "platform.node = lambda: 'another machine'\n"
+        "filling = Filling(Path(sys.argv[1]))\nprint(filling.granted(), flush=True)\nsys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "True\n"
+        assert not Filling(tmp_path).granted()
+        other.kill()  # the lock ends with its process
+    filling = Filling(tmp_path)
+    assert filling.granted()
+    assert filling.path.read_text() == platform.node()
+    assert pickle.loads(pickle.dumps(filling)).path == filling.path
+
+
+def test_files_of_this_view_and_the_next_are_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[Path]] = []
+    monkeypatch.setattr(teacher_cache, "prefetch", lambda paths: seen.append(list(paths)))
+    teacher, store = Teacher(), opened(tmp_path, views=2)
+    for epoch in (0, 0, 1):
+        teacher.look(store, [1], epoch)
+    names = [[path.name.partition("-")[0] for path in paths] for paths in seen]
+    assert names == [["00000", "00001"], ["00001", "00000"]]
+    assert {path.parent for paths in seen for path in paths} == {store.folder}
+
+
+def test_top_k_states_its_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logits = torch.tensor([[4.0, 2.0, 1.0, 0.0], [1.0, 5.0, -1.0, 0.5]])
+    p = torch.softmax(logits.double(), 1)
+    q = p.clone()
+    for row, rest in ((0, [2, 3]), (1, [2, 3])):  # two are kept, the others share what is left
+        q[row, rest] = p[row, rest].mean()
+    expected = float((p * (p / q).log()).sum(1).mean())
+    assert row_store.Form(4, "float32", 2).error(logits, 1.0) == pytest.approx(expected, rel=1e-4)
+    with caplog.at_level("INFO", logger="kdlab.teaching"):
+        TeacherCache(str(tmp_path), "float32", top_k=2).forms(Outputs(logits), embedding=False)
+    assert f"top_k=2 of 4 logits: mean KL to all of them {expected:.2g} at temperature 1" in caplog.text

@@ -136,6 +136,7 @@ def test_v1_equals_a_functional_reference(channels, size, sides):
     torch.testing.assert_close(seen.embedding, seen.layers[4].mean(dim=(2, 3)))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "reference"), [("mobilenet_v2_half", half_reference), ("mobilenet_v1", first_reference)]
 )

@@ -149,6 +149,7 @@ def test_logits_and_taps_equal_a_functional_reference(name, channels, size):
     torch.testing.assert_close(seen.embedding, seen.layers[len(after) - 1].mean(dim=(2, 3)))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["shuffle_v1", "shuffle_v2"])
 def test_every_parameter_has_the_references_gradient(name):
     network = trained(getattr(models, name)(10))

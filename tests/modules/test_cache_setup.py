@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from kdlab import Knowledge
 from kdlab.data import Digits, Rotations
-from kdlab.losses import DIST, RKDDistance
+from kdlab.errors import InputError
+from kdlab.losses import DIST, Hint, RKDDistance
 from kdlab.members import Cached, Frozen
 from kdlab.teaching import EBKD, TeacherCache
 from tests.modules.tiny import count_calls, digits, distiller, network, same, trainer, weights
@@ -214,4 +215,27 @@ def test_two_processes_fill_and_read_one_store(tmp_path: Path) -> None:
     read = train(float32(tmp_path / "store"), "read")
     assert same(live, filled)
     assert same(live, read)
-    assert trained(float32(tmp_path / "store"), epochs=2, student=network())[1] == 10  # of another Fast: its own store
+    assert (
+        trained(float32(tmp_path / "store"), epochs=2, student=network())[1] == 0
+    )  # no option of Fast changes this network
+
+
+def test_a_shared_cache_serves_what_it_can(tmp_path: Path) -> None:
+    """In a study one cache stands before all methods: those that read layers run the teacher, with the same bits."""
+
+    def hint() -> dict[str, Knowledge]:
+        torch.manual_seed(0)
+        return {"hint": Knowledge(Hint(), 1.0, None, ["hidden.0"], ["hidden.0"])}
+
+    live, runs = trained(None, knowledge=hint(), epochs=2)
+    with pytest.raises(InputError, match="reads the teacher's layers"):
+        trained(float32(tmp_path), knowledge=hint(), epochs=2)
+    shared, again = trained(float32(tmp_path, shared=True), knowledge=hint(), epochs=2)
+    assert runs == again == 10
+    assert same(live, shared)
+    assert not any(tmp_path.iterdir())
+    trained(float32(tmp_path, shared=True), epochs=2)  # logits alone
+    live, _ = trained(None, knowledge={"rkd": Knowledge(RKDDistance(), 1.0)}, epochs=2)
+    read, runs = trained(float32(tmp_path, shared=True), knowledge={"rkd": Knowledge(RKDDistance(), 1.0)}, epochs=2)
+    assert runs == 0
+    assert same(live, read)

@@ -83,7 +83,7 @@ class BothRemember(pl.Callback):
             assert not name.endswith("known") or value.all()
 
 
-@pytest.mark.parametrize("name", tiered(METHODS, ["dml", "ema"]))
+@pytest.mark.parametrize("name", tiered(METHODS, ["ema"]))
 def test_two_processes_equal_one(name: str, tmp_path: Path) -> None:
     ends, metrics = [], []
     for devices in (1, 2):

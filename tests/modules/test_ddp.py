@@ -19,6 +19,7 @@ from kdlab.outputs import Outputs
 from kdlab.schedules import Constant
 from tests.data.tiny import Tiny
 from tests.modules.tiny import digits, distiller, network, pairs, sgd, trainer, weights
+from tests.tiers import tiered
 
 # Lightning says so of every forked process, and cannot know that the loaders here share out the samples themselves.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
@@ -58,7 +59,7 @@ def coupled() -> dict[str, Knowledge]:
     return {name: Knowledge(loss, 0.1, gather=True) for name, loss in losses.items()}
 
 
-@pytest.mark.parametrize(("knowledge", "accumulate"), [(soft_and_hint, 1), (coupled, 2)])
+@pytest.mark.parametrize(("knowledge", "accumulate"), tiered([(soft_and_hint, 1), (coupled, 2)], [(coupled, 2)]))
 def test_two_processes_equal_one(knowledge: Callable[[], Any], accumulate: int, tmp_path: Path) -> None:
     precision = "32-true" if knowledge is soft_and_hint else "64-true"  # of losses with values of about 10
     ends, metrics = [], []
@@ -94,7 +95,7 @@ class Told(pl.Callback):
         assert trainer.global_step == 10
 
 
-@pytest.mark.parametrize("case", ["features alone", "later", "task later"])
+@pytest.mark.parametrize("case", tiered(["features alone", "later", "task later"], ["later"]))
 def test_parameters_without_gradient(case: str) -> None:
     hint = Knowledge(Hint("1x1"), 0.5, student_layers=["hidden.0"])
     options: dict[str, Any] = {"knowledge": {"hint": hint}}

@@ -107,3 +107,4 @@ def test_sizes_are_those_of_one_process() -> None:
     assert _last_size(DataLoader(data, 8, sampler=DistributedSampler(data, 2, 0)), run) == 2  # Lightning's: 10 of 20
     assert _last_size(DataLoader(data, 8, drop_last=True), run) == 8
     assert _last_size(DataLoader(data, batch_sampler=[[0, 1], [2]]), run) is None  # a user's own batches
+    assert _last_size([*DataLoader(data, 8)], run) is None  # a list of batches is a loader too

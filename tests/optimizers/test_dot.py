@@ -181,3 +181,13 @@ def test_resumed_equals_uninterrupted(tmp_path: Any) -> None:
 def test_bad_arguments(make: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_ignored_labels_weigh_no_batch() -> None:
+    data: Any = pairs()
+    data.dataset.tensors[1][:12] = -100
+    module = distiller(**kd())
+    trainer(1, accumulate_grad_batches=2).fit(module, data)
+    assert module.ignore == -100
+    loss = torch.ones(())
+    assert module._positions.weighted(loss) is loss

@@ -12,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models import resnet18
 
 from kdlab.errors import InputError
-from kdlab.members.fast_inference import Fast, FastObserver
+from kdlab.members.fast_inference import FastObserver
+from kdlab.members.fast_options import Fast
 from kdlab.members.member import Learner
 from kdlab.outputs import Batch, Head, Observer, split_call
 from kdlab.outputs.observer import observe

@@ -54,7 +54,6 @@ def test_an_epoch_is_as_long_as_its_steps(
 
     monkeypatch.setattr(trial._Watch, "on_train_batch_start", start)
     monkeypatch.setattr(trial, "time", SimpleNamespace(perf_counter=clock))
-    monkeypatch.setattr(trial, "process_start", lambda: 0.0)
     config = resolve([f"--config={yaml.safe_dump(RECIPE)}", f"--data.batch_size={batch}"])
     trials = Trials(tmp_path / "trials.json")
     assert trials.estimate(config).seconds == pytest.approx(wanted)
@@ -64,7 +63,7 @@ def test_an_epoch_is_as_long_as_its_steps(
 
 
 def test_an_estimate_has_the_start_of_each_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine whose clock moves where it is told: 30 s to start a process, 5 s to read the data, 2 s an epoch."""
+    """A machine whose clock moves where it is told: 5 s to read the data, 2 s an epoch."""
     now = 0.0
 
     def passes(seconds: float) -> None:
@@ -73,15 +72,14 @@ def test_an_estimate_has_the_start_of_each_run(tmp_path: Path, monkeypatch: pyte
 
     read = Digits.read
     monkeypatch.setattr(trial, "time", SimpleNamespace(perf_counter=lambda: now))
-    monkeypatch.setattr(trial.subprocess, "run", lambda *_, **__: passes(30.0))
     monkeypatch.setattr(Digits, "read", lambda self, train: (passes(2.5), read(self, train))[1])
     monkeypatch.setattr(trial._Watch, "on_before_zero_grad", lambda *_: passes(0.5), raising=False)
     config = resolve([f"--config={yaml.safe_dump(RECIPE)}", "--data.batch_size=100"])  # 400 images: 4 steps
     estimate = Trials(tmp_path / "trials.json").estimate(config)
-    assert (estimate.seconds, estimate.fixed) == (pytest.approx(4 * 0.5 * 100 / SAMPLES), 35.0)
+    assert (estimate.seconds, estimate.fixed) == (pytest.approx(4 * 0.5 * 100 / SAMPLES), 5.0)
     run = SimpleNamespace(key="a", name="a", epochs=3)
     done = SimpleNamespace(runs=[run, run], state=lambda run: "new", ledger=SimpleNamespace(path="ledger.csv"))
-    _, summary = plan(cast(Any, done), {"a": Estimate(2.0, 0.0, 35.0)})
-    real = 2 * (30 + 5 + 3 * 2)
+    _, summary = plan(cast(Any, done), {"a": Estimate(2.0, 0.0, 5.0)})
+    real = 2 * (5 + 3 * 2)
     assert f"about {timedelta(seconds=real)} one after the other" in summary
-    assert f"{timedelta(seconds=2 * 35)} of it are starts" in summary
+    assert f"{timedelta(seconds=2 * 5)} of it are starts" in summary

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import yaml
 
 from kdlab.cli import main
 from kdlab.files import read_json
+from kdlab.studies.launchers import processors
 from kdlab.studies.ledger import FIELDS
 from tests.modules.test_wandb import records
 
@@ -68,6 +70,7 @@ def start(study: Path, *options: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             command,
             cwd=study,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=said,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -87,15 +90,13 @@ def statuses(study: Path) -> dict[str, dict[str, Any]]:
 
 
 def cells(study: Path) -> set[int]:
-    """Processes that train a run of this study."""
+    """Processes that train a run of this study: those whose output is its log."""
     found = set()
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if b"kdlab.studies.worker" in words and any(str(study).encode() in word for word in words):
-            found.add(int(path.parent.name))
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            output = Path(os.readlink(path / "fd/1"))
+            if output.name == "log.txt" and study.resolve() in output.parents:
+                found.add(int(path.name))
     return found
 
 
@@ -141,6 +142,20 @@ def test_two_kills_at_random_moments_change_no_bit(whole: Path, tmp_path: Path) 
         wait_for("the run's own end", 20, lambda: not cells(study))
     assert start(study).wait() == 0, (study / "said.txt").read_text()
     assert measured(study) == measured(whole)
+
+
+@pytest.mark.skipif(processors() < 2, reason="two runs at once need two processors")
+def test_packed_runs_with_stored_outputs_change_no_bit(whole: Path, tmp_path: Path) -> None:
+    study, options = write(tmp_path / "whole", epochs=30), ("--pack=2", "--teacher_cache=outputs")
+    process = start(study, *options)
+    wait_for("two runs at once", 240, lambda: len(cells(study)) == 2)
+    wait_for("a run", 240, lambda: under_way(study, 2))
+    process.kill()
+    process.wait()
+    wait_for("the runs' own ends", 20, lambda: not cells(study))
+    assert start(study, *options).wait() == 0, (study / "said.txt").read_text()
+    assert measured(study) == measured(whole)
+    assert len([*study.glob("outputs/*/*-logits-10")]) == 30, "one file for each epoch of KD"
 
 
 def test_ctrl_c_stops_a_study_with_a_sentence(tmp_path: Path) -> None:
@@ -207,6 +222,18 @@ def test_a_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "teacher wide" in said
     assert not (study / "ledger.csv").exists()
     assert not list(tmp_path.glob("runs/*/*/recipe.yaml"))
+
+
+def test_auto_times_runs_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = write(tmp_path / "dry", epochs=1000)
+    main(["reproduce", str(study), "--runs", str(tmp_path / "runs"), "--dry-run", "--pack", "auto"])
+    said = re.search(r"--pack (\d), as steps a second .* \(1: ([\d.]+)(?:, 2: ([\d.]+))?", capsys.readouterr().out)
+    assert said is not None
+    pack, one, two = int(said[1]), float(said[2]), float(said[3] or 0)
+    assert one > 0
+    assert (two > 0) == (processors() > 1)
+    if processors() == 2:
+        assert pack == (2 if two > 1.05 * one else 1)
 
 
 LOSS = """

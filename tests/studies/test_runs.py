@@ -68,3 +68,20 @@ def test_weights_from_a_file_are_found_from_anywhere(tmp_path: Path, monkeypatch
     found = runs_of(study(Path("."), STUDY, {"big": Path("big.pt")}), resolve)
     recipe = yaml.safe_load((found[1].prepare(Path("runs"), "data") / RECIPE).read_text())
     assert recipe["model"]["init_args"]["teacher"]["init_args"]["weights"] == str(tmp_path / "big.pt")
+
+
+def test_a_study_keeps_outputs_where_a_recipe_has_a_teacher_and_no_cache(tmp_path: Path) -> None:
+    mine = {"class_path": "kdlab.teaching.TeacherCache", "init_args": {"folder": "mine", "top_k": 3}}
+    text = STUDY.replace("seeds:", f"  own: {{configs: [kd.yaml], options: {{model.teacher_cache: {mine}}}}}\nseeds:")
+    found = named(runs(tmp_path, text))
+
+    def cache_of(name: str) -> object:
+        folder = found[name].prepare(tmp_path / "runs", "data", cache=tmp_path / "outputs")
+        return yaml.safe_load((folder / RECIPE).read_text())["model"]["init_args"]["teacher_cache"]
+
+    options = {"folder": str((tmp_path / "outputs").resolve()), "dtype": "float32", "shared": True}
+    assert cache_of(KD) == {"class_path": "kdlab.teaching.TeacherCache", "init_args": options}
+    assert cache_of("tiny, plain, seed 0") is None
+    assert cache_of("teacher big") is None
+    assert cache_of(f"{PAIR}, own, seed 0") == mine
+    assert found[KD].config["model"]["init_args"]["teacher_cache"] is None, "the identity is that without a cache"

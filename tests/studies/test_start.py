@@ -10,7 +10,7 @@ import yaml
 from kdlab.errors import InputError
 from kdlab.files import write_json
 from kdlab.studies.ledger import FINISHED
-from kdlab.studies.preflight import STAND_IN, _untrained
+from kdlab.studies.preflight import STAND_IN, untrained
 from kdlab.studies.run_callback import STATUS
 from kdlab.studies.runs import RECIPE, STUDENT
 from tests.studies.small import PAIR, STUDY, named, runs
@@ -43,7 +43,7 @@ def test_a_run_starts_from_that_of_its_pair_and_seed(tmp_path: Path) -> None:
 
 def test_a_trial_needs_no_trained_start(tmp_path: Path) -> None:
     run = named(runs(tmp_path, TUNED))[f"{PAIR}, int8, seed 0"]
-    student = _untrained(run.config)["model"]["init_args"]["student"]
+    student = untrained(run.config)["model"]["init_args"]["student"]
     assert student["init_args"]["network"] == {"class_path": STAND_IN, "init_args": {"network": TINY}}
 
 

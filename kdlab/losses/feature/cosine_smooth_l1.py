@@ -29,9 +29,9 @@ class CosineSmoothL1(Projecting):
     Recipe: weight 1 for each teacher, on standardized features (:class:`Standardized`), without labels.
 
     Args:
-        cosine: :math:`\alpha`.
-        smooth: :math:`\beta`. UNIC has 0.5 and 0.5 everywhere; AM-RADIO the cosine alone for summary features, and 0.9
-            and 0.1 for patches.
+        cosine: :math:`\alpha`, not negative.
+        smooth: :math:`\beta`, not negative. UNIC has 0.5 and 0.5 everywhere; AM-RADIO the cosine alone for summary
+            features, and 0.9 and 0.1 for patches.
         projection: the kind of h.
 
     Shapes:

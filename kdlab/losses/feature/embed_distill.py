@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from kdlab.errors import InputError
 from kdlab.losses.checks import embeddings, one_of
-from kdlab.losses.feature.last_map import non_empty
 from kdlab.losses.functional import full_precision
 from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs
@@ -64,7 +63,7 @@ class EmbedDistill(Lazy):
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         """Return the mean over samples, a scalar; gradient to the student and to the projection."""
         ours, theirs = embeddings(student, teacher)
-        theirs = non_empty(theirs).detach()
+        theirs = theirs.detach()
         if self.project:
             self.materialize(ours, ours.shape[1], theirs.shape[1])
             ours = self.projection(ours)

@@ -46,14 +46,3 @@ def whole_number(name: str, value: int, least: int = 1) -> int:
     if at_least(name, value, least) != int(value):
         raise InputError(f"{name} must be a whole number, not {value!r}.")
     return int(value)
-
-
-def non_empty(values: Tensor) -> Tensor:
-    """Return ``values``.
-
-    Raises:
-        InputError: it has no sample.
-    """
-    if not len(values):
-        raise InputError("The batch is empty: drop empty batches.")
-    return values

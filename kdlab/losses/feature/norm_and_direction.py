@@ -13,7 +13,6 @@ from kdlab.distributed import is_distributed
 from kdlab.errors import InputError
 from kdlab.losses.checks import class_labels, embeddings
 from kdlab.losses.context import Context
-from kdlab.losses.feature.last_map import non_empty
 from kdlab.losses.functional import full_precision
 from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs
@@ -114,7 +113,7 @@ class NormAndDirection(Lazy):
                 f"{teacher_embedding.shape[1]}: make the student kdlab.models.embedded(..., "
                 f"width={teacher_embedding.shape[1]})."
             )
-        labels, classes = class_labels(target, non_empty(student.logits)), student.logits.shape[1]
+        labels, classes = class_labels(target, student.logits), student.logits.shape[1]
         centers = self._centers(teacher_embedding, labels, classes, teacher.logits.shape[1])
         projections = (student_embedding * F.normalize(centers, dim=1, eps=1e-12)).sum(1)
         norms = torch.maximum(student_embedding.norm(dim=1), teacher_embedding.norm(dim=1)).clamp_min(1e-12)
@@ -150,7 +149,7 @@ def _embeddings_and_classes(outputs: Outputs, target: Tensor) -> tuple[Tensor, T
     _, values = embeddings(outputs, outputs)
     labels = class_labels(target, outputs.logits)
     classes = outputs.logits.shape[1]
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+    if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise InputError(
             f"The training labels go from {int(labels.min())} to {int(labels.max())}, but the teacher has {classes} "
             "classes: use a teacher with the classes of the data."

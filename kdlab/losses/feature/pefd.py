@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlab.losses.checks import embeddings
-from kdlab.losses.feature.last_map import non_empty, whole_number
+from kdlab.losses.feature.last_map import whole_number
 from kdlab.losses.functional import full_precision
 from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs
@@ -65,6 +65,6 @@ class PEFD(Lazy):
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         """Return the mean over samples, a scalar; gradient to the student and to the projectors."""
         student_embedding, teacher_embedding = embeddings(student, teacher)
-        self.materialize(non_empty(student_embedding), student_embedding.shape[1], teacher_embedding.shape[1])
+        self.materialize(student_embedding, student_embedding.shape[1], teacher_embedding.shape[1])
         projected = torch.stack([F.relu(projector(student_embedding)) for projector in self.projectors]).mean(0)
         return 1 - F.cosine_similarity(projected, teacher_embedding.detach(), eps=1e-12).mean()

@@ -21,8 +21,6 @@ def vectors(student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
     """
     pair = embeddings(student, teacher)
     shapes = [tuple(outputs.layers[0].shape) if outputs.layers else None for outputs in (student, teacher)]
-    if not all(features.numel() for features in pair):
-        raise InputError("There is nothing to compare in an empty batch.")
     if all(shape is None or len(shape) == 2 for shape in shapes):
         return pair[0][:, None], pair[1][:, None]
     one, other = (outputs.layers[0] if outputs.layers else outputs.embedding for outputs in (student, teacher))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kdlab.errors import InputError
 from kdlab.losses.context import Context
 from kdlab.losses.feature.connectors import BatchNorm
-from kdlab.losses.feature.last_map import non_empty, whole_number
+from kdlab.losses.feature.last_map import whole_number
 from kdlab.losses.functional import full_precision, pool_to_smaller
 from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs
@@ -93,7 +93,7 @@ class SemCKD(Lazy):
                 f"The student's maps have {len(student_maps[0])} samples and the teacher's {len(teacher_maps[0])}; "
                 "compare one batch."
             )
-        full = self._full_batch(len(non_empty(student_maps[0])))
+        full = self._full_batch(len(student_maps[0]))
         self.materialize(
             student_maps[0], full, *(tuple(x.shape[1] for x in side) for side in (student_maps, teacher_maps))
         )
@@ -153,7 +153,7 @@ def _maps(outputs: Outputs, side: str) -> list[Tensor]:
     if not outputs.layers:
         raise InputError(f"SemCKD compares layers and none of the {side}'s is tapped: set {side}_layers.")
     for number, layer in enumerate(outputs.layers):
-        if layer.dim() != 4 or len(layer) != len(outputs.layers[0]):
+        if layer.dim() != 4 or len(layer) != len(outputs.layers[0]) or not layer.numel():
             name = outputs.names[number] if number < len(outputs.names) else f"number {number}"
             raise InputError(
                 f"SemCKD needs maps (B, C, H, W) of one batch, but {side} layer {name!r} gives {tuple(layer.shape)}."

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal
 
 from kdlab.losses.checks import embeddings
-from kdlab.losses.feature.last_map import non_empty
 from kdlab.losses.functional import full_precision
 from kdlab.losses.lazy import Lazy
 from kdlab.outputs import Outputs
@@ -63,7 +62,7 @@ class VkD(Lazy):
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         """Return the mean over all entries, a scalar; gradient to the student and to the projector."""
         student_embedding, teacher_embedding = embeddings(student, teacher)
-        self.materialize(non_empty(student_embedding), student_embedding.shape[1], teacher_embedding.shape[1])
+        self.materialize(student_embedding, student_embedding.shape[1], teacher_embedding.shape[1])
         return F.smooth_l1_loss(
             self.projector(student_embedding), F.layer_norm(teacher_embedding.detach(), teacher_embedding.shape[1:])
         )

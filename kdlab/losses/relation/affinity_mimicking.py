@@ -7,7 +7,6 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdlab.errors import InputError
 from kdlab.losses.checks import at_least, embeddings
 from kdlab.losses.functional import full_precision
 from kdlab.losses.projecting import Projecting, Projection
@@ -64,8 +63,6 @@ class AffinityMimicking(Projecting):
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         """Return the mean of both directions, a scalar; gradient to the student and to h."""
         features, targets = embeddings(student, teacher)
-        if not len(features):
-            raise InputError("AffinityMimicking needs at least 1 sample in a batch.")
         targets = F.normalize(targets.detach(), dim=1)
         features = F.normalize(self.project(features, targets), dim=1)
         affinity, teacher_affinity = features @ targets.T / self.temperature, targets @ targets.T / self.temperature

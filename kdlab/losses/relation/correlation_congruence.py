@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdlab.errors import InputError
 from kdlab.losses.checks import at_least, embeddings, one_of
 from kdlab.losses.functional import full_precision
 from kdlab.losses.lazy import Lazy
@@ -39,7 +38,7 @@ class CorrelationCongruence(Lazy):
 
     Args:
         kernel: ``None`` or ``"rbf"``.
-        width: features that both embeddings are mapped to, without a kernel.
+        width: features that both embeddings are mapped to without a kernel, at least 1.
         gamma: of the kernel, positive.
         order: P of the kernel, at least 1.
 
@@ -83,8 +82,6 @@ class CorrelationCongruence(Lazy):
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         """Return a scalar; gradient to the student and to both maps."""
         student_embedding, teacher_embedding = embeddings(student, teacher)
-        if len(student_embedding) < 1:
-            raise InputError("CorrelationCongruence needs at least 1 sample in a batch.")
         if self.kernel == "rbf":
             return F.mse_loss(self._matrix(student_embedding), self._matrix(teacher_embedding.detach()))
         self.materialize(student_embedding, student_embedding.shape[1], teacher_embedding.shape[1])

@@ -49,7 +49,7 @@ class CRD(Lazy):
         negatives: K, at least 1.
         temperature: T, positive.
         momentum: m, from 0 to 1.
-        width: features of a vector.
+        width: features of a vector, at least 1.
         positive: ``"exact"`` or ``"relax"``.
 
     Shapes:

@@ -6,7 +6,6 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from kdlab.errors import InputError
 from kdlab.losses.checks import embeddings
 from kdlab.losses.functional import full_precision
 from kdlab.outputs import Outputs
@@ -54,8 +53,6 @@ class MeanDifference(nn.Module):
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         """Return the squared difference, a scalar; gradient to the student, with ``teacher_gradient`` to both sides."""
         student_embedding, teacher_embedding = embeddings(student, teacher)
-        if not student_embedding.numel():
-            raise InputError("The batch has no sample to compare: drop empty batches.")
         return (
             student_embedding.mean()
             - (teacher_embedding if self.teacher_gradient else teacher_embedding.detach()).mean()

@@ -7,7 +7,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from kdlab.errors import InputError
 from kdlab.losses.checks import at_least, embeddings
 from kdlab.losses.functional import full_precision
 from kdlab.outputs import Outputs
@@ -57,8 +56,6 @@ class PKT(nn.Module):
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         """Return the mean over all pairs, a scalar; gradient to the student only."""
         student_embedding, teacher_embedding = embeddings(student, teacher)
-        if len(student_embedding) < 1:
-            raise InputError("PKT needs at least 1 sample in a batch.")
         p_s, p_t = self._neighbors(student_embedding), self._neighbors(teacher_embedding.detach())
         return (p_t * ((p_t + self.epsilon).log() - (p_s + self.epsilon).log())).mean()
 

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlab.distributed import gather
-from kdlab.errors import InputError
 from kdlab.losses.checks import at_least, embeddings
 from kdlab.losses.functional import full_precision
 from kdlab.losses.projecting import Projecting, Projection
@@ -96,8 +95,6 @@ class QueueSimilarity(Projecting):
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         """Return the mean over samples, a scalar; gradient to the student and to h."""
         features, targets = embeddings(student, teacher)
-        if not len(features):
-            raise InputError("QueueSimilarity needs at least 1 sample in a batch.")
         targets = F.normalize(targets.detach(), dim=1)
         features = F.normalize(self.project(features, targets), dim=1)
         # Rows that are not filled yet are masked, so that no number of them has to come to the host.

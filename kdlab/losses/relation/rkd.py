@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdlab.errors import InputError
 from kdlab.losses.checks import embeddings
 from kdlab.losses.functional import full_precision
 from kdlab.outputs import Outputs
@@ -49,8 +48,6 @@ class RKDDistance(nn.Module):
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         """Return the mean over all pairs, a scalar; gradient to the student only."""
         student_embedding, teacher_embedding = embeddings(student, teacher)
-        if len(student_embedding) < 1:
-            raise InputError("RKDDistance needs at least 1 sample in a batch.")
         return F.smooth_l1_loss(_distances(student_embedding), _distances(teacher_embedding.detach()))
 
 
@@ -92,8 +89,6 @@ class RKDAngle(nn.Module):
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         """Return the mean over all triples, a scalar; gradient to the student only."""
         student_embedding, teacher_embedding = embeddings(student, teacher)
-        if len(student_embedding) < 1:
-            raise InputError("RKDAngle needs at least 1 sample in a batch.")
         return F.smooth_l1_loss(_cosines(student_embedding), _cosines(teacher_embedding.detach()))
 
 

@@ -48,7 +48,7 @@ class SSKD(Lazy):
         temperature: T, positive.
         similarity_temperature: tau, positive.
         keep_answers: share of the teacher's wrong predictions that is used, from 0 to 1.
-        keep_similarities: the same for its wrong similarities.
+        keep_similarities: the same for its wrong similarities, from 0 to 1.
 
     Shapes:
         logits: (B, K) on both sides, and (V B, K) in the view "rotations", those of one image adjacent.

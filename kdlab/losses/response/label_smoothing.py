@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdlab.errors import InputError
 from kdlab.losses.checks import at_least, class_labels, one_of
 from kdlab.losses.functional import full_precision
 from kdlab.losses.response.logits import PerSample, sample_logits
@@ -69,8 +68,6 @@ class LabelSmoothing(PerSample):
         labels = class_labels(target, logits)
         if self.over == "all":
             return F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.epsilon)
-        if logits.shape[1] < 2:
-            raise InputError("LabelSmoothing(over='others') needs logits of at least 2 classes.")
         spread = torch.full_like(logits, self.epsilon / (logits.shape[1] - 1))
         smoothed = spread.scatter(1, labels[:, None], 1 - self.epsilon)
         return -(smoothed * F.log_softmax(logits, 1)).sum(1)

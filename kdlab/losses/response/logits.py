@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -53,19 +55,13 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Te
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
 
 
-def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Return the cross-entropy of softened class distributions (B, K), teacher first: (B,), without a factor T^2."""
     return -(F.softmax(teacher / temperature, 1) * F.log_softmax(student / temperature, 1)).sum(1)
 
 
 def split(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the label's log-odds against all other classes (B,), and the logits of these (B, K - 1).
-
-    Raises:
-        InputError: there is no other class.
-    """
-    if logits.shape[1] < 2:
-        raise InputError("This loss compares a class with the others: give it logits of at least 2 classes.")
+    """Return the label's log-odds against all other classes (B,), and the logits of these (B, K - 1)."""
     others = torch.arange(logits.shape[1] - 1, device=logits.device).expand(len(logits), -1)
     others = logits.gather(1, others + (others >= labels[:, None]))
     return logits.gather(1, labels[:, None]).squeeze(1) - others.logsumexp(1), others
@@ -85,3 +81,15 @@ def kinds_of(loss: nn.Module) -> tuple[Kind, ...]:
 def views_of(loss: nn.Module) -> tuple[str, ...]:
     """Return the views that a wrapped loss reads."""
     return tuple(getattr(loss, "views", ()))
+
+
+def temperatures_of(losses: Iterable[nn.Module]) -> tuple[float, ...]:
+    """Return the fixed temperatures at which losses, and losses inside them, read the teacher's logits."""
+    found = set[float]()
+    for part in (part for loss in losses for part in loss.modules()):
+        for name in ("temperature", "teacher_temperature", "temperatures"):
+            value = getattr(part, name, ())
+            found |= {
+                float(one) for one in (value if isinstance(value, tuple) else (value,)) if isinstance(one, int | float)
+            }
+    return tuple(sorted(found))

@@ -32,8 +32,8 @@ class SoftTargets(nn.Module):
 
     Args:
         temperature: T, positive; the factor T^2 keeps the gradient's size when T changes.
-        floor: added to each of the teacher's probabilities, which then sum to more than 1; 1e-7 in the released code of
-            ONE and OKDDip, 0 in the formula.
+        floor: added to each of the teacher's probabilities, at least 0. They then sum to more than 1; 1e-7 in the
+            released code of ONE and OKDDip, 0 in the formula.
         teacher_gradient: keep the gradient to the teacher's side, for targets with trained parts
             (:class:`~kdlab.teaching.Leader`).
 

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdlab.errors import InputError
 from kdlab.losses.checks import at_least, class_labels, one_of
 from kdlab.losses.functional import full_precision
 from kdlab.losses.response.logits import PerSample, sample_logits
@@ -85,8 +84,6 @@ class VirtualTeacher(PerSample):
         logits, _ = sample_logits(student, teacher)
         labels = class_labels(target, logits)
         classes = logits.shape[1]
-        if classes < 2:
-            raise InputError("VirtualTeacher needs logits of at least 2 classes.")
         as_in_paper = self.form == "paper"
         label_value, other_value = self.correct, (1 - self.correct) / (classes - 1)
         if as_in_paper:  # p^(1/T), normalized, is the softmax of log p / T

@@ -111,7 +111,7 @@ def own_copy(logits: Tensor) -> Tensor:
     return logits.dense() if isinstance(logits, FactoredLogits) and logits.computed is None else logits.clone()
 
 
-def normalize_(logits: Tensor, temperature: float = 1.0) -> Tensor:
+def normalize_(logits: Tensor, temperature: float) -> Tensor:
     """Make :func:`log_probabilities` of logits (n, V) in place."""
     logits = logits if temperature == 1 else logits.div_(temperature)
     logits = logits.sub_(logits.amax(-1, keepdim=True))  # logsumexp copies the logits twice

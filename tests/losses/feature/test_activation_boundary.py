@@ -56,3 +56,10 @@ def test_incompatible_map_sizes_raise_input_error():
 def test_margin_must_be_positive():
     with pytest.raises(InputError, match="margin"):
         ActivationBoundary(0)
+
+
+def test_a_teacher_of_0_is_inactive():
+    zero, loss = torch.zeros(1, 1, 1, 1).double(), ActivationBoundary(1.0)
+    for student, expected in ((-2.0, 0.0), (0.5, 1.5**2)):
+        value = loss(tapped(zero + student), tapped(zero), NO_TARGET)
+        assert value.item() == pytest.approx(expected * 3 / 1000)

@@ -9,8 +9,9 @@ from torch import nn
 
 from kdlab.errors import InputError
 from kdlab.losses import CAMKDFeatures
+from kdlab.losses.checks import Pair
 from kdlab.losses.context import Context
-from kdlab.losses.feature.camkd import weighted
+from kdlab.losses.feature.camkd import _resized, weighted
 from tests.losses.slow import dot, draw, softmax, tapped
 
 LABELS = torch.tensor([2, 0, 1, 2])
@@ -68,6 +69,15 @@ def test_value(size, bias):
     assert got == pytest.approx(slow(loss, student, teacher, teachers(bias)), rel=1e-9)
 
 
+@pytest.mark.parametrize(("size", "pooled"), [((8, 2), True), ((2, 8), False)])
+def test_the_height_decides_between_pooling_and_enlarging(size, pooled):
+    x = draw(2, 3, *size)
+    pair = Pair(x, draw(2, 5, 4, 4), "", "")
+    enlarged = F.interpolate(x, size=(4, 4), mode="bilinear")
+    assert torch.allclose(_resized(pair), F.adaptive_avg_pool2d(x, 4) if pooled else enlarged)
+    assert not torch.allclose(F.adaptive_avg_pool2d(x, 4), enlarged)
+
+
 def test_the_gradient_goes_through_the_weights():
     maps = [draw(4, 2, 2, 2, seed=seed) for seed in (1, 2)]
     logits = [draw(4, 3, seed=seed).requires_grad_() for seed in (3, 4)]
@@ -90,12 +100,16 @@ def test_invalid_inputs_raise_input_error():
     for given, names, words in (
         (teachers()[:1], ("0.last",), "at least two"),
         (teachers(), NAMES[:2], "one layer of each of the 3 teachers"),
+        (teachers(), (*NAMES, "3.last"), "one layer of each of the 3 teachers"),
         (teachers(), ("1.last", "0.last", "2.last"), "in their order"),
     ):
         with pytest.raises(InputError, match=words):
             CAMKDFeatures().setup(Context(nn.Identity(), given, ("last",) * len(names), names))
-    with pytest.raises(InputError, match="set up for 3 teachers, but meets 2"):
-        ready()(tapped(*student.layers[:2]), tapped(*teacher.layers[:2]), LABELS)
+    for count, loss in ((2, ready()), (4, ready()), (1, CAMKDFeatures())):
+        layers = [(2 * x.layers)[:count] for x in (student, teacher)]
+        with pytest.raises(InputError, match=f"set up for {loss.teachers} teachers, but meets {count}"):
+            loss(tapped(*layers[0]), tapped(*layers[1]), LABELS)
+    assert CAMKDFeatures().teachers == 0
     one = draw(1, 2, 1, 1)
     with pytest.raises(InputError, match="more than one value per channel"):
         ready()(tapped(one, one, one), tapped(*(draw(1, w, 1, 1) for w in WIDTHS)), LABELS[:1])

@@ -103,8 +103,12 @@ def test_invalid_inputs_raise_input_error():
         ready(*heads(3, 3))(ours, theirs, NO_TARGET)
     with pytest.raises(InputError, match="student has 5 classes and the teacher 6"):
         ready(heads()[0], heads(classes=6)[1])(ours, theirs, NO_TARGET)
-    with pytest.raises(InputError, match=r"resolution must not be above that of the maps, \(4, 4\), but is 5"):
-        ready(*heads(), resolution=5)(ours, theirs, NO_TARGET)
+    with pytest.raises(InputError, match="student has 6 classes and the teacher 5"):
+        ready(heads(classes=6)[0], heads()[1])(ours, theirs, NO_TARGET)
+    for size in ((4, 4), (4, 8), (8, 4)):
+        low = tapped(draw(2, 3, *size))
+        with pytest.raises(InputError, match=r"resolution must not be above that of the maps, \(., .\), but is 5"):
+            ready(*heads(), resolution=5)(low, theirs, NO_TARGET)
     with pytest.raises(InputError, match="one pair of maps, but 2 are tapped"):
         ready(*heads())(tapped(*ours.layers * 2), tapped(*theirs.layers * 2), NO_TARGET)
     with pytest.raises(InputError, match="whole number"):

@@ -61,6 +61,26 @@ def test_a_map_is_resized_to_the_teachers() -> None:
     assert loss(outputs(s, True), outputs(t, True), NONE).item() == pytest.approx(expected, rel=1e-12)
 
 
+def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear, between the centers of the cells."""
+    axes = []
+    for before, after in zip(x.shape[2:], size, strict=True):
+        places = ((torch.arange(after).double() + 0.5) * before / after - 0.5).clamp(0, before - 1)
+        axes.append((1 - (places[:, None] - torch.arange(before)).abs()).clamp(min=0))
+    return torch.einsum("ih,jw,bchw->bcij", *axes, x)
+
+
+@pytest.mark.parametrize("size", [(2, 3), (4, 5), (3, 8)])
+def test_any_map_is_resized_between_the_centers(size: tuple[int, int]) -> None:
+    s, t = draw(0, 2, 4, *size), draw(1, 2, 4, 3, 5)
+    r = resized(s, (3, 5))
+    expected = (
+        sum(at(r[b, :, i, j], t[b, :, i, j], 0.5, 0.5) for b in range(2) for i in range(3) for j in range(5)) / 30
+    )
+    loss = CosineSmoothL1(projection=None)
+    assert loss(outputs(s, True), outputs(t, True), NONE).item() == pytest.approx(expected, rel=1e-12)
+
+
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
 def test_the_projection_comes_first(kind: str) -> None:
     torch.manual_seed(0)

@@ -36,6 +36,13 @@ def test_the_larger_map_is_max_pooled_and_layers_are_summed():
     assert loss.item() == pytest.approx(expected, rel=1e-12)
 
 
+def test_height_and_width_are_pooled_to_the_smaller_of_each():
+    ours, theirs = draw(2, 3, 2, 4, seed=1), draw(2, 3, 4, 2, seed=2)
+    narrow = ours.unflatten(3, (2, 2)).amax(4)
+    low = theirs.unflatten(2, (2, 2)).amax(3)
+    assert NORM()(tapped(ours), tapped(theirs), NO_TARGET).item() == pytest.approx(slow(narrow, low), rel=1e-12)
+
+
 def test_copies_of_the_teacher_are_the_minimum():
     theirs = draw(2, 3, 2, 2)
     assert NORM()(tapped(theirs.repeat(1, 4, 1, 1)), tapped(theirs), NO_TARGET).item() == 0

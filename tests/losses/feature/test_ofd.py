@@ -1,5 +1,6 @@
 """OFD against plain loops, and where its margins come from."""
 
+import math
 from statistics import NormalDist
 
 import pytest
@@ -52,6 +53,24 @@ def test_margins_are_the_expected_values_below_zero():
     expected = [expected_below_zero(b, abs(w)) for w, b in zip(weights, biases, strict=True)]
     assert expected[-2:] == pytest.approx([-2.1, -0.3])
     assert loss.margins.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_norm_without_weights_is_standard_normal():
+    loss = setup(OFD(), nn.Sequential(nn.BatchNorm2d(2, affine=False)), "0")
+    assert loss.margins.tolist() == pytest.approx([-((2 / math.pi) ** 0.5)] * 2)
+
+
+def test_layers_count_twice_as_much_as_those_before():
+    student, teacher, values = draw(2, 1, 3, 3, seed=1), draw(2, 1, 3, 3, seed=2), []
+    for layers in (1, 3):
+        loss = setup(OFD(), nn.Sequential(*(nn.BatchNorm2d(1) for _ in range(3))), *"012"[:layers])
+        sides = tapped(*[student] * layers), tapped(*[teacher] * layers)
+        loss(*sides, NO_TARGET)
+        for connect in loss.connectors:
+            nn.init.ones_(connect.conv.weight)
+        values.append(loss(*sides, NO_TARGET).item())
+    assert values[0] > 0
+    assert values[1] == pytest.approx(values[0] * (1 + 1 / 2 + 1 / 4), rel=1e-9)
 
 
 def test_a_channel_without_spread_has_a_finite_margin():
@@ -121,7 +140,9 @@ def test_incompatible_inputs_raise_input_error():
     with pytest.raises(InputError, match=r"setup\(context\)"):
         OFD()(maps, maps, NO_TARGET)
     loss = setup(OFD(), nn.Sequential(nn.BatchNorm2d(3)), "0")
-    with pytest.raises(InputError, match="one height and width"):
-        loss(maps, tapped(torch.ones(2, 3, 2, 2)), NO_TARGET)
+    small = tapped(torch.ones(2, 3, 4, 2))
+    for student, teacher in ((maps, small), (small, maps)):
+        with pytest.raises(InputError, match="one height and width"):
+            loss(student, teacher, NO_TARGET)
     with pytest.raises(InputError, match=r"\[3\] channels.*have \[5\]"):
         loss(maps, tapped(torch.ones(2, 5, 4, 4)), NO_TARGET)

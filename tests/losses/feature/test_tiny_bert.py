@@ -47,6 +47,12 @@ def test_without_a_mask_scores_of_padding_are_zero():
     assert TinyBERTAttention()(side(ours), side(theirs), NO_TARGET).item() == pytest.approx(expected.item(), rel=1e-12)
 
 
+@pytest.mark.parametrize(("score", "counts"), [(-100.0, False), (-99.5, True), (-100.5, False)])
+def test_scores_up_to_minus_100_are_those_of_padding(score, counts):
+    ours, theirs = torch.full((1, 1, 1, 1), score), torch.zeros(1, 1, 1, 1)
+    assert TinyBERTAttention()(side(ours), side(theirs), NO_TARGET).item() == (score**2 if counts else 0)
+
+
 def test_scores_of_queries_and_keys():
     ours, theirs = [draw(2, 3, 8, seed=s) for s in range(4)], [draw(2, 3, 12, seed=s) for s in range(4, 8)]
 
@@ -75,6 +81,15 @@ def test_hidden_states_share_one_projection(mask):
         squares = [((linear.weight @ x[p] + linear.bias - y[p]) ** 2).sum().item() for p in places]
         expected += sum(squares) / len(places) / 6
     assert loss(side(*ours, mask=mask), side(*theirs), NO_TARGET).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_projections_of_their_own_serve_layers_of_other_widths():
+    ours, theirs = [draw(2, 3, 4), draw(2, 3, 5)], [draw(2, 3, 6, seed=1), draw(2, 3, 7, seed=2)]
+    loss = TinyBERTHidden(shared=False)
+    value = loss(side(*ours), side(*theirs), NO_TARGET)
+    rows = [x @ linear.weight.T + linear.bias for x, linear in zip(ours, loss.projections, strict=True)]
+    expected = sum((x - y).square().mean().item() for x, y in zip(rows, theirs, strict=True))
+    assert value.item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_all_masked_is_zero_with_zero_gradient():

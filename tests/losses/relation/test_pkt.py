@@ -55,5 +55,5 @@ def test_a_sample_of_zeros_has_a_finite_gradient():
 
 
 def test_empty_batch_raises_input_error():
-    with pytest.raises(InputError, match="at least 1 sample"):
+    with pytest.raises(InputError, match="batch is empty"):
         PKT()(embedded(draw(0, 3)), embedded(draw(0, 3)), NO_TARGET)

@@ -97,7 +97,7 @@ def test_incompatible_inputs_raise_input_error(loss):
         (one, Outputs(draw(4, 3)), "teacher has no embedding"),
         (one, embedded(draw(3, 3)), "4 samples and the teacher's 3"),
         (one, tapped(draw(4)), r"\(B, D\)"),
-        (embedded(draw(0, 3)), embedded(draw(0, 3)), "at least"),
+        (embedded(draw(0, 3)), embedded(draw(0, 3)), "batch is empty"),
     ):
         with pytest.raises(InputError, match=words):
             loss(student, teacher, NO_TARGET)
@@ -110,6 +110,11 @@ def test_one_sample_has_no_pair(loss):
     value.backward()
     assert value.item() == 0
     assert not student.grad.any()
+
+
+def test_the_one_distance_of_two_samples_is_its_own_mean():
+    value = RKDDistance()(embedded(draw(2, 3, seed=1)), embedded(draw(2, 5, seed=2)), NO_TARGET)
+    assert value.item() == pytest.approx(0, abs=1e-15)
 
 
 def test_a_batch_of_copies_is_finite():

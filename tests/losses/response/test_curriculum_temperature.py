@@ -38,6 +38,12 @@ def test_theta_ascends_by_a_factor_that_grows_with_epochs(epoch, factor):
     assert loss.theta.grad.item() == pytest.approx(factor * slope, rel=1e-5)
 
 
+def test_theta_rests_before_the_first_epoch():
+    loss = CurriculumTemperature().double()
+    loss(*SIDES, LABELS).backward()
+    assert loss.theta.grad.item() == 0
+
+
 def test_student_gradient_is_that_of_the_loss_at_temperature():
     student = SIDES[0].logits.clone().requires_grad_()
     loss = CurriculumTemperature().double()

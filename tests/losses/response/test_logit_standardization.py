@@ -66,10 +66,13 @@ def test_single_samples_only_around_a_loss_that_has_them():
     assert not hasattr(LogitStandardization(DIST()), "per_sample")
 
 
-def test_one_class_raises_input_error():
-    one = Outputs(torch.zeros(2, 1))
-    with pytest.raises(InputError, match="at least 2 classes"):
+@pytest.mark.parametrize("shape", [(2, 1), (0, 3)])
+def test_logits_without_deviation_raise_input_error(shape):
+    one = Outputs(torch.zeros(shape))
+    with pytest.raises(InputError, match="cannot be standardized: at least 2 classes"):
         LogitStandardization()(one, one, NO_TARGET)
+    two = Outputs(torch.tensor([[1.0, 4.0]]))
+    assert LogitStandardization()(two, two, NO_TARGET).item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", [RKDDistance, AttentionTransfer])

@@ -5,9 +5,9 @@ import torch
 
 from kdlab import losses
 from kdlab.errors import InputError
-from kdlab.losses.response.logits import divergence, soft_cross_entropy, split
+from kdlab.losses.response.logits import divergence, kinds_of, needs_of, soft_cross_entropy, split, views_of
 from kdlab.outputs import Outputs
-from kdlab.outputs.task_format import bernoulli_kl
+from kdlab.outputs.task_format import ALL_KINDS, CLASSES, bernoulli_kl
 from tests.losses.slow import draw, kl, softmax
 
 LABELS = torch.tensor([0, 4, 2, 1, 3, 0])
@@ -89,11 +89,32 @@ def test_log_odds_and_the_others():
         assert rest == [value for k, value in enumerate(row) if k != label]
 
 
-def test_one_class_has_no_others_and_two_have_one():
+def test_one_of_two_classes_has_one_other():
     odds, others = split(torch.tensor([[3.0, 1.0]]), torch.tensor([1]))
     assert (odds.tolist(), others.tolist()) == ([-2.0], [[3.0]])
+
+
+@pytest.mark.parametrize("loss", [loss for loss in BY_SAMPLE if "tokens" not in type(loss).__module__])
+def test_two_classes_are_the_fewest(loss):
+    """Over rows; one class has probability 1 whatever its logit."""
+    two, one = (Outputs(draw(4, classes, seed=1)) for classes in (2, 1))
+    assert loss.per_sample(two, two, LABELS[:4].clamp(max=1)).shape == (4,)
     with pytest.raises(InputError, match="at least 2 classes"):
-        split(torch.zeros(2, 1), torch.tensor([0, 0]))
+        loss.per_sample(one, one, torch.zeros(4, dtype=torch.int64))
+
+
+def test_wrappers_declare_what_their_loss_does():
+    inner = losses.SoftTargets(2.0)
+    for wrapped in (losses.CurriculumTemperature(inner), losses.OnView(inner)):
+        assert kinds_of(wrapped) == inner.kinds == ALL_KINDS[:-1]
+    assert kinds_of(losses.OnView()) == kinds_of(losses.Labels()) == CLASSES
+    assert kinds_of(losses.Hint()) == ALL_KINDS
+    wrapped = losses.OnView(inner, view="strong")
+    for outer in (losses.CurriculumTemperature, losses.LogitStandardization, losses.OnView):
+        assert views_of(outer(wrapped))[-1] == "strong"
+        assert set(needs_of(outer(wrapped))) == {"logits", "views"}
+    assert views_of(losses.Standardized(losses.Hint())) == ()
+    assert needs_of(losses.Standardized(losses.Hint())) == ("layers",)
 
 
 def test_sure_decisions_have_a_finite_divergence():

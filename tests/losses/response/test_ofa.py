@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from kdlab.errors import InputError
 from kdlab.losses import OFA
@@ -75,6 +76,22 @@ def test_first_weights_of_exits():
     assert convolution.weight.std().item() == pytest.approx((2 / 300) ** 0.5, rel=0.03)
     assert answer.weight.std().item() == pytest.approx(0.02, rel=0.1)
     assert not answer.bias.any()
+
+
+def test_tensors_of_an_exit():
+    loss = OFA(exits=True)
+    loss(with_layers(), TEACHER, LABELS)
+    halving, last = loss.branches[0][0], loss.branches[0][-1]
+    assert [tuple(x.shape) for x in halving.parameters() if x.dim() > 1] == [
+        (3, 1, 3, 3),
+        (3, 3, 1, 1),
+        (3, 1, 3, 3),
+        (6, 3, 1, 1),
+    ]
+    assert all(part.bias is None for part in halving if isinstance(part, nn.Conv2d))
+    assert [type(part) for part in halving[:4]] == [nn.Conv2d, nn.Conv2d, nn.BatchNorm2d, nn.ReLU]
+    assert tuple(last.weight.shape) == (5, 10)
+    assert tuple(loss.branches[2][0].weight.shape) == (10, 10, 1, 1)
 
 
 def test_exits_are_trained_and_train_the_layers():

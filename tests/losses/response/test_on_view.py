@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from kdlab.errors import InputError
 from kdlab.losses import DKD, MLKD, Hint, Labels, OnView
@@ -40,3 +41,30 @@ def test_needs():
     assert OnView(MLKD(), view="plain").views == ("plain", *MLKD().views)
     with pytest.raises(InputError, match="'strong'"):
         OnView()(Outputs(torch.zeros(1, 2)), Outputs(torch.zeros(1, 2)), torch.tensor([0]))
+
+
+class Handed(nn.Module):
+    """Keeps its target."""
+
+    needs = ("logits",)
+
+    def forward(self, student, teacher, target):
+        self.target = target
+        return student.logits.sum()
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_targets_are_repeated_by_rows(batch):
+    view = {"strong": Outputs(draw(3 * batch, 3))}
+    side = replace(Outputs(draw(batch, 3)), views=view)
+    soft, loss = draw(batch, 3, seed=1), OnView(Handed())
+    loss(side, side, soft)
+    assert torch.equal(loss.loss.target, soft.repeat_interleave(3, 0))
+
+
+@pytest.mark.parametrize(("rows", "words"), [(4, r"must be \(2,\), one for each sample, not \(4,\)"), (0, "no sample")])
+def test_views_of_fewer_inputs_are_refused(rows, words):
+    view = {"strong": Outputs(draw(min(rows, 2), 3))}
+    side = replace(Outputs(draw(rows, 3)), views=view)
+    with pytest.raises(InputError, match=words):
+        OnView()(side, side, torch.zeros(rows, dtype=torch.int64))

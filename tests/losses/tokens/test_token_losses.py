@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from kdlab.errors import InputError
-from kdlab.losses import ForwardKL, GeneralizedJSD, ReverseKL, SequenceKD, SkewKL, TopK
+from kdlab.losses import ULD, ForwardKL, GeneralizedJSD, ReverseKL, SequenceKD, SkewKL, TopK
+from kdlab.losses.context import Context
 from kdlab.losses.tokens import TokenCrossEntropy, next_token_labels, top_k_of, top_k_rows
 from kdlab.outputs import Outputs
+from kdlab.outputs.task_format import TaskFormat
+from kdlab.schedules import Linear
 from tests.losses.slow import draw, kl, softmax
 
 NO_TARGET = torch.zeros(1)
@@ -198,3 +201,23 @@ def test_labels_of_another_shape_are_refused():
         TokenCrossEntropy()(draw(2, 3, 5), torch.zeros(2, 4, dtype=torch.int64))
     with pytest.raises(InputError, match="one token for each position"):
         SequenceKD()(Outputs(draw(2, 3, 5)), Outputs(draw(2, 3, 5)), torch.rand(2, 3))
+
+
+@pytest.mark.parametrize("loss", [ForwardKL(), ULD()], ids=lambda loss: type(loss).__name__)
+@pytest.mark.parametrize("ignored", [-100, 3, None])
+def test_the_ignored_label_is_that_of_the_task(loss, ignored):
+    student, teacher = Outputs(draw(1, 3, 5, seed=1)), Outputs(draw(1, 3, 5, seed=2))
+    labels = torch.tensor([[3, -100, 1]])
+    loss.setup(Context(torch.nn.Identity(), (), form=TaskFormat("classes", -1, ignored)))
+    rows = [i for i, label in enumerate(labels[0].tolist()) if label != ignored]
+    alone = [type(loss)()(*(Outputs(x.logits[:, i : i + 1]) for x in (student, teacher)), NO_TARGET) for i in rows]
+    assert loss(student, teacher, labels).item() == pytest.approx(sum(alone).item() / len(rows), rel=1e-12)
+
+
+def test_the_share_starts_where_its_schedule_does():
+    scheduled = GeneralizedJSD(0.8, schedule=Linear(length=4))
+    assert scheduled.beta == 0
+    for epoch, share in ((1, 0.2), (4, 0.8), (9, 0.8)):
+        scheduled.advance(epoch, 0)
+        assert scheduled.beta == pytest.approx(share)
+    assert GeneralizedJSD(0.8).beta == 0.8
