@@ -112,7 +112,7 @@ def test_embeddings_that_do_not_fit_raise(run: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_mean_of_others_is_of_probabilities_whoever_else_is_there(count: int) -> None:
+def test_mean_of_others_is_of_probabilities(count: int) -> None:
     seen = peers(*[2] * (count + 1))
     names = [str(number) for number in range(count)]
     logits = MeanOfOthers("mean", names)(BATCH, seen)["mean"].logits
@@ -177,7 +177,7 @@ def test_several_teachers_are_one_with_the_layers_of_each() -> None:
     assert member(BATCH, {"t.0": seen["t.0"], "student": seen["student"]}) == {}  # a file, in evaluation
 
 
-def test_weights_of_samples_come_with_each_teacher_and_without_gradient() -> None:
+def test_weights_of_samples_come_without_gradient() -> None:
     member, seen = ensembled(BySimilarity())
     outputs = member(BATCH, seen)["teacher"]
     for (one, weights), name, share in zip(outputs.members, ("t.0", "t.1"), (0.25, 0.75), strict=True):
