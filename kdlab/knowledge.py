@@ -190,8 +190,8 @@ class Knowledge(Callback):
 
     @property
     def follows_steps(self) -> bool:
-        """Return whether the loss has anything to do before a step or after a backward pass."""
-        return any(True for hook in ("advance", "after_backward") for _ in self.parts(hook))
+        """Return whether the Trainer must call it during training: for its loss, or for hooks of a subclass."""
+        return type(self) is not Knowledge or any(self.parts("advance")) or any(self.parts("after_backward"))
 
     def weight_at(self, progress: Progress) -> float:
         """Return the factor of the loss at ``progress``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -115,6 +116,30 @@ def test_only_callbacks_with_work_are_there_in_a_step(batches: int, weighs: bool
         assert MonitorCheck not in kinds
         assert (PositionWeights in kinds) is weighs
         assert [each for each in present.seen if isinstance(each, Knowledge)] == [advances, updates]
+
+
+class Extended(Knowledge):
+    """A knowledge with a hook and a state of its own, as a user may write it."""
+
+    epochs = 0
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.epochs += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.epochs = state_dict["epochs"]
+
+
+def test_hooks_and_state_of_a_users_knowledge_count(tmp_path: Path) -> None:
+    for epochs, resumed in ((2, None), (3, tmp_path / "last.ckpt")):
+        extended = Extended(SoftTargets(2.0))
+        run = trainer(epochs)
+        run.fit(distiller(knowledge={"mine": extended}), digits(), ckpt_path=resumed)
+        run.save_checkpoint(tmp_path / "last.ckpt")
+        assert extended.epochs == epochs
 
 
 class Results(pl.Callback):
