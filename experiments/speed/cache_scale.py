@@ -53,20 +53,20 @@ def main() -> int:
     parser.add_argument("--teacher", type=Path, help="logits (N, K) of a teacher, .npy")
     parser.add_argument("--imagenet", action="store_true")
     parser.add_argument("--quick", action="store_true", help="only to see that it runs")
-    given = parser.parse_args()
-    if given.quick:
-        given.epochs, given.images, given.imagenet = 2, 640, True
+    options = parser.parse_args()
+    if options.quick:
+        options.epochs, options.images, options.imagenet = 2, 640, True
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(dir=given.folder) as name:
-        size = Size(given.images, given.classes, given.embedding)
-        measure(Path(name) / "cifar", size, given.epochs, given.top_k)
-        if given.imagenet:
-            images = 640 if given.quick else 64_000
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        size = Size(options.images, options.classes, options.embedding)
+        measure(Path(name) / "cifar", size, options.epochs, options.top_k)
+        if options.imagenet:
+            images = 640 if options.quick else 64_000
             paper()
             measure(Path(name) / "imagenet", Size(images, 1000, 2048), 2, None)
             measure(Path(name) / "imagenet_top", Size(images, 1000, 0), 2, 10)
-    logits = torch.from_numpy(np.load(given.teacher)) if given.teacher else drawn(given.classes)
-    errors(logits, "the teacher's" if given.teacher else "drawn")
+    logits = torch.from_numpy(np.load(options.teacher)) if options.teacher else drawn(options.classes)
+    errors(logits, "the teacher's" if options.teacher else "drawn")
     return 0
 
 
@@ -74,10 +74,10 @@ def measure(folder: Path, size: Size, epochs: int, top_k: int | None) -> None:
     """Fill and read a store."""
     store = opened(folder, size, top_k)
     disk = sum(sum(store.sizes(epoch).values()) for epoch in range(epochs))
-    kept = f"top {top_k}" if top_k else f"{size.classes} logits"
-    kept += f" and an embedding of {size.embedding}" if size.embedding else ""
+    layout = f"top {top_k}" if top_k else f"{size.classes} logits"
+    layout += f" and an embedding of {size.embedding}" if size.embedding else ""
     row = disk / size.images / epochs
-    print(f"{size.images:,} images x {epochs} epochs, {kept}: {disk / 1e9:.2f} GB, {row:.0f} bytes a row")
+    print(f"{size.images:,} images x {epochs} epochs, {layout}: {disk / 1e9:.2f} GB, {row:.0f} bytes a row")
     outputs = Outputs(
         torch.randn(BATCH, size.classes) * 4, embedding=torch.randn(BATCH, size.embedding) if size.embedding else None
     )
@@ -152,8 +152,8 @@ def paper() -> None:
         "top 10": [Form(1000, "float16", 10)],
         "top 50": [Form(1000, "float16", 50)],
     }
-    for name, kept in forms.items():
-        one = sum(Rows.size(IMAGENET, *form.row) for form in kept)
+    for name, stored in forms.items():
+        one = sum(Rows.size(IMAGENET, *form.row) for form in stored)
         sizes = ", ".join(f"K={views}: {views * one / 1e9:,.1f} GB" for views in (1, 10, 100, 300))
         print(f"  {name:<34} {one / IMAGENET:>5.0f} bytes, {sizes}")
 
@@ -173,9 +173,9 @@ def errors(logits: Tensor, whose: str) -> None:
     print(f"top-k of {whose} {classes} logits: mean KL to all of them; error of the gradient, of its norm")
     for k in (k for k in (1, 2, 5, 10, 20, 50) if k < classes):
         form = Form(classes, "float16", k)
-        kept, cells = form.decode(form.encode(logits), CPU), []
+        decoded, cells = form.decode(form.encode(logits), CPU), []
         for temperature in (1.0, 4.0):
-            p, q = (torch.softmax(each / temperature, 1) for each in (logits, kept))
+            p, q = (torch.softmax(values / temperature, 1) for values in (logits, decoded))
             gradient = (p - q).norm(dim=1) / (p - 1 / classes).norm(dim=1)
             error = form.error(logits, temperature)
             cells.append(f"T={temperature:g}: {error:.2g}, {100 * float(gradient.mean()):.2g} %")

@@ -39,26 +39,26 @@ def main() -> int:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--quick", action="store_true", help="only to see that it runs: the numbers mean nothing")
     parser.add_argument("--gate", action="store_true", help="exit with 1 where a limit is not kept")
-    given = parser.parse_args()
+    options = parser.parse_args()
     if not PINNED.keys() <= os.environ.keys():
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**PINNED, **os.environ})
-    given.trials = given.trials or (2 if given.quick else 10)
-    given.rounds = given.rounds or (3 if given.quick else 30)
-    given.batch = given.batch or (4 if given.quick else 64)
+    options.trials = options.trials or (2 if options.quick else 10)
+    options.rounds = options.rounds or (3 if options.quick else 30)
+    options.batch = options.batch or (4 if options.quick else 64)
     pairs = teachers()
-    names = given.pairs.split(",") if given.pairs else [*pairs]
+    names = options.pairs.split(",") if options.pairs else [*pairs]
     if unknown := set(names) - pairs.keys():
         parser.error(f"--pairs takes {', '.join(pairs)}, not {', '.join(sorted(unknown))}")
-    results = [measured(name, *pairs[name], given) for name in names]
+    results = [measured(name, *pairs[name], options) for name in names]
     print(f"\n{'pair':<34}{'fastest by brute force':<42}{'chosen':<42}{'of plain':>9}{'of fastest':>11}{'right':>7}")
     for row in results:
         text = (
             f"{row['pair']:<34}{row['fastest']:<42}{row['usual']:<42}{row['of_plain']:>9.3f}{row['of_fastest']:>11.3f}"
         )
-        print(f"{text}{row['right']:>4}/{given.trials}{'' if row['kept'] else '  NOT KEPT'}")
-    if given.json:
-        given.json.write_text(json.dumps(results, indent=1) + "\n")
-    return int(given.gate and not all(row["kept"] for row in results))
+        print(f"{text}{row['right']:>4}/{options.trials}{'' if row['kept'] else '  NOT KEPT'}")
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
+    return int(options.gate and not all(row["kept"] for row in results))
 
 
 def teachers() -> dict[str, tuple[str, Callable[[], Any], int]]:
@@ -76,7 +76,7 @@ def teachers() -> dict[str, tuple[str, Callable[[], Any], int]]:
     }
 
 
-def measured(name: str, pair: str, build: Callable[[], Any], size: int, given: argparse.Namespace) -> dict[str, Any]:
+def measured(name: str, pair: str, build: Callable[[], Any], size: int, setting: argparse.Namespace) -> dict[str, Any]:
     """Brute force and trials of one pair."""
     import torch
 
@@ -87,21 +87,21 @@ def measured(name: str, pair: str, build: Callable[[], Any], size: int, given: a
     from kdlab.outputs import Batch
 
     torch.manual_seed(0)
-    device, fast = torch.device(given.device), Fast(precision="auto", timed=True)
+    device, fast = torch.device(setting.device), Fast(precision="auto", timed=True)
     network = build().to(device).eval().requires_grad_(False)
-    images = torch.randn(given.batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    images = torch.randn(setting.batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
     with torch.no_grad():
         trial = Trial(Runner(network, ()), images, fast)
         made = [trial.make(option) for option in dict.fromkeys(map(trial.effective, fast.combinations(device)))]
         copies = [copy for copy in made if not copy.refused]
         calls = [lambda run=copy.runner: run(images) for copy in copies]  # type: ignore[misc]
-        seconds = in_turns(calls, device, given.rounds, seconds=60 if given.quick else 600)
+        seconds = in_turns(calls, device, setting.rounds, seconds=60 if setting.quick else 600)
     ratios = [[b / a for a, b in zip(seconds[0], row, strict=True)] for row in seconds]
     of_plain = {copy.options: statistics.median(row) for copy, row in zip(copies, ratios, strict=True)}
     best = min(of_plain.values())
     teacher, chosen = Frozen(network, fast=fast), []
-    for number in range(given.trials):
-        choice = teacher.choose(Batch(images, torch.zeros(given.batch, dtype=torch.int64)))
+    for number in range(setting.trials):
+        choice = teacher.choose(Batch(images, torch.zeros(setting.batch, dtype=torch.int64)))
         chosen.append(PLAIN if choice is None else choice.copy.options)
         print(f"{name}, trial {number + 1}: {trial.described(chosen[-1])}", file=sys.stderr)
     right = [of_plain[options] <= SAME * best for options in chosen]
@@ -115,7 +115,7 @@ def measured(name: str, pair: str, build: Callable[[], Any], size: int, given: a
         "of_plain": slowest,
         "of_fastest": slowest / best,
         "right": sum(right),
-        "kept": slowest <= SLOWER and sum(right) >= SHARE * given.trials,
+        "kept": slowest <= SLOWER and sum(right) >= SHARE * setting.trials,
         "plain_ms": 1e3 * statistics.median(seconds[0]),
         "brute_force": [{**options.changes, "of_plain": ratio} for options, ratio in of_plain.items()],
         "refused": {trial.described(copy.options): copy.refused for copy in made if copy.refused},

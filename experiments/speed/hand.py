@@ -146,7 +146,7 @@ class Taps:
 
 def review(setting: Setting) -> Loop:
     """ReviewKD by hand, the floor of its method: both networks, and its fusion modules in a plain loop."""
-    student, teacher = (each.to(setting.device) for each in networks())
+    student, teacher = (network.to(setting.device) for network in networks())
     fusions = nn.ModuleList(Fusion(c, 64, c, deepest=i == 3) for i, c in enumerate((16, 32, 64, 64)))
     fusions.to(setting.device)
     taps, targets = Taps(student, STAGES), Taps(teacher, SUMS)
@@ -154,8 +154,8 @@ def review(setting: Setting) -> Loop:
     def loss(x: Tensor, y: Tensor) -> Tensor:
         inferred(teacher, x)
         value, deeper = F.cross_entropy(student(x), y), None
-        for fusion, own, target in reversed(list(zip(fusions, taps.maps, targets.maps, strict=True))):
-            out, deeper = fusion(own, deeper, target.shape[2:])
+        for fusion, tap, target in reversed(list(zip(fusions, taps.maps, targets.maps, strict=True))):
+            out, deeper = fusion(tap, deeper, target.shape[2:])
             value = value + 0.6 * hierarchical_distance(out, target)
         return value
 

@@ -192,11 +192,11 @@ def main(method: str, seed: int, root: Path, weights: Path, epochs: int) -> None
     for epoch in range(epochs):
         student.train()
         for images, labels, _ in batches:
-            own = seen(student, images)
+            outputs = seen(student, images)
             with torch.no_grad():
                 taught = seen(teacher, images)
-            total = (0.1 if method == "KD" else 1.0) * F.cross_entropy(own[0], labels)
-            total = total + (0.9 if method == "KD" else 1.0) * loss(own, taught, labels)
+            total = (0.1 if method == "KD" else 1.0) * F.cross_entropy(outputs[0], labels)
+            total = total + (0.9 if method == "KD" else 1.0) * loss(outputs, taught, labels)
             optimizer.zero_grad()
             total.backward()
             optimizer.step()

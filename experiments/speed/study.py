@@ -53,30 +53,31 @@ def main() -> int:
         "--quick", action="store_true", help="two methods and seeds, few images: only to see that it runs"
     )
     parser.add_argument("--json", type=Path, help="file for the numbers")
-    given = parser.parse_args()
-    if given.quick:
-        given.images, given.epochs, given.seeds, given.methods, given.pack = 200, 1, 2, "KD,AT", "2"
-    methods, seeds = given.methods.split(","), list(range(given.seeds))
+    options = parser.parse_args()
+    if options.quick:
+        options.images, options.epochs, options.seeds, options.methods, options.pack = 200, 1, 2, "KD,AT", "2"
+    methods, seeds = options.methods.split(","), list(range(options.seeds))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        images, tests = write_data(folder / "data", given.images)
+        images, tests = write_data(folder / "data", options.images)
         write_teacher(folder / "teacher.pth")
-        write_study(folder / "study", folder / "data", given.epochs, methods, seeds)
+        write_study(folder / "study", folder / "data", options.epochs, methods, seeds)
         print(
-            f"{len(methods)} methods x {len(seeds)} seeds, {images} + {tests} images, {given.epochs} epochs", flush=True
+            f"{len(methods)} methods x {len(seeds)} seeds, {images} + {tests} images, {options.epochs} epochs",
+            flush=True,
         )
-        hand = cost(lambda: run_hand(folder, methods, seeds, given.epochs))
+        hand = cost(lambda: run_hand(folder, methods, seeds, options.epochs))
         print(f"loop over scripts: {hand.wall:.0f} s, {hand.processors:.0f} s of processors", flush=True)
-        kdlab = cost(lambda: run_kdlab(folder, given.pack))
+        kdlab = cost(lambda: run_kdlab(folder, options.pack))
         print(f"kdlab reproduce: {kdlab.wall:.0f} s, {kdlab.processors:.0f} s of processors")
         check(folder, len(methods) * len(seeds))
     ratio, of_processors = kdlab.wall / hand.wall, kdlab.processors / hand.processors
     print(f"ratio: {ratio:.3f} of the time, {of_processors:.3f} of the processors' time")
-    if given.json:
+    if options.json:
         numbers = {"hand": hand._asdict(), "kdlab": kdlab._asdict(), "ratio": ratio, "of_processors": of_processors}
-        given.json.write_text(json.dumps({**vars(given), "json": None, **numbers}, indent=1) + "\n")
-    if given.gate is not None and ratio > given.gate:
-        print(f"FAIL: the ratio is above {given.gate}.")
+        options.json.write_text(json.dumps({**vars(options), "json": None, **numbers}, indent=1) + "\n")
+    if options.gate is not None and ratio > options.gate:
+        print(f"FAIL: the ratio is above {options.gate}.")
         return 1
     return 0
 

@@ -135,10 +135,12 @@ class Tuning:
 
     def _layouts(self) -> list[dict[str, Any]]:
         """Return what may be changed of precision and memory format, and both together."""
-        own = str(self._value(PRECISION))
+        current = str(self._value(PRECISION))
         lower = ["bf16-mixed"] if supports("bf16", self.device) else []
         lower += ["16-mixed"] if self.device.type == "cuda" else []
-        precisions = [{}, *({PRECISION: name} for name in lower if name != own)] if own in ("32-true", "None") else [{}]
+        precisions = (
+            [{}, *({PRECISION: name} for name in lower if name != current)] if current in ("32-true", "None") else [{}]
+        )
         layouts: list[dict[str, Any]] = [{}]
         if self._facts["has_images"] and not self._value(LAST):
             layouts.append({LAST: True})
@@ -169,7 +171,7 @@ class Tuning:
         ratios = [1.0]
         usable = [current, *(setting for setting in others if not setting.refused)]
         for setting in usable[1:]:
-            ratios.append(statistics.median(fit.seconds / own for fit, own in zip(setting.fits, times, strict=True)))
+            ratios.append(statistics.median(fit.seconds / best for fit, best in zip(setting.fits, times, strict=True)))
         for setting in others:
             self.watch(setting)
         return usable[fastest(ratios)]
@@ -228,7 +230,7 @@ class Tuning:
         """Return the data of a config, which fits with the same options share, so that it is read once."""
         key = json.dumps(config, sort_keys=True, default=str)
         data = self._data.setdefault(key, data)
-        own = (config.get("init_args") or {}).get("batch_size")
-        if own is not None:
-            data.batch_size = batch_size or own
+        size = (config.get("init_args") or {}).get("batch_size")
+        if size is not None:
+            data.batch_size = batch_size or size
         return data

@@ -49,17 +49,17 @@ class Runner(Observer):
 
     def __call__(self, inputs: Any, only_layers: bool = False) -> Outputs:
         """Run once on ``inputs``, with ``only_layers`` no further than the last tapped layer."""
-        given = dict(inputs) if isinstance(inputs, Mapping) else {"": inputs}
-        tensors = {name: each for name, each in given.items() if isinstance(each, Tensor)}
-        images = [each for each in tensors.values() if each.dim() == 4 and each.is_floating_point()]
+        arguments = dict(inputs) if isinstance(inputs, Mapping) else {"": inputs}
+        tensors = {name: tensor for name, tensor in arguments.items() if isinstance(tensor, Tensor)}
+        images = [tensor for tensor in tensors.values() if tensor.dim() == 4 and tensor.is_floating_point()]
         # Images of one channel are in both layouts.
         as_is = bool(images) and all(x.is_contiguous(memory_format=LAST) and not x.is_contiguous() for x in images)
-        given |= {name: converted(each, self.dtype, self.channels_last) for name, each in tensors.items()}
+        arguments |= {name: converted(tensor, self.dtype, self.channels_last) for name, tensor in tensors.items()}
         first = next(iter(tensors.values()), torch.empty(0))
         self._is_stopping = only_layers and bool(self.last)
         try:
             with torch.autocast(first.device.type, enabled=False) if self.dtype else nullcontext():
-                outputs = super().__call__(given if isinstance(inputs, Mapping) else given[""])
+                outputs = super().__call__(arguments if isinstance(inputs, Mapping) else arguments[""])
         except _Stop:
             overwritten = {name for name, version in self._versions.items() if version_of(self._kept[name]) != version}
             if overwritten:
@@ -106,7 +106,7 @@ class Trial:
     def __init__(self, plain: Runner, inputs: Any, fast: Fast, temperatures: Iterable[float] = ()) -> None:
         self.plain, self.inputs, self.fast = plain, inputs, fast
         self.temperatures = tuple(dict.fromkeys((1.0, *temperatures)))
-        self.weights = [each for each in plain.network.parameters() if not each.is_inference()]
+        self.weights = [weight for weight in plain.network.parameters() if not weight.is_inference()]
         self.device = self.weights[0].device if self.weights else torch.device("cpu")
         flow = Flow(plain.network)
         with flow, register_module_forward_pre_hook(flow.before), register_module_forward_hook(flow.after):
@@ -117,7 +117,7 @@ class Trial:
     def effective(self, fast: Fast) -> Fast:
         """Return what ``fast`` changes in this network."""
         dtype = LOWER.get(fast.precision)
-        is_there = all(each.dtype == dtype for each in self.weights if each.is_floating_point())
+        is_there = all(weight.dtype == dtype for weight in self.weights if weight.is_floating_point())
         return replace(
             PLAIN,
             fold=fast.fold and bool(self.pairs),
@@ -198,4 +198,4 @@ def _exact(weights: Iterable[Tensor], dtype: torch.dtype | None, device: torch.d
     backends: Any = torch.backends
     of = (backends.cudnn.conv, backends.cuda.matmul) if device.type == "cuda" else (backends.mkldnn.matmul,)
     lowered = dtype is not None or torch.is_autocast_enabled(device.type) or any(x.itemsize < 4 for x in weights)
-    return not lowered and all(each.fp32_precision in ("none", "ieee") for each in of)
+    return not lowered and all(backend.fp32_precision in ("none", "ieee") for backend in of)

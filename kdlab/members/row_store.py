@@ -164,8 +164,8 @@ class Form(NamedTuple):
 
     def error(self, logits: Tensor, temperature: float) -> float:
         """Return the mean KL divergence of logits as they are decoded from the logits themselves, at a temperature."""
-        kept = self.decode(self.encode(logits), torch.device("cpu"))
-        log_p, log_q = (torch.log_softmax(each.float().cpu() / temperature, 1) for each in (logits.detach(), kept))
+        decoded = self.decode(self.encode(logits), torch.device("cpu"))
+        log_p, log_q = (torch.log_softmax(x.float().cpu() / temperature, 1) for x in (logits.detach(), decoded))
         return float((log_p.exp() * (log_p - log_q)).sum(1).mean())
 
 

@@ -194,7 +194,7 @@ class DistillationModule(LoggedModule, CheckpointedModule, SeededModule, Evaluat
         """Put the callbacks of the module back, all of which a finder of Lightning drops."""
         restore_callbacks(self, self._callbacks)
         setup_checks.report_batch(self, self.knowledge, self.dry_run)
-        self._split = next((each for each in self.trainer.optimizers if isinstance(each, DOT)), None)
+        self._split = next((one for one in self.trainer.optimizers if isinstance(one, DOT)), None)
         super().on_train_start()
 
     def observe(self, batch: Batch, members: Iterable[Member] | None = None) -> dict[str, Outputs]:

@@ -52,23 +52,23 @@ class EarlySetup(pl.Callback):
         pl_module.length.check(trainer)
         pl_module.length.has_begun = True
         # Lightning calls six hooks of every callback in a step, at about 3 us a hook.
-        idle = [each for each in pl_module.knowledge.values() if not each.follows_steps]
-        drop_callbacks(trainer, lambda each: isinstance(each, EarlySetup | MonitorCheck) or each in idle)
+        idle = [one for one in pl_module.knowledge.values() if not one.follows_steps]
+        drop_callbacks(trainer, lambda one: isinstance(one, EarlySetup | MonitorCheck) or one in idle)
 
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Leave the Trainer, whose next module may be of another kind."""
-        drop_callbacks(trainer, lambda each: each is self)
+        drop_callbacks(trainer, lambda one: one is self)
 
 
 def drop_callbacks(trainer: pl.Trainer, drops: Callable[[pl.Callback], bool]) -> None:
     """Take callbacks out of the Trainer; hooks that run now still reach them."""
-    trainer.callbacks = [each for each in trainer.callbacks if not drops(each)]  # type: ignore[attr-defined]
+    trainer.callbacks = [one for one in trainer.callbacks if not drops(one)]  # type: ignore[attr-defined]
 
 
 def restore_callbacks(module: Any, callbacks: Sequence[pl.Callback]) -> None:
     """Put the callbacks of a step back into the Trainer, which a finder of Lightning drops."""
     present = module.trainer.callbacks
-    for callback in [*(each for each in module.knowledge.values() if each.follows_steps), *callbacks]:
+    for callback in [*(one for one in module.knowledge.values() if one.follows_steps), *callbacks]:
         if callback not in present:
             present.append(callback)
             callback.on_train_start(module.trainer, module)

@@ -42,11 +42,11 @@ def choose_teachers(module: Any) -> None:
     timed = list(_timed(module))
     if not timed:
         return
-    own = choice_file(trainer)  # all processes take part
+    own_file = choice_file(trainer)  # all processes take part
     for teacher, fast in timed:
         options: dict[str, Any] | None = None
         if trainer.is_global_zero:
-            options = _options(module, teacher, fast, own)
+            options = _options(module, teacher, fast, own_file)
         options = trainer.strategy.broadcast(options)
         teacher.use(None if options is None else Fast(**options))
 
@@ -72,7 +72,7 @@ def _timed(module: Any) -> Iterator[tuple[Frozen, Fast]]:
             yield member, member.fast
 
 
-def _options(module: Any, teacher: Frozen, fast: Fast, own: Path | None) -> dict[str, Any] | None:
+def _options(module: Any, teacher: Frozen, fast: Fast, own_file: Path | None) -> dict[str, Any] | None:
     """Return the options of the choice that is known, or that is made now; ``None`` where nothing can be chosen."""
     trainer: pl.Trainer = module.trainer
     cache = getattr(module.teaching, "cache", None)
@@ -82,10 +82,12 @@ def _options(module: Any, teacher: Frozen, fast: Fast, own: Path | None) -> dict
     with ExitStack() as stack:
         if shared is not None:  # of runs that start together one times, and the others wait and read
             stack.enter_context(locked(shared.with_name(f".{shared.name}.lock"), "", wait=True))
-        entry = next((found for path in (own, before, shared) if (found := _entry(path, key, teacher, fast))), None)
+        entry = next(
+            (entry_at for path in (own_file, before, shared) if (entry_at := _entry(path, key, teacher, fast))), None
+        )
         if entry is None and (entry := _timed_choice(module, teacher)) is None:
             return None
-        for path in (own, shared):
+        for path in (own_file, shared):
             content = (read_json(path) or {}) if path else {}
             if path and content.get(key) != entry:
                 write_json(path, {**content, key: entry})

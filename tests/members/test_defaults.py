@@ -35,13 +35,13 @@ DEFAULTS: dict[Any, dict[str, object]] = {
 def test_defaults_are_those_of_the_table(call: Any) -> None:
     """Change both, with a line in CHANGELOG.md."""
     parameters = inspect.signature(call).parameters.values()
-    found = {one.name: one.default for one in parameters if one.default is not one.empty}
+    defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
     expected = dict(DEFAULTS[call])
     if call is Bank:
-        found["dtype"] = str(found["dtype"])
+        defaults["dtype"] = str(defaults["dtype"])
     if call is Frozen:
         expected["fast"] = members.Fast()
-    assert found == expected
+    assert defaults == expected
 
 
 TRAITS: dict[type[Member], str] = {

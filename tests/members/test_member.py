@@ -80,8 +80,8 @@ def test_a_network_sees_its_inputs_and_views_in_training(
     member.inputs = inputs
     member.set_taps((), views)
     seen = member(batch(0, other=torch.full((3, 4), 2.0), third=torch.full((3, 4), 3.0)), {})["net"]
-    found = [seen.logits[:, 0].tolist(), *(seen.views[view].logits[:, 0].tolist() for view in views)]
-    assert found == rows
+    values = [seen.logits[:, 0].tolist(), *(seen.views[view].logits[:, 0].tolist() for view in views)]
+    assert values == rows
     assert member(batch(None), {})["net"].logits[:, 0].tolist() == [1.0] * 3
 
 

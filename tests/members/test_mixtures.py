@@ -168,11 +168,11 @@ def test_several_teachers_are_one_with_the_layers_of_each() -> None:
     assert outputs.names == ("1.x", "0.y")
     assert outputs.layers[0] is seen["t.1"].layers[0]
     assert outputs.layers[1] is seen["t.0"].layers[1]
-    for found, one, other in (
+    for logits, one, other in (
         (outputs, seen["t.0"], seen["t.1"]),
         (outputs.views["crops"], seen["t.0"].views["crops"], seen["t.1"].views["crops"]),
     ):
-        torch.testing.assert_close(found.logits.exp(), one.logits.softmax(1) / 4 + other.logits.softmax(1) * 0.75)
+        torch.testing.assert_close(logits.logits.exp(), one.logits.softmax(1) / 4 + other.logits.softmax(1) * 0.75)
     assert outputs.members == ()
     assert member(BATCH, {"t.0": seen["t.0"], "student": seen["student"]}) == {}  # a file, in evaluation
 

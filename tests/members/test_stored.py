@@ -298,8 +298,8 @@ def test_missing_mass_is_of_some_thousand_rows(tmp_path: Path, count: int, mean:
     save_outputs(
         tmp_path / "m.safetensors", log_probabilities=(1 - missing).log()[:, None], tokens=torch.zeros(count, 1).long()
     )
-    found = Stored(str(tmp_path / "m.safetensors")).missing_mass()
-    assert found == pytest.approx((mean, 1 / 3 if count == 12288 else 0.5), rel=1e-3)
+    mass = Stored(str(tmp_path / "m.safetensors")).missing_mass()
+    assert mass == pytest.approx((mean, 1 / 3 if count == 12288 else 0.5), rel=1e-3)
 
 
 def test_no_missing_mass_of_whole_logits(tmp_path: Path) -> None:

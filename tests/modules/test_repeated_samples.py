@@ -26,7 +26,7 @@ def evaluated(loader: Any, repeated: RepeatedSamples) -> list[int]:
 @pytest.mark.parametrize("processes", [2, 3])
 def test_every_sample_counts_in_one_process(processes: int, size: int, batch_size: int, batched: bool) -> None:
     data = TensorDataset(torch.arange(size), torch.arange(size))
-    found = []
+    result = []
     for rank in range(processes):
         sampler: Any = DistributedSampler(data, processes, rank, shuffle=False)
         options: dict[str, Any] = {"sampler": sampler, "batch_size": batch_size}
@@ -34,15 +34,15 @@ def test_every_sample_counts_in_one_process(processes: int, size: int, batch_siz
             options = {"batch_sampler": torch.utils.data.BatchSampler(sampler, batch_size, drop_last=False)}
         loader: Any = DataLoader(data, **options)
         repeated = RepeatedSamples()
-        found += [first := evaluated(loader, repeated)]
+        result += [first := evaluated(loader, repeated)]
         assert evaluated(loader, repeated) == first  # again, in the next epoch
-    assert sorted(itertools.chain(*found)) == [*range(size)]
+    assert sorted(itertools.chain(*result)) == [*range(size)]
 
 
 def test_other_samplers_are_left_alone() -> None:
     data = TensorDataset(torch.arange(4), torch.arange(4))
     assert evaluated(DataLoader(data, batch_size=3), RepeatedSamples()) == [0, 1, 2, 3]
     batch = Batch(torch.arange(5), torch.arange(5))
-    own = DataLoader(data, batch_sampler=Shuffled(4, 2, 0, 1, 2))  # its draws are no repetitions
-    assert RepeatedSamples().dropped(batch, own, 0) is batch
+    loader = DataLoader(data, batch_sampler=Shuffled(4, 2, 0, 1, 2))  # its draws are no repetitions
+    assert RepeatedSamples().dropped(batch, loader, 0) is batch
     assert RepeatedSamples().dropped(batch, [1, 2], 0) is batch

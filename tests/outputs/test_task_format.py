@@ -157,8 +157,8 @@ def test_rows_of_one_logit_a_position():
     ],
 )
 def test_which_of_two_rows_count(form, target, mask, counted):
-    found = form.counted(2, torch.tensor(target), None if mask is None else torch.tensor(mask))
-    assert (found if found is None else found.tolist()) == counted
+    labels = form.counted(2, torch.tensor(target), None if mask is None else torch.tensor(mask))
+    assert (labels if labels is None else labels.tolist()) == counted
 
 
 def test_whole_samples_are_left_out():
@@ -168,13 +168,13 @@ def test_whole_samples_are_left_out():
     target = torch.tensor([4, -100, 5])
     one, other, labels = CLASSES.select(outputs, outputs.map(torch.neg), target)
     assert labels.tolist() == [4, 5]
-    for found, whole in ((one, outputs), (other, outputs.map(torch.neg))):
-        assert torch.equal(found.logits, whole.logits[[0, 2]])
-        assert torch.equal(found.layers[0], whole.layers[0][[0, 2]])
-        assert torch.equal(found.embedding, whole.embedding[[0, 2]])
-        assert torch.equal(found.views["crops"].logits, whole.views["crops"].logits[[0, 1, 4, 5]])
-        assert found.index.tolist() == [0, 2]
-        assert found.mask.shape == (2, 1)
+    for selected, whole in ((one, outputs), (other, outputs.map(torch.neg))):
+        assert torch.equal(selected.logits, whole.logits[[0, 2]])
+        assert torch.equal(selected.layers[0], whole.layers[0][[0, 2]])
+        assert torch.equal(selected.embedding, whole.embedding[[0, 2]])
+        assert torch.equal(selected.views["crops"].logits, whole.views["crops"].logits[[0, 1, 4, 5]])
+        assert selected.index.tolist() == [0, 2]
+        assert selected.mask.shape == (2, 1)
     bare = samples(Outputs(draw(3, 3)), torch.tensor([True, False, True]))
     assert (bare.index, bare.mask) == (None, None)
     assert CLASSES.select(outputs, outputs, torch.arange(3))[0] is outputs

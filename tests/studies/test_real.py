@@ -227,9 +227,9 @@ def test_a_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_auto_times_runs_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = write(tmp_path / "dry", epochs=1000)
     main(["reproduce", str(study), "--runs", str(tmp_path / "runs"), "--dry-run", "--pack", "auto"])
-    said = re.search(r"--pack (\d), as steps a second .* \(1: ([\d.]+)(?:, 2: ([\d.]+))?", capsys.readouterr().out)
-    assert said is not None
-    pack, one, two = int(said[1]), float(said[2]), float(said[3] or 0)
+    line = re.search(r"--pack (\d), as steps a second .* \(1: ([\d.]+)(?:, 2: ([\d.]+))?", capsys.readouterr().out)
+    assert line is not None
+    pack, one, two = int(line[1]), float(line[2]), float(line[3] or 0)
     assert one > 0
     assert (two > 0) == (processors() > 1)
     if processors() == 2:

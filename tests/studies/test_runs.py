@@ -73,10 +73,10 @@ def test_weights_from_a_file_are_found_from_anywhere(tmp_path: Path, monkeypatch
 def test_a_study_keeps_outputs_where_a_recipe_has_a_teacher_and_no_cache(tmp_path: Path) -> None:
     mine = {"class_path": "kdlab.teaching.TeacherCache", "init_args": {"folder": "mine", "top_k": 3}}
     text = STUDY.replace("seeds:", f"  own: {{configs: [kd.yaml], options: {{model.teacher_cache: {mine}}}}}\nseeds:")
-    found = named(runs(tmp_path, text))
+    result = named(runs(tmp_path, text))
 
     def cache_of(name: str) -> object:
-        folder = found[name].prepare(tmp_path / "runs", "data", cache=tmp_path / "outputs")
+        folder = result[name].prepare(tmp_path / "runs", "data", cache=tmp_path / "outputs")
         return yaml.safe_load((folder / RECIPE).read_text())["model"]["init_args"]["teacher_cache"]
 
     options = {"folder": str((tmp_path / "outputs").resolve()), "dtype": "float32", "shared": True}
@@ -84,4 +84,4 @@ def test_a_study_keeps_outputs_where_a_recipe_has_a_teacher_and_no_cache(tmp_pat
     assert cache_of("tiny, plain, seed 0") is None
     assert cache_of("teacher big") is None
     assert cache_of(f"{PAIR}, own, seed 0") == mine
-    assert found[KD].config["model"]["init_args"]["teacher_cache"] is None, "the identity is that without a cache"
+    assert result[KD].config["model"]["init_args"]["teacher_cache"] is None, "the identity is that without a cache"

@@ -332,8 +332,8 @@ def test_linear_is_near_the_best_in_few_steps() -> None:
     z = [torch.tensor([[2.0, 0.0, 4.0]], dtype=torch.float64), torch.tensor([[2.0, 3.0, 0.0]], dtype=torch.float64)]
     label, grid = torch.tensor([0]), torch.linspace(0, 1, 2001, dtype=torch.float64)
     losses = [float(nn.functional.cross_entropy(a * z[0] + (1 - a) * z[1], label)) for a in grid]
-    found = float(nn.functional.cross_entropy(Linear(20)(z, label), label))
-    assert found - min(losses) < 1e-6
+    result = float(nn.functional.cross_entropy(Linear(20)(z, label), label))
+    assert result - min(losses) < 1e-6
 
 
 def test_plans_name_outputs_and_run_them() -> None:

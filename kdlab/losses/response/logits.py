@@ -85,11 +85,11 @@ def views_of(loss: nn.Module) -> tuple[str, ...]:
 
 def temperatures_of(losses: Iterable[nn.Module]) -> tuple[float, ...]:
     """Return the fixed temperatures at which losses, and losses inside them, read the teacher's logits."""
-    found = set[float]()
+    temperatures = set[float]()
     for part in (part for loss in losses for part in loss.modules()):
         for name in ("temperature", "teacher_temperature", "temperatures"):
             value = getattr(part, name, ())
-            found |= {
+            temperatures |= {
                 float(one) for one in (value if isinstance(value, tuple) else (value,)) if isinstance(one, int | float)
             }
-    return tuple(sorted(found))
+    return tuple(sorted(temperatures))
