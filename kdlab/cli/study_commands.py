@@ -28,7 +28,7 @@ from kdlab.studies.generations import STUDENT, train_generations
 from kdlab.studies.grid import runs_of
 from kdlab.studies.launchers import Local, OnRay
 from kdlab.studies.ledger import FINISHED, Ledger
-from kdlab.studies.packed_runs import check_pack, chosen, measure
+from kdlab.studies.packed_runs import check_pack, check_room, chosen, measure
 from kdlab.studies.preflight import Estimate, Resolved, Trials, check_networks
 from kdlab.studies.progress import StudyBar
 from kdlab.studies.render import log_table, markdown, write
@@ -160,12 +160,13 @@ def reproduce(
         gpus_per_run: GPUs of the cluster for each run
         wandb: project of Weights & Biases to log runs and table to, as one group
     """
+    check_pack(pack, launcher)  # before anything is written
     opened = OpenStudy(reproduce, study, overrides, runs, ledger, teacher, pairs, methods)
     console = Console(highlight=False)
-    check_pack(pack, launcher, opened.runs, {})
+    check_room(pack, opened.runs, {})
     work, estimates = opened.examine(console)
     work.cache = teacher_cache
-    check_pack(pack, launcher, opened.runs, estimates)
+    check_room(pack, opened.runs, estimates)
     if pack == "auto":
         pack = _measured_pack(work, console)
     if dry_run:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -150,7 +149,7 @@ class NetworkMember(Member):
         """Return the outputs of all heads and views; in evaluation those on the batch itself."""
         self.observer.factors = self.factors and batch.progress is not None
         if batch.progress is None or self._sees_batch_alone:
-            observed = replace(self.observe(batch.inputs, batch), index=batch.index, mask=batch.mask)
+            observed = self.observe(batch.inputs, batch).replace(index=batch.index, mask=batch.mask)
         else:
             inputs = inputs_with_views(batch, self.inputs, self._further)
             observed = with_views(self.observe(inputs, batch), batch, self._further)

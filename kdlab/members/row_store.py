@@ -166,7 +166,7 @@ class Form(NamedTuple):
         """Return the mean KL divergence of logits as they are decoded from the logits themselves, at a temperature."""
         decoded = self.decode(self.encode(logits), torch.device("cpu"))
         log_p, log_q = (torch.log_softmax(x.float().cpu() / temperature, 1) for x in (logits.detach(), decoded))
-        return float((log_p.exp() * (log_p - log_q)).sum(1).mean())
+        return max(0.0, float((log_p.exp() * (log_p - log_q)).sum(1).mean()))  # equal ones may differ by rounding
 
 
 def _odd(count: int) -> _Words:

@@ -26,7 +26,7 @@ from kdlab.modules.first_batch import first_batch
 from kdlab.modules.guards import Guards, scale_and_share
 from kdlab.modules.loss_logging import LoggedModule, Terms
 from kdlab.modules.monitors import MonitorCheck
-from kdlab.modules.position_weights import PositionWeights, takes_several_batches
+from kdlab.modules.position_weights import PositionWeights, takes_several_batches, zero_without_labels
 from kdlab.modules.run_length import RunLength
 from kdlab.modules.seeding import SeededModule, reseed
 from kdlab.modules.sharding import shard
@@ -215,9 +215,7 @@ class DistillationModule(LoggedModule, CheckpointedModule, SeededModule, Evaluat
             number = weight(seen, batch) if callable(weight) else weight
             if number != 0:
                 target = seen[name].targets(batch)
-                value = self.task(seen[name].logits, target)
-                if self.ignore is not None:  # torch's mean over no label is nan
-                    value = torch.where(target.ne(self.ignore).any(), value, 0.0)
+                value = zero_without_labels(self.task(seen[name].logits, target), target, self.ignore)
                 values.append(value if number == 1 else value * number)
         return reduce(add, values) if values else None
 
@@ -296,4 +294,4 @@ class DistillationModule(LoggedModule, CheckpointedModule, SeededModule, Evaluat
     def on_train_epoch_end(self) -> None:
         """Log the terms of the last steps of the epoch."""
         if values := self._log.flush():
-            self.log_dict(values, sync_dist=True)
+            self.log_row(values, self.global_step - 1)

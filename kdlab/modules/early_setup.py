@@ -22,7 +22,7 @@ class EarlySetup(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Run the dry run; take the first place, which Lightning gives to finders."""
-        trainer.callbacks = [self, *(each for each in trainer.callbacks if each is not self)]  # type: ignore[attr-defined]
+        trainer.callbacks = [self, *(one for one in trainer.callbacks if one is not self)]  # type: ignore[attr-defined]
         pl_module.prepare(stage)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:

@@ -128,8 +128,8 @@ class LoggedModule(pl.LightningModule):
         super().__init__()
         self._log = LossLog()
 
-    def log_row(self, values: Mapping[str, Tensor | float]) -> None:
-        """Log scalars of this step, means over the processes, all at once.
+    def log_row(self, values: Mapping[str, Tensor | float], step: int | None = None) -> None:
+        """Log scalars of this step, or of another, means over the processes, all at once.
 
         ``self.log`` costs 0.25 ms for each of them, and Lightning goes through what was logged in every later step.
         """
@@ -145,7 +145,7 @@ class LoggedModule(pl.LightningModule):
         trainer.logged_metrics.update(zip(values, numbers.unbind(), strict=True))
         row = {**dict(zip(values, numbers.tolist(), strict=True)), "epoch": self.current_epoch}
         for logger in trainer.loggers:
-            logger.log_metrics(row, self.global_step)
+            logger.log_metrics(row, self.global_step if step is None else step)
             logger.save()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytorch_lightning as pl
@@ -19,6 +20,13 @@ SCALE = 1024.0
 def takes_several_batches(trainer: pl.Trainer) -> bool:
     """Return whether a step may take batches of several processes, or several of one."""
     return trainer.world_size > 1 or accumulates(trainer)
+
+
+def zero_without_labels(loss: Tensor, target: Tensor, ignore: int | None) -> Tensor:
+    """Return a task loss, or 0 where no label of the batch counts: torch's mean over none is nan."""
+    if ignore is None or (loss.is_cpu and math.isfinite(loss.item())):  # a look at a GPU's would wait for it
+        return loss
+    return torch.where(target.ne(ignore).any(), loss, 0.0)
 
 
 class PositionWeights(pl.Callback):

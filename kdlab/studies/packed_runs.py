@@ -27,13 +27,11 @@ GAIN = 1.05
 MOST_ON_A_GPU = 16
 
 
-def check_pack(
-    pack: int | Literal["auto"], launcher: str, runs: Sequence[Run], estimates: Mapping[str, Estimate]
-) -> None:
-    """Check that so many runs can be at once on this machine.
+def check_pack(pack: int | Literal["auto"], launcher: str) -> None:
+    """Check ``--pack`` by itself.
 
     Raises:
-        InputError: they cannot.
+        InputError: it cannot be.
     """
     if pack == 1:
         return
@@ -44,6 +42,16 @@ def check_pack(
         )
     if pack != "auto" and pack < 1:
         raise InputError(f"--pack is how many runs happen at once, at least 1, or auto, not {pack}.")
+
+
+def check_room(pack: int | Literal["auto"], runs: Sequence[Run], estimates: Mapping[str, Estimate]) -> None:
+    """Check that so many runs can be at once on this machine.
+
+    Raises:
+        InputError: they cannot.
+    """
+    if pack == 1:
+        return
     several = next((run for run in runs if _devices(run.config["trainer"]) > 1), None)
     if several is not None:
         raise InputError(f"{several.name} takes several devices, as --pack does not: add --trainer.devices=1.")

@@ -44,8 +44,7 @@ def test_resumed_means_and_rows(tmp_path: Path, step: int, options: dict[str, in
     found = values(fit(again, tmp_path / f"step={step}.ckpt", **options), 0)
     assert expected <= found
     assert {row for row in found if row[0] >= step} == expected
-    assert {at for at, name, _ in found if name == "loss/total" and at < step} == ({4} if step == 5 else set())
-    # A row of steps is written in its step, so before the checkpoint; an epoch's row after it.
+    assert not {at for at, name, _ in found if name == "loss/total" and at < step}  # written before the checkpoint
 
 
 @pytest.mark.parametrize(("kind", "validated"), [(ModelCheckpoint, 1), (callbacks.ModelCheckpoint, 0)])

@@ -228,11 +228,17 @@ def test_a_loader_that_shuffles_has_another_order_in_every_epoch() -> None:
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 @pytest.mark.filterwarnings("ignore:The number of training batches")
 def test_a_training_that_was_over_logs_its_last_row_when_resumed(tmp_path: Path) -> None:
-    """Killed after its last checkpoint, and before the row of its last step was written."""
+    """Killed after its last checkpoint, and before the row was written of what a callback of the user logged."""
+
+    class Epoch(pl.Callback):
+        def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            pl_module.log("mine", float(trainer.current_epoch))
+
     options: dict[str, Any] = {"epochs": 2, "enable_checkpointing": True, "log_every_n_steps": 100}
     whole, resumed = Logged(), Logged()
-    trainer(logger=whole, callbacks=[ModelCheckpoint(tmp_path, save_last=True)], **options).fit(distiller(), digits())
-    run = trainer(logger=resumed, callbacks=[ModelCheckpoint(tmp_path, save_last=True)], **options)
-    run.fit(distiller(), digits(), ckpt_path=str(tmp_path / "last.ckpt"), weights_only=False)
-    assert len(whole.rows) == 2
-    assert resumed.rows == whole.rows[-1:]
+    for logger, checkpoint in ((whole, None), (resumed, str(tmp_path / "last.ckpt"))):
+        run = trainer(logger=logger, callbacks=[ModelCheckpoint(tmp_path, save_last=True), Epoch()], **options)
+        run.fit(distiller(), digits(), ckpt_path=checkpoint, weights_only=False)
+    logged = [row for row in whole.rows if "mine" in row[1]]
+    assert [row["mine"] for _, row in logged] == [0, 1]
+    assert resumed.rows == logged[-1:]

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from kdlab.cli.study_commands import reproduce
 from kdlab.errors import InputError
 from kdlab.studies import packed_runs
-from kdlab.studies.packed_runs import check_pack, chosen, measure
+from kdlab.studies.packed_runs import check_pack, check_room, chosen, measure
 from kdlab.studies.preflight import Estimate
 from kdlab.studies.runs import Run
 from tests.studies.small import runs
@@ -29,48 +30,60 @@ def with_trainer(some: list[Run], **options: Any) -> list[Run]:
 
 
 @pytest.mark.parametrize(
-    ("pack", "launcher", "options", "message"),
+    ("pack", "launcher", "message"),
     [
-        (0, "local", {}, "at least 1, or auto, not 0"),
-        (-2, "local", {}, "at least 1"),
-        (2, "ray", {}, "--cpus_per_run"),
-        ("auto", "ray", {}, "--cpus_per_run"),
-        (5, "local", {}, "more than the 4 processors"),
-        (2, "local", {"devices": 2}, "--trainer.devices=1"),
-        (2, "local", {"devices": [0, 1]}, "--trainer.devices=1"),
-        (2, "local", {"devices": "0,1"}, "--trainer.devices=1"),
-        ("auto", "local", {"num_nodes": 2}, "--trainer.devices=1"),
+        (0, "local", "at least 1, or auto, not 0"),
+        (-2, "local", "at least 1"),
+        (2, "ray", "--cpus_per_run"),
+        ("auto", "ray", "--cpus_per_run"),
     ],
 )
-def test_what_cannot_be_packed_is_refused(
-    pack: Any, launcher: str, options: dict[str, Any], message: str, some: list[Run]
+def test_a_pack_that_cannot_be_is_refused_with_nothing_written(
+    pack: Any, launcher: Any, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=message) as refused:
-        check_pack(pack, launcher, with_trainer(some, **options), {})
+        reproduce(Path("smoke"), [], runs=tmp_path, pack=pack, launcher=launcher)
+    assert str(refused.value).count(". ") == 0, "one sentence"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("pack", "options", "message"),
+    [
+        (5, {}, "more than the 4 processors"),
+        (2, {"devices": 2}, "--trainer.devices=1"),
+        (2, {"devices": [0, 1]}, "--trainer.devices=1"),
+        (2, {"devices": "0,1"}, "--trainer.devices=1"),
+        ("auto", {"num_nodes": 2}, "--trainer.devices=1"),
+    ],
+)
+def test_what_cannot_be_packed_is_refused(pack: Any, options: dict[str, Any], message: str, some: list[Run]) -> None:
+    with pytest.raises(InputError, match=message) as refused:
+        check_room(pack, with_trainer(some, **options), {})
     assert str(refused.value).count(". ") == 0, "one sentence"
 
 
 @pytest.mark.parametrize("options", [{}, {"devices": 1}, {"devices": "1"}, {"devices": [3]}, {"devices": -1}])
 def test_what_fits_may_be_packed(options: dict[str, Any], some: list[Run]) -> None:
     for pack in (1, 2, 4, "auto"):
-        check_pack(pack, "local", with_trainer(some, **options), {})  # type: ignore[arg-type]
-    check_pack(1, "ray", some, {})
+        check_room(pack, with_trainer(some, **options), {})  # type: ignore[arg-type]
+    check_pack(1, "ray")
 
 
 def test_all_devices_are_several_where_there_are(some: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed_runs.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(packed_runs.torch.cuda, "device_count", lambda: 2)
     with pytest.raises(InputError, match=r"--trainer\.devices=1"):
-        check_pack(2, "local", some, {})
-    check_pack("auto", "local", with_trainer(some, devices=1), {})
+        check_room(2, some, {})
+    check_room("auto", with_trainer(some, devices=1), {})
 
 
 def test_runs_that_do_not_fit_the_memory_are_refused(some: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed_runs, "_memory", lambda: 8.0 * 2**30)
     estimates = {run.key: Estimate(1.0, size * 2**30, 1.0) for run, size in zip(some, (1, 3, 1, 1, 1), strict=True)}
-    check_pack(2, "local", some, estimates)
+    check_room(2, some, estimates)
     with pytest.raises(InputError, match=r"take 9\.0 GiB of the 8\.0 GiB"):
-        check_pack(3, "local", some, estimates)
+        check_room(3, some, estimates)
 
 
 @pytest.mark.parametrize(
