@@ -272,7 +272,9 @@ ROW = 10 * 4 + 8
         ({"epochs": 3}, None, 3),
         ({"epochs": 1}, None, 1),
         ({"epochs": 3}, 2, 2),
-        ({"max_steps": 7}, None, 1),  # an unknown number of epochs
+        ({"epochs": -1, "max_steps": 7}, None, 2),  # of 5 steps each
+        ({"epochs": 3, "max_steps": 7, "accumulate_grad_batches": 2}, None, 3),
+        ({"epochs": 3, "max_steps": 4}, None, 1),
     ],
 )
 def test_disk_space_is_checked_for_all_epochs(
