@@ -193,6 +193,7 @@ def predictions(right: int, wrong: int, classes: int) -> tuple[dict[str, Tensor]
         (14, 35, 10, None),  # fewer than five samples a class
         (15, 35, 10, "another order"),
         (50, 50, 10, None),
+        (45, 55, 10, None),  # better in another order, by less than half of the errors
     ],
 )
 def test_a_teacher_near_chance_or_of_other_classes(right: int, wrong: int, classes: int, words: str | None) -> None:
