@@ -79,7 +79,10 @@ def test_cka_shows_the_teacher_images_as_it_was_trained_to() -> None:
     evidence.add(module, batch_of(data))
     rows = {plot.name: plot.rows for plot in evidence.plots()}["cka"]
     with torch.no_grad():
-        features = module.teacher.networks[0]((raw / 255 - 0.9) / 0.1).double(), module(batch_of(data).inputs).double()
+        features = (
+            module.teacher.networks[0]((raw / 255 - 0.9) / 0.1).double(),
+            module(batch_of(data).inputs[:256]).double(),
+        )
     taught, own = (values - values.mean(0) for values in features)
     expected = (own.T @ taught).square().sum() / ((own.T @ own).norm() * (taught.T @ taught).norm())
     (value,) = (row["cka"] for row in rows if (row["student_layer"], row["teacher_layer"]) == ("fc", "fc"))
