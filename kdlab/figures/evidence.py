@@ -57,10 +57,11 @@ class Evidence:
     def add(self, module: DistillationModule, raw: Any) -> None:
         """Run the networks on a batch."""
         batch = Batch.of(raw)
-        student, frozen = getattr(module, "student", None), getattr(getattr(module, "teacher", None), "frozen", ())
+        student: Any = getattr(module, "student", None)
+        frozen: Any = getattr(getattr(module, "teacher", None), "frozen", ())
         if self._samples < SAMPLES:
             if isinstance(student, nn.Module) and len(frozen) == 1:
-                (teacher,) = frozen
+                teacher = frozen[0]
                 with tapped(student, self.layers[0]):
                     run(student, batch.inputs)
                 with tapped(teacher.network, self.layers[1]):

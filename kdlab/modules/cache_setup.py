@@ -30,7 +30,7 @@ _OF_ANY = frozenset(vars(nn.Module()))  # attributes that say how a module is us
 
 
 def use_cache(
-    module: pl.LightningModule,
+    module: Any,
     plan: Plan,
     knowledge: Mapping[str, Knowledge],
     teachers: Sequence[Frozen],
@@ -72,7 +72,7 @@ def use_cache(
         forms = cache.forms(outputs, reads_embedding)
         store = Store(cache, {"teacher": about, "data": fingerprint}, rows, forms)
         cached[teacher.name] = Cached(teacher, store, host_index(data))
-    plan_disk([member.store for member in cached.values()], max(trainer.max_epochs or 1, 1))
+    plan_disk([member.store for member in cached.values()], module.length.epochs_of_data(trainer))
     return dataclasses.replace(plan, members={**plan.members, **cached}), undo
 
 

@@ -81,6 +81,14 @@ class RunLength:
         self.batches, self.steps = batches, int(steps) if math.isfinite(steps) else None
         self.resumed = None
 
+    def epochs_of_data(self, trainer: pl.Trainer) -> int:
+        """Return how many epochs the run begins, at least 1, which it is where that is unknown."""
+        epochs = math.inf if self.epochs is None or self.epochs == -1 else self.epochs
+        if trainer.max_steps != -1 and self.batches:
+            steps = math.ceil(self.batches / trainer.accumulate_grad_batches)
+            epochs = min(epochs, math.ceil(trainer.max_steps / steps))
+        return max(int(epochs), 1) if math.isfinite(epochs) else 1
+
     def counts(self, trainer: pl.Trainer) -> bool:
         """Return whether anything depends on the length."""
         return self.is_read or any(isinstance(each.scheduler, OneCycleLR) for each in trainer.lr_scheduler_configs)

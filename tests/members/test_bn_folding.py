@@ -93,6 +93,35 @@ def test_folds_what_nothing_else_reads(how: str, folded: int) -> None:
     assert sum(isinstance(part, nn.Identity) for part in left.modules()) == folded
 
 
+@pytest.mark.parametrize(("how", "prevented"), [("plain", ", 1 not, since"), ("skip", "")])
+def test_a_tapped_convolution_is_not_folded(how: str, prevented: str, caplog: Any) -> None:
+    """With a skip it would not be in any case, which is not the tap's doing."""
+    net, x = trained(Small(how)), images()
+    observer = FastObserver(net, ["conv"])
+    assert close(observer(x), Observer(copy.deepcopy(net).double(), ["conv"])(x.double()))
+    assert norms(fast_network(observer)) == 1
+    (message,) = caplog.messages
+    assert f"1 BatchNorm folded{prevented or ', channels_last'}" in message
+
+
+class Clips(nn.Module):
+    """Video (B, T, 3, H, W) through a network of images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(x.flatten(0, 1)).mean((2, 3)).unflatten(0, x.shape[:2]).mean(1))
+
+
+def test_video_keeps_its_layout() -> None:
+    net, x = Clips().eval(), torch.stack([images(), images().flip(0)], 1)
+    observer = FastObserver(net)
+    assert close(observer(x), Observer(net)(x))
+    assert fast_network(observer) is not net
+
+
 def test_a_use_that_cannot_be_seen_is_caught_on_the_first_batch(caplog: Any) -> None:
     net, x = trained(Small("hidden skip")), images()
     observer = FastObserver(net)

@@ -59,6 +59,11 @@ def rebuffered(net: nn.Sequential, name: str, value: Tensor) -> nn.Sequential:
     return net
 
 
+def twice(net: nn.Sequential) -> nn.Sequential:
+    net[3].register_buffer("again", net[3].shift, persistent=False)  # the same tensor
+    return net
+
+
 def reshaped(net: nn.Sequential) -> nn.Sequential:
     net[4].weight.data = net[4].weight.data.reshape(4, 2)  # the same bytes, and the same repr
     return net
@@ -73,6 +78,7 @@ CHANGES: dict[str, Callable[[], nn.Module]] = {
     "dtype": lambda: network().bfloat16(),
     "dtype of zeros": lambda: rebuffered(network(), "shift", torch.zeros(3, dtype=torch.int32)),
     "name": lambda: rebuffered(network(), "shifts", torch.zeros(3)),
+    "second name": lambda: twice(network()),
     "number": lambda: network(factor=3.0),
     "function": lambda: network(activation=F.gelu),
     "place": lambda: nn.Sequential(*[network()[each] for each in (1, 0, 2, 3, 4)]),
@@ -128,6 +134,26 @@ def test_refuses_a_memory_address() -> None:
 
     with pytest.raises(InputError, match=r"memory address \('.*Odd: Odd\(<object object at 0x...'\)"):
         describe(Odd())
+
+
+class Stateful(nn.Linear):
+    """A layer with a state that is no tensor."""
+
+    def __init__(self, state: object) -> None:
+        torch.manual_seed(0)
+        super().__init__(2, 2)
+        self.state = state
+
+    def get_extra_state(self) -> object:
+        return self.state
+
+
+def test_extra_state_is_part_of_weights_and_text() -> None:
+    one, two = (describe(Stateful({"scale": scale})) for scale in (1, 2))
+    assert one["weights"] != two["weights"]
+    assert one["network"] == "Stateful: Stateful(in_features=2, out_features=2, bias=True)\n_extra_state: {'scale': 1}"
+    with pytest.raises(InputError, match="memory address"):
+        describe(Stateful(object()))
 
 
 def key(folder: Path, teacher: object = 0, data: object = 0, rows: int = 9, **options: Any) -> str:

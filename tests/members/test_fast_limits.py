@@ -122,10 +122,16 @@ class Tokens(nn.Module):
         return self.fc(self.bn(self.linear(x)).mean(1))
 
 
-def test_a_norm_over_another_axis_is_not_folded() -> None:
-    network = trained(Tokens())
+def unbatched() -> nn.Module:
+    """A convolution of one signal (C, L), whose channels the BatchNorm takes for the samples."""
+    return nn.Sequential(nn.Conv1d(6, 4, 3), nn.BatchNorm1d(4), nn.Linear(4, 5))
+
+
+@pytest.mark.parametrize(("make", "shape"), [(Tokens, (3, 6, 6)), (unbatched, (6, 6))])
+def test_a_norm_over_another_axis_is_not_folded(make: Any, shape: tuple[int, ...]) -> None:
+    network = trained(make())
     observer = FastObserver(network, (), Fast(tolerance=1e9))
-    inputs = torch.randn(3, 6, 6, generator=torch.Generator().manual_seed(0))
+    inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     assert close(observer(inputs), Observer(network)(inputs))
     assert observer.used == PLAIN
 

@@ -157,7 +157,11 @@ def test_embeddings_and_further_views_come_from_the_cache_too(
 
     live, _ = trained(None, data(), 2, **options())
     trained(float32(tmp_path), data(), 2, **options())
-    assert [each for each in tmp_path.glob("*/*") if "strong" in each.name] or options is embedding
+    files = {path.name.split("-", 1)[1]: path.stat().st_size for path in tmp_path.glob("*/0*")}
+    # Ten logits and an embedding of 16, in float32 with 8 bytes beside them; two rotations of a sample.
+    expected = {"-logits-10": 160 * 48, "-embedding-16": 160 * 72}
+    rotated = {f"strong{name}": 2 * size for name, size in expected.items()}
+    assert files == (expected | rotated if options is views else expected)
     read, runs = trained(float32(tmp_path, check=1), data(), 2, **options())
     assert runs in (10, 0)  # the check runs the teacher beside the store; with a view the batches are larger
     assert same(live, read)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from kdlab import Distiller, InputError, Knowledge
 from kdlab.data import Digits, View
 from kdlab.losses import Hint, SoftTargets
+from kdlab.members import Fast
 from kdlab.modules.cache_setup import describe
 from tests.modules.test_cache_setup import float32, shifted, trained
-from tests.modules.tiny import network, pairs, same, trainer
+from tests.modules.tiny import distiller, network, pairs, same, trainer
 
 pytestmark = pytest.mark.full
 
@@ -80,13 +86,6 @@ class Mixed(Digits):
         return batch._replace(inputs=batch.inputs.lerp(batch.inputs.flip(0), float(torch.rand(()))))
 
 
-class MixedIn(Distiller):
-    """Mixup in the module."""
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        return batch
-
-
 class Loose(View):
     """A view that keeps an object which does not say what it is."""
 
@@ -120,17 +119,19 @@ def test_what_cannot_be_keyed_is_refused(tmp_path: Path, data: Callable[[], Any]
     assert not (tmp_path / "new").exists()
 
 
-def test_a_module_with_its_own_transforms_is_refused(tmp_path: Path) -> None:
-    module = MixedIn(network(), network(1), {"a": Knowledge(SoftTargets())}, teacher_cache=float32(tmp_path))
-    with pytest.raises(InputError, match=r"MixedIn has its own on_after_batch_transfer\(\)"):
+THROUGH = ["train_dataloader", "on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"]
+THROUGH += ["observe", "training_step", "on_train_batch_start"]
+
+
+@pytest.mark.parametrize("name", THROUGH)
+def test_a_module_that_may_change_a_batch_is_refused(tmp_path: Path, name: str) -> None:
+    def method(self: Distiller, *args: Any, **options: Any) -> Any:
+        return getattr(Distiller, name)(self, *args, **options)
+
+    kind = type("Changed", (Distiller,), {name: method})
+    module = kind(network(), network(1), {"a": Knowledge(SoftTargets())}, teacher_cache=float32(tmp_path))
+    with pytest.raises(InputError, match=rf"Changed has its own {name}\(\)"):
         trainer().fit(module, shifted())
-
-
-class Late(Distiller):
-    """Mixup inside the step."""
-
-    def training_step(self, raw: Any, batch_idx: int) -> Tensor:
-        return super().training_step(raw, batch_idx)
 
 
 class Slower(Digits):
@@ -140,21 +141,65 @@ class Slower(Digits):
         return epoch // 2
 
 
-class Unplain(Digits):
-    """Says what cannot be written down."""
-
-    def fingerprint(self) -> dict[str, Any]:
-        return {"what": {1, 2}}
-
-
 def test_other_ways_to_change_a_batch_are_refused(tmp_path: Path) -> None:
-    module = Late(network(), network(1), {"a": Knowledge(SoftTargets())}, teacher_cache=float32(tmp_path))
-    with pytest.raises(InputError, match=r"Late has its own training_step\(\)"):
-        trainer().fit(module, shifted())
     with pytest.raises(InputError, match=r"Slower has its own shown\(\)"):
         trained(float32(tmp_path), Slower(train_size=160, batch_size=32))
-    with pytest.raises(InputError, match=r"fingerprint\(\) must give plain numbers"):
-        trained(float32(tmp_path), Unplain(train_size=160, batch_size=32))
+
+
+class Declared(Digits):
+    """Gives the fingerprint that a test declares."""
+
+    declared: Any = None
+
+    def fingerprint(self) -> dict[str, Any]:
+        return self.declared  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("declared", "words"),
+    [
+        ({"what": {1, 2}}, "plain numbers"),
+        ({"what": float("nan")}, "plain numbers"),
+        ({"what": 1, 2: 3}, "plain numbers"),
+        (["what"], "a dict, not a list"),
+    ],
+)
+def test_a_fingerprint_that_is_no_plain_dict_is_refused(tmp_path: Path, declared: Any, words: str) -> None:
+    data = Declared(train_size=160, batch_size=32)
+    data.declared = declared
+    with pytest.raises(InputError, match=rf"fingerprint\(\) must give {words}"):
+        trained(float32(tmp_path), data)
+
+
+class Rows(IterableDataset[Any]):
+    """Samples with their index, of unknown number."""
+
+    def __iter__(self) -> Iterator[Any]:
+        for index in range(64):
+            yield torch.ones(64), index % 10, index
+
+
+class Unnumbered(pl.LightningDataModule):
+    """Samples without index, or of unknown number."""
+
+    def __init__(self, loader: Any) -> None:
+        super().__init__()
+        self.loader = loader
+
+    def train_dataloader(self) -> Any:
+        return self.loader
+
+    def val_dataloader(self) -> Any:
+        return pairs()
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {}
+
+
+@pytest.mark.parametrize("loader", [pairs, lambda: DataLoader(Rows(), 8)], ids=["no index", "no size"])
+def test_samples_without_index_or_number_are_refused(tmp_path: Path, loader: Callable[[], Any]) -> None:
+    with pytest.raises(InputError, match="needs batches with the sample index, of a data set of known size"):
+        trained(float32(tmp_path), Unnumbered(loader()))
 
 
 def test_a_teachers_lists_are_part_of_the_key() -> None:
@@ -215,3 +260,42 @@ def test_a_full_disk_is_found_before_the_first_step(tmp_path: Path, monkeypatch:
     with pytest.raises(InputError, match=r"needs 0\.0 MB in .* where 0\.0 MB are free"):
         trained(float32(tmp_path / "new"))
     assert not (tmp_path / "new").exists()
+
+
+ROW = 10 * 4 + 8
+"""Bytes of ten float32 logits on disk, 8 of them beside the numbers."""
+
+
+@pytest.mark.parametrize(
+    ("limit", "views", "needed"),
+    [
+        ({"epochs": 3}, None, 3),
+        ({"epochs": 1}, None, 1),
+        ({"epochs": 3}, 2, 2),
+        ({"epochs": -1, "max_steps": 7}, None, 2),  # of 5 steps each
+        ({"epochs": 3, "max_steps": 7, "accumulate_grad_batches": 2}, None, 3),
+        ({"epochs": 3, "max_steps": 4}, None, 1),
+    ],
+)
+def test_disk_space_is_checked_for_all_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: Any, views: int | None, needed: int
+) -> None:
+    for free, fits in ((needed * 160 * ROW, True), (needed * 160 * ROW - 1, False)):
+        monkeypatch.setattr(
+            "kdlab.members.teacher_cache.shutil.disk_usage", lambda path, free=free: SimpleNamespace(free=free)
+        )
+        cache = float32(tmp_path / f"{fits}", views=views)
+        module = distiller(teacher=network(1), teacher_cache=cache, teacher_fast=None)
+        with contextlib.nullcontext() if fits else pytest.raises(InputError, match="are free: lower views"):
+            trainer(**limit).fit(module, shifted())
+
+
+def test_outputs_of_a_fast_copy_have_a_store_of_their_own(tmp_path: Path) -> None:
+    for fast in (None, Fast(), None):
+        torch.manual_seed(1)
+        teacher = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 10))
+        module = distiller(teacher=teacher, teacher_cache=float32(tmp_path), teacher_fast=fast)
+        trainer().fit(module, shifted())
+    stored = [json.loads(path.read_text())["teacher"]["fast"] for path in tmp_path.glob("*/key.json")]
+    changes = {"fold": True, "channels_last": True, "precision": "same", "compile": False}
+    assert sorted(stored, key=bool) == [None, changes]

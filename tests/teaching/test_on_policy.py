@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from pathlib import Path
 from typing import Any
@@ -95,14 +96,146 @@ def test_first_tokens_are_prompts_where_asked() -> None:
     assert (seen.target != -100).sum(1).tolist() == [1, 1, 1]
 
 
+STOPS: dict[str, tuple[Any, Any, int | None, tuple[int, ...], int]] = {
+    # stop_tokens, the network's end of text and padding, where texts stop, what pads them; -1: a token that comes
+    "of the network": (None, -1, 7, (-1,), 7),
+    "several of the network": (None, [-1, 1], None, (-1, 1), -1),
+    "given": ([1, -1], 3, None, (1, -1), 1),
+    "given: none": ([], -1, None, (), 0),
+    "none at all": (None, None, None, (), 0),
+    "padding 0": (None, -1, 0, (-1,), 0),
+}
+
+
+@pytest.mark.parametrize("case", STOPS)
+def test_stop_tokens_end_a_text_and_padding_follows(case: str) -> None:
+    student = lm()
+    token = greedy(student, IDS[0, :2], 4, ())[3]
+
+    def real(value: Any) -> Any:
+        return [real(one) for one in value] if isinstance(value, list | tuple) else token if value == -1 else value
+
+    stop_tokens, end, padding, stops, pad = map(real, STOPS[case])
+    student.generation_config.eos_token_id, student.generation_config.pad_token_id = end, padding
+    teaching = OnPolicy(lm(seed=1), temperature=0.0, max_new_tokens=4, stop_tokens=stop_tokens)
+    seen = planned(teaching, student).continued(batch())
+    for row, prompt in enumerate(PROMPTS):
+        expected = greedy(student, IDS[row, :prompt], 4, tuple(stops))
+        ids, mask = seen.inputs["input_ids"][row].tolist(), seen.inputs["attention_mask"][row].tolist()
+        assert ids == expected + [pad] * (len(ids) - len(expected))
+        assert mask == [1] * len(expected) + [0] * (len(ids) - len(expected))
+
+
+@pytest.mark.parametrize(("positions", "count"), [(64, 4), (6, 4), (5, 3), (3, 1)])
+def test_continuations_end_where_the_positions_do(positions: int, count: int) -> None:
+    teaching = OnPolicy(lm(seed=1), temperature=0.0, max_new_tokens=4, stop_tokens=[])
+    seen = planned(teaching, lm(n_positions=positions)).continued(batch(prompts=[2, 2, 2]))
+    assert (seen.target != -100).sum(1).tolist() == [count] * 3
+
+
+def test_a_prompt_that_fills_the_positions_is_refused() -> None:
+    teaching = planned(OnPolicy(lm(seed=1)), lm(n_positions=2))
+    with pytest.raises(InputError, match="longest prompt has 2 tokens, which leaves no room in 2 positions"):
+        teaching.continued(batch(prompts=[2, 2, 2]))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+def test_tokens_are_drawn_from_the_softened_distribution(temperature: float) -> None:
+    """Pearson's chi-squared test of 6000 tokens that follow one prompt."""
+    student, rows = lm(), 6000
+    prompt = IDS[:1, :3].expand(rows, -1)
+    inputs = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
+    teaching = OnPolicy(lm(seed=1), temperature=temperature, max_new_tokens=1, prompt_tokens=3)
+    torch.manual_seed(0)
+    drawn = planned(teaching, student).continued(Batch(inputs, torch.zeros(rows).long())).inputs["input_ids"][:, 3]
+    with torch.no_grad():
+        expected = rows * (student(input_ids=prompt[:1]).logits[0, -1] / temperature).double().softmax(0)
+    common = expected >= 5
+    expected, seen = (
+        torch.cat([count[common], count[~common].sum(0, keepdim=True)])
+        for count in (expected, torch.bincount(drawn, minlength=83).double())
+    )
+    freedom = int(common.sum())
+    assert freedom > 40
+    assert float(((seen - expected).square() / expected.clamp(min=1e-9)).sum()) < freedom + 5 * (2 * freedom) ** 0.5
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_a_new_token_costs_one_position_of_a_forward(cache: Any) -> None:
+    student, lengths, caches = lm("Llama"), list[int](), set[str]()
+
+    def note(module: Any, args: Any, options: Any) -> None:
+        lengths.append(options["input_ids"].shape[1])
+        names = (type(value).__name__ for value in options.values())  # the argument's name changes with transformers
+        caches.update(name for name in names if name.endswith("Cache"))
+
+    student.register_forward_pre_hook(note, with_kwargs=True)
+    teaching = OnPolicy(lm("Llama", seed=1), temperature=0.0, max_new_tokens=4, stop_tokens=[], cache=cache)
+    planned(teaching, student).continued(batch())
+    assert lengths == [3, 1, 1, 1]
+    assert caches == {f"{cache.title()}Cache"}
+
+
+def test_generation_is_in_eval_mode_which_ends_with_it() -> None:
+    student = lm(resid_pdrop=0.5, embd_pdrop=0.5)
+    expected = greedy(student, IDS[0, :2], 4, ())
+    student.train().transformer.h[1].eval()
+    modes = [module.training for module in student.modules()]
+    teaching = planned(OnPolicy(lm(seed=1), temperature=0.0, max_new_tokens=4, stop_tokens=[]), student)
+    assert teaching.continued(batch()).inputs["input_ids"][0, :6].tolist() == expected
+    assert [module.training for module in student.modules()] == modes
+
+
+def test_prompts_are_what_comes_before_the_first_label() -> None:
+    teaching, plain = OnPolicy(lm()), copy.deepcopy(batch())
+    plain.target[1] = -100  # all of it is a prompt
+    lengths = [2, 3, 3]
+    expected = [IDS[row, :length].tolist() for row, length in enumerate(lengths)]
+    assert [prompt.tolist() for prompt in teaching.prompts(plain)] == expected
+    for row, length in enumerate(LENGTHS):  # padded on the left
+        for tensor in (*plain.inputs.values(), plain.target):
+            tensor[row] = tensor[row].roll(6 - length)
+    assert [prompt.tolist() for prompt in teaching.prompts(plain)] == expected
+
+
+def test_prompts_that_cannot_be_found_are_refused() -> None:
+    plain, labels = batch(), torch.zeros(3).long()
+    for inputs in (IDS, {"attention_mask": IDS.clamp(max=1)}, {"input_ids": IDS}):
+        with pytest.raises(InputError, match="needs batches with input_ids and attention_mask"):
+            OnPolicy(lm(), prompt_tokens=2).prompts(plain._replace(inputs=inputs))
+    with pytest.raises(InputError, match=r"Labels \(3,\) of tokens \(3, 6\) mark no prompts"):
+        OnPolicy(lm()).prompts(plain._replace(target=labels))
+    assert [len(one) for one in OnPolicy(lm(), prompt_tokens=4).prompts(plain._replace(target=labels))] == [4, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("options", "prompts", "message"),
+    [
+        ({"max_new_tokens": 5}, PROMPTS, ""),
+        ({"max_new_tokens": 6}, PROMPTS, "8 positions, but prompts of 3 tokens and max_new_tokens=6 need 9"),
+        ({"max_new_tokens": 1}, [1, 1, 2], ""),
+        ({"max_new_tokens": 1}, [1, 1, 1], "prompts are not marked"),
+        ({"max_new_tokens": 1, "prompt_tokens": 1}, [1, 1, 1], ""),
+    ],
+)
+def test_check_takes_the_limit_and_refuses_one_beyond(options: Any, prompts: list[int], message: str) -> None:
+    teaching = planned(OnPolicy(lm(seed=1), **options), lm(n_positions=8))
+    with pytest.raises(InputError, match=message) if message else contextlib.nullcontext():
+        teaching.check(batch(prompts=prompts))
+
+
 @pytest.mark.full
 def test_the_share_is_that_of_the_batches() -> None:
+    """Each batch by the first number of the step's seed, which the step itself still gets."""
     teaching = planned(OnPolicy(lm(), share=0.25, temperature=0.0, max_new_tokens=1), lm())
     drawn = []
     for seed in range(200):
         torch.manual_seed(seed)
+        expected = float(torch.rand(1)) < 0.25
+        torch.manual_seed(seed)
         before = torch.get_rng_state()
         drawn.append(teaching.rewrite(batch()).is_generated)
+        assert drawn[-1] == expected
         assert torch.equal(before, torch.get_rng_state()) or drawn[-1]
     assert 50 - 3.5 * 6.2 < sum(drawn) < 50 + 3.5 * 6.2  # binomial, deviation 6.12
 
@@ -188,10 +321,12 @@ def test_the_teachers_tokens_are_labels() -> None:
 
 @pytest.mark.full
 def test_a_share_of_0_is_the_frozen_teacher() -> None:
-    dropping = {"resid_pdrop": 0.1}
-    off = fitted(distiller(OnPolicy(lm(seed=1), share=0.0, max_new_tokens=5), lm(**dropping).train()))
-    plain = fitted(distiller(lm(seed=1), lm(**dropping).train()))
-    half = fitted(distiller(OnPolicy(lm(seed=1), share=0.5, max_new_tokens=5), lm(**dropping).train()))
+    def weights_of(teacher: Any) -> dict[str, Tensor]:
+        return fitted(distiller(teacher, lm(resid_pdrop=0.1).train(), task_weight=0.5))
+
+    off = weights_of(OnPolicy(lm(seed=1), share=0.0, max_new_tokens=5))
+    plain = weights_of(lm(seed=1))
+    half = weights_of(OnPolicy(lm(seed=1), share=0.5, max_new_tokens=5))
     assert same(off, plain)
     assert not same(half, plain)
 
