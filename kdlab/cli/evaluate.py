@@ -13,7 +13,6 @@ from kdlab.config.trained_run import TrainedRun, trained_run
 from kdlab.data import ImageData
 from kdlab.errors import InputError
 from kdlab.files import write_text
-from kdlab.members.frozen import Frozen
 from kdlab.outputs import Batch
 from kdlab.probes import CORRUPTIONS, ProbeFeatures, corrupted, features_of, fine_tuned_accuracy, knn_accuracy
 
@@ -59,12 +58,6 @@ def evaluate(
     data: Any = trained.data
     if not isinstance(data, ImageData):
         raise InputError(f"kdlab evaluate probes image data of kdlab, not {type(data).__name__}.")
-    adopt = getattr(data, "adopt", None)
-    if adopt is not None:
-        adopt(trained.network)
-    for member in trained.module.plan.frozen:
-        if isinstance(member, Frozen):
-            member.normalized = data.mean, data.std
     probe = ProbeFeatures(neighbors=neighbors, samples=samples)
     values = probe.values(trained.module, data, trained.network)
     for share in shares:

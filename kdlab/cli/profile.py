@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import nn
 
 from kdlab.cli.layers import network_from
 from kdlab.cli.printing import csv_text, titled_table
@@ -16,6 +17,7 @@ from kdlab.export.profiling import COLUMNS, Subject, file_subject, network_subje
 from kdlab.export.profiling import profile as measured
 from kdlab.export.timing import BUSY, others_load
 from kdlab.files import write_text
+from kdlab.members.frozen import Frozen
 from kdlab.studies.environment import device_name
 
 SHOWN: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
@@ -34,6 +36,18 @@ SHOWN: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
     ("ECE", lambda row: _text(row["ece"], "{:.2f}", 100)),
 )
 """Headings of a profile's table, and the text of their cells."""
+
+
+class _Teacher(nn.Module):
+    """A frozen teacher's network with its own preprocessing, on images as the student sees them."""
+
+    def __init__(self, member: Frozen) -> None:
+        super().__init__()
+        self.network, self._member = member.network, (member,)
+
+    def forward(self, inputs: Any) -> Any:
+        """Return the network's own output."""
+        return self._member[0].applied(self.network, inputs)
 
 
 def profile(
@@ -76,13 +90,14 @@ def profile(
     if shape is None and first is not None:
         shape = next(first.samples(False, 1)).inputs.shape[1:]
     subjects = [_subject(name, runs, shape) for name in names]
+    _check_normalization(subjects, first and first.normalization)
     if len({subject.name for subject in subjects}) < len(subjects):  # files of several runs
         subjects = [subject._replace(name=name) for name, subject in zip(names, subjects, strict=True)]
     if teacher:
-        networks = getattr(getattr(first and first.module, "teaching", None), "networks", [])
-        if not networks:
+        members = getattr(getattr(first and first.module, "teaching", None), "frozen", [])
+        if not members:
             raise InputError("--teacher needs a run with a frozen teacher.")
-        named = [(f"teacher {number}" if number else "teacher", one) for number, one in enumerate(networks)]
+        named = [(f"teacher {number}" if number else "teacher", _Teacher(one)) for number, one in enumerate(members)]
         subjects = [network_subject(name, one, shape or ()) for name, one in named] + subjects
 
     load = others_load()
@@ -116,12 +131,23 @@ def write(
 
 def _subject(name: str, runs: dict[str, Any], shape: Sequence[int] | None) -> Subject:
     if name in runs:
-        return network_subject(name, runs[name].network, shape or ())
+        subject = network_subject(name, runs[name].network, shape or ())
+        return subject._replace(normalization=runs[name].normalization)
     if Path(name).is_file():
         return file_subject(Path(name), shape)
     if not shape:
         shape = (3, 32, 32)
     return network_subject(name, network_from(name, []), shape)
+
+
+def _check_normalization(subjects: Sequence[Subject], of_data: tuple[list[float], list[float]] | None) -> None:
+    for subject in subjects:
+        if of_data is not None and subject.normalization not in (None, of_data):
+            mean, std = subject.normalization
+            raise InputError(
+                f"{subject.name!r} takes images normalized with mean {mean} and std {std}, and the data here have "
+                f"{of_data[0]} and {of_data[1]}, which would give a wrong accuracy: profile it in another command."
+            )
 
 
 def _shape(text: str | None) -> tuple[int, ...] | None:

@@ -24,6 +24,7 @@ from kdlab.export.student import loaded, run_of, student_in, student_of
 from kdlab.models.fake_quantized import without_fake_quantization
 from kdlab.models.weights import save_tensors
 from kdlab.modules.base import DistillationModule
+from kdlab.modules.source_checks import match_normalization
 from kdlab.outputs import Batch
 from kdlab.outputs.task_format import task_format
 
@@ -174,6 +175,7 @@ def trained_run(run: Path, options: Sequence[str] = (), learner: str | None = No
         raise InputError(f"{str(config)!r} names no data: the exported file is checked on its validation set.")
     cli.datamodule.prepare_data()
     cli.datamodule.setup("fit")
+    match_normalization(cli.model, cli.datamodule)
     network = _network(student_in(cli.resolved, learner), student_of(checkpoint, learner), folder)
     identity = {"run": folder.name, "checkpoint": checkpoint.name, "seed": cli.resolved.get("seed_everything")}
     return TrainedRun(network, cli.model.eval(), cli.datamodule, cli.resolved, identity)

@@ -41,6 +41,7 @@ class Subject(NamedTuple):
         bytes: size of its file, or of its tensors.
         parameters: ``None`` where a file does not say.
         flops: of one input; ``None`` where they could not be counted.
+        normalization: mean and standard deviation of the images that it takes; ``None`` where it does not say.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Subject(NamedTuple):
     bytes: int = 0
     parameters: int | None = None
     flops: int | None = None
+    normalization: tuple[list[float], list[float]] | None = None
 
     def example(self, size: int) -> Tensor:
         """Return a batch of random inputs; speed depends on shapes alone."""
@@ -97,6 +99,7 @@ def file_subject(path: Path, shape: Sequence[int] | None = None) -> Subject:
     metadata = form.read_metadata(path)
     preprocessing = metadata.get("preprocessing") or {}
     shape = preprocessing.get("shape") or shape
+    normalizes_itself = preprocessing.get("in_graph") or "mean" not in preprocessing
     if not shape:
         raise InputError(f"{str(path)!r} does not say the shape of its inputs: give it with --input.")
     return Subject(
@@ -108,6 +111,7 @@ def file_subject(path: Path, shape: Sequence[int] | None = None) -> Subject:
         size_of(path, format),
         metadata.get("parameters"),
         metadata.get("flops"),
+        None if normalizes_itself else (preprocessing["mean"], preprocessing["std"]),
     )
 
 

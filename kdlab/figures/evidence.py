@@ -57,12 +57,15 @@ class Evidence:
     def add(self, module: DistillationModule, raw: Any) -> None:
         """Run the networks on a batch."""
         batch = Batch.of(raw)
-        student, taught = getattr(module, "student", None), getattr(getattr(module, "teacher", None), "networks", ())
-        networks = (student, *taught) if isinstance(student, nn.Module) and len(taught) == 1 else ()
+        student: Any = getattr(module, "student", None)
+        frozen: Any = getattr(getattr(module, "teacher", None), "frozen", ())
         if self._samples < SAMPLES:
-            for network, layers in zip(networks, self.layers, strict=False):
-                with tapped(network, layers):
-                    run(network, batch.inputs)
+            if isinstance(student, nn.Module) and len(frozen) == 1:
+                teacher = frozen[0]
+                with tapped(student, self.layers[0]):
+                    run(student, batch.inputs)
+                with tapped(teacher.network, self.layers[1]):
+                    teacher.applied(partial(run, teacher.network), batch.inputs)
             self._samples += len(batch.target)
         logits = logits_of(module(batch.inputs))
         form = task_format(module.task, logits, batch.target, batch.mask)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from kdlab.outputs.split_views import headed, inputs_with_views, with_views
 from kdlab.outputs.task_format import ALL_KINDS, CLASSES, Kind
 from kdlab.schedules import Progress
 
+Result = TypeVar("Result")
 Seen = Mapping[str, Outputs]
 """The outputs of the members that ran before in this step, by name."""
 
@@ -193,7 +194,6 @@ class UntrainedMember(NetworkMember):
         self.network.eval().requires_grad_(False)
         super().set_taps(layers, views, only_layers)
 
-    @torch.no_grad()
     def observe(self, inputs: Any, batch: Batch) -> Outputs:
         """Run the network once, without gradient."""
         if self.network.training:  # somebody called train() on it
@@ -204,7 +204,12 @@ class UntrainedMember(NetworkMember):
         self._epoch = epoch
         self.observer.only_layers = self._only_layers and batch.progress is not None
         self.observer.temperatures = self.temperatures
+        return self.applied(self.observer, inputs)
+
+    @torch.no_grad()
+    def applied(self, function: Callable[[Any], Result], inputs: Any) -> Result:
+        """Return a function of the network on inputs as it was trained to see them, with its BatchNorm statistics."""
         if self.preprocessing is not None:
             inputs = self.preprocessing(inputs, self.normalized)
         with batch_statistics(self.network) if self.batchnorm == "batch" else nullcontext():
-            return self.observer(inputs)
+            return function(inputs)

@@ -30,7 +30,7 @@ from kdlab.modules.position_weights import PositionWeights, takes_several_batche
 from kdlab.modules.run_length import RunLength
 from kdlab.modules.seeding import SeededModule, reseed
 from kdlab.modules.sharding import shard
-from kdlab.modules.source_checks import check_sources
+from kdlab.modules.source_checks import check_sources, match_normalization
 from kdlab.optimizers import DOT
 from kdlab.outputs import Batch, Outputs
 from kdlab.schedules import Progress, Schedule
@@ -129,6 +129,7 @@ class DistillationModule(LoggedModule, CheckpointedModule, SeededModule, Evaluat
         """Run one batch before a training: sizes adapters, and reports everything that cannot work."""
         use_atomic_io(self.trainer)
         setup_checks.setup_logging(self.trainer.global_rank)
+        match_normalization(self, getattr(self.trainer, "datamodule", None))
         for network in self.learners.values() if self.channels_last else ():
             network.to(memory_format=torch.channels_last)
         if stage == "fit":

@@ -154,8 +154,6 @@ class Distiller(DistillationModule):
         """Prepare the step without cache; remembered outputs are dropped, since the teacher may be another."""
         self._remembered.clear()
         self._close_cache()
-        if callable(adopt := getattr(getattr(self.trainer, "datamodule", None), "adopt", None)):
-            adopt(self.student)  # mean, std and size that the data leaves open
         super().prepare(stage)
 
     def open_cache(self) -> None:

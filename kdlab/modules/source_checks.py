@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from kdlab.compat import uncompiled
 from kdlab.data import ImageData
-from kdlab.data.preprocessing import Normalization
 from kdlab.errors import InputError
 from kdlab.losses.tokens import TopK
 from kdlab.members.frozen import Frozen
@@ -42,9 +41,6 @@ def check_sources(module: Any, first: FirstBatch) -> FirstBatch:
     """
     plan = module.plan
     _check_generation(module, first)
-    for member in plan.frozen:
-        if isinstance(member, Frozen):
-            member.normalized = normalization_of(module.trainer)
     if plan.frozen:
         warn_of_pixels(module.trainer, first.batch)
     data = getattr(module.trainer, "datamodule", None)
@@ -64,10 +60,17 @@ def check_sources(module: Any, first: FirstBatch) -> FirstBatch:
     return first
 
 
-def normalization_of(trainer: Any) -> Normalization | None:
-    """Return mean and standard deviation by which the data normalizes images; ``None`` where it does not say."""
-    data = getattr(trainer, "datamodule", None)
-    return (data.mean, data.std) if isinstance(data, ImageData) else None
+def match_normalization(module: Any, data: Any) -> None:
+    """Set how images are normalized: in the data what it leaves open, in frozen teachers what the data does.
+
+    Every use of the networks on the data needs it: training, evaluation, figures, export.
+    """
+    student = getattr(module, "student", None)
+    if callable(adopt := getattr(data, "adopt", None)) and isinstance(student, nn.Module):
+        adopt(student)
+    for member in module.plan.frozen:
+        if isinstance(teacher := getattr(member, "teacher", member), Frozen):  # behind a cache too
+            teacher.normalized = (data.mean, data.std) if isinstance(data, ImageData) else None
 
 
 def _check_generation(module: Any, first: FirstBatch) -> None:

@@ -13,6 +13,7 @@ from kdlab.errors import InputError
 from kdlab.members.frozen import Frozen
 from kdlab.members.member import Member
 from kdlab.modules.base import DistillationModule
+from kdlab.modules.source_checks import match_normalization
 from kdlab.outputs import Batch, Outputs
 from kdlab.probes.extraction import Features, features_of, on_device
 from kdlab.probes.likeness import linear_cka, mapped_cosine, neighbor_agreement
@@ -69,9 +70,14 @@ class ProbeFeatures(pl.Callback):
         ):
             return
         # All processes compute the same on all samples.
-        data: Any = self.data or trainer.datamodule  # type: ignore[attr-defined]
-        with torch.random.fork_rng(devices=[]):
-            values = self.values(pl_module, data, next(iter(pl_module.learners.values())))
+        trained_on: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data: Any = self.data or trained_on
+        match_normalization(pl_module, data)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                values = self.values(pl_module, data, next(iter(pl_module.learners.values())))
+        finally:
+            match_normalization(pl_module, trained_on)
         pl_module.log_dict({f"probe/{name}": value for name, value in values.items()}, sync_dist=False)
 
     def values(self, module: DistillationModule, data: Any, student: nn.Module) -> dict[str, float]:

@@ -13,15 +13,18 @@ import numpy
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from kdlab.cli import main
+from kdlab.config.trained_run import trained_run
 from kdlab.data import Digits
 from kdlab.export.formats import FORMATS
 from kdlab.models import mlp
 from tests.config.test_lightning_cli import MLP, work  # noqa: F401
 
 RUN = "runs/version_0"
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=1"]
 
 
 @pytest.mark.full
@@ -128,6 +131,80 @@ def test_a_run_is_exported_to_onnx_and_int8_and_profiled(
     assert float(rows[0]["retention"]) == 1
     assert (work / "profile/profile.md").read_text().startswith("| network | runtime |")
     assert (work / "profile/profile.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.full
+def test_profile_shows_the_teacher_images_as_it_was_trained_to(
+    work: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = {"model": {"init_args": {"teacher_preprocessing": {"mean": [0.9], "std": [0.1]}}}}
+    (work / "own.yaml").write_text(yaml.safe_dump(own))
+    save_file(mlp(64, [16], 10).state_dict(), work / "teacher.safetensors")
+    main(["fit", "-c", "kd.yaml", "-c", "own.yaml", "--model.teacher.weights=teacher.safetensors"])
+    monkeypatch.setattr("kdlab.export.timing.SECONDS", 0.0)
+    main(["profile", RUN, "--teacher", "--rounds", "1", "--out", "profile"])
+    with (work / "profile/profile.csv").open() as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    pixels, labels = Digits().read(train=False)
+    with torch.no_grad():
+        logits = mlp(64, [16], 10, weights="teacher.safetensors")((pixels / 255 - 0.9) / 0.1)
+    accuracy = float((logits.argmax(1) == labels).double().mean())
+    assert float(rows["teacher"]["accuracy"]) == pytest.approx(accuracy)
+    assert float(rows["teacher"]["agreement"]) == 1
+
+    (work / "other.py").write_text(OTHER)
+    main(["fit", "-c", "kd.yaml", "--data=other.Other", "--data.train_size=256"])
+    with pytest.raises(SystemExit):
+        main(["profile", RUN, "runs/version_1", "--rounds", "1"])
+    assert "'runs/version_1' takes images normalized with mean [0.35] and std [0.375]" in capsys.readouterr().err
+
+
+OTHER = """
+from kdlab.data import Digits
+
+
+class Other(Digits):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.mean, self.std = [0.35], [0.375]
+"""
+BACKBONE = """
+from torch import nn
+
+
+class Backbone(nn.Module):
+    num_classes = 0
+    pretrained_cfg = {"mean": (0.5, 0.25, 0.5), "std": (0.125, 0.25, 0.5), "input_size": (3, 12, 12)}
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, images):
+        return self.conv(images).mean((2, 3))
+"""
+
+
+@pytest.mark.full
+def test_an_exported_backbone_normalizes_as_it_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "backbone.py").write_text(BACKBONE)
+    (tmp_path / "photos").mkdir()
+    for number in range(12):
+        pixels = numpy.random.default_rng(number).integers(0, 256, (16, 16, 3), numpy.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"photos/{number}.png")
+    network = "backbone.Backbone"
+    model = ["--model=kdlab.Distiller", f"--model.student={network}", f"--model.teacher={network}"]
+    model += ["--model.teacher_preprocessing=own", "--model.knowledge.hint.loss=kdlab.losses.CosineSmoothL1"]
+    data = ["--data=kdlab.data.UnlabeledImages", "--data.root=photos", "--data.validation=4", "--data.batch_size=4"]
+    run = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", *QUIET]
+    main(["fit", *model, *data, *run])
+    trained = trained_run(Path(RUN))
+    assert trained.normalization == ([0.5, 0.25, 0.5], [0.125, 0.25, 0.5])
+    (teacher,) = trained.module.teacher.frozen  # type: ignore[union-attr]
+    assert tuple(map(list, teacher.normalized)) == trained.normalization
 
 
 @pytest.mark.full

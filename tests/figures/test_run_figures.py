@@ -14,6 +14,7 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 
 from kdlab import InputError
 from kdlab.cli import main
+from kdlab.data import Preprocessing
 from kdlab.figures import LogFigures
 from kdlab.figures.curve_rows import curve_rows, named
 from kdlab.figures.evidence import Evidence
@@ -68,6 +69,24 @@ def test_every_figure_has_its_numbers_beside_it(tmp_path: Path) -> None:
     images = {axes.get_xlabel(): axes.images[0].get_array() for axes in plots["confusion"].figure.axes if axes.images}
     assert images["student's class"].shape == (10, 10)
     assert {row["student_layer"] for row in plots["cka"].rows} == {"hidden.0", "fc"}
+
+
+def test_cka_shows_the_teacher_images_as_it_was_trained_to() -> None:
+    module, data = distiller(teacher_preprocessing=Preprocessing((0.9,), (0.1,))), digits()
+    trainer().test(module, data, verbose=False)
+    raw = next(iter(data.test_dataloader())).inputs[:256]
+    evidence = Evidence()
+    evidence.add(module, batch_of(data))
+    rows = {plot.name: plot.rows for plot in evidence.plots()}["cka"]
+    with torch.no_grad():
+        features = (
+            module.teacher.networks[0]((raw / 255 - 0.9) / 0.1).double(),
+            module(batch_of(data).inputs[:256]).double(),
+        )
+    taught, own = (values - values.mean(0) for values in features)
+    expected = (own.T @ taught).square().sum() / ((own.T @ own).norm() * (taught.T @ taught).norm())
+    (value,) = (row["cka"] for row in rows if (row["student_layer"], row["teacher_layer"]) == ("fc", "fc"))
+    assert value == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_other_targets_have_no_figures_of_classes() -> None:

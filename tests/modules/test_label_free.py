@@ -18,7 +18,7 @@ from kdlab.errors import InputError
 from kdlab.losses import CosineSmoothL1, QueueSimilarity, Standardized
 from kdlab.members import Frozen, Stored
 from kdlab.teaching import MeanOfLogits, TeacherCache
-from tests.modules.tiny import count_calls, same, sgd, trainer, weights
+from tests.modules.tiny import count_calls, digits, network, same, sgd, trainer, weights
 
 ONE = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OTHER = Preprocessing((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), size=12)
@@ -101,6 +101,18 @@ def test_a_teacher_sees_images_as_it_was_trained_to(tmp_path: Path) -> None:
     expected = OTHER(normalize(raw, data.mean, data.std), (data.mean, data.std))
     assert expected.shape[2:] == (12, 12)
     assert any(x.shape == expected.shape and torch.equal(x, expected) for x in seen)
+
+
+def test_a_new_process_evaluates_the_teacher_on_the_images_it_knows() -> None:
+    taught, data = network(1), digits()
+    module = Distiller(network(), taught, teacher_preprocessing=Preprocessing((0.9,), (0.1,)))
+    (values,) = trainer().test(module, datamodule=data, verbose=False)  # no fit before
+    pixels, labels = data.read(train=False)
+    with torch.no_grad():
+        right = taught((pixels / 255 - 0.9) / 0.1).argmax(1) == labels
+        plain = taught((pixels / 255 - data.mean[0]) / data.std[0]).argmax(1) == labels
+    assert values["test/teacher_accuracy"] == pytest.approx(float(right.double().mean()))
+    assert float(plain.double().mean()) != pytest.approx(float(right.double().mean()))
 
 
 def test_training_without_labels_has_no_task(tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from kdlab import Distiller, Knowledge
-from kdlab.data import Digits
+from kdlab.data import Digits, Preprocessing
 from kdlab.errors import InputError
 from kdlab.losses import CosineSmoothL1
 from kdlab.probes import ProbeFeatures, features_of, knn_accuracy, linear_cka, linear_probe_accuracy
@@ -42,6 +44,26 @@ def test_without_labels_the_teachers_are_compared_and_other_data_probed(tmp_path
     other = trainer(1, callbacks=[ProbeFeatures(Digits(train_size=100), neighbors=3)])
     other.fit(Distiller(network(0), optimizer=sgd), datamodule=digits())
     assert {"probe/knn", "probe/linear"} <= {*other.callback_metrics}
+
+
+class Dark(Digits):
+    """The same images, normalized otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__(train_size=100)
+        self.mean, self.std = [0.5], [0.25]
+
+
+def test_a_teacher_sees_other_data_as_it_was_trained_to() -> None:
+    seen: list[Tensor] = []
+    teacher, data, other = network(1), digits(), Dark()
+    teacher.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    options = {"teacher_preprocessing": Preprocessing((0.9,), (0.1,)), "optimizer": sgd}
+    module = Distiller(network(0), teacher, {"features": Knowledge(CosineSmoothL1())}, **options)
+    trainer(1, callbacks=[ProbeFeatures(other, neighbors=3, linear=False)]).fit(module, datamodule=data)
+    pixels, _ = other.read(train=False)
+    torch.testing.assert_close(torch.cat(seen)[-len(pixels) :], (pixels / 255 - 0.9) / 0.1, rtol=1e-4, atol=1e-4)
+    assert module.teacher.frozen[0].normalized == (data.mean, data.std)
 
 
 def test_numbers_below_one_are_refused() -> None:
