@@ -181,6 +181,13 @@ def test_whole_samples_are_left_out():
     assert SOFT.select(bare, bare, target)[2] is target
 
 
+def test_all_tokens_of_one_sample_have_its_weight():
+    z = draw(1, 3, 4)
+    teacher = Outputs(z, members=((Outputs(z), torch.tensor([0.25])),))
+    ((_, weight),) = TaskFormat("classes", -1).select(Outputs(z), teacher, torch.tensor([[1, 1, 2]]))[1].members
+    assert weight.tolist() == [0.25] * 3
+
+
 @pytest.mark.parametrize("ignored", [True, False])
 def test_tokens_are_selected_with_the_weights_of_their_samples(ignored):
     """Two samples of three tokens; a teacher whose members weigh the samples."""
